@@ -1,0 +1,44 @@
+"""Fine-tune a large language model on private data that stays with its owners.
+
+    import atoll
+    result = atoll.train("run.toml")
+    model = atoll.load(result.run_dir)
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+# Before torch is imported anywhere: waiting OpenMP threads that spin make every step 2 to 10 times slower as soon as two processes
+# share the cores. The others keep libraries from calling home or from starting threads of their own.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+os.environ.setdefault("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1")
+
+if TYPE_CHECKING:
+    from atoll.commands.evaluate import evaluate
+    from atoll.commands.generate import generate
+    from atoll.commands.load import load
+    from atoll.commands.merge import merge
+    from atoll.commands.plan import plan
+    from atoll.commands.train import RunResult, train
+
+__version__ = version("atoll")
+__all__ = ["RunResult", "__version__", "evaluate", "generate", "load", "merge", "plan", "train"]
+
+_HOME = {name: f"atoll.commands.{name}" for name in ("evaluate", "generate", "load", "merge", "plan", "train")}
+_HOME["RunResult"] = "atoll.commands.train"
+
+
+def __getattr__(name: str) -> Any:
+    # Looked up on first use, so that `import atoll` and `atoll --help` do not wait for torch.
+    if name not in _HOME:
+        raise AttributeError(f"module 'atoll' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOME[name]), name)

@@ -1,0 +1,26 @@
+"""New adapters, initialised as PEFT does: the change they make is zero."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from atoll.adapters.state import AdapterState, Kind, ModuleAdapter
+from atoll.seeding import stream
+
+
+def fresh_adapters(kind: Kind, sizes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int], alpha: float, seed: int) -> AdapterState:
+    """A state for the modules in `ranks`: `down` uniform in +-1/sqrt(inputs), `up` zero, scaling alpha / rank.
+
+    Every module has a random stream of its own, so that its start does not depend on which other modules are adapted.
+
+    Shapes: sizes are (inputs, outputs) by module name.
+    """
+    modules = {}
+    for name, rank in ranks.items():
+        num_inputs, num_outputs = sizes[name]
+        generator = torch.Generator().manual_seed(stream(seed, f"adapter/{name}"))
+        down = (torch.rand(rank, num_inputs, generator=generator) * 2 - 1) / num_inputs**0.5
+        modules[name] = ModuleAdapter(down, torch.zeros(num_outputs, rank), alpha / rank)
+    return AdapterState(kind, modules)

@@ -1,0 +1,72 @@
+"""A module of the base with an adapter beside it.
+
+Shape suffixes: N tokens (all leading dimensions flattened), I inputs, O outputs, R rank.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from atoll.adapters.state import Kind
+
+
+class AdaptedLinear(nn.Module):
+    """y = base(x) + scaling * up f(down x), with f the identity (lora) or relu (bottleneck); `base` stays frozen."""
+
+    def __init__(self, base: nn.Module, kind: Kind, down_RI: nn.Parameter, up_OR: nn.Parameter, scaling: float, dropout: float) -> None:
+        super().__init__()
+        self.base, self.kind, self.scaling, self.dropout = base, kind, scaling, dropout
+        self.down_RI, self.up_OR = down_RI, up_OR
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's weight: some families look at a projection's weight (its dtype or device) from outside."""
+        return self.base.weight  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (..., inputs) to (..., outputs)."""
+        down_RI, up_OR = self.down_RI.to(x.dtype), self.up_OR.to(x.dtype)
+        if self.kind == "lora" and not self._drops() and _is_plain(self.base):
+            weight_OI = self.base.weight.T if isinstance(self.base, Conv1D) else self.base.weight
+            y: Tensor = _LinearPlusLowRank.apply(x, weight_OI, self.base.bias, down_RI, up_OR, self.scaling)
+            return y
+        dropped = nn.functional.dropout(x, self.dropout) if self._drops() else x
+        u = nn.functional.linear(dropped, down_RI)
+        u = (u.relu() if self.kind == "bottleneck" else u) * self.scaling
+        return self.base(x) + nn.functional.linear(u, up_OR)
+
+    def _drops(self) -> bool:
+        # The base is in eval mode all the time; only the adapter itself is switched to training.
+        return self.training and self.dropout > 0
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether the module is exactly an unquantized Linear or Conv1D, so that its weight may be used directly."""
+    return type(module) in (nn.Linear, Conv1D)
+
+
+class _LinearPlusLowRank(torch.autograd.Function):
+    """W x + b + s B A x as two fused products each way; the frozen weight needs no saved input, the pair saves x and A x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, down_RI: Tensor, up_OR: Tensor, scaling: float) -> Tensor:
+        x_NI = x.reshape(-1, x.shape[-1])
+        u_NR = x_NI @ down_RI.T
+        y_NO = nn.functional.linear(x_NI, weight_OI, bias_O).addmm_(u_NR, up_OR.T, alpha=scaling)
+        ctx.save_for_backward(x_NI, u_NR, weight_OI, down_RI, up_OR)
+        ctx.scaling, ctx.x_shape = scaling, x.shape
+        return y_NO.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
+        x_NI, u_NR, weight_OI, down_RI, up_OR = ctx.saved_tensors
+        g_NO = grads[0].reshape(-1, grads[0].shape[-1])
+        gu_NR = (g_NO @ up_OR).mul_(ctx.scaling)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (g_NO @ weight_OI).addmm_(gu_NR, down_RI).view(ctx.x_shape)
+        return grad_x, None, None, gu_NR.T @ x_NI, (g_NO.T @ u_NR).mul_(ctx.scaling), None

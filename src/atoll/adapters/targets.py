@@ -1,0 +1,58 @@
+"""Which modules of a base carry adapters: what the user asked for, as full module names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from atoll.errors import TargetError
+from atoll.shapes import ModuleShape
+
+GROUPS = ("attention", "mlp", "all-linear")
+_OUTSIDE = frozenset({"lm_head", "embed_out", "embed_tokens", "wte", "wpe", "word_embeddings", "embed_in", "embed_positions"})
+
+
+def resolve_targets(requested: str | Sequence[str], modules: Sequence[ModuleShape]) -> tuple[str, ...]:
+    """Full names of the requested modules, in the model's order, each once.
+
+    A request is a last name ("q_proj"), an ending ("attn.c_proj"), a full name, or one of GROUPS. The head and the embedding are not
+    among `modules`, so that "all-linear" never means them.
+
+    Raises: TargetError for a request that matches nothing, with the nearest names, and for an empty list.
+    """
+    requests = (requested,) if isinstance(requested, str) else tuple(requested)
+    if not requests or not modules:
+        what = "no adapter targets are given" if modules else "the base has no module that can carry an adapter"
+        raise _target_error(what, requests, modules)
+    chosen: set[str] = set()
+    unmatched = []
+    for request in requests:
+        names = {module.name for module in modules if _matches(request, module)}
+        chosen |= names
+        if not names:
+            unmatched.append(request)
+    if unmatched:
+        raise _target_error("adapter targets match no module of the base", unmatched, modules)
+    return tuple(module.name for module in modules if module.name in chosen)
+
+
+def _matches(request: str, module: ModuleShape) -> bool:
+    if request in GROUPS:
+        return request in ("all-linear", module.kind)
+    return bool(request) and (module.name == request or module.name.endswith(f".{request}"))
+
+
+def _target_error(what: str, requests: Sequence[str], modules: Sequence[ModuleShape]) -> TargetError:
+    last_names = list(dict.fromkeys(module.last_name for module in modules))
+    candidates = [*last_names, *GROUPS, *dict.fromkeys(module.name for module in modules)]
+    near = [match for request in requests for match in difflib.get_close_matches(request, candidates, n=1, cutoff=0.5)]
+    if any(request.rpartition(".")[2] in _OUTSIDE for request in requests):
+        do = "head and embedding stay frozen; choose projections inside the blocks"
+    elif near:
+        do = "did you mean " + " and ".join(repr(name) for name in dict.fromkeys(near)) + "?"
+    else:
+        do = f'choose from these names, or write targets = "{GROUPS[-1]}"'
+    return TargetError(
+        what, where="[adapter] targets", got=", ".join(repr(request) for request in requests) or "an empty list",
+        expected=", ".join(last_names) + ", or one of the groups " + ", ".join(GROUPS), do=do,
+    )  # fmt: skip

@@ -1,0 +1,196 @@
+"""What a model folder or hub repository says about its weights, read from JSON headers alone: no weight is loaded."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atoll.errors import BaseFolderError, WeightsError
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+_LARGEST_HEADER_BYTES = 100 * 10**6
+"""The limit that the safetensors library sets itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorHeader:
+    """Shape and stored size of one tensor."""
+
+    shape: tuple[int, ...]
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Headers:
+    """config.json and the headers of all tensors, in the order of the files."""
+
+    source: str
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorHeader]
+
+
+def read_headers(source: str) -> Headers:
+    """Headers of a local folder, of a hub repository in the local cache, or of one on the hub, in this order.
+
+    Raises: BaseFolderError for what is missing or cannot be reached, WeightsError for broken weight files.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _read_folder(path)
+    if path.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise _no_folder(source, path)
+    return _read_repository(source)
+
+
+def _read_folder(folder: Path) -> Headers:
+    config = _read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
+    if config is None:
+        raise _no_config(folder)
+    tensors: dict[str, TensorHeader] = {}
+    for file in _weight_files(folder):
+        tensors |= _read_safetensors(file)
+    return Headers(str(folder), config, tensors)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not (folder / INDEX).is_file():
+        raise _no_weights(folder)
+    weight_map = _read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise WeightsError(
+            "the index of the weight files names no tensors", where=str(folder / INDEX), got="no weight_map",
+            expected="a weight_map from tensor to file", do="copy or download the model again",
+        )  # fmt: skip
+    files = [folder / name for name in dict.fromkeys(str(value) for value in weight_map.values())]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise WeightsError(
+            "a part of the weights is missing", where=str(folder), got=f"no {', '.join(missing[:3])}",
+            expected=f"all {len(files)} files that {INDEX} names", do="copy or download the missing files",
+        )  # fmt: skip
+    return files
+
+
+def _read_safetensors(file: Path) -> dict[str, TensorHeader]:
+    """Header of one file: 8 bytes little-endian length, then JSON, then the data.
+
+    Source: https://github.com/huggingface/safetensors#format
+    """
+    size_bytes = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        header_bytes = struct.unpack("<Q", start)[0] if len(start) == 8 else _LARGEST_HEADER_BYTES + 1
+        if header_bytes > min(size_bytes - 8, _LARGEST_HEADER_BYTES):
+            raise _broken(file, f"{size_bytes} bytes, too short for its own header")
+        try:
+            header = json.loads(stream.read(header_bytes))
+            tensors = {
+                name: TensorHeader(tuple(entry["shape"]), entry["data_offsets"][1] - entry["data_offsets"][0])
+                for name, entry in header.items() if name != "__metadata__"
+            }  # fmt: skip
+            end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            raise _broken(file, "a header that is not a safetensors header") from None
+    if 8 + header_bytes + end != size_bytes:
+        raise _broken(file, f"{size_bytes} bytes where the header speaks of {8 + header_bytes + end}")
+    return tensors
+
+
+def _read_repository(repository: str) -> Headers:
+    # Imported here: it takes a quarter of a second, and no local folder needs it.
+    import httpx
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, NotASafetensorsRepoError, SafetensorsParsingError
+
+    try:
+        cached = huggingface_hub.try_to_load_from_cache(repository, CONFIG)
+        if isinstance(cached, str) and any((Path(cached).parent / name).exists() for name in (WEIGHTS, INDEX)):
+            return _read_folder(Path(cached).parent)
+        config = _read_json(Path(huggingface_hub.hf_hub_download(repository, CONFIG)))
+        metadata = huggingface_hub.get_safetensors_metadata(repository)
+    except NotASafetensorsRepoError:
+        raise _no_safetensors(repository, "no *.safetensors in the repository") from None
+    except (EntryNotFoundError, HFValidationError, SafetensorsParsingError, httpx.HTTPError, OSError, ValueError) as problem:
+        raise BaseFolderError(
+            "the base is neither a folder here nor a model that the hub gives out", where=repository,
+            got=str(problem).strip().splitlines()[0][:200] if str(problem).strip() else type(problem).__name__,
+            expected='"tiny", a model folder, or a hub id such as "org/name"',
+            do="check the spelling; for a private or gated model log in with `hf auth login`; without network give a local folder",
+        ) from None  # fmt: skip
+    tensors = {
+        name: TensorHeader(tuple(info.shape), info.data_offsets[1] - info.data_offsets[0])
+        for file in metadata.files_metadata.values() for name, info in file.tensors.items()
+    }  # fmt: skip
+    return Headers(repository, config, tensors)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise BaseFolderError(
+            f"{file.name} cannot be read", where=str(file), got=str(problem), expected="a JSON object",
+            do="copy or download the file again",
+        ) from None  # fmt: skip
+    if not isinstance(value, dict):
+        raise BaseFolderError(
+            f"{file.name} holds no JSON object", where=str(file), got=f"a JSON {type(value).__name__}", expected="a JSON object",
+            do="copy or download the file again",
+        )  # fmt: skip
+    return value
+
+
+def _no_folder(source: str, path: Path) -> BaseFolderError:
+    siblings = [p.name for p in path.parent.glob("*/")] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, [*siblings, "tiny"], n=1)
+    return BaseFolderError(
+        "there is no such model folder", where=source, got="a file" if path.exists() else "nothing there",
+        expected='"tiny", a model folder, or a hub id such as "org/name"',
+        do=f"did you mean {near[0] if near[0] == 'tiny' else path.parent / near[0]}?" if near
+        else "check the path in [model] base; it is relative to run.toml",
+    )  # fmt: skip
+
+
+def _no_config(folder: Path) -> BaseFolderError:
+    if (folder / "adapter_config.json").is_file():
+        return BaseFolderError(
+            "the folder holds an adapter, not a model", where=str(folder), got="adapter_config.json", expected=CONFIG,
+            do="name the base model here, and the adapter in [adapter] start",
+        )  # fmt: skip
+    names = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
+    return BaseFolderError(
+        "the model folder has no config.json", where=str(folder), got=f"a folder holding {names}",
+        expected="config.json, model.safetensors and tokenizer files", do="give the folder that save_pretrained wrote",
+    )  # fmt: skip
+
+
+def _no_weights(folder: Path) -> BaseFolderError:
+    parts = sorted(p.name for p in folder.glob("*.safetensors"))
+    if parts:
+        return BaseFolderError(
+            "the weight files of the model folder cannot be put together", where=str(folder), got=", ".join(parts[:3]),
+            expected=f"{WEIGHTS}, or {INDEX} beside the parts", do=f"copy or download {INDEX}, or rename a single file to {WEIGHTS}",
+        )  # fmt: skip
+    others = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack") for p in folder.glob(pattern))
+    return _no_safetensors(str(folder), f"only {', '.join(others[:3])}" if others else "no weights at all")
+
+
+def _no_safetensors(where: str, got: str) -> BaseFolderError:
+    return BaseFolderError(
+        "the model has no safetensors weights", where=where, got=got, expected=f"{WEIGHTS}, or {INDEX} with its parts",
+        do="convert them once: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER) writes safetensors",
+    )  # fmt: skip
+
+
+def _broken(file: Path, got: str) -> WeightsError:
+    return WeightsError(
+        f"{file.name} is not a whole safetensors file", where=str(file), got=got,
+        expected="8 bytes of length, a JSON header, and all the data it speaks of", do="copy or download the file again",
+    )  # fmt: skip

@@ -1,0 +1,135 @@
+"""The sizes of a base, from its config.json and the headers of its weights: enough to plan with, without torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+from atoll.base.families import FAMILIES, Family, guess_kind, locate
+from atoll.base.headers import Headers, TensorHeader, read_headers
+from atoll.embedded import tiny_path
+from atoll.errors import ArchitectureError, BaseFolderError, WeightsError
+from atoll.shapes import BaseShapes, ModuleShape
+
+__all__ = ["BaseShapes", "read_shapes"]
+
+_HEADS = ("lm_head.weight", "embed_out.weight")
+_CAUSAL = re.compile(r".*(ForCausalLM|LMHeadModel)")
+_NOT_A_PROJECTION = re.compile(r".*(embed|norm|\bln_|\bwte\b|\bwpe\b).*")
+# What old checkpoints keep beside the parameters: causal masks and rotary tables, made anew when a model is loaded.
+_BUFFER = re.compile(r".*(\.attn\.bias|\.masked_bias|\.attention\.bias|rotary_emb\.inv_freq)")
+
+
+def read_shapes(source: str) -> BaseShapes:
+    """Shapes of "tiny", of a model folder, or of a hub id.
+
+    Raises: BaseFolderError, WeightsError, ArchitectureError.
+    """
+    headers = read_headers(str(tiny_path()) if source == "tiny" else source)
+    model_type = _model_type(headers)
+    family = FAMILIES.get(model_type)
+    _check_plain_weights(headers)
+    weights = {name: header for name, header in headers.tensors.items() if not _BUFFER.fullmatch(name)}
+    modules = _modules(weights, family)
+    num_blocks = 1 + max((module.block for module in modules), default=-1)
+    d_model = _size(headers, ("hidden_size", "n_embd", "d_model", "dim"))
+    num_heads = _size(headers, ("num_attention_heads", "n_head", "num_heads", "n_heads"))
+    _check_whole(headers, family, modules, num_blocks)
+    tied = _is_tied(headers.config, weights, family)
+    stored_bytes = sum(header.num_bytes for header in weights.values())
+    return BaseShapes(
+        model_type=model_type,
+        num_parameters=sum(prod(header.shape) for name, header in weights.items() if not (tied and name in _HEADS)),
+        modules=modules,
+        d_model=d_model,
+        vocab_size=_size(headers, ("vocab_size",)),
+        num_blocks=num_blocks,
+        max_positions=_first(headers.config, ("max_position_embeddings", "n_positions", "n_ctx")),
+        tied_head=tied,
+        stored_bytes_per_weight=stored_bytes / sum(prod(header.shape) for header in weights.values()),
+        num_heads=num_heads,
+        attention_width=num_heads * (_first(headers.config, ("head_dim",)) or d_model // num_heads),
+        keeps_scores=family.keeps_scores if family else True,
+    )
+
+
+def _model_type(headers: Headers) -> str:
+    model_type = headers.config.get("model_type")
+    if not isinstance(model_type, str) or not model_type:
+        raise BaseFolderError(
+            "config.json does not say what kind of model this is", where=headers.source, got="no model_type",
+            expected="model_type, such as " + ", ".join(sorted(FAMILIES)[:4]), do="give the folder that save_pretrained wrote",
+        )  # fmt: skip
+    architectures = headers.config.get("architectures") or []
+    names = [str(name) for name in architectures] if isinstance(architectures, list) else []
+    bare = model_type in FAMILIES and all(name.endswith("Model") for name in names)
+    if headers.config.get("is_encoder_decoder") or not (bare or any(_CAUSAL.fullmatch(name) for name in names)):
+        raise ArchitectureError(
+            "the model is not a causal language model", where=headers.source,
+            got=f"model_type = {model_type!r}, architectures = {names}",
+            expected="a decoder such as llama, mistral, qwen2, qwen3, gemma, gpt2, opt, bloom, gpt_neox",
+            do="choose a model that generates text from left to right",
+        )  # fmt: skip
+    return model_type
+
+
+def _check_plain_weights(headers: Headers) -> None:
+    if "quantization_config" in headers.config:
+        raise WeightsError(
+            "the model's weights are quantized already", where=headers.source, got="quantization_config in config.json",
+            expected="weights in fp32, fp16 or bf16", do="use the model as it was before quantization; [model] quantize sets the bits",
+        )  # fmt: skip
+    if not headers.tensors:
+        raise WeightsError(
+            "the weight files hold no tensors", where=headers.source, got="0 tensors", expected="the model's weights",
+            do="copy or download the model again",
+        )  # fmt: skip
+
+
+def _modules(weights: Mapping[str, TensorHeader], family: Family | None) -> tuple[ModuleShape, ...]:
+    """Two-dimensional weights inside the blocks, sorted by block and by their place in it."""
+    found: list[tuple[int, int, ModuleShape]] = []
+    for name, header in weights.items():
+        if not name.endswith(".weight") or len(header.shape) != 2:
+            continue
+        place = locate(name.removesuffix(".weight"), family)
+        if place is None or _NOT_A_PROJECTION.fullmatch(place[2]):
+            continue
+        blocks, block, inner = place
+        d_out, d_in = header.shape[::-1] if family is not None and family.transposed else header.shape
+        kind = family.kind_of(inner) if family is not None else guess_kind(inner)
+        position = family.position_of(inner) if family is not None else 0
+        found.append((block, position, ModuleShape(f"{blocks}.{block}.{inner}", d_in, d_out, kind, block)))
+    return tuple(shape for _, _, shape in sorted(found, key=lambda item: item[:2]))
+
+
+def _check_whole(headers: Headers, family: Family | None, modules: tuple[ModuleShape, ...], num_blocks: int) -> None:
+    declared = _size(headers, ("num_hidden_layers", "n_layer", "num_layers", "n_layers"))
+    per_block = len(family.attention) + len(family.mlp) if family is not None else 1
+    if num_blocks != declared or len(modules) < per_block * declared:
+        raise WeightsError(
+            "the weights do not fit config.json", where=headers.source,
+            got=f"{len(modules)} projections in {num_blocks} blocks", expected=f"{declared} blocks of {per_block} projections or more",
+            do="copy config.json and the weights from the same model",
+        )  # fmt: skip
+
+
+def _is_tied(config: Mapping[str, Any], weights: Mapping[str, TensorHeader], family: Family | None) -> bool:
+    declared = config.get("tie_word_embeddings", family.tied if family is not None else None)
+    return declared if isinstance(declared, bool) else not any(name in weights for name in _HEADS)
+
+
+def _first(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
+    return next((config[key] for key in keys if isinstance(config.get(key), int)), None)
+
+
+def _size(headers: Headers, keys: tuple[str, ...]) -> int:
+    value = _first(headers.config, keys)
+    if value is None or value < 1:
+        raise BaseFolderError(
+            f"config.json has no usable {keys[0]}", where=headers.source, got=repr(headers.config.get(keys[0])),
+            expected="a whole number above 0", do="give the config.json that belongs to the weights",
+        )  # fmt: skip
+    return value

@@ -1,0 +1,68 @@
+"""The one place where exceptions end and become a page on standard error and an exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import TracebackType
+from typing import Self
+
+import click
+
+from atoll.cli.pages import bug_page, print_error
+from atoll.cli.usage import CommandLineError
+from atoll.errors import AtollError, PeerError
+from atoll.runs.layout import marked_run
+
+INTERRUPTED = 130
+_PIPE_CLOSED = 141  # what a shell reports for a process that SIGPIPE ended
+_BUG = 1
+
+
+class Boundary:
+    """A context in which every exception is shown and swallowed; `status` is then what the process should exit with."""
+
+    def __init__(self) -> None:
+        self.status = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        if error is not None:
+            self.status = _show(error)
+        return True
+
+
+def _show(error: BaseException) -> int:
+    run_dir = marked_run(error)
+    match error:
+        case AtollError():
+            print_error(error, sys.stderr)
+            if isinstance(error, PeerError) and run_dir is not None:
+                print(f"work saved in {run_dir}", file=sys.stderr)
+            return error.exit_status
+        case KeyboardInterrupt() | click.Abort():
+            saved = f"work saved in {run_dir}" if run_dir is not None else "nothing was saved"
+            print(f"interrupted; {saved}", file=sys.stderr)
+            return INTERRUPTED
+        case click.ClickException():
+            print_error(_usage(error), sys.stderr)
+            return CommandLineError.exit_status
+        case SystemExit():
+            return error.code if isinstance(error.code, int) else int(error.code is not None)
+        case BrokenPipeError():
+            # The reader went away (`atoll plan run.toml | head`); python would complain once more when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return _PIPE_CLOSED
+        case _:
+            print(bug_page(error, run_dir), file=sys.stderr)
+            return _BUG
+
+
+def _usage(error: click.ClickException) -> CommandLineError:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    command = context.command_path if context is not None else "atoll"
+    expected = context.get_usage().removeprefix("Usage: ") if context is not None else ""
+    what = error.format_message().rstrip(".")
+    return CommandLineError(what[:1].lower() + what[1:], where=command, expected=expected, do=f"`{command} --help` says more")

@@ -1,0 +1,162 @@
+"""atoll doctor: what this machine has, what would fail, and what to do. Nothing leaves the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Literal
+
+import psutil
+from packaging.requirements import Requirement
+
+from atoll.units import format_bytes, format_flops
+
+Status = Literal["ok", "warn", "fail"]
+_MARKS = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
+_FREE_MEMORY_BYTES = 1_000_000_000  # torch and transformers alone hold some 500 MB
+_FREE_DISK_BYTES = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing looked at; `do` says what to change where it is not well."""
+
+    name: str
+    status: Status
+    found: str
+    do: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DoctorReport:
+    """All checks of one examination."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def is_well(self) -> bool:
+        """Whether nothing would fail."""
+        return all(check.status != "fail" for check in self.checks)
+
+    def to_json(self) -> dict[str, object]:
+        """As `atoll doctor --json` prints it."""
+        return {"well": self.is_well, "checks": [asdict(check) for check in self.checks]}
+
+    def to_text(self) -> str:
+        """One line for each check, and what to do below those that are not well."""
+        lines: list[str] = []
+        for check in self.checks:
+            lines.append(f"{_MARKS[check.status]}  {check.name:<16} {check.found}")
+            if check.do:
+                lines.append(f"      {'':<16} -> {check.do}")
+        return "\n".join(lines)
+
+
+def doctor() -> DoctorReport:
+    """Examine this machine; takes a second or two, reads the hub settings and does not use the network."""
+    checks = [_python(), *_libraries(), _memory(), _disk(), _waiting(), _hub()]
+    return DoctorReport((*checks, *_torch()))
+
+
+def _python() -> Check:
+    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    well = sys.version_info >= (3, 11)
+    return Check("python", "ok" if well else "fail", found, "" if well else "use Python 3.11 or newer")
+
+
+def _libraries() -> list[Check]:
+    """Every library that the package asks for, against the range it was tested with."""
+    wanted = [Requirement(text) for text in requires("atoll") or ()]
+    return [_library(one) for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
+
+
+def _library(wanted: Requirement) -> Check:
+    again = f"pip install '{wanted}'"
+    try:
+        found = version(wanted.name)
+    except PackageNotFoundError:
+        return Check(wanted.name, "fail", "not installed", again)
+    if wanted.specifier.contains(found, prereleases=True):
+        return Check(wanted.name, "ok", f"{found} (tested: {wanted.specifier or 'any'})")
+    return Check(wanted.name, "warn", f"{found} is outside the tested range {wanted.specifier}", again)
+
+
+def _memory() -> Check:
+    memory = psutil.virtual_memory()
+    found = f"{format_bytes(memory.available)} free of {format_bytes(memory.total)}; {_cores()} cores"
+    if memory.available < _FREE_MEMORY_BYTES:
+        return Check("memory", "warn", found, f"free some: torch alone takes half a GB, {format_bytes(_FREE_MEMORY_BYTES)} is little")
+    return Check("memory", "ok", found)
+
+
+def _cores() -> int:
+    # What this process may use, which in a container is less than what the machine has.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _disk() -> Check:
+    usage = shutil.disk_usage(Path.cwd())
+    found = f"{format_bytes(usage.free)} free where runs/ would be"
+    if not os.access(Path.cwd(), os.W_OK):
+        return Check("disk", "warn", "this folder cannot be written", "change to another folder, or give --out")
+    if usage.free < _FREE_DISK_BYTES:
+        return Check("disk", "warn", found, "free some disk space: checkpoints are kept for every round")
+    return Check("disk", "ok", found)
+
+
+def _waiting() -> Check:
+    policy = os.environ.get("OMP_WAIT_POLICY", "")
+    if policy.upper() == "PASSIVE":
+        return Check("OMP_WAIT_POLICY", "ok", policy)
+    do = "unset it, or export OMP_WAIT_POLICY=PASSIVE: spinning threads make steps 2 to 10 times slower when cores are shared"
+    return Check("OMP_WAIT_POLICY", "warn", policy or "not set", do)
+
+
+def _hub() -> Check:
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    models = len(list(cache.glob("models--*"))) if cache.is_dir() else 0
+    mode = "offline (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "online when a hub id is asked for"
+    return Check("hub", "ok", f"{mode}; {models} models in {cache}")
+
+
+def _torch() -> list[Check]:
+    """Threads, GPU and the speed of a matrix product; needs torch to open."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return [Check("torch opens", "fail", str(error).splitlines()[0], "install torch again; see pytorch.org for this machine")]
+    threads = torch.get_num_threads()
+    many = threads > _cores()
+    do = f"export OMP_NUM_THREADS={_cores()}" if many else ""
+    checks = [Check("threads", "warn" if many else "ok", f"{threads} for {_cores()} cores", do)]
+    return [*checks, _gpu(), _speed()]
+
+
+def _gpu() -> Check:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Check("gpu", "ok", "none that torch can use; runs on the CPU")
+    names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return Check("gpu", "ok", ", ".join(names))
+
+
+def _speed() -> Check:
+    import torch
+
+    side, repeats = 512, 20
+    a_MM, b_MM = torch.ones(side, side), torch.ones(side, side)
+    a_MM @ b_MM  # the first product starts the threads
+    started = time.perf_counter()
+    for _ in range(repeats):
+        a_MM @ b_MM
+    flops = 2 * side**3 * repeats / max(time.perf_counter() - started, 1e-9)
+    return Check("speed", "ok", f"{format_flops(flops)}/s in fp32 matrix products ({side} x {side})")

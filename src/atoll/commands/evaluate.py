@@ -1,0 +1,94 @@
+"""atoll evaluate: what a run's adapter, or any model with or without one, is worth on held-out rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from atoll.adapters.attach import attached
+from atoll.adapters.peft_files import load_adapter
+from atoll.adapters.state import AdapterState
+from atoll.base.load import Base, load_base
+from atoll.commands.finished import open_run, run_config
+from atoll.commands.sources import base_source, eval_rows
+from atoll.config.load import LoadedConfig, changed
+from atoll.config.schema import RunConfig
+from atoll.errors import ConflictError, EmptyDataError
+from atoll.runs.events import Evaluated, Event, EventLog, PhaseStarted
+from atoll.runs.layout import RunDirectory
+from atoll.tasks.evaluate import check_metrics
+from atoll.tasks.evaluate import evaluate as score
+from atoll.tasks.rows import Rows
+from atoll.tasks.text import TextForm, text_form
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Subject:
+    base: Base
+    adapter: AdapterState | None
+    config: RunConfig
+    rows: Rows
+    form: TextForm
+
+
+def evaluate(
+    *, run_dir: str | Path | None = None, model: str | None = None, adapter: Path | None = None, data: str | None = None,
+    overrides: Sequence[str] = (), observers: Sequence[Callable[[Event], None]] = (),
+) -> Mapping[str, Mapping[str, float]]:  # fmt: skip
+    """Scores by row: "base", and "adapted" where there is an adapter.
+
+    A run is scored as its own config says; `data` and `overrides` (section.key=value) change that. Without a run, `model` and `data` say
+    what to score, and `overrides` how the rows become text.
+
+    Raises: InputError leaves.
+    """
+    subject = _of_run(Path(run_dir), data, overrides) if run_dir is not None else _of_model(model, adapter, data, overrides)
+    settings, max_length = subject.config.evaluate, subject.config.data.max_length
+    scores: dict[str, Mapping[str, float]] = {}
+    with EventLog(None, observers) as log:
+        for row, state in (("base", None), ("adapted", subject.adapter)):
+            if row == "adapted" and state is None:
+                continue
+            log.append(PhaseStarted("evaluate", len(subject.rows)))
+            with attached(subject.base.model, state or AdapterState("lora", {})):
+                scores[row] = score(subject.base, subject.rows, subject.form, settings, max_length=max_length)
+            log.append(Evaluated(row, scores[row]))
+    return scores
+
+
+def _of_run(run_dir: Path, data: str | None, overrides: Sequence[str]) -> _Subject:
+    run = RunDirectory.open(run_dir)
+    loaded = _with(run_config(run), data, overrides)
+    rows, form = _rows(loaded)
+    finished = open_run(run_dir)
+    return _Subject(finished.base, finished.adapter, loaded.config, rows, form)
+
+
+def _of_model(model: str | None, adapter: Path | None, data: str | None, overrides: Sequence[str]) -> _Subject:
+    if model is None:
+        got, do = "neither a run directory nor --model", "atoll evaluate RUN_DIR"
+        raise ConflictError("nothing to evaluate", got=got, expected="one of the two", do=do)
+    start = LoadedConfig(RunConfig(), Path("run.toml"), "")
+    given = _with(start, data, [f"model.base={model}", *overrides])
+    state = load_adapter(adapter) if adapter is not None else None
+    rows, form = _rows(given)
+    return _Subject(load_base(base_source(given), precision=given.config.model.precision), state, given.config, rows, form)
+
+
+def _with(loaded: LoadedConfig, data: str | None, overrides: Sequence[str]) -> LoadedConfig:
+    # A path on the command line is relative to where the user stands, not to where run.toml lay.
+    extra = [f"data.eval={Path(data).absolute() if Path(data).exists() else data}"] if data is not None else []
+    return changed(loaded, [*extra, *overrides])
+
+
+def _rows(loaded: LoadedConfig) -> tuple[Rows, TextForm]:
+    rows = eval_rows(loaded)
+    if rows is None:
+        raise EmptyDataError(
+            "there are no held-out rows to score", where="[data] eval", got="nothing", expected="a file, a folder or a data set id",
+            do="give --data FILE, or set eval in [data]",
+        )  # fmt: skip
+    form = text_form(loaded.config.data, rows.columns)
+    check_metrics(loaded.config.evaluate, form, rows)
+    return rows, form

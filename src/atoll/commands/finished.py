@@ -1,0 +1,59 @@
+"""A finished run, opened again: its config, base and adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from atoll.adapters.peft_files import load_adapter
+from atoll.adapters.state import AdapterState
+from atoll.base.load import Base, load_base
+from atoll.commands.sources import base_source
+from atoll.config.load import LoadedConfig, restored
+from atoll.errors import RunFolderError
+from atoll.runs.layout import RunDirectory
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FinishedRun:
+    """What a run directory holds for further use."""
+
+    run: RunDirectory
+    loaded: LoadedConfig
+    """As it held when the run started; paths are still relative to where run.toml lay."""
+    base: Base
+    adapter: AdapterState
+
+
+def open_run(run_dir: Path) -> FinishedRun:
+    """The run at `run_dir`, with its base loaded.
+
+    Raises: RunFolderError where it is no run directory or has no adapter yet; what load_base and load_adapter raise.
+    """
+    run = RunDirectory.open(run_dir)
+    loaded = run_config(run)
+    if not run.adapter.is_dir():
+        raise RunFolderError(
+            "the run has no adapter", where=str(run.path), got="a run that did not end", expected="a finished run, with adapter/",
+            do="give another run, or one of its checkpoints with --model and --adapter",
+        )  # fmt: skip
+    adapter = load_adapter(run.adapter)
+    return FinishedRun(run, loaded, load_base(base_source(loaded), precision=loaded.config.model.precision), adapter)
+
+
+def run_config(run: RunDirectory) -> LoadedConfig:
+    """The config that the run was started with.
+
+    Raises: RunFolderError where config.json is damaged or of another version.
+    """
+    values = run.read_config()
+    config, folder = values.get("config"), values.get("folder")
+    try:
+        if not isinstance(config, dict) or not isinstance(folder, str):
+            raise ValueError("no config, or no folder")
+        return LoadedConfig(restored(config), Path(folder) / "run.toml", run.config_toml.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as problem:
+        raise RunFolderError(
+            "config.json cannot be used", where=str(run.config_json), got=str(problem).splitlines()[0],
+            expected="the file as the run wrote it", do="run again with this version, from config.toml",
+        ) from None  # fmt: skip

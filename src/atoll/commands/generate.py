@@ -1,0 +1,22 @@
+"""atoll generate: talk to the result of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from atoll.adapters.attach import attached
+from atoll.commands.finished import open_run
+from atoll.tasks.answers.generation import generate_greedy
+from atoll.tasks.tokens import begin_ids, encode_texts
+
+
+def generate(run_dir: str | Path, prompt: str, *, max_new_tokens: int = 64) -> str:
+    """The greedy continuation of `prompt` by the run's base with its adapter.
+
+    Raises: RunFolderError and what loading the base and the adapter raise.
+    """
+    finished = open_run(Path(run_dir))
+    tokenizer = finished.base.tokenizer
+    ids = [*begin_ids(tokenizer), *encode_texts([prompt], tokenizer)[0]]
+    with attached(finished.base.model, finished.adapter):
+        return generate_greedy(finished.base.model, tokenizer, [ids], max_new_tokens=max_new_tokens, batch_size=1)[0]

@@ -1,0 +1,45 @@
+"""atoll merge: base and adapter as one ordinary Hugging Face model folder."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+from atoll.adapters.attach import merge_into
+from atoll.commands.finished import open_run
+from atoll.errors import AdapterFitError, OutputError
+
+
+def merge(run_dir: str | Path, *, out: str | Path) -> Path:
+    """Write the merged model and its tokenizer to `out`, whole or not at all, and return the folder.
+
+    Raises: OutputError where `out` is not absent or empty; AdapterFitError for adapters that no weight can hold.
+    """
+    target = Path(out)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise OutputError(
+            "the folder to write to is not empty", where=str(target), got="something there already", expected="a new or empty folder",
+            do="give another folder with --out",
+        )  # fmt: skip
+    finished = open_run(Path(run_dir))
+    if finished.adapter.kind != "lora":
+        raise AdapterFitError(
+            "a bottleneck adapter cannot be merged", where=str(finished.run.adapter), got=finished.adapter.kind, expected="lora",
+            do="use the run with atoll generate or atoll.load; its relu has no place in a weight",
+        )  # fmt: skip
+    model = finished.base.model
+    with torch.no_grad():
+        merge_into(model, finished.adapter)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as stage:
+            folder = Path(stage) / "model"
+            model.save_pretrained(folder)
+            finished.base.tokenizer.save_pretrained(folder)
+            folder.rename(target)
+    except OSError as problem:
+        do = "give another folder with --out"
+        raise OutputError("the merged model cannot be written", where=str(target), got=str(problem), do=do) from None
+    return target

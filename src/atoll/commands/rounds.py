@@ -1,0 +1,111 @@
+"""Run the rounds: Flower's strategy and client apps over the in-process grid, told as events."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from atoll.adapters.state import AdapterState
+from atoll.commands.job import Job, Participant
+from atoll.cost.formulas import Flops, step_flops
+from atoll.engines.federated.client import EdgeWork, client_app
+from atoll.engines.federated.flower import ConfigRecord, Context, RecordDict
+from atoll.engines.federated.grid import InProcessGrid
+from atoll.engines.federated.strategy import AdapterStrategy, EdgeResult, Observer, RoundResult
+from atoll.engines.local import LocalTrainer
+from atoll.engines.trainer import FitPlan, StepReport
+from atoll.runs.events import EdgeDropped, EdgeFinished, EventLog, Phase, PhaseStarted, RoundFinished, RoundStarted, StepDone
+from atoll.selection.plan import EdgePlan
+from atoll.tasks.batches import BatchStream
+from atoll.tasks.tokens import pad_id
+
+
+class Accountant(Protocol):
+    """Who is told what the rounds cost and what came out of them."""
+
+    def add(self, result: RoundResult) -> None:
+        """A round ended."""
+
+    def drop(self, edge: str) -> None:
+        """A round went on without this edge."""
+
+
+def run_rounds(job: Job, edges: tuple[Participant, ...], phase: Phase, log: EventLog, accountant: Accountant | None = None) -> AdapterState:
+    """Federated rounds over these edges, in this process; the common adapter after the last one.
+
+    Raises: EdgesLostError where a round gets fewer updates than [federated] min_edges.
+    """
+    config = job.config
+    nodes = {number + 1: edge.name for number, edge in enumerate(edges)}
+    total = config.run.rounds * sum(edge.plan.num_steps for edge in edges)
+    log.append(PhaseStarted(phase, total))
+
+    def round_finished(result: RoundResult) -> None:
+        up, down = sum(edge.up_bytes for edge in result.edges), sum(edge.down_bytes for edge in result.edges)
+        names = tuple(edge.edge for edge in result.edges)
+        log.append(RoundFinished(phase, result.round, names, result.discarded_share, up, down, result.seconds))
+        if accountant is not None:
+            accountant.add(result)
+
+    def edge_dropped(round_number: int, edge: str, reason: str) -> None:
+        log.append(EdgeDropped(round_number, edge, reason))
+        if accountant is not None:
+            accountant.drop(edge)
+
+    observer = Observer(
+        round_started=lambda number: log.append(RoundStarted(phase, number, config.run.rounds)),
+        edge_finished=lambda number, result: log.append(_edge_finished(phase, number, result)),
+        edge_dropped=edge_dropped,
+        round_finished=round_finished,
+    )
+    strategy = AdapterStrategy(
+        state=job.start, edge_ranks={edge.name: edge.plan.ranks for edge in edges}, nodes=nodes,
+        min_edges=min(config.federated.min_edges, len(edges)), observer=observer,
+    )  # fmt: skip
+    works = {edge.name: edge_work(job, edge, phase, log) for edge in edges}
+    contexts = {node: Context(1, node, {"edge": name}, RecordDict(), {}) for node, name in nodes.items()}
+    grid = InProcessGrid(client_app(lambda context: works[str(context.node_config["edge"])]), contexts)
+    strategy.start(grid, strategy.arrays(), config.run.rounds, config.federated.round_timeout, ConfigRecord({"phase": phase}))
+    return strategy.state
+
+
+def edge_work(job: Job, edge: Participant, phase: Phase, log: EventLog) -> EdgeWork:
+    """One edge's trainer, data and plan."""
+    config, plan = job.config, edge.plan
+
+    def on_step(round_number: int, report: StepReport) -> None:
+        log.append(StepDone(
+            phase, round_number, edge.name, report.step, report.loss, report.learning_rate, report.grad_norm,
+            report.num_tokens, report.num_label_tokens,
+        ))  # fmt: skip
+
+    return EdgeWork(
+        name=edge.name,
+        trainer=LocalTrainer(
+            job.base, config.train, total_steps=config.run.rounds * plan.num_steps, dropout=config.adapter.dropout,
+            seed=config.run.seed, edge=edge.name,
+        ),
+        batches=BatchStream(
+            edge.examples, batch_size=plan.batch_size, seed=config.run.seed, edge=edge.name, batching=config.data.batching,
+            pad_id=pad_id(job.base.tokenizer),
+        ),
+        num_examples=len(edge.examples),
+        plan=FitPlan(plan.num_steps, plan.accumulate, plan.gradient_checkpointing),
+        keep_optimizer=config.train.optimizer_state == "keep",
+        flops_of=lambda report: _flops(job, plan, report),
+        on_step=on_step,
+    )
+
+
+def _flops(job: Job, plan: EdgePlan, report: StepReport) -> Flops:
+    rows, positions = sum(rows for rows, _ in report.micro_batches), sum(rows * width for rows, width in report.micro_batches)
+    return step_flops(
+        job.shapes, plan.ranks, num_rows=rows, row_tokens=round(positions / rows), num_label_tokens=report.num_label_tokens,
+        gradient_checkpointing=plan.gradient_checkpointing,
+    )  # fmt: skip
+
+
+def _edge_finished(phase: Phase, round_number: int, result: EdgeResult) -> EdgeFinished:
+    return EdgeFinished(
+        phase, round_number, result.edge, result.num_steps, result.mean_loss, result.up_bytes, result.down_bytes,
+        result.peak_bytes, result.seconds,
+    )  # fmt: skip

@@ -1,0 +1,142 @@
+"""atoll train: private shards in, one standard adapter out."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from atoll.adapters.attach import attached
+from atoll.adapters.peft_files import save_adapter
+from atoll.adapters.state import AdapterState
+from atoll.commands.accounts import Accounts
+from atoll.commands.job import Job, Participant, prepare
+from atoll.commands.rounds import run_rounds
+from atoll.config.load import config_hash, resolved
+from atoll.engines.federated.strategy import RoundResult
+from atoll.errors import AtollError
+from atoll.runs.checkpoints import write_checkpoint
+from atoll.runs.events import CheckpointWritten, Evaluated, Event, EventLog, PhaseStarted, RunFinished, RunStarted
+from atoll.runs.layout import RunDirectory
+from atoll.runs.summary import Evaluation, LocalOnly, Scores, Summary, versions, write_summary
+from atoll.tasks.evaluate import evaluate
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a run came to, and where it lies."""
+
+    run_dir: Path
+    adapter: Path
+    summary: Summary
+
+
+def train(
+    config_path: str | Path, *, out: Path | None = None, overrides: Sequence[str] = (), observers: Sequence[Callable[[Event], None]] = ()
+) -> RunResult:
+    """Train as run.toml says, and return the run's directory, adapter and summary.
+
+    Everything that can be wrong with the input is found before the run directory is made.
+
+    Raises: InputError, InfeasibleError (nothing was written); PeerError, KeyboardInterrupt (work is saved in the run directory).
+    """
+    started = time.monotonic()
+    job = prepare(Path(config_path), overrides)
+    run = RunDirectory.create_at(out) if out is not None else RunDirectory.create(Path("runs"), job.config.run.name)
+    run.write_config(job.loaded.toml_text, _resolved(job))
+    run.write_json(run.plan_json, job.plan.to_json())
+    accounts = Accounts(job)
+    with EventLog(run.events_path, observers) as log:
+        log.append(RunStarted(run.path.name, job.config.run.seed, job.config.run.rounds, tuple(edge.name for edge in job.edges)))
+        for event in job.data_events:
+            log.append(event)
+        try:
+            evaluation = _train(job, run, accounts, log)
+        except (AtollError, KeyboardInterrupt) as problem:
+            _finish(run, log, accounts, "interrupted" if isinstance(problem, KeyboardInterrupt) else "failed", Evaluation(), started)
+            raise
+        summary = _finish(run, log, accounts, "complete", evaluation, started)
+    return RunResult(run.path, run.adapter, summary)
+
+
+@dataclass(frozen=True, slots=True)
+class _Checkpointing:
+    """Keeps every round's adapter, and passes the figures on."""
+
+    job: Job
+    run: RunDirectory
+    accounts: Accounts
+    log: EventLog
+
+    def add(self, result: RoundResult) -> None:
+        """Write the round's checkpoint, whole or not at all."""
+        self.accounts.add(result)
+        path = write_checkpoint(self.run, result.round, lambda folder: _save(self.job, result.state, folder))
+        self.log.append(CheckpointWritten(result.round, str(path.relative_to(self.run.path))))
+
+    def drop(self, edge: str) -> None:
+        """Count the edge's absence."""
+        self.accounts.drop(edge)
+
+
+def _train(job: Job, run: RunDirectory, accounts: Accounts, log: EventLog) -> Evaluation:
+    base = _score(job, None, "base", log)
+    state = run_rounds(job, job.edges, "federated", log, _Checkpointing(job, run, accounts, log))
+    _save(job, state, run.adapter)
+    adapted = _score(job, state, "federated", log)
+    local_only = _local_only(job, run, log) if "local-only" in job.config.run.compare else None
+    central = _central(job, log) if "central" in job.config.run.compare else None
+    return Evaluation(base, adapted, local_only, central)
+
+
+def _local_only(job: Job, run: RunDirectory, log: EventLog) -> LocalOnly:
+    """Every edge alone, for as many steps as it trained in the federation."""
+    scores: dict[str, Scores] = {}
+    for edge in job.edges:
+        state = run_rounds(job, (edge,), "local-only", log)
+        _save(job, state, run.edge_adapter(edge.name))
+        scores[edge.name] = _score(job, state, f"local-only:{edge.name}", log) or {}
+    keys = next(iter(scores.values()))
+    return LocalOnly({key: sum(row[key] or 0.0 for row in scores.values()) / len(scores) for key in keys}, scores)
+
+
+def _central(job: Job, log: EventLog) -> Scores | None:
+    """One trainer that sees all rows, for as many steps as all edges together."""
+    steps = sum(edge.plan.num_steps for edge in job.edges)
+    plan = dataclasses.replace(job.edges[0].plan, name="central", num_steps=steps, ranks=job.start.ranks)
+    pooled = Participant("central", job.edges[0].examples.joined(*(edge.examples for edge in job.edges[1:])), plan)
+    return _score(job, run_rounds(job, (pooled,), "central", log), "central", log)
+
+
+def _score(job: Job, state: AdapterState | None, row: str, log: EventLog) -> Scores | None:
+    if job.held_out is None:
+        return None
+    log.append(PhaseStarted("evaluate", len(job.held_out)))
+    settings, max_length = job.config.evaluate, job.config.data.max_length
+    if state is None:
+        scores = evaluate(job.base, job.held_out, job.form, settings, max_length=max_length)
+    else:
+        with attached(job.base.model, state):
+            scores = evaluate(job.base, job.held_out, job.form, settings, max_length=max_length)
+    log.append(Evaluated(row, scores))
+    return scores
+
+
+def _save(job: Job, state: AdapterState, folder: Path) -> None:
+    save_adapter(state, folder, base_name=job.base.name, transposed=job.base.transposed)
+
+
+def _resolved(job: Job) -> dict[str, object]:
+    hashes = {"config_hash": config_hash(job.config), "base_hash": job.base.digest(), "start_digest": job.start.digest()}
+    return {"config": resolved(job.config), "folder": str(job.loaded.path.resolve().parent), "hashes": hashes, "versions": versions()}
+
+
+def _finish(run: RunDirectory, log: EventLog, accounts: Accounts, status: str, evaluation: Evaluation, started: float) -> Summary:
+    seconds = time.monotonic() - started
+    summary = accounts.summary(status, evaluation, seconds)  # type: ignore[arg-type]
+    write_summary(run.summary_path, summary)
+    log.append(RunFinished(status, seconds))  # type: ignore[arg-type]
+    return summary
+

@@ -1,0 +1,118 @@
+"""run.toml in, a checked value out; every error of the file in one reading."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from atoll.config.availability import unavailable
+from atoll.config.conflicts import conflicts
+from atoll.config.document import Document, read_document
+from atoll.config.overrides import apply_overrides
+from atoll.config.problems import problems
+from atoll.config.schema import RunConfig
+from atoll.errors import InputError, ManyErrors
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedConfig:
+    """A checked config, the file it came from, and that file's text as it was given."""
+
+    config: RunConfig
+    path: Path
+    toml_text: str
+
+    def resolve(self, value: str) -> Path:
+        """A path of the file, relative to the folder the file is in."""
+        return resolve_path(self.path, value)
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
+    """The config at `path` with every override (section.key=value) on top.
+
+    Raises: an InputError leaf, or ManyErrors with all of them.
+    """
+    return _checked(read_document(Path(path)), overrides)
+
+
+def changed(loaded: LoadedConfig, overrides: Sequence[str]) -> LoadedConfig:
+    """A config that was loaded before, with overrides on top.
+
+    Raises: as `load`.
+    """
+    return _checked(Document(loaded.path, loaded.toml_text, _given(resolved(loaded.config))), overrides)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config at `path` as a value; see `load`."""
+    return load(path, overrides).config
+
+
+def resolve_path(config_path: Path, value: str) -> Path:
+    """A path written in run.toml: relative to the folder of the file; ~ is the home folder."""
+    return Path(config_path).parent / Path(value).expanduser()
+
+
+def resolved(config: RunConfig) -> dict[str, object]:
+    """Every key with the value that holds, as JSON values."""
+    return config.model_dump(mode="json")
+
+
+def restored(values: Mapping[str, object]) -> RunConfig:
+    """The config that `resolved` wrote.
+
+    Raises: ValueError if the values are of another version's schema.
+    """
+    return RunConfig.model_validate(_tuples(values))
+
+
+def config_hash(config: RunConfig) -> str:
+    """SHA-256 of the resolved config: equal for files that ask for the same run."""
+    return hashlib.sha256(json.dumps(resolved(config), sort_keys=True).encode()).hexdigest()
+
+
+def _checked(document: Document, overrides: Sequence[str]) -> LoadedConfig:
+    document, errors = apply_overrides(document, overrides)
+    try:
+        config = RunConfig.model_validate(_tuples(document.table))
+    except ValidationError as error:
+        errors += problems(error, document)
+        raise_all(errors + unavailable(document, {one.where for one in errors}))
+        raise  # not reached: a ValidationError has at least one problem
+    raise_all(errors + unavailable(document, ()) + conflicts(config, document))
+    return LoadedConfig(config, document.path, document.text)
+
+
+def _given(values: Mapping[str, object]) -> dict[str, object]:
+    """Without the keys that hold nothing: TOML has no word for that, and the checks see what a file could say."""
+    found: dict[str, object] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found[key] = _given(value)
+        elif isinstance(value, list):
+            found[key] = [_given(item) if isinstance(item, Mapping) else item for item in value]
+        elif value is not None:
+            found[key] = value
+    return found
+
+
+def raise_all(errors: Sequence[InputError]) -> None:
+    """Raise one error as itself and several as ManyErrors; return if there is none."""
+    if len(errors) > 1:
+        raise ManyErrors(errors)
+    if errors:
+        raise errors[0]
+
+
+def _tuples(value: object) -> object:
+    """TOML's arrays as the tuples that the frozen schema holds."""
+    if isinstance(value, list | tuple):
+        return tuple(_tuples(item) for item in value)
+    if isinstance(value, Mapping):
+        return {key: _tuples(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,84 @@
+"""--set section.key=value: one value put on top of run.toml."""
+
+from __future__ import annotations
+
+import copy
+import tomllib
+from collections.abc import Sequence
+from dataclasses import replace
+
+from atoll.config.document import Document, Location, nearest
+from atoll.config.keys import keys
+from atoll.errors import InputError, OverrideError
+
+_FORM = "--set section.key=value, or --set edge.NAME.key=value"
+
+
+def apply_overrides(document: Document, overrides: Sequence[str]) -> tuple[Document, list[InputError]]:
+    """The document with every override applied, and the errors of those that cannot be understood; the later of two wins."""
+    table = copy.deepcopy(dict(document.table))
+    overridden: dict[Location, str] = {}
+    errors: list[InputError] = []
+    for text in overrides:
+        try:
+            location, value = _understand(text, table)
+        except OverrideError as error:
+            errors.append(error)
+            continue
+        if _put(table, location, value):
+            overridden[location] = text
+    return replace(document, table=table, overridden=overridden), errors
+
+
+def _understand(text: str, table: dict[str, object]) -> tuple[Location, object]:
+    name, equals, raw = text.partition("=")
+    parts = tuple(part.strip() for part in name.split("."))
+    where = f"--set {text}"
+    if not equals or len(parts) < 2 or not all(parts):
+        raise OverrideError(
+            "this override cannot be understood", where=where, got=text or "nothing", expected=_FORM, do="name the section too"
+        )
+    if not raw.strip():
+        do = f"give a value; for empty text: --set '{name}=\"\"'"
+        raise OverrideError("this override has no value", where=where, got=text, expected=_FORM, do=do)
+    if parts[0] == "edge":
+        return _edge_location(name, where, table), _value(f"edge.{parts[-1]}", raw.strip())
+    return parts, _value(".".join(parts), raw.strip())
+
+
+def _edge_location(name: str, where: str, table: dict[str, object]) -> Location:
+    edge, _, key = name.strip().removeprefix("edge.").rpartition(".")
+    edges = table.get("edge")
+    found = [entry.get("name") if isinstance(entry, dict) else None for entry in edges] if isinstance(edges, list) else []
+    if edge in found:
+        return ("edge", found.index(edge), key.strip())
+    names = [name for name in found if isinstance(name, str)]
+    likely = nearest(edge, names)
+    do = f"did you mean edge.{likely}.{key}?" if likely else "edges are declared in run.toml with [[edge]] and a name"
+    expected = f"one of the edges {', '.join(names)}" if names else "an edge that run.toml declares; it declares none"
+    raise OverrideError("no such edge", where=where, got=edge or "no name", expected=expected, do=do)
+
+
+def _value(path: str, raw: str) -> object:
+    try:
+        parsed = tomllib.loads(f"value = {raw}")
+    except tomllib.TOMLDecodeError:
+        return raw
+    value = parsed["value"] if set(parsed) == {"value"} else raw
+    key = keys().get(path)
+    # A name or a path may look like a number: --set run.name=2024 means the text.
+    return raw if key is not None and key.text_only and not isinstance(value, str) else value
+
+
+def _put(table: dict[str, object], location: Location, value: object) -> bool:
+    """Whether there was a table to put it in; where the file has something else there, the schema reports that."""
+    here: object = table
+    for part in location[:-1]:
+        if isinstance(here, dict):
+            here = here.setdefault(part, {})
+        elif isinstance(here, list) and isinstance(part, int):
+            here = here[part]
+    if not isinstance(here, dict):
+        return False
+    here[str(location[-1])] = value
+    return True

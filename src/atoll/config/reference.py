@@ -1,0 +1,80 @@
+"""Every key for people to read: the commented run.toml of `atoll init`, and docs/configuration.md (python -m atoll.config.reference)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from textwrap import wrap
+
+from atoll.config.availability import AVAILABLE, DEFAULT_ONLY, is_reserved
+from atoll.config.keys import Key, as_toml, keys, section_class, section_names
+
+_INTRO = """# Configuration
+
+Written by `python -m atoll.config.reference`; a test compares it with the schema.
+
+Every key of `run.toml` has a default. Unknown keys are refused. Paths are relative to the folder of the file. One key can be set
+for one run with `atoll train run.toml --set section.key=value`, and one edge's with `--set edge.NAME.key=value`.
+
+*Reserved* keys belong to the file format, but this version takes them only at the values named; others are refused with C105.
+"""
+
+
+def commented_toml(values: Mapping[str, object]) -> str:
+    """A run.toml that sets `values` ("data.train" -> value) and shows every other key with its default, commented out."""
+    lines = ["# What this run does. Every key has a default; a line that begins with # shows it. docs/configuration.md has them all."]
+    for section in section_names():
+        lines += ["", f"# {_first_line(section)}"]
+        lines.append(
+            "# [[edge]]                      # once for each edge; without it there is one local edge"
+            if section == "edge"
+            else f"[{section}]"
+        )
+        for key in keys().values():
+            if key.section == section:
+                lines += _entry(key, values)
+    return "\n".join(lines) + "\n"
+
+
+def markdown() -> str:
+    """docs/configuration.md."""
+    lines = [_INTRO.rstrip()]
+    for section in section_names():
+        lines += ["", f"## {'[[edge]]' if section == 'edge' else f'[{section}]'}", "", _first_line(section), ""]
+        lines += ["| key | takes | default | |", "|---|---|---|---|"]
+        lines += [_row(key) for key in keys().values() if key.path.partition(".")[0] == section]
+    return "\n".join(lines) + "\n"
+
+
+def _entry(key: Key, values: Mapping[str, object]) -> list[str]:
+    words = key.description + (" (reserved)" if is_reserved(key.path) and key.path not in AVAILABLE else "")
+    comment = [f"# {line}" for line in wrap(words, 110)]
+    if key.path in values:
+        return [*comment, f"{key.name} = {as_toml(values[key.path])}"]
+    shown = as_toml(key.default) if key.default is not None else f"...   ({key.expected})"
+    return [*comment, f"#{key.name} = {shown}"]
+
+
+def _row(key: Key) -> str:
+    name = key.path.partition(".")[2]
+    default = f"`{as_toml(key.default)}`" if key.default is not None else "required" if key.required else "not set"
+    return f"| `{name}` | {_cell(key.expected)} | {_cell(default)} | {_cell(key.description)}{_reserved(key)} |"
+
+
+def _reserved(key: Key) -> str:
+    if key.path in AVAILABLE:
+        return f" *Reserved: here {' or '.join(f'`{as_toml(value)}`' for value in AVAILABLE[key.path])}.*"
+    return " *Reserved: here the default.*" if is_reserved(key.path) else ""
+
+
+def _first_line(section: str) -> str:
+    text = (section_class(section).__doc__ or "").strip()
+    words = text.partition("] ")[2].lstrip("] ")
+    return (words[:1].upper() + words[1:]) + (" Reserved for a later version." if section in DEFAULT_ONLY and section != "wire" else "")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

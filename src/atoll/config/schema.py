@@ -1,0 +1,262 @@
+"""run.toml as frozen values: every key, its default and what it means. Knows nothing of torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from atoll import units
+
+
+def _quantity(parse):  # type: ignore[no-untyped-def]
+    """Accept a plain number or the way people write the quantity; keep the number."""
+    return BeforeValidator(lambda value: parse(value) if isinstance(value, str) else value)
+
+
+Bytes = Annotated[int, _quantity(units.parse_bytes), Field(gt=0)]
+BitsPerSecond = Annotated[float, _quantity(units.parse_rate_bits), Field(gt=0)]
+FlopsPerSecond = Annotated[float, _quantity(units.parse_flops), Field(gt=0)]
+Seconds = Annotated[float, _quantity(units.parse_seconds), Field(ge=0)]
+Text = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+
+
+class Section(BaseModel):
+    """A section of run.toml: frozen, unknown keys refused, a description under every field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, strict=True, allow_inf_nan=False)
+
+
+class Run(Section):
+    """[run] the run as a whole."""
+
+    name: Name = "run"
+    """Run directories are runs/NAME-0001, -0002, ..."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seeds every random stream; equal seeds give equal adapters, bit for bit."""
+    rounds: Annotated[int, Field(ge=1)] = 3
+    """Rounds of local training followed by aggregation."""
+    compare: tuple[Literal["local-only", "central"], ...] = ()
+    """Extra rows in the evaluation: every edge alone, and one trainer that sees all data, each with the same number of examples seen."""
+
+
+class Cut(Section):
+    """[model] cut: blocks kept on the device in split mode."""
+
+    front: Annotated[int, Field(ge=0)] = 1
+    """Blocks kept before the remote ones."""
+    back: Annotated[int, Field(ge=0)] = 0
+    """Blocks kept after the remote ones."""
+
+
+class Model(Section):
+    """[model] the frozen base."""
+
+    base: Text = "tiny"
+    """"tiny" (built in), a folder, or a Hugging Face id."""
+    quantize: Literal[16, 8, 4, "auto"] = "auto"
+    """Bits per weight of the frozen base; "auto" keeps the width of `precision` in this version."""
+    cut: Cut = Cut()
+    """Split mode: blocks kept on the device, beside embedding and head."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of base and activations; adapters and optimizer are always fp32."""
+
+
+class Data(Section):
+    """[data] rows in, and how a row becomes tokens."""
+
+    train: Text = "demo"
+    """"demo" (built in); or .jsonl .json .csv .parquet (also .gz), a folder of them, or a Hugging Face data set id."""
+    eval: Text | None = None
+    """Held-out rows, in the same forms; none: the run trains and does not evaluate ("demo" brings its own)."""
+    prompt: str | None = None
+    """Template over the columns, "{mr} ->"; its tokens carry no loss."""
+    completion: Text | None = None
+    """Template over the columns, " {ref}"; loss falls here."""
+    text: Text | None = None
+    """Template of plain text; loss falls on every token. Instead of prompt and completion."""
+    messages: Text | None = None
+    """Column of chat messages (role, content); rendered by the tokenizer's chat template, loss on the answers. Instead of the others."""
+    max_length: Annotated[int, Field(ge=2)] = 256
+    """Tokens; longer rows are cut, and counted in an event."""
+    train_rows: Annotated[int, Field(ge=1)] | None = None
+    """Use only the first rows."""
+    eval_rows: Annotated[int, Field(ge=1)] | None = None
+    """Use only the first rows."""
+    partition: Text = "iid"
+    """"iid", "by:COLUMN" or "dirichlet:CONCENTRATION:COLUMN"; ignored for edges that name their own data."""
+    batching: Literal["bucket", "pack", "shuffle"] = "bucket"
+    """Rows of like length together; several rows in one sequence, kept apart by the attention mask; or plain shuffling."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """Stop at a row that cannot be used, or skip and count it."""
+
+
+class Adapter(Section):
+    """[adapter] what is trained."""
+
+    kind: Literal["lora", "bottleneck"] = "lora"
+    """Low-rank pair B A x, or a parallel bottleneck B relu(A x)."""
+    targets: Text | Annotated[tuple[Text, ...], Field(min_length=1)] = "all-linear"
+    """Last names of modules (["q_proj", "v_proj"]), or "attention", "mlp", "all-linear"."""
+    rank: Annotated[int, Field(ge=1)] = 8
+    """Width of every adapter, unless an edge names its own."""
+    alpha: Annotated[float, Field(gt=0)] = 16
+    """The adapter's output is scaled by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """On the adapter's input, while training."""
+    start: Text | None = None
+    """A PEFT adapter folder to start from; its ranks and targets hold."""
+
+
+class Select(Section):
+    """[select] which modules are active."""
+
+    policy: Literal["all", "kill-and-revive", "early-kill", "random", "magnitude", "snip", "last-layers"] = "all"
+    """How the active modules are chosen."""
+    keep: Annotated[float, Field(gt=0, le=1)] = 0.125
+    """Share of the modules kept active."""
+    observe_steps: Annotated[int, Field(ge=1)] = 10
+    """Steps with every module active before a choice."""
+    every: Literal["epoch"] | Annotated[int, Field(ge=1)] = "epoch"
+    """How often the choice is made again."""
+    killed: Literal["offload", "skip", "merge"] = "offload"
+    """What becomes of a module that is not active."""
+
+
+class Plan(Section):
+    """[plan] what the planner may choose from."""
+
+    importance: Literal["svd-sensitivity", "gradient-weight", "none"] = "none"
+    """How the weights that matter are found."""
+    warmup_steps: Annotated[int, Field(ge=1)] = 10
+    """Steps of the importance round."""
+    ranks: tuple[Annotated[int, Field(ge=1)], ...] = (2, 4, 8, 16)
+    """Ranks to choose from."""
+    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 4, 8)
+    """Batch sizes to choose from."""
+    bits: tuple[Literal[4, 8, 16], ...] = (4, 8, 16)
+    """Bit widths to choose from."""
+    round_deadline: Seconds | None = None
+    """Time by which every edge must have finished a round."""
+
+
+class Train(Section):
+    """[train] the optimizer."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak learning rate of AdamW."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """From the peak to zero over all steps of all rounds, or constant."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps from zero to the peak."""
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    """Rows (or packed sequences) per micro-batch."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Micro-batches per optimizer step; the loss is the mean over all their label tokens."""
+    local_steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps per round; 50 unless local_epochs is given."""
+    local_epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the edge's data per round. Instead of local_steps."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay of AdamW."""
+    grad_clip: Annotated[float, Field(ge=0)] = 1.0
+    """Largest norm of the whole gradient; 0 switches clipping off."""
+    optimizer_state: Literal["keep", "reset"] = "keep"
+    """Whether an edge's Adam moments live on from round to round."""
+    gradient_checkpointing: Literal["auto"] | bool = "auto"
+    """Recompute activations in the backward pass; "auto": where an edge's declared memory needs it."""
+
+
+class Federated(Section):
+    """[federated] how updates become one."""
+
+    aggregation: Literal["exact-svd", "stack", "zero-pad", "residual"] = "exact-svd"
+    """How adapters of unequal rank are averaged."""
+    min_edges: Annotated[int, Field(ge=1)] = 1
+    """Fewest edges whose updates make a round."""
+    round_timeout: Seconds = 3600.0
+    """A round that takes longer goes on without the missing edges."""
+
+
+class Wire(Section):
+    """[wire] how split mode travels."""
+
+    mode: Literal["dense", "factored"] = "dense"
+    """B A x, or A x and B."""
+    codec: Literal["fp32", "bf16", "int8"] = "fp32"
+    """Number format of tensors that travel."""
+
+
+class Privacy(Section):
+    """[privacy] what is done to an update before it leaves."""
+
+    clip: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of an edge's update."""
+    noise_multiplier: Annotated[float, Field(gt=0)] | None = None
+    """Standard deviation of the noise, in units of `clip`."""
+    target_epsilon: Annotated[float, Field(gt=0)] | None = None
+    """Choose the noise so that the whole run spends this much."""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """The delta of (epsilon, delta)."""
+    secure_sum: bool = False
+    """Let the coordinator see only sums."""
+
+
+class Evaluate(Section):
+    """[evaluate] what is measured on the held-out rows, beside loss and perplexity."""
+
+    metrics: tuple[Literal["exact_match", "bleu", "rouge", "slot_accuracy", "choice_accuracy", "label_accuracy"], ...] = ()
+    """exact_match, bleu, rouge, slot_accuracy generate; choice_accuracy and label_accuracy compare likelihoods."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Rows per forward pass."""
+    generate_rows: Annotated[int, Field(ge=1)] = 64
+    """Rows for the metrics that generate."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 64
+    """Longest generated completion."""
+    slots: Text | None = None
+    """Column of "key[value]" pairs whose values a correct completion mentions (slot_accuracy)."""
+    choices: Text | None = None
+    """Column holding the list of possible completions (choice_accuracy)."""
+    answer: Text | None = None
+    """Column holding the correct choice, as its text or its number from 0 (choice_accuracy)."""
+    labels: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
+    """The possible completions of every row (label_accuracy); none: those seen in the held-out rows."""
+
+
+class Edge(Section):
+    """[[edge]] one machine with its data."""
+
+    name: Name
+    """Unique; names the edge's folder and its random streams."""
+    mode: Literal["auto", "local", "split"] = "auto"
+    """Where this edge's base runs."""
+    memory: Bytes | None = None
+    """What the training process may use."""
+    flops: FlopsPerSecond | None = None
+    """Speed, for plans and simulated time."""
+    bandwidth: BitsPerSecond | None = None
+    """Link to the coordinator, for plans and simulated time."""
+    latency: Seconds | None = None
+    """Of the same link."""
+    data: Text | None = None
+    """This edge's own file; none: its share of [data] train."""
+    rank: Annotated[int, Field(ge=1)] | None = None
+    """This edge's adapter rank; none: [adapter] rank."""
+
+
+class RunConfig(Section):
+    """A whole run.toml."""
+
+    run: Run = Run()
+    model: Model = Model()
+    data: Data = Data()
+    adapter: Adapter = Adapter()
+    select: Select = Select()
+    plan: Plan = Plan()
+    train: Train = Train()
+    federated: Federated = Federated()
+    wire: Wire = Wire()
+    privacy: Privacy = Privacy()
+    evaluate: Evaluate = Evaluate()
+    edge: tuple[Edge, ...] = ()

@@ -1,0 +1,183 @@
+"""What training costs, by formula: FLOPs, bytes on the wire, seconds. Pure arithmetic on shapes.
+
+A product of an (n, a) and an (a, b) matrix is 2 n a b FLOPs: one multiplication and one addition for each of its terms. Norms,
+activations and softmax are left out; they are O(n d) where the products are O(n d^2).
+
+The doctests all speak of one small base: two blocks of one attention projection in (8 -> 8), one out, and a feed-forward pair 8 -> 16 -> 8.
+
+    >>> from atoll.shapes import BaseShapes, ModuleShape
+    >>> parts = [("attn.qkv_proj", 8, 8, "attention"), ("attn.o_proj", 8, 8, "attention")]
+    >>> parts += [("mlp.fc1", 8, 16, "mlp"), ("mlp.fc2", 16, 8, "mlp")]
+    >>> modules = tuple(ModuleShape(f"h.{b}.{name}", i, o, kind, b) for b in (0, 1) for name, i, o, kind in parts)
+    >>> base = BaseShapes("example", 1000, modules, 8, 32, 2, 64, True, 2.0, 2, 8, False)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from atoll.shapes import BaseShapes, ModuleShape
+
+ADAPTER_BYTES_PER_PARAMETER = 4
+"""Adapters travel and are kept in fp32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flops:
+    """Floating-point operations by where they fall; the parts that summary.json names."""
+
+    block_flops: int
+    adapter_flops: int
+    head_flops: int
+
+    @property
+    def flops(self) -> int:
+        """All of them."""
+        return self.block_flops + self.adapter_flops + self.head_flops
+
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(self.block_flops + other.block_flops, self.adapter_flops + other.adapter_flops, self.head_flops + other.head_flops)
+
+    def times(self, count: int) -> Flops:
+        """The same work done `count` times."""
+        return Flops(self.block_flops * count, self.adapter_flops * count, self.head_flops * count)
+
+
+def step_flops(
+    shapes: BaseShapes,
+    ranks: Mapping[str, int],
+    *,
+    num_rows: int,
+    row_tokens: int,
+    num_label_tokens: int,
+    gradient_checkpointing: bool = False,
+) -> Flops:
+    """Forward and backward through the base, its adapters and its head, for `num_rows` rows of `row_tokens` tokens.
+
+    With one adapter on the second block's fc1 and 10 label tokens of 2 rows x 6 tokens: forward 2*12*(64+64+128+128) = 9216 a block
+    and scores 4*2*36*8 = 2304; backward only fc2's dx, 2*12*128 = 3072.
+
+        >>> step_flops(base, {"h.1.mlp.fc1": 2}, num_rows=2, row_tokens=6, num_label_tokens=10)
+        Flops(block_flops=26112, adapter_flops=3072, head_flops=10240)
+
+    Adapters on everything: backward lacks only the dx of the lowest input projection, 2*12*64 = 1536.
+
+        >>> step_flops(base, {m.name: 2 for m in modules}, num_rows=2, row_tokens=6, num_label_tokens=10).block_flops
+        49152
+    """
+    num_tokens = num_rows * row_tokens
+    blocks = base_flops(shapes, ranks, num_rows=num_rows, row_tokens=row_tokens, gradient_checkpointing=gradient_checkpointing)
+    adapters = adapter_flops(shapes, ranks, num_tokens=num_tokens, gradient_checkpointing=gradient_checkpointing)
+    return Flops(blocks, adapters, head_flops(shapes, num_label_tokens=num_label_tokens) if ranks else 0)
+
+
+def base_flops(
+    shapes: BaseShapes, ranks: Mapping[str, int], *, num_rows: int, row_tokens: int, gradient_checkpointing: bool = False
+) -> int:
+    """The frozen blocks, forward and backward.
+
+    A projection costs 2 n d_in d_out forward. Its weight is frozen, so that backward is the one product dx = dy W, as much again, and
+    that only above the lowest adapted module: what it reads needs no gradient, nor does anything below. Attention scores are two
+    products of T x T x width a row forward (Q K^T, P V) and four backward, counted in full, without the causal half. Checkpointing runs
+    the blocks that have a backward pass forward once more (an upper bound: it may stop before a block's last product).
+
+        >>> base_flops(base, {"h.0.attn.qkv_proj": 1}, num_rows=1, row_tokens=4)
+        14848
+        >>> base_flops(base, {"h.0.attn.qkv_proj": 1}, num_rows=1, row_tokens=4, gradient_checkpointing=True)
+        22016
+    """
+    num_tokens, lowest = num_rows * row_tokens, _lowest(shapes, ranks)
+    scores = 4 * num_rows * row_tokens**2 * shapes.attention_width
+    total = shapes.num_blocks * scores
+    for block in range(shapes.num_blocks):
+        total += 2 * scores if (block, 0) >= lowest else 0
+        total += scores if gradient_checkpointing and block >= lowest[0] else 0
+    for module in shapes.modules:
+        passes = 1 + (_place(module) > lowest) + (gradient_checkpointing and module.block >= lowest[0])
+        total += 2 * num_tokens * module.num_weights * passes
+    return total
+
+
+def adapter_flops(shapes: BaseShapes, ranks: Mapping[str, int], *, num_tokens: int, gradient_checkpointing: bool = False) -> int:
+    """The adapters, forward and backward.
+
+    Forward is u = A x and B u: 2 n r (d_in + d_out). Backward is twice that: gradients of A and B, of u, and of x; the last one, 2 n r
+    d_in, only above the lowest adapted stage.
+
+        >>> adapter_flops(base, {"h.0.attn.qkv_proj": 1}, num_tokens=4)
+        320
+        >>> adapter_flops(base, {"h.0.attn.qkv_proj": 1, "h.1.attn.qkv_proj": 1}, num_tokens=4)
+        704
+    """
+    lowest, total = _lowest(shapes, ranks), 0
+    for module in shapes.modules:
+        rank = ranks.get(module.name, 0)
+        forward = 2 * num_tokens * module.num_adapter_parameters(rank)
+        no_input_gradient = 2 * num_tokens * rank * module.d_in if _place(module) == lowest else 0
+        total += forward * (4 if gradient_checkpointing else 3) - no_input_gradient
+    return total
+
+
+def full_pool_adapter_flops(shapes: BaseShapes, pool_ranks: Mapping[str, int], *, num_tokens: int) -> int:
+    """What adapters would cost with every module of the pool active all the time, without recomputation: the yardstick of savings.
+
+    >>> full_pool_adapter_flops(base, {"h.0.attn.qkv_proj": 1}, num_tokens=4)
+    320
+    """
+    return adapter_flops(shapes, pool_ranks, num_tokens=num_tokens)
+
+
+def head_flops(shapes: BaseShapes, *, num_label_tokens: int) -> int:
+    """Logits at label tokens only, 2 N d V, and one product back to the hidden states, as much again; the head's weight is frozen.
+
+    >>> head_flops(base, num_label_tokens=10)
+    10240
+    """
+    return 4 * num_label_tokens * shapes.d_model * shapes.vocab_size
+
+
+def adapter_parameters(shapes: BaseShapes, ranks: Mapping[str, int]) -> int:
+    """Trainable numbers: r (d_in + d_out) summed over the modules.
+
+    >>> adapter_parameters(base, {"h.0.attn.qkv_proj": 2, "h.0.mlp.fc1": 1})
+    56
+    """
+    return sum(module.num_adapter_parameters(ranks.get(module.name, 0)) for module in shapes.modules)
+
+
+def adapter_payload_bytes(shapes: BaseShapes, ranks: Mapping[str, int]) -> int:
+    """One adapter on its way, in one direction: fp32 numbers; names and message framing are not counted.
+
+    >>> adapter_payload_bytes(base, {"h.0.attn.qkv_proj": 2})
+    128
+    """
+    return ADAPTER_BYTES_PER_PARAMETER * adapter_parameters(shapes, ranks)
+
+
+def round_seconds(
+    flops: int, payload_bytes: int, *, flops_per_second: float | None, bits_per_second: float | None, latency_seconds: float | None
+) -> float | None:
+    """A round's time by an edge's declared speed and link: work / speed + bytes * 8 / rate + one latency each way.
+
+    What is not declared costs nothing; None where neither speed nor link is declared.
+
+        >>> round_seconds(10**9, 10**6, flops_per_second=5e8, bits_per_second=8e6, latency_seconds=0.02)
+        3.04
+        >>> round_seconds(10**9, 10**6, flops_per_second=None, bits_per_second=None, latency_seconds=None) is None
+        True
+    """
+    if flops_per_second is None and bits_per_second is None and latency_seconds is None:
+        return None
+    compute = flops / flops_per_second if flops_per_second else 0.0
+    transfer = 8 * payload_bytes / bits_per_second if bits_per_second else 0.0
+    return compute + transfer + 2 * (latency_seconds or 0.0)
+
+
+def _place(module: ModuleShape) -> tuple[int, int]:
+    return module.block, module.stage
+
+
+def _lowest(shapes: BaseShapes, ranks: Mapping[str, int]) -> tuple[int, int]:
+    """Block and stage of the first adapted module; after everything where there is none."""
+    return min((_place(module) for module in shapes.modules if ranks.get(module.name, 0)), default=(shapes.num_blocks, 0))

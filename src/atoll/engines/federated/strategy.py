@@ -1,0 +1,152 @@
+"""The coordinator's side of a round, as a Flower Strategy: a message per edge, and the aggregation of what comes back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from atoll.adapters.state import AdapterState
+from atoll.cost.formulas import Flops
+from atoll.engines.federated.aggregation import Contribution, aggregate, check_update, for_edge
+from atoll.engines.federated.flower import ArrayRecord, ConfigRecord, Grid, Message, MessageType, MetricRecord, RecordDict, Strategy
+from atoll.engines.federated.payload import get_adapter, num_bytes, put_adapter
+from atoll.errors import AdapterFitError, EdgesLostError, UpdateRefusedError
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeResult:
+    """What one edge reported of one round."""
+
+    edge: str
+    num_examples: int
+    num_steps: int
+    num_tokens: int
+    num_label_tokens: int
+    mean_loss: float
+    peak_bytes: int
+    flops: Flops
+    up_bytes: int
+    down_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RoundResult:
+    """What came out of one round."""
+
+    round: int
+    state: AdapterState
+    discarded_share: float
+    edges: tuple[EdgeResult, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Observer:
+    """What the coordinator tells while it works."""
+
+    round_started: Callable[[int], None]
+    edge_finished: Callable[[int, EdgeResult], None]
+    edge_dropped: Callable[[int, str, str], None]
+    round_finished: Callable[[RoundResult], None]
+
+
+@dataclass(eq=False)
+class AdapterStrategy(Strategy):
+    """Sends every edge the common adapter at the edge's own ranks, and averages the products of what returns.
+
+    The common adapter is an AdapterState; Flower's `arrays` argument carries the same numbers so that Flower's own loop and logs see them.
+    """
+
+    state: AdapterState
+    edge_ranks: Mapping[str, Mapping[str, int]]
+    """Per edge: the modules it trains, and their ranks."""
+    nodes: Mapping[int, str]
+    """Flower's node ids, by edge name."""
+    min_edges: int
+    observer: Observer
+    _sent: dict[int, tuple[float, int]] = field(default_factory=dict)
+    _round_start: float = 0.0
+
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """One message per edge, made when the grid asks for it."""
+        self._round_start = time.monotonic()
+        self.observer.round_started(server_round)
+        for node in grid.get_node_ids():
+            content = RecordDict({"config": config})
+            put_adapter(content, for_edge(self.state, self.edge_ranks[self.nodes[node]]))
+            self._sent[node] = (time.monotonic(), num_bytes(content))
+            yield Message(content, node, MessageType.TRAIN, group_id=str(server_round))
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The new common adapter.
+
+        Raises: EdgesLostError where fewer than `min_edges` sent an update that can be used.
+        """
+        contributions, results, silent = [], [], set(self.nodes)
+        for reply in replies:
+            node = reply.metadata.src_node_id
+            silent.discard(node)
+            try:
+                contribution, result = self._read(node, reply)
+            except (UpdateRefusedError, AdapterFitError) as problem:
+                self.observer.edge_dropped(server_round, self.nodes[node], problem.page())
+                continue
+            contributions.append(contribution)
+            results.append(result)
+            self.observer.edge_finished(server_round, result)
+        for node in sorted(silent):
+            self.observer.edge_dropped(server_round, self.nodes[node], "no answer before the round ended")
+        if len(contributions) < self.min_edges:
+            raise EdgesLostError(
+                f"round {server_round} got too few updates", got=f"{len(contributions)} of {len(self.nodes)} edges",
+                expected=f"at least {self.min_edges} ([federated] min_edges)",
+                do="see edge_dropped in events.jsonl; the last whole round is in checkpoints/",
+            )  # fmt: skip
+        outcome = aggregate(contributions, self._common_ranks(), self.state)
+        self.state = outcome.state
+        seconds = time.monotonic() - self._round_start
+        self.observer.round_finished(RoundResult(server_round, self.state, outcome.discarded_share, tuple(results), seconds))
+        return self.arrays(), None
+
+    def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """No messages: held-out rows are the coordinator's, and are scored once, after the last round."""
+        return ()
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Nothing: see `configure_evaluate`."""
+        return None
+
+    def summary(self) -> None:
+        """Nothing to log: plan.json and events.jsonl say more."""
+
+    def arrays(self) -> ArrayRecord:
+        """The common adapter as a Flower record."""
+        record = RecordDict()
+        put_adapter(record, self.state)
+        return record.array_records["adapter"]
+
+    def _read(self, node: int, reply: Message) -> tuple[Contribution, EdgeResult]:
+        edge = self.nodes[node]
+        if reply.has_error():
+            got = reply.error.reason or f"code {reply.error.code}"
+            raise UpdateRefusedError("the edge reported an error", where=f"edge {edge}", got=got)
+        started, down_bytes = self._sent[node]
+        metrics = reply.content.metric_records["metrics"]
+        contribution = Contribution(edge, get_adapter(reply.content), int(metrics["num_examples"]))  # type: ignore[arg-type]
+        counts = {key: int(metrics[key]) for key in ("num_examples", "num_steps", "num_tokens", "num_label_tokens", "peak_bytes")}  # type: ignore[arg-type]
+        flops = Flops(**{key: int(metrics[key]) for key in ("block_flops", "adapter_flops", "head_flops")})  # type: ignore[arg-type]
+        result = EdgeResult(
+            edge=edge, mean_loss=float(metrics["mean_loss"]), up_bytes=num_bytes(reply.content), down_bytes=down_bytes,  # type: ignore[arg-type]
+            flops=flops, seconds=time.monotonic() - started, **counts,
+        )  # fmt: skip
+        check_update(contribution, self.state)
+        return contribution, result
+
+    def _common_ranks(self) -> dict[str, int]:
+        ranks = dict.fromkeys(self.state.modules, 0)
+        for modules in self.edge_ranks.values():
+            for name, rank in modules.items():
+                ranks[name] = max(ranks[name], rank)
+        return ranks

@@ -1,0 +1,56 @@
+"""One plain line for an event; "" for events that come too often for lines."""
+
+from __future__ import annotations
+
+from atoll.runs.events import (
+    DataLoaded,
+    EdgeDropped,
+    EdgeFinished,
+    Evaluated,
+    Event,
+    PhaseStarted,
+    RoundFinished,
+    RunFinished,
+    RunStarted,
+)
+from atoll.units import format_bytes, format_seconds
+
+
+def describe_event(event: Event) -> str:
+    """One line for people; one a round and phase, none for steps."""
+    match event:
+        case RunStarted():
+            edges = f"{len(event.edges)} edge{'s' if len(event.edges) != 1 else ''}"
+            return f"run {event.name}: {edges} ({', '.join(event.edges)}), {event.rounds} rounds, seed {event.seed}"
+        case DataLoaded():
+            return _data(event)
+        case PhaseStarted():
+            unit = "rows" if event.phase == "evaluate" else "steps"
+            return f"{event.phase}: {event.total_steps} {unit}" if event.total_steps else event.phase
+        case EdgeFinished():
+            return _edge(event)
+        case EdgeDropped():
+            return f"round {event.round}: edge {event.edge} dropped: {event.reason}"
+        case RoundFinished():
+            moved = f"up {format_bytes(event.up_bytes)}, down {format_bytes(event.down_bytes)}"
+            return f"{event.phase} round {event.round}: {len(event.edges)} updates, {moved}, {format_seconds(event.seconds)}"
+        case Evaluated():
+            return f"{event.row}: " + ", ".join(f"{name} {value:.4g}" for name, value in event.metrics.items())
+        case RunFinished():
+            return f"{event.status} after {format_seconds(event.seconds)}"
+        case _:
+            return ""
+
+
+def _data(event: DataLoaded) -> str:
+    of = f" of {event.edge}" if event.edge else ""
+    notes = [f"{event.num_skipped} skipped"] if event.num_skipped else []
+    notes += [f"{event.num_truncated} cut to max_length"] if event.num_truncated else []
+    counted = f"{event.num_rows} rows, {event.num_tokens} tokens, {event.num_label_tokens} with loss"
+    noted = f" ({', '.join(notes)})" if notes else ""
+    return f"{event.role} data{of}: {counted}{noted}"
+
+
+def _edge(event: EdgeFinished) -> str:
+    loss = f"mean loss {event.mean_loss:.4g}"
+    return f"{event.phase} round {event.round}: {event.edge}, {event.num_steps} steps, {loss}, {format_seconds(event.seconds)}"

@@ -1,0 +1,45 @@
+"""A fleet's plan as a table: what `atoll plan` shows, from the JSON of plan.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from atoll.report.tables import plain_table
+from atoll.units import format_bytes, format_seconds
+
+_HEADER = ("edge", "mode", "bits", "rank", "modules", "batch", "steps/round", "memory", "time/round", "up/round", "down/round", "limit")
+
+
+def plan_table(plan: Mapping[str, Any]) -> Table:
+    """One line for each edge, and below them why."""
+    edges: list[Mapping[str, Any]] = list(plan["edges"])
+    num_rounds, trainable, whole = plan["rounds"], plan["num_trainable"], plan["num_parameters"]
+    title = f"{num_rounds} rounds; {trainable:,} of {whole:,} parameters trained ({100 * trainable / whole:.2g} %)"
+    return plain_table(title, _HEADER, [_row(edge) for edge in edges], {edge["name"]: edge["why"] for edge in edges})
+
+
+def _row(edge: Mapping[str, Any]) -> tuple[str, ...]:
+    batch = str(edge["batch_size"]) + (f" x {edge['accumulate']}" if edge["accumulate"] > 1 else "")
+    seconds = edge["predicted_seconds"]
+    return (
+        edge["name"],
+        edge["mode"],
+        str(edge["bits"]),
+        _span(edge["ranks"]),
+        str(len(edge["ranks"])),
+        batch,
+        str(edge["num_steps"]),
+        format_bytes(edge["predicted_peak_bytes"]),
+        "-" if seconds is None else format_seconds(seconds),
+        format_bytes(edge["up_bytes"]),
+        format_bytes(edge["down_bytes"]),
+        edge["binding"],
+    )
+
+
+def _span(ranks: Mapping[str, int]) -> str:
+    smallest, largest = min(ranks.values()), max(ranks.values())
+    return str(smallest) if smallest == largest else f"{smallest} to {largest}"

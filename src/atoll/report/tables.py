@@ -1,0 +1,71 @@
+"""Tables for the terminal: the comparison of a run, scores of an evaluation, a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TextIO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from atoll.runs.summary import Scores, Summary
+
+_FIRST = ("loss", "perplexity")
+_TITLES = {"loss": "loss (nats/token)"}
+
+
+def print_table(table: Table, stream: TextIO) -> None:
+    """The table with colour on a terminal, as plain text of its full width elsewhere."""
+    if stream.isatty():
+        Console(file=stream).print(table)
+    else:
+        Console(file=stream, width=200, no_color=True, highlight=False).print(table, soft_wrap=False)
+
+
+def comparison_table(summary: Summary) -> Table | None:
+    """Base, local-only (mean and each edge), federated and central, best loss in bold; None for a run without evaluation."""
+    rows: list[tuple[str, Scores]] = []
+    evaluation = summary.eval
+    if evaluation.base is not None:
+        rows.append(("base", evaluation.base))
+    if evaluation.local_only is not None:
+        rows.append(("local-only (mean)", evaluation.local_only.mean))
+        rows += [(f"  {name}", scores) for name, scores in evaluation.local_only.edges.items()]
+    if evaluation.adapted is not None:
+        rows.append(("federated" if len(summary.edges) > 1 else "adapted", evaluation.adapted))
+    if evaluation.central is not None:
+        rows.append(("central", evaluation.central))
+    return scores_table(rows, "held-out rows of all edges") if rows else None
+
+
+def scores_table(rows: Sequence[tuple[str, Scores]], title: str) -> Table:
+    """One line for each named set of scores, one column for each metric."""
+    names = [name for name in _FIRST if any(name in scores for _, scores in rows)]
+    names += sorted({name for _, scores in rows for name in scores} - set(_FIRST))
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for name in names:
+        table.add_column(_TITLES.get(name, name.replace("_", " ")), justify="right", no_wrap=True)
+    losses = [loss for _, scores in rows if (loss := scores.get("loss")) is not None]
+    for label, scores in rows:
+        best = len(rows) > 1 and bool(losses) and scores.get("loss") == min(losses)
+        table.add_row(label, *(_number(scores.get(name), name) for name in names), style="bold" if best else None)
+    return table
+
+
+def plain_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes: Mapping[str, str] | None = None) -> Table:
+    """Text cells under a header; columns after the first to the right, notes below."""
+    caption = "\n".join(f"{name}: {text}" for name, text in (notes or {}).items()) or None
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left", pad_edge=False)
+    for number, name in enumerate(header):
+        table.add_column(name, justify="right" if number else "left", no_wrap=number < len(header) - 1)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _number(value: float | None, name: str) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if name in ("bleu", "perplexity") and abs(value) < 1e4 else f"{value:.4g}"

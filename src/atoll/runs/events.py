@@ -1,0 +1,209 @@
+"""What happens in a run, as typed events; one JSON line each in events.jsonl, and the same values to whoever watches."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Literal, Self
+
+from atoll.errors import RunFolderError
+from atoll.runs.files import finite
+
+Phase = Literal["federated", "local-only", "central", "evaluate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened; the fields of a subclass are the fields of its line."""
+
+    @classmethod
+    def kind(cls) -> str:
+        """The name on the line: StepDone -> "step_done"."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted(Event):
+    """The run directory exists and its config is checked."""
+
+    name: str
+    seed: int
+    rounds: int
+    edges: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DataLoaded(Event):
+    """Rows became tokens; counted before any step."""
+
+    role: Literal["train", "eval"]
+    edge: str
+    num_rows: int
+    num_skipped: int
+    num_truncated: int
+    num_tokens: int
+    num_label_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseStarted(Event):
+    """A part of the run with its number of steps over all edges and rounds; "evaluate": of rows."""
+
+    phase: Phase
+    total_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoundStarted(Event):
+    """Rounds count from 1."""
+
+    phase: Phase
+    round: int
+    rounds: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone(Event):
+    """One optimizer step of one edge."""
+
+    phase: Phase
+    round: int
+    edge: str
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    num_tokens: int
+    num_label_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeFinished(Event):
+    """An edge's part of a round is done and its update handed over."""
+
+    phase: Phase
+    round: int
+    edge: str
+    num_steps: int
+    mean_loss: float
+    up_bytes: int
+    down_bytes: int
+    peak_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeDropped(Event):
+    """An edge gave no update in this round."""
+
+    round: int
+    edge: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoundFinished(Event):
+    """The updates of a round became one; `discarded_share` is what truncation to the rank threw away."""
+
+    phase: Phase
+    round: int
+    edges: tuple[str, ...]
+    discarded_share: float
+    up_bytes: int
+    down_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointWritten(Event):
+    """A whole checkpoint lies at `path`."""
+
+    round: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated(Event):
+    """One row of the comparison: "base", "federated", "central", "local-only:NAME"."""
+
+    row: str
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class RunFinished(Event):
+    """The last line of every run that was not killed."""
+
+    status: Literal["complete", "interrupted", "failed"]
+    seconds: float
+
+
+Observer = Callable[[Event], None]
+
+
+class EventLog:
+    """Appends events to a file, whole line by whole line, and shows each to the observers. `path` None: observers only."""
+
+    def __init__(self, path: Path | None, observers: Sequence[Observer] = ()) -> None:
+        self._observers = tuple(observers)
+        self._file: IO[bytes] | None = None
+        if path is not None:
+            _drop_torn_line(path)
+            self._file = path.open("ab", buffering=0)
+
+    def append(self, event: Event) -> None:
+        """Write one line, then tell the observers in their order."""
+        if self._file is not None:
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            line = {"time": now, "event": event.kind()} | {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
+            # Unbuffered and in one call: a process that is killed leaves whole lines and at most one torn one.
+            self._file.write(json.dumps(finite(line), ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        for observer in self._observers:
+            observer(event)
+
+    def close(self) -> None:
+        """Close the file; may be called twice."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def read_events(path: Path) -> Iterator[dict[str, object]]:
+    """The lines of an event log as JSON objects; a torn last line, from a process that was killed, is left out.
+
+    Raises: RunFolderError for a log that is missing or damaged elsewhere.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        got = error.strerror or str(error)
+        do = "give the folder of a run that started"
+        raise RunFolderError("the run has no readable event log", where=str(path), got=got, expected="events.jsonl", do=do) from None
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            yield json.loads(line)
+        except ValueError:
+            what, where = "an event cannot be read", f"{path}, line {number}"
+            do = "the file was changed after it was written; take the line out"
+            raise RunFolderError(what, where=where, got=repr(line[:60]), expected="a JSON object", do=do) from None
+
+
+def _drop_torn_line(path: Path) -> None:
+    """A run that goes on must not glue its first line to half a line of the run before."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        whole = file.read().rfind(b"\n") + 1
+        file.truncate(whole)

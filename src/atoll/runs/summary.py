@@ -1,0 +1,147 @@
+"""summary.json: what a run came to, as programs may rely on it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from platform import python_version
+from typing import Literal
+
+from atoll.errors import RunFolderError
+from atoll.runs.files import write_json
+from atoll.runs.layout import read_object
+
+Scores = Mapping[str, float | None]  # "loss" in nats per completion token, "perplexity", and the task's metrics
+
+
+@dataclass(frozen=True, slots=True)
+class LocalOnly:
+    """Every edge alone: the mean over edges, and each edge's scores."""
+
+    mean: Scores
+    edges: Mapping[str, Scores]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The rows of the comparison; None where the run has no held-out rows or did not ask."""
+
+    base: Scores | None = None
+    adapted: Scores | None = None
+    local_only: LocalOnly | None = None
+    central: Scores | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Really written to sockets or handed to the engine, seen from the edges."""
+
+    up_bytes: int = 0
+    down_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeCompute:
+    """Floating-point operations on the edges, and their parts; `full_pool`: adapters with every module active all the time."""
+
+    flops: float = 0.0
+    adapter_flops: float = 0.0
+    head_flops: float = 0.0
+    block_flops: float = 0.0
+    full_pool_adapter_flops: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Durations:
+    """`simulated`: by the edges' declared speed and bandwidth; None where none is declared."""
+
+    wall: float = 0.0
+    simulated: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeSummary:
+    """One edge; `ranks` by module name."""
+
+    name: str
+    mode: Literal["local", "split"]
+    bits: int
+    batch_size: int
+    ranks: Mapping[str, int]
+    steps: int
+    predicted_peak_bytes: int | None
+    measured_peak_bytes: int | None
+    active_share: float
+    up_bytes: int
+    down_bytes: int
+    dropped_rounds: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrivacySpent:
+    """The guarantee of the whole run."""
+
+    epsilon: float
+    delta: float
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """summary.json."""
+
+    status: Literal["complete", "interrupted", "failed"]
+    eval: Evaluation = field(default_factory=Evaluation)
+    traffic: Traffic = field(default_factory=Traffic)
+    edge_compute: EdgeCompute = field(default_factory=EdgeCompute)
+    seconds: Durations = field(default_factory=Durations)
+    edges: tuple[EdgeSummary, ...] = ()
+    privacy: PrivacySpent | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, object]:
+        """As summary.json holds it: local_only is its mean with "edges" beside it; rows that were not asked for are absent."""
+        value = dataclasses.asdict(self)
+        value["eval"] = {name: scores for name, scores in value["eval"].items() if scores is not None or name in ("base", "adapted")}
+        if self.eval.local_only is not None:
+            value["eval"]["local_only"] = {**self.eval.local_only.mean, "edges": dict(self.eval.local_only.edges)}
+        return value
+
+
+def write_summary(path: Path, summary: Summary) -> None:
+    """Write summary.json whole or not at all."""
+    write_json(path, summary.to_json())
+
+
+def read_summary(path: Path) -> Summary:
+    """What `write_summary` wrote; keys that a later version added are left out.
+
+    Raises: RunFolderError if it is missing, damaged, or lacks a field.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    value = read_object(path)
+    rows = value.get("eval")
+    if isinstance(rows, dict) and isinstance(rows.get("local_only"), dict):
+        mean = dict(rows["local_only"])
+        value["eval"] = {**rows, "local_only": {"edges": mean.pop("edges", {}), "mean": mean}}
+    try:
+        return TypeAdapter(Summary).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        got = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        do = "the file was changed after the run, or another version wrote it; run `atoll train` again"
+        raise RunFolderError("summary.json lacks what it must have", where=str(path), got=got, expected="a summary", do=do) from None
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the result, without importing any of it."""
+    found = {"python": python_version()}
+    for name in ("atoll", "torch", "transformers", "peft", "flwr"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found

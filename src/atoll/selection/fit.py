@@ -1,0 +1,113 @@
+"""Whether a setting fits an edge's memory, and which smaller one would."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from atoll.cost.memory import Memory, training_memory
+from atoll.errors import InfeasibleError
+from atoll.shapes import BaseShapes
+from atoll.units import format_bytes
+
+_LARGEST_BATCH = 1024
+_SHORTEST_ROW_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What decides the memory of an edge."""
+
+    shapes: BaseShapes
+    ranks: Mapping[str, int]
+    bits: int
+    batch_size: int
+    row_tokens: int
+    gradient_checkpointing: bool
+
+    @property
+    def num_label_tokens(self) -> int:
+        """All tokens of a batch but the first of each row: the most that can carry loss."""
+        return self.batch_size * (self.row_tokens - 1)
+
+    @property
+    def memory(self) -> Memory:
+        """The foretold peak by its parts."""
+        return training_memory(
+            self.shapes, self.ranks, num_rows=self.batch_size, row_tokens=self.row_tokens, num_label_tokens=self.num_label_tokens,
+            bits=self.bits, activation_bytes=self.bits // 8, gradient_checkpointing=self.gradient_checkpointing,
+        )  # fmt: skip
+
+    @property
+    def peak_bytes(self) -> int:
+        """The foretold peak."""
+        return self.memory.num_bytes
+
+
+def largest_batch(setting: Setting, memory_bytes: int) -> int:
+    """The largest doubling of the setting's batch that still fits; the setting's own where none does."""
+    batch = setting.batch_size
+    while 2 * batch <= _LARGEST_BATCH and dataclasses.replace(setting, batch_size=2 * batch).peak_bytes <= memory_bytes:
+        batch *= 2
+    return batch
+
+
+def refuse(edges: Sequence[tuple[str, int, Setting]]) -> None:
+    """Check each edge's setting against its declared bytes.
+
+    Raises: InfeasibleError naming all edges that are too small, what each lacks, and what would make it fit.
+    """
+    over = [(name, memory_bytes, setting) for name, memory_bytes, setting in edges if setting.peak_bytes > memory_bytes]
+    if not over:
+        return
+    raise InfeasibleError(
+        f"{len(over)} of {len(edges)} edges that declare their memory {'has' if len(over) == 1 else 'have'} too little of it",
+        where=", ".join(f"[[edge]] {name}" for name, _, _ in over),
+        got="; ".join(f"{name} declares {format_bytes(memory_bytes)}" for name, memory_bytes, _ in over),
+        expected="; ".join(_needs(*one) for one in over),
+        do="; ".join(f"for {name} {_advice(memory_bytes, setting)}" for name, memory_bytes, setting in over),
+    )
+
+
+def _needs(name: str, memory_bytes: int, setting: Setting) -> str:
+    memory = setting.memory
+    parts = {
+        "process": memory.process_bytes, "base": memory.base_bytes, "adapters": memory.adapter_bytes,
+        "activations": memory.activation_bytes, "logits": memory.logits_bytes,
+    }  # fmt: skip
+    listed = ", ".join(f"{part} {format_bytes(size)}" for part, size in parts.items())
+    missing = format_bytes(memory.num_bytes - memory_bytes)
+    return f"{name} needs {format_bytes(memory.num_bytes)} ({listed}): {missing} more"
+
+
+def _advice(memory_bytes: int, setting: Setting) -> str:
+    for words, smaller in _smaller(setting):
+        if smaller.peak_bytes <= memory_bytes:
+            return f"write {words}"
+    least = dataclasses.replace(
+        setting, batch_size=1, row_tokens=min(setting.row_tokens, _SHORTEST_ROW_TOKENS), gradient_checkpointing=True,
+        ranks=dict.fromkeys(setting.ranks, 1),
+    )  # fmt: skip
+    return f"declare {format_bytes(least.peak_bytes)} or more, if it has that, or choose a smaller base: no setting fits"
+
+
+def _smaller(setting: Setting) -> Iterator[tuple[str, Setting]]:
+    """Ever smaller settings, the least painful first."""
+    if not setting.gradient_checkpointing:
+        setting = dataclasses.replace(setting, gradient_checkpointing=True)
+        yield 'gradient_checkpointing = "auto"', setting
+    while setting.batch_size > 1:
+        setting = dataclasses.replace(setting, batch_size=setting.batch_size // 2)
+        yield f"batch_size = {setting.batch_size} (and accumulate more)", setting
+    while setting.row_tokens // 2 >= _SHORTEST_ROW_TOKENS:
+        setting = dataclasses.replace(setting, row_tokens=setting.row_tokens // 2)
+        yield f"batch_size = 1 and max_length = {setting.row_tokens}", setting
+    rank = max(setting.ranks.values(), default=1)
+    while rank > 1:
+        rank //= 2
+        setting = dataclasses.replace(setting, ranks={name: min(rank, own) for name, own in setting.ranks.items()})
+        yield f"batch_size = 1, max_length = {setting.row_tokens} and rank = {rank}", setting
+    if setting.bits > 16:
+        setting = dataclasses.replace(setting, bits=16)
+        yield f'batch_size = 1, max_length = {setting.row_tokens}, rank = 1 and precision = "bf16"', setting

@@ -1,0 +1,68 @@
+"""The modules of a base that can carry an adapter, as sizes and names only: what planning, targets and formulas share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+ModuleKind = Literal["attention", "mlp", "other"]
+
+_OUTPUT_PROJECTIONS = frozenset({"o_proj", "out_proj", "dense", "c_proj", "down_proj", "fc2", "dense_4h_to_h", "wo", "w2", "proj"})
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleShape:
+    """One linear projection inside a block of the base."""
+
+    name: str
+    """Full dotted name in the model, "model.layers.0.self_attn.q_proj"."""
+    d_in: int
+    d_out: int
+    kind: ModuleKind
+    block: int
+    """Which block of the base it belongs to, from 0."""
+
+    @property
+    def last_name(self) -> str:
+        """The last component of the name, "q_proj"."""
+        return self.name.rpartition(".")[2]
+
+    @property
+    def stage(self) -> int:
+        """Place in its block's computation: 0 into attention, 1 out of it, 2 into the feed-forward part, 3 out of it.
+
+        Modules of one block and stage read the same input.
+        """
+        return (0 if self.kind == "attention" else 2) + (self.last_name in _OUTPUT_PROJECTIONS)
+
+    @property
+    def num_weights(self) -> int:
+        """Entries of the weight matrix, without the bias."""
+        return self.d_in * self.d_out
+
+    def num_adapter_parameters(self, rank: int) -> int:
+        """Trainable numbers of an adapter of this rank: rank * (d_in + d_out)."""
+        return rank * (self.d_in + self.d_out)
+
+
+@dataclass(frozen=True, slots=True)
+class BaseShapes:
+    """What planning needs to know of a base."""
+
+    model_type: str
+    num_parameters: int
+    """As loaded: a head that is the embedding counts once."""
+    modules: tuple[ModuleShape, ...]
+    """Every linear projection inside the blocks, in the model's order; never head or embedding."""
+    d_model: int
+    vocab_size: int
+    num_blocks: int
+    max_positions: int | None
+    """None where positions are relative and the configuration sets no bound."""
+    tied_head: bool
+    stored_bytes_per_weight: float
+    num_heads: int
+    attention_width: int
+    """Heads times the width of one."""
+    keeps_scores: bool
+    """Whether attention scores are held in memory (heads x T x T a row)."""

@@ -1,0 +1,1 @@
+"""How a model is asked: by generation, or by the likelihood of candidates."""

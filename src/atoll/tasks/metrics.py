@@ -1,0 +1,53 @@
+"""Scores of generated texts against references: pure functions over lists of strings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+SLOT = re.compile(r"[^\[\],]+\[([^\]]*)\]")
+
+
+def exact_match(generated: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Share of texts equal to one of their references, spaces at both ends aside."""
+    hits = [text.strip() in {reference.strip() for reference in several} for text, several in zip(generated, references, strict=True)]
+    return sum(hits) / len(hits)
+
+
+def bleu(generated: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Corpus BLEU by sacrebleu with its standard settings (13a tokens, 4-grams), each text against all its references.
+
+    Units: 0 to 100.
+    Source: Post 2018, arXiv:1804.08771.
+    """
+    import sacrebleu
+
+    most = max(len(several) for several in references)
+    # sacrebleu wants as many references for every text; None stands for one that is not there.
+    streams = [[several[k].strip() if k < len(several) else None for several in references] for k in range(most)]
+    return float(sacrebleu.corpus_bleu([text.strip() for text in generated], streams).score)  # type: ignore[arg-type]
+
+
+def rouge(generated: Sequence[str], references: Sequence[Sequence[str]]) -> Mapping[str, float]:
+    """Mean F-measures rouge1, rouge2 and rougeL by rouge_score, without stemming, each text against its best reference.
+
+    Units: 0 to 1.
+    Source: Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries".
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+
+    names = ("rouge1", "rouge2", "rougeL")
+    scorer = RougeScorer(list(names))
+    scores = [scorer.score_multi(list(several), text) for text, several in zip(generated, references, strict=True)]
+    return {name: sum(score[name].fmeasure for score in scores) / len(scores) for name in names}
+
+
+def slot_values(slots: str) -> tuple[str, ...]:
+    """The values of "key[value], key[value]" pairs."""
+    return tuple(value.strip() for value in SLOT.findall(slots) if value.strip())
+
+
+def slot_accuracy(generated: Sequence[str], slots: Sequence[str]) -> float:
+    """Share of all slot values that their text mentions, letter case aside; a value that people paraphrase (yes, no) counts as missed."""
+    found = [value.casefold() in text.casefold() for text, pairs in zip(generated, slots, strict=True) for value in slot_values(pairs)]
+    return sum(found) / len(found) if found else 0.0

@@ -1,0 +1,240 @@
+"""How a row becomes text: templates over the columns, plain text, or chat messages.
+
+A template names columns in braces, "{mr} ->"; "{{" and "}}" are braces. "{text:.800}" takes the first 800 characters of a column, so that
+a long document does not push the completion behind it out of max_length.
+"""
+
+from __future__ import annotations
+
+import math
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, time
+from decimal import Decimal
+from typing import TYPE_CHECKING, Literal
+
+from atoll.config.schema import Data
+from atoll.errors import BadValueError, ColumnError, ConflictError
+from atoll.tasks.chat import Segment, as_messages, chat_prompt, chat_segments, last_answer, with_answer
+from atoll.tasks.rows import RowProblem
+from atoll.tasks.sources.nearest import did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Row = Mapping[str, object]
+
+ALPACA_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """Literal texts and columns in turn; a part with a column may take only its first characters."""
+
+    parts: tuple[tuple[str, str | None, int | None], ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns it names, in order."""
+        return tuple(column for _, column, _ in self.parts if column is not None)
+
+    def render(self, row: Row) -> str:
+        """The text of one row.
+
+        Raises: RowProblem where a value is missing or no text.
+        """
+        return "".join(literal + ("" if column is None else as_text(row, column)[:limit]) for literal, column, limit in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class TextForm:
+    """How rows of one data set are written, with loss on the completion, on everything, or on the assistant's turns."""
+
+    kind: Literal["completion", "text", "messages"]
+    prompt: Template | None = None
+    completion: Template | None = None
+    """With kind "text": the whole text."""
+    without_input: Template | None = None
+    """The prompt of rows whose column "input" is empty (instruction data)."""
+    messages: str = ""
+
+    @property
+    def adds_special_tokens(self) -> bool:
+        """Whether begin and end tokens are added; a chat template writes its own."""
+        return self.kind != "messages"
+
+    def segments(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[Segment, ...]:
+        """The row's text in pieces with and without loss.
+
+        Raises: RowProblem; TokenizerError where messages meet a tokenizer without a chat template.
+        """
+        if self.kind == "messages":
+            return chat_segments(as_messages(row.get(self.messages), self.messages), tokenizer)
+        assert self.completion is not None
+        answer = Segment(self.completion.render(row), True)
+        return (answer,) if self.kind == "text" else (Segment(self.prompt_text(row, tokenizer), False), answer)
+
+    def segments_with(self, row: Row, completion: str, tokenizer: PreTrainedTokenizerBase) -> tuple[Segment, ...]:
+        """The same with another completion (or another last answer of the assistant).
+
+        Raises: RowProblem, ConflictError, TokenizerError.
+        """
+        if self.kind == "messages":
+            return chat_segments(with_answer(as_messages(row.get(self.messages), self.messages), completion), tokenizer)
+        return (Segment(self.prompt_text(row, tokenizer), False), Segment(completion, True))
+
+    def prompt_text(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> str:
+        """What the model is given before it answers.
+
+        Raises: RowProblem; ConflictError for plain text, which has no prompt.
+        """
+        if self.kind == "messages":
+            return chat_prompt(as_messages(row.get(self.messages), self.messages), tokenizer)
+        if self.prompt is None:
+            raise ConflictError(
+                "plain text has no prompt to answer", where="[data] text", got="text", expected="prompt and completion, or messages",
+                do="set prompt and completion in [data], or leave the metrics that generate or choose out of [evaluate] metrics",
+            )  # fmt: skip
+        short = self.without_input is not None and not str(row.get("input") or "").strip()
+        return (self.without_input if short and self.without_input else self.prompt).render(row)
+
+    def reference(self, row: Row) -> str:
+        """The completion (or the assistant's last answer) that the row holds.
+
+        Raises: RowProblem.
+        """
+        if self.kind == "messages":
+            return last_answer(as_messages(row.get(self.messages), self.messages))
+        assert self.completion is not None
+        return self.completion.render(row)
+
+    def as_completion(self, answer: str) -> str:
+        """A label or choice as a completion: put in the place of the completion template's column where it has exactly one."""
+        if self.kind == "completion" and self.completion is not None and len(set(self.completion.columns)) == 1:
+            return self.completion.render({self.completion.columns[0]: answer})
+        return answer
+
+
+def text_form(data: Data, columns: Sequence[str]) -> TextForm:
+    """The form that [data] asks for; where it asks for none, the one that the column names suggest.
+
+    Raises: ConflictError, ColumnError, BadValueError.
+    """
+    _check_combination(data)
+    if data.messages is not None:
+        _check_column(data.messages, columns, "[data] messages")
+        return TextForm("messages", messages=data.messages)
+    if data.text is not None:
+        return TextForm("text", completion=_used(parse_template(data.text, columns, "[data] text"), "[data] text"))
+    if data.prompt is not None and data.completion is not None:
+        prompt = parse_template(data.prompt, columns, "[data] prompt")
+        return TextForm("completion", prompt, _used(parse_template(data.completion, columns, "[data] completion"), "[data] completion"))
+    return _usual_form(columns)
+
+
+def parse_template(template: str, columns: Sequence[str], where: str) -> Template:
+    """A template over known columns.
+
+    Raises: BadValueError, ColumnError.
+    """
+    try:
+        pieces = list(string.Formatter().parse(template))
+    except ValueError as problem:
+        raise _template_error(where, f"{template!r}: {problem}") from None
+    parts: list[tuple[str, str | None, int | None]] = []
+    for literal, name, width, conversion in pieces:
+        if name is None:
+            parts.append((literal, None, None))
+            continue
+        if not name or conversion or (width and not (width[0] == "." and width[1:].isdecimal())):
+            field = f"{name}{'!' + conversion if conversion else ''}{':' + width if width else ''}"
+            raise _template_error(where, f"{{{field}}} in {template!r}")
+        _check_column(name, columns, where)
+        parts.append((literal, name, int(width[1:]) if width else None))
+    return Template(tuple(parts))
+
+
+def as_text(row: Row, column: str) -> str:
+    """A value as text.
+
+    Raises: RowProblem where there is none, or where it is a list, an object or bytes.
+    """
+    value = row.get(column)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        raise RowProblem("no value (null, or the key is missing)", "a text", column)
+    if not isinstance(value, str | int | float | Decimal | date | time):
+        raise RowProblem(f"a {type(value).__name__}", "a text or a number", column)
+    text = str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise RowProblem("half of a surrogate pair", "text that can be written as UTF-8", column) from None
+    return text
+
+
+def _check_combination(data: Data) -> None:
+    given = [name for name in ("prompt", "completion", "text", "messages") if getattr(data, name) is not None]
+    if given in ([], ["prompt", "completion"], ["text"], ["messages"]):
+        return
+    lone = given in (["prompt"], ["completion"])
+    raise ConflictError(
+        f"{given[0]} stands alone" if lone else "several ways of writing a row exclude each other", where="[data]", got=" and ".join(given),
+        expected="prompt and completion; or text; or messages",
+        do=f"set {'completion' if given == ['prompt'] else 'prompt'} too, or use text" if lone else "keep one of the three ways",
+    )  # fmt: skip
+
+
+def _usual_form(columns: Sequence[str]) -> TextForm:
+    have = set(columns)
+    templates = {
+        ("prompt", "completion"): ("{prompt}", "{completion}", None), ("messages",): None,
+        ("instruction", "input", "output"): (ALPACA_INPUT, "{output}", ALPACA), ("instruction", "output"): (ALPACA, "{output}", None),
+        ("mr", "ref"): ("{mr} ->", " {ref}", None), ("text",): (None, "{text}", None),
+    }  # fmt: skip
+    for names, texts in templates.items():
+        if have.issuperset(names):
+            if texts is None:
+                return TextForm("messages", messages="messages")
+            prompt, completion, short = (None if text is None else parse_template(text, columns, "[data]") for text in texts)
+            return TextForm("text" if prompt is None else "completion", prompt, completion, short)
+    raise ConflictError(
+        "it is not said how a row becomes text", where="[data]", got=f"columns {', '.join(columns)}",
+        expected="prompt and completion, or text, or messages; or columns called so, or instruction (input) output, or mr ref",
+        do=f'set for example text = "{{{columns[0]}}}"' if columns else "give data with columns",
+    )  # fmt: skip
+
+
+def _used(template: Template, where: str) -> Template:
+    if template.columns:
+        return template
+    raise BadValueError(
+        "a template that uses no column writes the same for every row", where=where, got="no {column}",
+        expected='at least one column, as " {ref}"',
+        do="name the column that holds the text",
+    )  # fmt: skip
+
+
+def _check_column(name: str, columns: Sequence[str], where: str) -> None:
+    if name not in columns:
+        listed = ", ".join(columns) or "none"
+        raise ColumnError(
+            "the data has no such column", where=where, got=name, expected=f"one of {listed}",
+            do=did_you_mean(name, columns, f"use one of {listed}; a brace itself is written {{{{"),
+        )  # fmt: skip
+
+
+def _template_error(where: str, got: str) -> BadValueError:
+    return BadValueError(
+        "the template cannot be understood", where=where, got=got,
+        expected='column names in braces, "{mr} ->", or "{text:.800}" for 800 characters',
+        do="write {{ and }} for braces themselves",
+    )  # fmt: skip

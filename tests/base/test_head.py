@@ -1,0 +1,85 @@
+"""The loss at label positions, in chunks, against the library's own loss over all logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from atoll.base import head
+from atoll.errors import ArchitectureError
+
+from conftest import random_model
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Two right-padded rows with labels on the later positions."""
+
+    input_ids_BT: Tensor
+    predict_N: Tensor
+    target_N: Tensor
+    labels_BT: Tensor
+    position_ids_BT: Tensor | None = None
+    attention_B1TT: Tensor | None = None
+
+
+def rows() -> Rows:
+    ids = torch.arange(24).view(2, 12) * 5 % 96
+    labels = ids.clone()
+    labels[:, :4] = -100
+    labels[1, 8:] = -100
+    shifted = torch.cat([labels[:, 1:], torch.full((2, 1), -100)], dim=1).flatten()
+    predict = (shifted != -100).nonzero()[:, 0]
+    return Rows(ids, predict, shifted[predict], labels)
+
+
+def test_loss_is_the_librarys_loss(family_model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "CHUNK_BYTES", 1)  # the smallest chunks: 16 tokens, so that the 15 or more labels need two
+    batch = rows()
+    ours = head.loss_sum(family_model, batch)
+    theirs = family_model(input_ids=batch.input_ids_BT, labels=batch.labels_BT).loss * len(batch.target_N)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(head.token_losses_N(family_model, batch).sum(), ours, rtol=1e-5, atol=1e-5)
+
+
+def test_gradient_is_the_librarys_gradient(family_model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "CHUNK_BYTES", 1)
+    batch, grads = rows(), []
+    norm = [p for name, p in family_model.named_parameters() if "norm" in name or "ln_" in name][-1].requires_grad_()
+    theirs = family_model(input_ids=batch.input_ids_BT, labels=batch.labels_BT).loss * len(batch.target_N)
+    for loss in (head.loss_sum(family_model, batch), theirs):
+        norm.grad = None
+        loss.backward()
+        assert norm.grad is not None
+        grads.append(norm.grad.clone())
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("factor", "cap"), [(1.0, 5.0), (0.3, None), (0.7, 3.0)])
+def test_scaled_and_capped_logits(factor: float, cap: float | None) -> None:
+    g = torch.Generator().manual_seed(0)
+    h = torch.randn(40, 8, generator=g, requires_grad=True)
+    weight, bias, target = torch.randn(30, 8, generator=g) * 3, torch.randn(30, generator=g), torch.randint(30, (40,), generator=g)
+    ours = head._ChunkedCrossEntropy.apply(h, target, head.Head(weight, bias, factor, cap))
+    (grad_ours,) = torch.autograd.grad(ours, h)
+    z = (h @ weight.T + bias) * factor
+    z = z if cap is None else cap * torch.tanh(z / cap)
+    plain = nn.functional.cross_entropy(z, target, reduction="sum")
+    (grad_plain,) = torch.autograd.grad(plain, h)
+    torch.testing.assert_close(ours, plain)
+    torch.testing.assert_close(grad_ours, grad_plain, rtol=1e-4, atol=1e-5)
+
+
+def test_every_family_passes_the_check(family_model: PreTrainedModel) -> None:
+    head.check_head(family_model)
+
+
+def test_a_head_we_do_not_know_is_refused() -> None:
+    model = random_model("llama")
+    model.lm_head.register_forward_hook(lambda _m, _a, out: out * 1.5)
+    with pytest.raises(ArchitectureError, match="does something to its logits"):
+        head.check_head(model)

@@ -1,0 +1,58 @@
+"""Shared by all tests: tiny random models of every family, made here and never downloaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import atoll  # noqa: F401  first, because it sets OMP_WAIT_POLICY before torch is imported
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+SMALL = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+ROPE = {**SMALL, "intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2}
+FAMILIES: dict[str, dict[str, object]] = {
+    "llama": ROPE,
+    "mistral": ROPE,
+    "qwen2": ROPE,
+    "qwen3": {**ROPE, "head_dim": 8},
+    "gemma": {**ROPE, "head_dim": 8},
+    "gemma2": {**ROPE, "head_dim": 8},
+    "gpt2": {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "bos_token_id": 1, "eos_token_id": 2},
+    "opt": {**SMALL, "ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 128, "pad_token_id": 1, "eos_token_id": 2},
+    "bloom": {"vocab_size": 96, "hidden_size": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2},
+    "gpt_neox": {**SMALL, "intermediate_size": 48, "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2},
+}
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def random_model(family: str) -> PreTrainedModel:
+    """A two-block model of the family with random weights, in eval mode; equal calls give equal weights."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **FAMILIES[family])
+    model = AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:  # norms and biases start at ones and zeros, which would hide mistakes
+            parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def family(request: pytest.FixtureRequest) -> str:
+    """The name of one model family."""
+    return request.param
+
+
+@pytest.fixture
+def family_model(family: str) -> PreTrainedModel:
+    """A tiny random model of one family."""
+    return random_model(family)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data and models, where there is one."""
+    if not (SHARED / "models").is_dir():
+        pytest.skip("../shared with real models and data is absent")
+    return SHARED
