@@ -8,7 +8,10 @@ import atoll  # noqa: F401  first, because it sets OMP_WAIT_POLICY before torch 
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 SMALL = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 ROPE = {**SMALL, "intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2}
@@ -56,3 +59,14 @@ def shared() -> Path:
     if not (SHARED / "models").is_dir():
         pytest.skip("../shared with real models and data is absent")
     return SHARED
+
+
+def save_model_folder(folder: Path, family: str) -> None:
+    """A random model with a word tokenizer ("w0" to "w92"), as save_pretrained writes them."""
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2, **{f"w{n}": n + 3 for n in range(93)}}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<pad>"
+    ).save_pretrained(folder)
+    random_model(family).save_pretrained(folder)

@@ -15,7 +15,7 @@ from atoll.adapters.attach import attached, module_size
 from atoll.adapters.peft_files import load_adapter, save_adapter
 from atoll.adapters.state import AdapterState, ModuleAdapter
 
-from conftest import random_model
+from tests.conftest import random_model
 
 IDS = torch.arange(24).view(2, 12) * 3 % 96
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from atoll.base import head
 from atoll.errors import ArchitectureError
 
-from conftest import random_model
+from tests.conftest import random_model
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from atoll.engines.trainer import StepReport
 from atoll.tasks.batches import BatchStream
 from atoll.tasks.tokens import Example, Examples
 
-from conftest import random_model
+from tests.conftest import random_model
 
 
 def examples(num_rows: int = 12, seed: int = 0) -> Examples:

@@ -14,8 +14,8 @@ from atoll.engines.local import LocalTrainer
 from atoll.engines.step import learning_rate_at
 from atoll.engines.trainer import FitPlan, TrainState, Update
 
-from conftest import random_model
-from engines.conftest import adapters, stream, trainer
+from tests.conftest import random_model
+from tests.engines.conftest import adapters, stream, trainer
 
 
 def fit(engine: LocalTrainer, steps: int = 6, state: TrainState | None = None, accumulate: int = 1, checkpointing: bool = False,

@@ -83,7 +83,10 @@ def atoll(context: typer.Context, version: Annotated[bool, typer.Option("--versi
 
 @app.command(cls=Command)
 def init(directory: Annotated[Path, typer.Argument(metavar="DIR", hidden=True)]) -> Action:
-    """Write a commented run.toml and sample data into DIR, which must be absent or empty."""
+    """Write a commented run.toml and sample data.
+
+    DIR must be absent or empty.
+    """
     return partial(actions.init, directory)
 
 

@@ -10,11 +10,11 @@ from atoll.adapters.attach import attached
 from atoll.adapters.peft_files import load_adapter
 from atoll.adapters.state import AdapterState
 from atoll.base.load import Base, load_base
-from atoll.commands.finished import open_run, run_config
-from atoll.commands.sources import base_source, eval_rows
 from atoll.config.load import LoadedConfig, changed
 from atoll.config.schema import RunConfig
 from atoll.errors import ConflictError, EmptyDataError
+from atoll.jobs.finished import open_run, run_config
+from atoll.jobs.sources import base_source, eval_rows
 from atoll.runs.events import Evaluated, Event, EventLog, PhaseStarted
 from atoll.runs.layout import RunDirectory
 from atoll.tasks.evaluate import check_metrics
@@ -71,6 +71,8 @@ def _of_model(model: str | None, adapter: Path | None, data: str | None, overrid
         raise ConflictError("nothing to evaluate", got=got, expected="one of the two", do=do)
     start = LoadedConfig(RunConfig(), Path("run.toml"), "")
     given = _with(start, data, [f"model.base={model}", *overrides])
+    if given.config.data.eval is None:
+        raise _no_rows()
     state = load_adapter(adapter) if adapter is not None else None
     rows, form = _rows(given)
     return _Subject(load_base(base_source(given), precision=given.config.model.precision), state, given.config, rows, form)
@@ -82,13 +84,17 @@ def _with(loaded: LoadedConfig, data: str | None, overrides: Sequence[str]) -> L
     return changed(loaded, [*extra, *overrides])
 
 
+def _no_rows() -> EmptyDataError:
+    return EmptyDataError(
+        "there are no held-out rows to score", where="[data] eval", got="nothing", expected="a file, a folder or a data set id",
+        do="give --data FILE, or set eval in [data]",
+    )
+
+
 def _rows(loaded: LoadedConfig) -> tuple[Rows, TextForm]:
     rows = eval_rows(loaded)
     if rows is None:
-        raise EmptyDataError(
-            "there are no held-out rows to score", where="[data] eval", got="nothing", expected="a file, a folder or a data set id",
-            do="give --data FILE, or set eval in [data]",
-        )  # fmt: skip
+        raise _no_rows()
     form = text_form(loaded.config.data, rows.columns)
     check_metrics(loaded.config.evaluate, form, rows)
     return rows, form

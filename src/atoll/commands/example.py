@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from atoll.commands.sources import eval_rows
 from atoll.config.load import load
+from atoll.jobs.sources import eval_rows
 from atoll.tasks.text import text_form
 
 _LONGEST = 160
@@ -17,7 +17,7 @@ def example_prompt(config_path: str | Path, *, overrides: Sequence[str] = ()) ->
 
     Raises: InputError leaves, as the run itself would.
     """
-    loaded = load(Path(config_path), (*overrides, "data.eval_rows=1"))
+    loaded = load(Path(config_path), overrides)
     rows = eval_rows(loaded)
     if rows is None:
         return "..."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from atoll.adapters.attach import attached
-from atoll.commands.finished import open_run
+from atoll.jobs.finished import open_run
 from atoll.tasks.answers.generation import generate_greedy
 from atoll.tasks.tokens import begin_ids, encode_texts
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from atoll.commands.finished import open_run
 from atoll.errors import AdapterFitError
+from atoll.jobs.finished import open_run
 
 if TYPE_CHECKING:
     from peft import PeftModel

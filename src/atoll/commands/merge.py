@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from atoll.adapters.attach import merge_into
-from atoll.commands.finished import open_run
 from atoll.errors import AdapterFitError, OutputError
+from atoll.jobs.finished import open_run
 
 
 def merge(run_dir: str | Path, *, out: str | Path) -> Path:

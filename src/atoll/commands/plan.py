@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from atoll.base.shapes import read_shapes
-from atoll.commands.sources import base_source, edge_rows
 from atoll.config.load import load
 from atoll.errors import AdapterFolderError
+from atoll.jobs.sources import base_source, edge_rows
 from atoll.selection.plan import FleetPlan, plan_fleet
 
 _DOWN = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_A\.weight")

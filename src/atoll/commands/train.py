@@ -11,12 +11,12 @@ from pathlib import Path
 from atoll.adapters.attach import attached
 from atoll.adapters.peft_files import save_adapter
 from atoll.adapters.state import AdapterState
-from atoll.commands.accounts import Accounts
-from atoll.commands.job import Job, Participant, prepare
-from atoll.commands.rounds import run_rounds
 from atoll.config.load import config_hash, resolved
 from atoll.engines.federated.strategy import RoundResult
 from atoll.errors import AtollError
+from atoll.jobs.accounts import Accounts
+from atoll.jobs.job import Job, Participant, prepare
+from atoll.jobs.rounds import run_rounds
 from atoll.runs.checkpoints import write_checkpoint
 from atoll.runs.events import CheckpointWritten, Evaluated, Event, EventLog, PhaseStarted, RunFinished, RunStarted
 from atoll.runs.layout import RunDirectory

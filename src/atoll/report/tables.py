@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import TextIO
 
@@ -20,7 +21,10 @@ def print_table(table: Table, stream: TextIO) -> None:
     if stream.isatty():
         Console(file=stream).print(table)
     else:
-        Console(file=stream, width=200, no_color=True, highlight=False).print(table, soft_wrap=False)
+        text = io.StringIO()
+        Console(file=text, width=200, no_color=True, highlight=False).print(table)
+        # rich fills every line with spaces to the table's width.
+        print("\n".join(line.rstrip() for line in text.getvalue().splitlines() if line.strip()), file=stream)
 
 
 def comparison_table(summary: Summary) -> Table | None:
@@ -40,9 +44,9 @@ def comparison_table(summary: Summary) -> Table | None:
 
 
 def scores_table(rows: Sequence[tuple[str, Scores]], title: str) -> Table:
-    """One line for each named set of scores, one column for each metric."""
+    """One line for each named set of scores, one column for each metric; what was only counted (num_...) stays in the JSON."""
     names = [name for name in _FIRST if any(name in scores for _, scores in rows)]
-    names += sorted({name for _, scores in rows for name in scores} - set(_FIRST))
+    names += sorted({name for _, scores in rows for name in scores if not name.startswith("num_")} - set(_FIRST))
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     table.add_column("", no_wrap=True)
     for name in names:

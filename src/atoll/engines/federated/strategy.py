@@ -133,6 +133,8 @@ class AdapterStrategy(Strategy):
             got = reply.error.reason or f"code {reply.error.code}"
             raise UpdateRefusedError("the edge reported an error", where=f"edge {edge}", got=got)
         started, down_bytes = self._sent[node]
+        if "metrics" not in reply.content.metric_records:
+            raise UpdateRefusedError("the reply carries no figures", where=f"edge {edge}", got=", ".join(reply.content))
         metrics = reply.content.metric_records["metrics"]
         contribution = Contribution(edge, get_adapter(reply.content), int(metrics["num_examples"]))  # type: ignore[arg-type]
         counts = {key: int(metrics[key]) for key in ("num_examples", "num_steps", "num_tokens", "num_label_tokens", "peak_bytes")}  # type: ignore[arg-type]

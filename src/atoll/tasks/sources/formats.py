@@ -67,6 +67,8 @@ def read_file(origin: Origin, on_bad_row: OnBadRow) -> FileRows:
     kind = _true_kind(text, origin.kind)
     if kind == "csv":
         _check_header(origin, text)
+    if kind == "json" and text.lstrip()[0] != "[":
+        raise _no_list(origin, text)
     table = _fast(text, kind)
     read = _whole(table) if table is not None else _slow(origin, text, kind, on_bad_row)
     if not len(read.records) and not read.num_skipped:
@@ -139,6 +141,14 @@ def _check_header(origin: Origin, text: str) -> None:
             "two columns have one name", where=f"{origin.name}, line 1, column {header.index(twice[0]) + 1}", got=f"{twice[0]!r} twice",
             expected="a header row with different names", do="rename one of the columns",
         )  # fmt: skip
+
+
+def _no_list(origin: Origin, text: str) -> DataFileError:
+    (record,) = scan.scan(text, "json")
+    return DataFileError(
+        "the JSON file holds no list of rows", where=f"{origin.name}, line {record.line}", got=record.problem, expected=record.expected,
+        do="put the rows into one list at the top, or one object on each line of a .jsonl file",
+    )  # fmt: skip
 
 
 def _fast(text: str, kind: scan.TextKind) -> pa.Table | None:

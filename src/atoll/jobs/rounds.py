@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Protocol
 
 from atoll.adapters.state import AdapterState
-from atoll.commands.job import Job, Participant
 from atoll.cost.formulas import Flops, step_flops
 from atoll.engines.federated.client import EdgeWork, client_app
 from atoll.engines.federated.flower import ConfigRecord, Context, RecordDict
@@ -13,6 +12,7 @@ from atoll.engines.federated.grid import InProcessGrid
 from atoll.engines.federated.strategy import AdapterStrategy, EdgeResult, Observer, RoundResult
 from atoll.engines.local import LocalTrainer
 from atoll.engines.trainer import FitPlan, StepReport
+from atoll.jobs.job import Job, Participant
 from atoll.runs.events import EdgeDropped, EdgeFinished, EventLog, Phase, PhaseStarted, RoundFinished, RoundStarted, StepDone
 from atoll.selection.plan import EdgePlan
 from atoll.tasks.batches import BatchStream

@@ -11,10 +11,10 @@ from atoll.adapters.peft_files import load_adapter
 from atoll.adapters.state import AdapterState
 from atoll.base.load import Base, load_base
 from atoll.base.shapes import read_shapes
-from atoll.commands.sources import EdgeRows, base_source, edge_rows, eval_rows
 from atoll.config.load import LoadedConfig, load
 from atoll.config.schema import RunConfig
 from atoll.errors import AdapterFitError
+from atoll.jobs.sources import EdgeRows, base_source, edge_rows, eval_rows
 from atoll.runs.events import DataLoaded
 from atoll.selection.plan import EdgePlan, FleetPlan, plan_fleet
 from atoll.shapes import BaseShapes

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
-from atoll.commands.job import Job
 from atoll.config.schema import Edge
 from atoll.cost.formulas import Flops, round_seconds
 from atoll.engines.federated.strategy import EdgeResult, RoundResult
+from atoll.jobs.job import Job
 from atoll.runs.summary import Durations, EdgeCompute, EdgeSummary, Evaluation, Summary, Traffic, versions
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from atoll.adapters.peft_files import load_adapter
 from atoll.adapters.state import AdapterState
 from atoll.base.load import Base, load_base
-from atoll.commands.sources import base_source
 from atoll.config.load import LoadedConfig, restored
 from atoll.errors import RunFolderError
+from atoll.jobs.sources import base_source
 from atoll.runs.layout import RunDirectory
 
 

@@ -1,0 +1,236 @@
+"""What run.toml, its overrides and its paths come to."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from atoll.config import schema
+from atoll.config.load import changed, config_hash, load, load_config, resolve_path, resolved, restored
+from atoll.errors import AtollError, BadValueError, ConflictError, InputError, ManyErrors, UnavailableError, UnknownKeyError
+
+# The canonical file of the contract: every key with a fixed name.
+CANONICAL = """
+[run]
+name = "clinics"
+seed = 0
+rounds = 5
+compare = ["local-only", "central"]
+[model]
+base = "tiny"
+quantize = "auto"
+cut = { front = 1, back = 0 }
+precision = "fp32"
+[data]
+train = "notes.csv"
+eval = "notes-eval.csv"
+prompt = "{mr} ->"
+completion = " {ref}"
+max_length = 256
+train_rows = 2000
+eval_rows = 200
+partition = "iid"
+[adapter]
+kind = "lora"
+targets = ["q_proj", "k_proj", "v_proj"]
+rank = 8
+alpha = 16
+dropout = 0.0
+[train]
+learning_rate = 3e-4
+schedule = "cosine"
+warmup_steps = 0
+batch_size = 8
+local_steps = 50
+weight_decay = 0.0
+grad_clip = 1.0
+[federated]
+aggregation = "exact-svd"
+min_edges = 1
+round_timeout = "1 h"
+[wire]
+mode = "dense"
+codec = "fp32"
+[[edge]]
+name = "north"
+mode = "auto"
+memory = "2 GB"
+flops = "500 GFLOP/s"
+bandwidth = "100 Mbit/s"
+latency = "20 ms"
+data = "north.csv"
+"""
+RESERVED = """
+[select]
+policy = "kill-and-revive"
+keep = 0.125
+observe_steps = 10
+every = "epoch"
+killed = "offload"
+[plan]
+importance = "svd-sensitivity"
+warmup_steps = 10
+ranks = [2, 4, 8, 16]
+batch_sizes = [1, 2, 4, 8]
+bits = [4, 8, 16]
+round_deadline = "60 s"
+[privacy]
+clip = 1.0
+noise_multiplier = 0.8
+delta = 1e-5
+secure_sum = false
+"""
+
+
+def _write(folder: Path, text: str) -> Path:
+    path = folder / "run.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _leaves(error: AtollError) -> tuple[InputError, ...]:
+    return error.errors if isinstance(error, ManyErrors) else (error,)
+
+
+def test_the_canonical_file_is_understood(tmp_path: Path) -> None:
+    config = load_config(_write(tmp_path, CANONICAL))
+    edge = config.edge[0]
+    assert (edge.memory, edge.flops, edge.bandwidth, edge.latency) == (2_000_000_000, 5e11, 1e8, 0.02)
+    assert config.adapter.targets == ("q_proj", "k_proj", "v_proj")
+    assert config.federated.round_timeout == 3600.0
+    assert config.run.compare == ("local-only", "central")
+
+
+def test_reserved_options_of_the_canonical_file_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ManyErrors) as caught:
+        load(_write(tmp_path, CANONICAL + RESERVED))
+    assert all(isinstance(leaf, UnavailableError) for leaf in caught.value.errors)
+    named = {leaf.where.rpartition(": ")[2] for leaf in caught.value.errors}
+    assert named == {"select.policy", "plan.importance", "plan.round_deadline", "privacy.clip", "privacy.noise_multiplier"}
+
+
+def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
+    assert load_config(_write(tmp_path, "")) == schema.RunConfig()
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    assert load_config(_write(tmp_path, "\ufeff[run]\nseed = 3")).run.seed == 3
+
+
+def test_what_is_loaded_keeps_the_text_and_the_path(tmp_path: Path) -> None:
+    path = _write(tmp_path, "[run]\nseed = 3\n# note\n")
+    loaded = load(path, ["run.seed=4"])
+    assert (loaded.toml_text, loaded.path, loaded.config.run.seed) == ("[run]\nseed = 3\n# note\n", path, 4)
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "value"),
+    [
+        ("train.batch_size=4", "train", "batch_size", 4),
+        ("train.learning_rate=1e-4", "train", "learning_rate", 1e-4),
+        ("train.schedule=linear", "train", "schedule", "linear"),
+        ('train.schedule="linear"', "train", "schedule", "linear"),
+        ("run.name=2024", "run", "name", "2024"),
+        ("data.prompt={mr} ->", "data", "prompt", "{mr} ->"),
+        ("data.train=a=b.csv", "data", "train", "a=b.csv"),
+        ('adapter.targets=["q_proj", "v_proj"]', "adapter", "targets", ("q_proj", "v_proj")),
+        ("adapter.targets=attention", "adapter", "targets", "attention"),
+        ("federated.round_timeout=5 min", "federated", "round_timeout", 300.0),
+        ("train.gradient_checkpointing=true", "train", "gradient_checkpointing", True),
+        ("model.cut.front=1", "model", "cut", schema.Cut()),
+    ],
+)
+def test_an_override_is_toml_or_else_text(tmp_path: Path, override: str, section: str, key: str, value: object) -> None:
+    config = load_config(_write(tmp_path, '[data]\ncompletion = "{ref}"\nprompt = ""'), [override])
+    assert getattr(getattr(config, section), key) == value
+
+
+def test_an_override_of_one_edge_and_the_later_of_two_wins(tmp_path: Path) -> None:
+    path = _write(tmp_path, '[[edge]]\nname = "north"\n[[edge]]\nname = "st.ives"\n')
+    config = load_config(path, ["edge.st.ives.memory=1 GB", "edge.st.ives.memory=2 GB", "edge.north.rank=4"])
+    assert [(edge.memory, edge.rank) for edge in config.edge] == [(None, 4), (2_000_000_000, None)]
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    assert resolve_path(Path("sub/run.toml"), "a.csv") == Path("sub/a.csv")
+    assert resolve_path(Path("sub/run.toml"), "/data/a.csv") == Path("/data/a.csv")
+    assert resolve_path(Path("run.toml"), "~/a.csv") == Path.home() / "a.csv"
+    assert load(_write(tmp_path, "")).resolve("a.csv") == tmp_path / "a.csv"
+
+
+def test_the_resolved_config_comes_back_equal(tmp_path: Path) -> None:
+    config = load_config(_write(tmp_path, CANONICAL))
+    assert restored(resolved(config)) == config
+
+
+def test_a_config_can_be_changed_and_is_checked_again(tmp_path: Path) -> None:
+    loaded = load(_write(tmp_path, CANONICAL))
+    after = changed(loaded, ["data.eval=other.csv", "edge.north.rank=4"])
+    assert (after.config.data.eval, after.config.edge[0].rank, after.path) == ("other.csv", 4, loaded.path)
+    assert changed(loaded, []) == loaded
+    with pytest.raises(ConflictError):
+        changed(loaded, ["data.text={ref}"])
+    with pytest.raises(UnavailableError):
+        changed(loaded, ["wire.codec=bf16"])
+
+
+def test_the_hash_is_of_what_holds_and_not_of_how_it_was_written(tmp_path: Path) -> None:
+    plain = load_config(_write(tmp_path, ""))
+    assert config_hash(load_config(_write(tmp_path, "[run]\nseed = 0 # the default"))) == config_hash(plain)
+    assert config_hash(load_config(_write(tmp_path, "[run]\nseed = 1"))) != config_hash(plain)
+
+
+def test_every_error_is_reported_once(tmp_path: Path) -> None:
+    text = '[run]\nrounds = 0\nlr = 1\n[train]\ngradient_checkpointing = "yes"\n[select]\nevery = -1\n[model]\nquantize = 3\n'
+    with pytest.raises(ManyErrors) as caught:
+        load(_write(tmp_path, text), ["select.keep=7"])
+    found = [(type(leaf), leaf.where.rpartition(": ")[2]) for leaf in caught.value.errors]
+    assert found == [
+        (BadValueError, "run.rounds"),
+        (UnknownKeyError, "run.lr"),
+        (BadValueError, "model.quantize"),
+        (BadValueError, f"--set select.keep=7 (on top of {tmp_path / 'run.toml'})"),
+        (BadValueError, "select.every"),
+        (BadValueError, "train.gradient_checkpointing"),
+    ]
+
+
+@pytest.mark.parametrize("text", ['[data]\ntext = "{a}"\n[evaluate]\nmetrics = ["bleu"]', "[data]\ntrain = 'a.csv'\neval_rows = 3"])
+def test_more_conflicts(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConflictError):
+        load(_write(tmp_path, text))
+
+
+def test_metrics_with_their_columns_pass(tmp_path: Path) -> None:
+    text = '[data]\ntrain = "a.csv"\neval = "b.csv"\n[evaluate]\nmetrics = ["slot_accuracy", "choice_accuracy"]\n'
+    load(_write(tmp_path, text + 'slots = "mr"\nchoices = "c"\nanswer = "a"'))
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ('[model]\n\n\n"base" = 3', "line 4"),
+        ("model.base = 3", "line 1"),
+        ("[ model ]\nbase=3", "line 2"),
+        ('[[edge]]\nname="a"\n\n[[edge]]\nname="b"\nrank=0', "line 6"),
+        ('edge = [{ name = "a" }, { name = "b", rank = 0 }]', "line 1"),
+        ("[run] # base = 3\n# base = 4\n[model]\nbase = 3", "line 4"),
+    ],
+)
+def test_a_value_is_found_in_the_file(tmp_path: Path, text: str, where: str) -> None:
+    tomllib.loads(text)
+    with pytest.raises(AtollError) as caught:
+        load(_write(tmp_path, text))
+    assert f", {where}: " in _leaves(caught.value)[0].where
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: object, **_named: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(InputError, match="cannot be read") as caught:
+        load(tmp_path / "run.toml")
+    assert caught.value.got == "Permission denied"

@@ -1,0 +1,183 @@
+"""Rounds over the in-process grid: one edge is plain training, unequal edges make one adapter, failures cost a round only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from atoll.adapters.state import AdapterState, ModuleAdapter
+from atoll.cost.formulas import Flops
+from atoll.engines.federated.client import EdgeWork, client_app
+from atoll.engines.federated.flower import Context, Message, MessageType, RecordDict
+from atoll.engines.federated.grid import InProcessGrid
+from atoll.engines.federated.payload import get_adapter, get_optimizer, put_adapter, put_optimizer, to_array, to_tensor
+from atoll.engines.federated.strategy import AdapterStrategy, EdgeResult, Observer, RoundResult
+from atoll.engines.trainer import FitPlan, OptimizerState, StepReport, Trainer, TrainState, Update
+from atoll.errors import AtollError, EdgesLostError, UpdateRefusedError
+
+from tests.conftest import random_model
+from tests.engines.conftest import adapters, stream, trainer
+
+STEPS = 3
+
+
+class Told:
+    """Keeps what the coordinator tells."""
+
+    def __init__(self) -> None:
+        self.dropped: list[tuple[int, str, str]] = []
+        self.rounds: list[RoundResult] = []
+        self.edges: list[EdgeResult] = []
+
+    @property
+    def observer(self) -> Observer:
+        return Observer(
+            lambda _: None, lambda _, edge: self.edges.append(edge), lambda *args: self.dropped.append(args), self.rounds.append
+        )
+
+
+def run(edges: dict[str, Trainer], ranks: dict[str, int], *, rounds: int = 2, min_edges: int = 1, keep: bool = True,
+        timeout: float = 3600.0) -> tuple[AdapterState, Told]:  # fmt: skip
+    told, start = Told(), adapters(random_model("llama"), rank=max(ranks.values()))
+    works = {
+        name: EdgeWork(name, engine, stream(name), 12, FitPlan(STEPS, 1, False), keep, lambda _: Flops(2, 3, 4), lambda *_: None)
+        for name, engine in edges.items()
+    }
+    nodes = {number + 1: name for number, name in enumerate(edges)}
+    contexts = {node: Context(1, node, {"edge": name}, RecordDict(), {}) for node, name in nodes.items()}
+    edge_ranks = {name: dict.fromkeys(start.modules, rank) for name, rank in ranks.items()}
+    strategy = AdapterStrategy(start, edge_ranks, nodes, min_edges, told.observer)
+    grid = InProcessGrid(client_app(lambda context: works[str(context.node_config["edge"])]), contexts)
+    strategy.start(grid, strategy.arrays(), rounds, timeout)
+    return strategy.state, told
+
+
+def test_one_edge_equals_plain_local_training_bit_for_bit() -> None:
+    federated, _ = run({"north": trainer()}, {"north": 4})
+    engine = trainer()
+    start = TrainState(adapters(engine.base.model), None, 0)
+    plain = engine.fit(start, stream("north"), FitPlan(2 * STEPS, 1, False), lambda _: None)
+    assert federated.digest() == plain.state.adapter.digest()
+
+
+def test_a_rerun_gives_the_same_adapter() -> None:
+    def edges() -> dict[str, Trainer]:
+        return {"north": trainer(), "south": trainer(edge="south", dropout=0.2)}
+
+    first, _ = run(edges(), {"north": 4, "south": 2})
+    second, _ = run(edges(), {"north": 4, "south": 2})
+    assert first.digest() == second.digest()
+
+
+def test_edges_of_unequal_rank_make_one_adapter() -> None:
+    state, told = run({"north": trainer(), "south": trainer(edge="south")}, {"north": 4, "south": 2})
+    assert set(state.ranks.values()) == {4}
+    assert [edge.edge for edge in told.rounds[-1].edges] == ["north", "south"]
+    assert 0 < told.rounds[0].discarded_share < 1
+    assert all(edge.up_bytes > 0 and edge.peak_bytes > 0 and edge.num_steps == STEPS for edge in told.edges)
+    assert told.edges[0].up_bytes > told.edges[1].up_bytes, "a smaller rank sends less"
+
+
+def test_forgetting_the_optimizer_is_another_training() -> None:
+    kept, _ = run({"north": trainer()}, {"north": 4})
+    reset, _ = run({"north": trainer()}, {"north": 4}, keep=False)
+    assert kept.digest() != reset.digest()
+
+
+class Broken:
+    """A trainer that returns what it should not."""
+
+    def __init__(self, breaks: Callable[[TrainState], AdapterState]) -> None:
+        self._breaks = breaks
+
+    def fit(self, state: TrainState, batches: object, plan: FitPlan, on_step: Callable[[StepReport], None]) -> Update:
+        return Update(TrainState(self._breaks(state), None, state.step + plan.num_steps), ())
+
+
+def _raise(_state: TrainState) -> AdapterState:
+    raise AtollError("the disk is full")
+
+
+def _filled(state: TrainState, value: float) -> AdapterState:
+    modules = {n: ModuleAdapter(a.down_RI, torch.full_like(a.up_OR, value), a.scaling) for n, a in state.adapter.modules.items()}
+    return AdapterState(state.adapter.kind, modules)
+
+
+def _resized(state: TrainState) -> AdapterState:
+    modules = {n: ModuleAdapter(a.down_RI[:, 1:], a.up_OR, a.scaling) for n, a in state.adapter.modules.items()}
+    return AdapterState(state.adapter.kind, modules)
+
+
+FAULTS = {
+    "not finite": lambda state: _filled(state, float("nan")),
+    "disk is full": _raise,
+    "does not fit the common adapter": _resized,
+}
+
+
+@pytest.mark.parametrize("fault", sorted(FAULTS))
+def test_a_bad_edge_is_left_out_by_name_and_the_round_goes_on(fault: str) -> None:
+    state, told = run({"north": trainer(), "bad": Broken(FAULTS[fault])}, {"north": 4, "bad": 4})  # type: ignore[dict-item]
+    assert [(number, edge) for number, edge, _ in told.dropped] == [(1, "bad"), (2, "bad")]
+    assert all(fault in reason for _, _, reason in told.dropped)
+    alone, _ = run({"north": trainer()}, {"north": 4})
+    assert state.digest() == alone.digest()
+
+
+def test_too_few_edges_end_the_run() -> None:
+    with pytest.raises(EdgesLostError, match="round 1 got too few updates") as caught:
+        run({"north": trainer(), "bad": Broken(_raise)}, {"north": 4, "bad": 4}, min_edges=2)  # type: ignore[dict-item]
+    assert caught.value.got == "1 of 2 edges"
+
+
+def test_a_round_that_takes_too_long_goes_on_without_the_rest() -> None:
+    with pytest.raises(EdgesLostError):
+        run({"north": trainer()}, {"north": 4}, timeout=-1.0)
+
+
+def test_bf16_and_fp32_survive_the_message_bit_for_bit() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        tensor = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+        array = to_array(tensor)
+        assert torch.equal(to_tensor(array), tensor)
+        assert len(array.data) == 15 * dtype.itemsize
+
+
+def test_records_come_back_as_they_were() -> None:
+    state, record = adapters(random_model("llama")), RecordDict()
+    put_adapter(record, state)
+    assert get_adapter(record).digest() == state.digest()
+    assert get_optimizer(record) is None
+    put_optimizer(record, OptimizerState(torch.ones(3), torch.zeros(3), 7))
+    read = get_optimizer(record)
+    assert read is not None
+    assert (read.first_moment.tolist(), read.num_steps) == ([1, 1, 1], 7)
+
+
+@pytest.mark.parametrize("damage", ["missing", "short", "kind", "type"])
+def test_a_damaged_message_is_refused(damage: str) -> None:
+    record = RecordDict()
+    put_adapter(record, adapters(random_model("llama")))
+    arrays, config = record.array_records["adapter"], record.config_records["adapter_config"]
+    first = next(iter(arrays))
+    if damage == "missing":
+        del arrays[first]
+    elif damage == "short":
+        arrays[first].data = arrays[first].data[:-1]
+    elif damage == "type":
+        arrays[first].stype = "numpy.ndarray"
+    else:
+        config["kind"] = "prefix"
+    with pytest.raises(UpdateRefusedError, match="does not hold an adapter"):
+        get_adapter(record)
+
+
+def test_flower_still_lets_us_make_messages() -> None:
+    """The one internal name we use: a new Flower version that moves it fails here."""
+    grid = InProcessGrid(client_app(lambda _: None), {7: Context(1, 7, {}, RecordDict(), {})})  # type: ignore[arg-type, return-value]
+    message = grid.create_message(RecordDict(), MessageType.TRAIN, 7, "1")
+    assert isinstance(message, Message)
+    assert (message.metadata.run_id, message.metadata.src_node_id, message.metadata.dst_node_id) == (grid.run.run_id, 0, 7)
+    assert list(grid.get_node_ids()) == [7]

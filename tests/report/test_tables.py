@@ -1,0 +1,76 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+import io
+
+from atoll.report.plans import plan_table
+from atoll.report.tables import comparison_table, print_table, scores_table
+from atoll.runs.summary import EdgeSummary, Evaluation, LocalOnly, Summary
+
+EDGES = tuple(EdgeSummary(name, "local", 32, 8, {}, 10, None, None, 1.0, 0, 0, 0) for name in ("north", "south"))
+FULL = Evaluation(
+    base={"loss": 4.3, "perplexity": 73.7, "slot_accuracy": 0.0},
+    adapted={"loss": 1.1, "perplexity": 3.0, "slot_accuracy": 0.75},
+    local_only=LocalOnly(
+        {"loss": 1.5, "perplexity": 4.5}, {"north": {"loss": 1.4, "perplexity": 4.1}, "south": {"loss": 1.6, "perplexity": 5.0}}
+    ),
+    central={"loss": 1.0, "perplexity": None},
+)  # fmt: skip
+
+
+def _text(table: object) -> list[str]:
+    stream = io.StringIO()
+    print_table(table, stream)
+    return [" ".join(line.split()) for line in stream.getvalue().splitlines() if line.strip()]
+
+
+def test_the_comparison_has_its_rows_in_order() -> None:
+    table = comparison_table(Summary("complete", FULL, edges=EDGES))
+    lines = _text(table)
+    assert lines[1] == "loss (nats/token) perplexity slot accuracy"
+    assert lines[3:] == [
+        "base 4.3 73.70 0",
+        "local-only (mean) 1.5 4.50 -",
+        "north 1.4 4.10 -",
+        "south 1.6 5.00 -",
+        "federated 1.1 3.00 0.75",
+        "central 1 - -",
+    ]
+
+
+def test_plain_text_has_no_colour_and_no_cut_cells() -> None:
+    stream = io.StringIO()
+    table = comparison_table(Summary("complete", FULL, edges=EDGES))
+    assert table is not None
+    print_table(table, stream)
+    assert "\x1b" not in stream.getvalue()
+    assert "…" not in stream.getvalue()
+
+
+def test_a_run_without_held_out_rows_has_no_comparison() -> None:
+    assert comparison_table(Summary("complete")) is None
+
+
+def test_one_edge_is_not_called_federated() -> None:
+    table = comparison_table(Summary("complete", Evaluation({"loss": 2.0}, {"loss": 1.0}), edges=EDGES[:1]))
+    assert [line.split()[0] for line in _text(table)[3:]] == ["base", "adapted"]
+
+
+def test_metrics_follow_loss_and_perplexity() -> None:
+    lines = _text(scores_table([("model", {"bleu": 31.234, "num_rows": 40.0, "loss": 1.0, "perplexity": 2.7, "exact_match": 0.5})], "x"))
+    assert lines[1] == "loss (nats/token) perplexity bleu exact match"
+    assert lines[3] == "model 1 2.70 31.23 0.5"
+
+
+def test_a_plan_has_a_line_for_each_edge_and_says_why() -> None:
+    edge = {
+        "name": "north", "mode": "local", "bits": 32, "batch_size": 8, "accumulate": 2, "ranks": {"a": 8, "b": 4}, "num_steps": 50,
+        "gradient_checkpointing": False, "predicted_peak_bytes": 2_000_000_000, "predicted_seconds": None, "up_bytes": 1000,
+        "down_bytes": 1000, "binding": "memory", "why": "because",
+    }  # fmt: skip
+    plan = {"rounds": 3, "num_parameters": 1000, "num_trainable": 10, "predicted_seconds": None, "edges": [edge]}
+    lines = _text(plan_table(plan))
+    assert lines[0] == "3 rounds; 10 of 1,000 parameters trained (1 %)"
+    assert "north local 32 4 to 8 2 8 x 2 50 2 GB - 1 kB 1 kB memory" in lines
+    assert lines[-1] == "north: because"
