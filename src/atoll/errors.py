@@ -9,6 +9,7 @@ AtollError
 │   ├── ConflictError      C104   values that exclude each other
 │   ├── UnavailableError   C105   an option this version, or this installation, does not have
 │   ├── OverrideError      C106   a --set that cannot be understood
+│   ├── CommandLineError   C107   a command or option that does not exist, is missing, or does not go with another
 │   ├── DataFileError      D201   a data file or data set that cannot be read
 │   ├── BadRowError        D202   one row that cannot be used
 │   ├── ColumnError        D203   a column that the data does not have
@@ -105,6 +106,12 @@ class OverrideError(InputError):
     """A --set that cannot be understood."""
 
     code = "C106"
+
+
+class CommandLineError(InputError):
+    """A command or option that does not exist, is missing, or does not go with another."""
+
+    code = "C107"
 
 
 class DataFileError(InputError):

@@ -107,7 +107,10 @@ def test_known_families_list_modules_in_the_order_of_the_model(saved: tuple[PreT
         assert ours == [name for name, _ in model.named_modules() if name in set(ours)]
 
 
-@pytest.mark.parametrize(("model_type", "prefix"), [("gpt2", "transformer."), ("bloom", "transformer."), ("opt", "model."), ("llama", "model.")])
+BARE = [("gpt2", "transformer."), ("bloom", "transformer."), ("opt", "model."), ("llama", "model.")]
+
+
+@pytest.mark.parametrize(("model_type", "prefix"), BARE)
 def test_checkpoints_of_the_bare_decoder_give_the_names_of_the_whole_model(tmp_path: Path, model_type: str, prefix: str) -> None:
     build(model_type).save_pretrained(tmp_path)
     whole = read_shapes(str(tmp_path))

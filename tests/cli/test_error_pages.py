@@ -7,12 +7,10 @@ from pathlib import Path
 
 from atoll import errors
 from atoll.cli.pages import format_error
-from atoll.cli.usage import CommandLineError
 from atoll.errors import AtollError
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "errors.md").read_text(encoding="utf-8")
 LEAVES = {kind.__name__: kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, AtollError) and kind.code}
-LEAVES["CommandLineError"] = CommandLineError
 
 
 def test_the_drawing_in_the_docstring_is_the_tree() -> None:

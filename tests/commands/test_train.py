@@ -14,6 +14,7 @@ import atoll
 from atoll.adapters.peft_files import load_adapter
 from atoll.errors import AdapterFitError, EdgesLostError, InfeasibleError, OutputError
 from atoll.runs.events import Event, StepDone
+
 from tests.conftest import save_model_folder
 
 TOML = """
@@ -150,7 +151,7 @@ def test_peft_and_our_own_evaluation_agree(result: atoll.RunResult) -> None:
     losses, count = 0.0, 0
     for line in (result.run_dir.parent / "eval.csv").read_text().splitlines()[1:]:
         _, a, b = line.split(",")
-        ids = tokenizer.encode(f"{a} {b}") + [tokenizer.eos_token_id]
+        ids = [*tokenizer.encode(f"{a} {b}"), tokenizer.eos_token_id]
         labels = [-100] * len(tokenizer.encode(a)) + ids[len(tokenizer.encode(a)) :]
         num = sum(label != -100 for label in labels)
         losses += float(model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss.detach()) * num

@@ -100,12 +100,13 @@ def test_every_file_says_what_it_is() -> None:
 
 def test_no_open_arguments_and_no_catch_all() -> None:
     bad = [f"{relative(file)}:{node.lineno} **{node.args.kwarg.arg}" for file, node, _ in functions() if node.args.kwarg]
-    for file, tree in TREES.items():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ExceptHandler) and (node.type is None or ast.unparse(node.type) in ("Exception", "BaseException")):
-                # Allowed where the handler looks at the exception and lets others pass.
-                if not any(isinstance(inner, ast.Raise) and inner.exc is None for inner in ast.walk(node)):
-                    bad.append(f"{relative(file)}:{node.lineno} except")
+    handlers = [(file, node) for file, tree in TREES.items() for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler)]
+    for file, handler in handlers:
+        catches_all = handler.type is None or ast.unparse(handler.type) in ("Exception", "BaseException")
+        # Allowed where the handler looks at the exception and lets others pass.
+        lets_pass = any(isinstance(inner, ast.Raise) and inner.exc is None for inner in ast.walk(handler))
+        if catches_all and not lets_pass:
+            bad.append(f"{relative(file)}:{handler.lineno} except")
     assert not bad
 
 

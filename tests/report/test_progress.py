@@ -36,7 +36,7 @@ RUN: list[Event] = [
     RoundFinished("federated", 1, ("north",), 0.0, 3000, 2000, 1.6),
     CheckpointWritten(1, "checkpoints/round-0001"),
     PhaseStarted("evaluate", 20),
-    Evaluated("federated", {"loss": 1.25, "perplexity": 3.49}),
+    Evaluated("federated", {"loss": 1.25, "perplexity": 3.49, "num_rows": 20.0}),
     RunFinished("complete", 3.0),
 ]
 
@@ -58,12 +58,12 @@ def _shown(stream: io.StringIO, style: Style) -> str:
 @pytest.mark.parametrize("style", ["auto", "lines"])
 def test_lines_where_there_is_no_terminal(style: Style) -> None:
     assert _shown(io.StringIO(), style).splitlines() == [
-        "run clinics-0001: 2 edges (north, south), 1 rounds, seed 0",
+        "run clinics-0001: 2 edges (north, south), 1 round, seed 0",
         "train data of north: 10 rows, 1000 tokens, 400 with loss (1 skipped, 2 cut to max_length)",
         "federated: 4 steps",
         "federated round 1: north, 2 steps, mean loss 2.5, 1.5 s",
         "round 1: edge south dropped: no answer within 1 h",
-        "federated round 1: 1 updates, up 3 kB, down 2 kB, 1.6 s",
+        "federated round 1: 1 update, up 3 kB, down 2 kB, 1.6 s",
         "evaluate: 20 rows",
         "federated: loss 1.25, perplexity 3.49",
         "complete after 3.0 s",

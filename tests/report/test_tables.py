@@ -30,12 +30,12 @@ def test_the_comparison_has_its_rows_in_order() -> None:
     lines = _text(table)
     assert lines[1] == "loss (nats/token) perplexity slot accuracy"
     assert lines[3:] == [
-        "base 4.3 73.70 0",
-        "local-only (mean) 1.5 4.50 -",
-        "north 1.4 4.10 -",
-        "south 1.6 5.00 -",
-        "federated 1.1 3.00 0.75",
-        "central 1 - -",
+        "base 4.300 73.70 0.000",
+        "local-only (mean) 1.500 4.50 -",
+        "north 1.400 4.10 -",
+        "south 1.600 5.00 -",
+        "federated 1.100 3.00 0.750",
+        "central 1.000 - -",
     ]
 
 
@@ -60,7 +60,7 @@ def test_one_edge_is_not_called_federated() -> None:
 def test_metrics_follow_loss_and_perplexity() -> None:
     lines = _text(scores_table([("model", {"bleu": 31.234, "num_rows": 40.0, "loss": 1.0, "perplexity": 2.7, "exact_match": 0.5})], "x"))
     assert lines[1] == "loss (nats/token) perplexity bleu exact match"
-    assert lines[3] == "model 1 2.70 31.23 0.5"
+    assert lines[3] == "model 1.000 2.70 31.23 0.500"
 
 
 def test_a_plan_has_a_line_for_each_edge_and_says_why() -> None:

@@ -14,7 +14,7 @@ import typer.core
 
 from atoll.cli import actions
 from atoll.cli.boundary import Boundary
-from atoll.cli.usage import CommandLineError
+from atoll.errors import CommandLineError
 
 # Of the contract, and of later versions: named here so that the answer to typing one is exact.
 _LATER = ("resume", "host", "edge", "audit", "report", "watch")

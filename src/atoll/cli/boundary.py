@@ -10,8 +10,7 @@ from typing import Self
 import click
 
 from atoll.cli.pages import bug_page, print_error
-from atoll.cli.usage import CommandLineError
-from atoll.errors import AtollError, PeerError
+from atoll.errors import AtollError, CommandLineError, PeerError
 from atoll.runs.layout import marked_run
 
 INTERRUPTED = 130

@@ -13,7 +13,6 @@ from atoll.adapters.peft_files import save_adapter
 from atoll.adapters.state import AdapterState
 from atoll.config.load import config_hash, resolved
 from atoll.engines.federated.strategy import RoundResult
-from atoll.errors import AtollError
 from atoll.jobs.accounts import Accounts
 from atoll.jobs.job import Job, Participant, prepare
 from atoll.jobs.rounds import run_rounds
@@ -54,7 +53,8 @@ def train(
             log.append(event)
         try:
             evaluation = _train(job, run, accounts, log)
-        except (AtollError, KeyboardInterrupt) as problem:
+        except BaseException as problem:
+            run.mark(problem)
             _finish(run, log, accounts, "interrupted" if isinstance(problem, KeyboardInterrupt) else "failed", Evaluation(), started)
             raise
         summary = _finish(run, log, accounts, "complete", evaluation, started)

@@ -6,10 +6,8 @@ from collections import Counter
 
 from atoll.config.document import Document, Location
 from atoll.config.keys import as_toml
-from atoll.config.schema import RunConfig
+from atoll.config.schema import DEFAULT_LOCAL_STEPS, RunConfig
 from atoll.errors import ConflictError, InputError
-
-DEFAULT_LOCAL_STEPS = 50
 
 
 def conflicts(config: RunConfig, document: Document) -> list[InputError]:

@@ -21,6 +21,9 @@ Seconds = Annotated[float, _quantity(units.parse_seconds), Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 
+DEFAULT_LOCAL_STEPS = 50
+"""Optimizer steps per round where neither local_steps nor local_epochs is given."""
+
 
 class Section(BaseModel):
     """A section of run.toml: frozen, unknown keys refused, a description under every field."""

@@ -12,9 +12,17 @@ from dataclasses import dataclass
 from atoll.cost.formulas import adapter_parameters
 from atoll.shapes import BaseShapes
 
-PROCESS_BYTES = 450 * 10**6
+# Measured by benchmarks/memory.py (Linux x86-64, CPU, torch 2.13.0, transformers 5.23.0, fp32, adapters on every projection).
+PROCESS_BYTES = 505 * 10**6
+"""torch, transformers, flwr, datasets and rich imported (477 MB), and what the first steps load lazily."""
 OPTIMIZER_BYTES_PER_PARAMETER = 16
+"""An adapter's number, its gradient and Adam's two moments, all fp32."""
 LOGITS_CHUNK_BYTES = 32 * 2**20
+"""Largest block of logits at once; a test holds it equal to base.head's. While the next block is made, the last one is still held."""
+ALLOCATOR_SLACK = 1.4
+"""Resident bytes per byte kept: glibc's heap keeps holes between tensors below 32 MiB. Measured 1.1 to 1.5."""
+CHECKPOINT_SLACK = 3.0
+"""The same where blocks are recomputed: short-lived tensors between long-lived ones leave more and larger holes. Measured 1.5 to 3.4."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,27 +61,31 @@ def training_memory(
     largest = max(blocks, default=0)
     stored = num_tokens * shapes.d_model * len(blocks) + largest if gradient_checkpointing else sum(blocks)
     ends = shapes.d_model * (2 * num_tokens + 2 * num_label_tokens)
-    rows_of_logits = min(num_label_tokens, max(16, LOGITS_CHUNK_BYTES // (4 * shapes.vocab_size)))
+    slack = CHECKPOINT_SLACK if gradient_checkpointing else ALLOCATOR_SLACK
+    # Besides what is kept, one block's gradients and short-lived values.
+    rows_of_logits = min(num_label_tokens, 2 * max(16, LOGITS_CHUNK_BYTES // (4 * shapes.vocab_size)))
     return Memory(
         process_bytes=PROCESS_BYTES,
         base_bytes=shapes.num_parameters * bits // 8,
         adapter_bytes=OPTIMIZER_BYTES_PER_PARAMETER * adapter_parameters(shapes, ranks),
-        activation_bytes=activation_bytes * (stored + largest + ends),
-        logits_bytes=rows_of_logits * shapes.vocab_size * (4 + (activation_bytes if activation_bytes < 4 else 0)),
+        activation_bytes=int(slack * activation_bytes * (stored + largest + ends)),
+        logits_bytes=rows_of_logits * shapes.vocab_size * 4,
     )
 
 
 def _kept_per_token(shapes: BaseShapes, ranks: Mapping[str, int], block: int) -> int:
     """Numbers kept for each token of one block.
 
-    Both residuals for the norms (2 d); q, k, v and the output of attention (4 a); the values around the activation; and the input of
-    every stage that has an adapter, whose `down` needs it.
+    Both residuals for the norms (2 d); q, k, v and the output of attention (4 a); around the activation gate, up and silu(gate) (3 f),
+    or without a gate the four values of a GELU written out as GPT-2 does (4 f, an upper bound for others); and the input of every stage
+    that has an adapter, whose `down` needs it.
     """
     inputs: dict[int, int] = {}
-    activation = 0
-    for module in shapes.modules:
-        if module.block == block:
-            if ranks.get(module.name, 0):
-                inputs[module.stage] = module.d_in
-            activation += module.d_out if module.stage == 2 else 0
-    return 2 * shapes.d_model + 4 * shapes.attention_width + int(1.5 * activation) + sum(inputs.values())
+    entering = leaving = 0
+    for module in (module for module in shapes.modules if module.block == block):
+        if ranks.get(module.name, 0):
+            inputs[module.stage] = module.d_in
+        entering += module.d_out if module.stage == 2 else 0
+        leaving = max(leaving, module.d_in if module.stage == 3 else 0)
+    gated = entering >= 2 * leaving > 0
+    return 2 * shapes.d_model + 4 * shapes.attention_width + (3 * leaving if gated else 4 * entering) + sum(inputs.values())

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atoll.config.load import LoadedConfig
+from atoll.selection.plan import LOCAL_EDGE
 from atoll.tasks.partition import partition
 from atoll.tasks.rows import Rows, load_rows
-
-LOCAL_EDGE = "local"
-"""The one edge of a run without [[edge]]."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

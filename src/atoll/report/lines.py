@@ -20,8 +20,8 @@ def describe_event(event: Event) -> str:
     """One line for people; one a round and phase, none for steps."""
     match event:
         case RunStarted():
-            edges = f"{len(event.edges)} edge{'s' if len(event.edges) != 1 else ''}"
-            return f"run {event.name}: {edges} ({', '.join(event.edges)}), {event.rounds} rounds, seed {event.seed}"
+            edges = f"{_counted(len(event.edges), 'edge')} ({', '.join(event.edges)})"
+            return f"run {event.name}: {edges}, {_counted(event.rounds, 'round')}, seed {event.seed}"
         case DataLoaded():
             return _data(event)
         case PhaseStarted():
@@ -33,9 +33,11 @@ def describe_event(event: Event) -> str:
             return f"round {event.round}: edge {event.edge} dropped: {event.reason}"
         case RoundFinished():
             moved = f"up {format_bytes(event.up_bytes)}, down {format_bytes(event.down_bytes)}"
-            return f"{event.phase} round {event.round}: {len(event.edges)} updates, {moved}, {format_seconds(event.seconds)}"
+            return f"{event.phase} round {event.round}: {_counted(len(event.edges), 'update')}, {moved}, {format_seconds(event.seconds)}"
         case Evaluated():
-            return f"{event.row}: " + ", ".join(f"{name} {value:.4g}" for name, value in event.metrics.items())
+            return f"{event.row}: " + ", ".join(
+                f"{name} {value:.4g}" for name, value in event.metrics.items() if not name.startswith("num_")
+            )
         case RunFinished():
             return f"{event.status} after {format_seconds(event.seconds)}"
         case _:
@@ -54,3 +56,7 @@ def _data(event: DataLoaded) -> str:
 def _edge(event: EdgeFinished) -> str:
     loss = f"mean loss {event.mean_loss:.4g}"
     return f"{event.phase} round {event.round}: {event.edge}, {event.num_steps} steps, {loss}, {format_seconds(event.seconds)}"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

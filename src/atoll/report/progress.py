@@ -92,7 +92,10 @@ class _Bars:
         progress = self._opened()
         if self._task is not None:
             task = next(task for task in progress.tasks if task.id == self._task)
-            progress.update(self._task, total=task.completed or 1, completed=task.completed or 1)
+            if task.total is None:  # an evaluation: its scores are printed above the bars
+                progress.remove_task(self._task)
+            else:
+                progress.update(self._task, total=task.completed or 1, completed=task.completed or 1)
             self._task = None
 
     def _update(self, steps: int) -> None:

@@ -72,4 +72,6 @@ def plain_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 def _number(value: float | None, name: str) -> str:
     if value is None:
         return "-"
-    return f"{value:.2f}" if name in ("bleu", "perplexity") and abs(value) < 1e4 else f"{value:.4g}"
+    if abs(value) < 1e4 and name in ("bleu", "perplexity"):
+        return f"{value:.2f}"
+    return f"{value:.3f}" if abs(value) < 1e4 else f"{value:.4g}"

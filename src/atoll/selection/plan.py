@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from atoll.adapters.targets import resolve_targets
-from atoll.config.schema import Edge, RunConfig
+from atoll.config.schema import DEFAULT_LOCAL_STEPS, Edge, RunConfig
 from atoll.cost.formulas import adapter_parameters, adapter_payload_bytes, round_seconds, step_flops
 from atoll.selection.fit import Setting, largest_batch, refuse
 from atoll.shapes import BaseShapes
@@ -17,7 +17,6 @@ from atoll.units import format_bytes
 
 LOCAL_EDGE = "local"
 """The one edge of a run without [[edge]]."""
-DEFAULT_LOCAL_STEPS = 50
 BITS = {"fp32": 32, "bf16": 16}
 
 Binding = Literal["none", "memory"]
