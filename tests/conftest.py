@@ -9,8 +9,8 @@ import atoll  # noqa: F401  first, because it sets OMP_WAIT_POLICY before torch 
 import pytest
 import torch
 from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.models import BPE, WordLevel
+from tokenizers.pre_tokenizers import ByteLevel, WhitespaceSplit
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 SMALL = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -62,10 +62,17 @@ def shared() -> Path:
 
 
 def save_model_folder(folder: Path, family: str) -> None:
-    """A random model with a word tokenizer ("w0" to "w92"), as save_pretrained writes them."""
-    words = {"<pad>": 0, "<s>": 1, "</s>": 2, **{f"w{n}": n + 3 for n in range(93)}}
-    tokenizer = Tokenizer(WordLevel(words, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
+    """A random model with a word tokenizer ("w0" to "w92"), as save_pretrained writes them.
+
+    transformers reads any tokenizer of a Qwen2 folder as byte-level BPE, so that Qwen2 gets one of single characters.
+    """
+    special = {"<pad>": 0, "<s>": 1, "</s>": 2}
+    if family == "qwen2":
+        tokenizer = Tokenizer(BPE({**special, **{character: n + 3 for n, character in enumerate("w0123456789Ġ")}}, []))
+        tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    else:
+        tokenizer = Tokenizer(WordLevel({**special, **{f"w{n}": n + 3 for n in range(93)}}, unk_token="<pad>"))
+        tokenizer.pre_tokenizer = WhitespaceSplit()
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<pad>"
     ).save_pretrained(folder)
