@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from atoll.cost import meters
-from atoll.cost.meters import Counter, PeakMemory, resident_peak_bytes
+from atoll.cost.meters import PeakMemory, resident_peak_bytes
 
 BLOCK_BYTES = 64 * 2**20
 
@@ -36,10 +36,3 @@ def test_a_kernel_that_refuses_leaves_the_peak_since_the_start(monkeypatch: pyte
     with PeakMemory() as peak:
         pass
     assert peak.num_bytes > 10 * 2**20
-
-
-def test_a_counter_adds_up() -> None:
-    counter = Counter("up_bytes")
-    counter.add(3)
-    counter.add(4)
-    assert (counter.name, counter.value) == ("up_bytes", 7)

@@ -136,26 +136,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, h_ND: Tensor, target_N: Tensor, head: Head) -> Tensor:
-        needs_gradient = ctx.needs_input_grad[0]
-        grad_ND = torch.empty_like(h_ND) if needs_gradient else None
+        grad_ND = torch.empty_like(h_ND) if ctx.needs_input_grad[0] else None
         total, start = torch.zeros((), dtype=torch.float32, device=h_ND.device), 0
         for h_CD, target_C in zip(_chunks(h_ND, head), _chunks(target_N, head), strict=True):
-            probability_CV = head.logits(h_CD)
-            slope_CV = None if head.cap is None or not needs_gradient else 1 - (probability_CV / head.cap) ** 2
-            # In place from here on: one block of C x V numbers is all that this loss ever holds.
-            probability_CV -= probability_CV.amax(dim=1, keepdim=True)
-            picked_C = probability_CV.gather(1, target_C[:, None])[:, 0]
-            norm_C1 = probability_CV.exp_().sum(dim=1, keepdim=True)
-            total += norm_C1.log().sum() - picked_C.sum()
-            if grad_ND is not None:
-                probability_CV /= norm_C1
-                probability_CV[torch.arange(len(target_C)), target_C] -= 1
-                if slope_CV is not None:
-                    probability_CV *= slope_CV
-                grad_ND[start : start + len(target_C)] = (probability_CV * head.factor if head.factor != 1.0 else probability_CV).to(
-                    h_CD.dtype
-                ) @ head.weight_VD
-            start += len(target_C)
+            stop = start + len(target_C)
+            total += _chunk_loss(h_CD, target_C, head, None if grad_ND is None else grad_ND[start:stop])
+            start = stop
         if grad_ND is not None:
             ctx.save_for_backward(grad_ND)
         return total
@@ -164,3 +150,24 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
         (grad_ND,) = ctx.saved_tensors
         return grad_ND * grads[0].to(grad_ND.dtype), None, None
+
+
+def _chunk_loss(h_CD: Tensor, target_C: Tensor, head: Head, grad_CD: Tensor | None) -> Tensor:
+    """The chunk's loss; its gradient by the hidden states is written to `grad_CD`.
+
+    All in place: one block of C x V numbers is what this loss holds (two where logits are capped).
+    """
+    z_CV = head.logits(h_CD)
+    slope_CV = None if head.cap is None or grad_CD is None else 1 - (z_CV / head.cap) ** 2
+    z_CV -= z_CV.amax(dim=1, keepdim=True)
+    picked_C = z_CV.gather(1, target_C[:, None])[:, 0]
+    norm_C1 = z_CV.exp_().sum(dim=1, keepdim=True)
+    if grad_CD is not None:
+        p_CV = z_CV.div_(norm_C1)
+        p_CV[torch.arange(len(target_C)), target_C] -= 1
+        if slope_CV is not None:
+            p_CV *= slope_CV
+        if head.factor != 1.0:
+            p_CV *= head.factor
+        torch.mm(p_CV.to(h_CD.dtype), head.weight_VD, out=grad_CD)
+    return norm_C1.log().sum() - picked_C.sum()

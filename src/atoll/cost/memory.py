@@ -18,7 +18,7 @@ PROCESS_BYTES = 505 * 10**6
 OPTIMIZER_BYTES_PER_PARAMETER = 16
 """An adapter's number, its gradient and Adam's two moments, all fp32."""
 LOGITS_CHUNK_BYTES = 32 * 2**20
-"""Largest block of logits at once; a test holds it equal to base.head's. While the next block is made, the last one is still held."""
+"""Largest block of logits at once; a test holds it equal to base.head's."""
 ALLOCATOR_SLACK = 1.4
 """Resident bytes per byte kept: glibc's heap keeps holes between tensors below 32 MiB. Measured 1.1 to 1.5."""
 CHECKPOINT_SLACK = 3.0
@@ -63,7 +63,7 @@ def training_memory(
     ends = shapes.d_model * (2 * num_tokens + 2 * num_label_tokens)
     slack = CHECKPOINT_SLACK if gradient_checkpointing else ALLOCATOR_SLACK
     # Besides what is kept, one block's gradients and short-lived values.
-    rows_of_logits = min(num_label_tokens, 2 * max(16, LOGITS_CHUNK_BYTES // (4 * shapes.vocab_size)))
+    rows_of_logits = min(num_label_tokens, max(16, LOGITS_CHUNK_BYTES // (4 * shapes.vocab_size)))
     return Memory(
         process_bytes=PROCESS_BYTES,
         base_bytes=shapes.num_parameters * bits // 8,

@@ -60,17 +60,3 @@ def _cuda():  # type: ignore[no-untyped-def]
     torch = sys.modules.get("torch")
     cuda = getattr(torch, "cuda", None)
     return cuda if cuda is not None and cuda.is_initialized() else None
-
-
-class Counter:
-    """Adds up one quantity, such as bytes sent or FLOPs done, under the name that the formula has."""
-
-    __slots__ = ("name", "value")
-
-    def __init__(self, name: str) -> None:
-        self.name, self.value = name, 0
-
-    def add(self, amount: int) -> None:
-        """Count some more; an amount is never negative."""
-        assert amount >= 0, f"{self.name} cannot shrink"
-        self.value += amount
