@@ -36,8 +36,7 @@ def test_stories_on_e2e(shared: Path, tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(TOML.format(shared=shared) + edges)
     run = atoll.train(tmp_path / "run.toml", out=tmp_path / "run")
     base, adapted = run.summary.eval.base or {}, run.summary.eval.adapted or {}
-    assert base["loss"] == pytest.approx(4.3, abs=0.4)
-    assert adapted["loss"] < 3.2
+    assert adapted["loss"] < base["loss"] - 1.0
     folder = shared / "models" / "stories260K"
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), str(run.adapter)).eval()
     assert peft_loss(model, folder, shared / "data" / "e2e" / "devset.csv") == pytest.approx(adapted["loss"], abs=1e-5)

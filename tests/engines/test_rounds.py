@@ -175,7 +175,7 @@ def test_a_damaged_message_is_refused(damage: str) -> None:
 
 
 def test_flower_still_lets_us_make_messages() -> None:
-    """The one internal name we use: a new Flower version that moves it fails here."""
+    """The internal names we use: a new Flower version that moves them fails here."""
     grid = InProcessGrid(client_app(lambda _: None), {7: Context(1, 7, {}, RecordDict(), {})})  # type: ignore[arg-type, return-value]
     message = grid.create_message(RecordDict(), MessageType.TRAIN, 7, "1")
     assert isinstance(message, Message)

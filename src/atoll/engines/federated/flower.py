@@ -1,4 +1,4 @@
-"""Everything Atoll takes from Flower, in one place: its public message API, and one internal name that in-process runs need."""
+"""Everything Atoll takes from Flower, in one place: its public message API, and two internal names that in-process runs need."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result, Strategy
 
-# Internal in Flower 1.41, and the only way to make a Message outside its own processes. tests/engines/test_flower.py fails
-# when a new version moves it.
+# Internal in Flower 1.41: a Grid has to have a Run, and a Message asks for the identity of who makes it. tests/engines/test_rounds.py
+# fails when a new version moves them.
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
