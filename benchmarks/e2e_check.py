@@ -94,6 +94,8 @@ def check(run: Path, seconds: float | None) -> None:
 
 def main() -> None:
     """Check a run, or a new one."""
+    if not (CONFIG.parent / "../../shared/models").is_dir():
+        raise SystemExit("needs the models and data in ../shared beside the project's folder")
     if sys.argv[1:]:
         check(Path(sys.argv[1]), None)
         return

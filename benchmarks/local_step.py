@@ -85,7 +85,8 @@ def compare(model: str, repeats: int) -> dict[str, Any]:
                 runs[side].append(run)
                 print(
                     f"{model} {repeat + 1}/{repeats} {side:8} {run['tokens_per_second']:8.0f} tokens/s,"
-                    f" peak {run['peak_bytes'] / 1e6:5.0f} MB, of it {run['rise_bytes'] / 1e6:5.0f} MB while training, CPU {run['cpu_seconds']:.1f} s", flush=True,
+                    f" peak {run['peak_bytes'] / 1e6:5.0f} MB, of it {run['rise_bytes'] / 1e6:5.0f} MB while training,"
+                    f" CPU {run['cpu_seconds']:.1f} s", flush=True,
                 )  # fmt: skip
         parts = {side: run["parts_seconds"] for side, run in measure(folder, case, "--parts").items()}
     return summary(runs, parts, case, tokens)

@@ -1,6 +1,7 @@
 """Adapter folders as Hugging Face PEFT reads and writes them: adapter_config.json and adapter_model.safetensors.
 
-Written here because an AdapterState has no model to ask PEFT with; the tests hold both directions against PEFT itself. PEFT has no bottleneck adapter: those folders carry peft_type ATOLL_BOTTLENECK and load in Atoll only.
+Written here because an AdapterState has no model to ask PEFT with; the tests hold both directions against PEFT itself.
+PEFT has no bottleneck adapter: those folders carry peft_type ATOLL_BOTTLENECK and load in Atoll only.
 """
 
 from __future__ import annotations

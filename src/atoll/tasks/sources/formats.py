@@ -9,18 +9,18 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet
 
 from atoll.errors import BadRowError, DataFileError, EmptyDataError
 from atoll.tasks.sources import scan
 from atoll.tasks.sources.nearest import did_you_mean
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# pyarrow is imported where a file is read: batches and the training step do without its memory.
 Kind = Literal["csv", "jsonl", "json", "parquet"]
 OnBadRow = Literal["error", "skip"]
 
@@ -153,6 +153,8 @@ def _no_list(origin: Origin, text: str) -> DataFileError:
 
 def _fast(text: str, kind: scan.TextKind) -> pa.Table | None:
     """The file through pyarrow, or None where the slow scan must look: pyarrow refuses, or would change what was written."""
+    import pyarrow as pa
+
     try:
         if kind == "csv":
             return _fast_csv(text)
@@ -164,6 +166,9 @@ def _fast(text: str, kind: scan.TextKind) -> pa.Table | None:
 
 
 def _fast_csv(text: str) -> pa.Table | None:
+    import pyarrow as pa
+    import pyarrow.csv
+
     if text.count('"') % 2:
         return None  # An open quote swallows the rest of the file without complaint.
     as_text = dict.fromkeys(scan.csv_header(text), pa.string())
@@ -175,6 +180,9 @@ def _fast_csv(text: str) -> pa.Table | None:
 
 
 def _fast_jsonl(text: str) -> pa.Table | None:
+    import pyarrow as pa
+    import pyarrow.json
+
     data = text.encode()
     options = pyarrow.json.ReadOptions(block_size=min(max(len(data), 1), 2**30))
     table = pyarrow.json.read_json(pa.BufferReader(data), read_options=options)
@@ -184,6 +192,8 @@ def _fast_jsonl(text: str) -> pa.Table | None:
 
 
 def _is_plain(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
     if pa.types.is_list(kind):
         return pa.types.is_string(kind.value_type)
     return pa.types.is_string(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)
@@ -195,6 +205,9 @@ def _whole(table: pa.Table) -> FileRows:
 
 
 def _read_parquet(origin: Origin) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet
+
     try:
         table = pyarrow.parquet.read_table(io.BytesIO(origin.path.read_bytes()))
     except (pa.ArrowException, OSError) as problem:
