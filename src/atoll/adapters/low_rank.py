@@ -5,12 +5,12 @@ Shape suffixes: R rank, I inputs, O outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from atoll.threads import num_threads
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,18 +22,8 @@ class SingularFactors:
     down_RI: Tensor
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread for what happens inside: two threads on thin factors cost the threaded QR far more than they save, up to 50 times."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@one_thread()
+# Two threads on thin factors cost the threaded QR far more than they save, up to 50 times: hence one.
+@num_threads(1)
 def singular_factors(up_OR: Tensor, down_RI: Tensor) -> SingularFactors:
     """The thin SVD of up_OR @ down_RI, by QR of each factor and the SVD of the small core.
 
@@ -45,7 +35,7 @@ def singular_factors(up_OR: Tensor, down_RI: Tensor) -> SingularFactors:
     return SingularFactors(q_up @ u, values, vh @ q_down.T)
 
 
-@one_thread()
+@num_threads(1)
 def aligned(factors: SingularFactors, reference_RI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Factors (up_OR, down_RI) of the best rank-`rank` approximation whose `down` lies as near to `reference_RI` as a rotation brings it.
 

@@ -19,6 +19,7 @@ from atoll.config.schema import Train
 from atoll.engines.step import new_stepper
 from atoll.engines.trainer import Batches, FitPlan, StepReport, TrainState, Update
 from atoll.seeding import stream
+from atoll.threads import suited_threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,11 @@ class LocalTrainer:
     def fit(self, state: TrainState, batches: Batches, plan: FitPlan, on_step: Callable[[StepReport], None]) -> Update:
         """Train `plan.num_steps` steps from `state`; `state` itself is not changed."""
         model, reports = self.base.model, []
-        with attached(model, state.adapter, dropout=self.dropout) as adapters, _checkpointing(model, plan.gradient_checkpointing):
+        with (
+            suited_threads(model.config.get_text_config().hidden_size),
+            attached(model, state.adapter, dropout=self.dropout) as adapters,
+            _checkpointing(model, plan.gradient_checkpointing),
+        ):
             stepper = new_stepper(adapters.flat, self.train, self.total_steps, state.optimizer)
             adapters.train(True)
             for step in range(state.step, state.step + plan.num_steps):

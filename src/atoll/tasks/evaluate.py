@@ -23,6 +23,7 @@ from atoll.tasks.rows import Rows
 from atoll.tasks.sources.nearest import did_you_mean
 from atoll.tasks.text import TextForm
 from atoll.tasks.tokens import Examples, begin_ids, encode, encode_texts, pad_id, tokenize
+from atoll.threads import suited_threads
 
 GENERATING = ("exact_match", "bleu", "rouge", "slot_accuracy")
 
@@ -40,7 +41,7 @@ def evaluate(
     """
     check_metrics(settings, form, rows)
     examples = tokenize(rows, form, base.tokenizer, max_length) if examples is None else examples
-    with _eval_mode(base.model):
+    with suited_threads(base.model.config.get_text_config().hidden_size), _eval_mode(base.model):
         loss = _mean_loss(base, examples, settings.batch_size)
         result = {
             "loss": loss, "perplexity": math.exp(min(loss, 700.0)), "num_rows": float(len(examples)),
