@@ -30,10 +30,11 @@ FAMILIES: dict[str, dict[str, object]] = {
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
-def random_model(family: str) -> PreTrainedModel:
-    """A two-block model of the family with random weights, in eval mode; equal calls give equal weights."""
+def random_model(family: str, num_blocks: int = 2) -> PreTrainedModel:
+    """A small model of the family with random weights, in eval mode; equal calls give equal weights."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **FAMILIES[family])
+    depth = "n_layer" if "n_layer" in FAMILIES[family] else "num_hidden_layers"
+    config = AutoConfig.for_model(family, **FAMILIES[family] | {depth: num_blocks})
     model = AutoModelForCausalLM.from_config(config)
     for parameter in model.parameters():
         if parameter.ndim == 1:  # norms and biases start at ones and zeros, which would hide mistakes

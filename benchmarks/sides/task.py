@@ -61,13 +61,18 @@ def _model_folder(model: str, folder: Path) -> Path:
     if model != "llama-15M":
         link.symlink_to(SHARED / "models" / model)
         return link
+    random_llama(link, RANDOM_15M)
+    return link
+
+
+def random_llama(folder: Path, sizes: dict[str, object]) -> None:
+    """Write a Llama with random weights and a tokenizer."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(SEED)
-    LlamaForCausalLM(LlamaConfig(**RANDOM_15M)).save_pretrained(link)
-    AutoTokenizer.from_pretrained(SHARED / "models" / "tokenizer-llama2").save_pretrained(link)
-    return link
+    LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(SHARED / "models" / "tokenizer-llama2").save_pretrained(folder)
 
 
 def _write_examples(path: Path, examples: Examples) -> None:

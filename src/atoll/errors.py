@@ -10,6 +10,7 @@ AtollError
 │   ├── UnavailableError   C105   an option this version, or this installation, does not have
 │   ├── OverrideError      C106   a --set that cannot be understood
 │   ├── CommandLineError   C107   a command or option that does not exist, is missing, or does not go with another
+│   ├── TransportError     C108   an address or certificates that a connection cannot safely be made with
 │   ├── DataFileError      D201   a data file or data set that cannot be read
 │   ├── BadRowError        D202   one row that cannot be used
 │   ├── ColumnError        D203   a column that the data does not have
@@ -28,7 +29,11 @@ AtollError
 │   └── InfeasibleError    P601   no setting fits an edge's memory or time
 └── PeerError                     exit 4: an edge, a host or the coordinator was lost or refused; work is saved
     ├── EdgesLostError     F701   fewer edges answered than a round needs
-    └── UpdateRefusedError F702   an update that must not be averaged
+    ├── UpdateRefusedError F702   an update that must not be averaged
+    ├── FrameError         W801   bytes from the other side that are no whole, undamaged message
+    ├── ProtocolError      W802   a message that the dialogue does not allow now
+    ├── HostRefusedError   W803   the host refused the device, naming what does not fit
+    └── HostLostError      W804   the host cannot be reached, or did not come back
 """
 
 from __future__ import annotations
@@ -112,6 +117,12 @@ class CommandLineError(InputError):
     """A command or option that does not exist, is missing, or does not go with another."""
 
     code = "C107"
+
+
+class TransportError(InputError):
+    """An address or certificates that a connection cannot safely be made with."""
+
+    code = "C108"
 
 
 class DataFileError(InputError):
@@ -226,3 +237,27 @@ class UpdateRefusedError(PeerError):
     """An update that must not be averaged."""
 
     code = "F702"
+
+
+class FrameError(PeerError):
+    """Bytes from the other side that are no whole, undamaged message."""
+
+    code = "W801"
+
+
+class ProtocolError(PeerError):
+    """A message that the dialogue does not allow now."""
+
+    code = "W802"
+
+
+class HostRefusedError(PeerError):
+    """The host refused the device, naming what does not fit."""
+
+    code = "W803"
+
+
+class HostLostError(PeerError):
+    """The host cannot be reached, or did not come back."""
+
+    code = "W804"

@@ -23,6 +23,7 @@ class Rows:
     predict_N: Tensor
     target_N: Tensor
     labels_BT: Tensor
+    lengths: tuple[int, ...] = (12, 12)
     position_ids_BT: Tensor | None = None
     attention_B1TT: Tensor | None = None
 

@@ -23,17 +23,17 @@ def fake_train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Cal
     (tmp_path / "run.toml").write_text("")
 
     def install(act: Callable[[], None]) -> None:
-        def train(config: Path, *, out: Path | None, overrides: tuple[str, ...], observers: tuple[object, ...]) -> types.SimpleNamespace:
+        def train(
+            config: Path, *, out: Path | None, overrides: tuple[str, ...], observers: tuple[object, ...], host: object
+        ) -> types.SimpleNamespace:
             act()
             summary = Summary("complete", Evaluation({"loss": 4.0}, {"loss": float("nan")}))
             return types.SimpleNamespace(run_dir=Path("runs/run-0001"), adapter=Path("runs/run-0001/adapter"), summary=summary)
 
         module = types.ModuleType("atoll.commands.train")
         module.train = train  # type: ignore[attr-defined]
+        module.example_prompt = lambda config, *, overrides: "it's a test ->"  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "atoll.commands.train", module)
-        example = types.ModuleType("atoll.commands.example")
-        example.example_prompt = lambda config, *, overrides: "it's a test ->"  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "atoll.commands.example", example)
 
     return install
 

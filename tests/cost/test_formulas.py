@@ -31,6 +31,7 @@ class Rows:
     input_ids_BT: Tensor
     predict_N: Tensor
     target_N: Tensor
+    lengths: tuple[int, ...] = (TOKENS,) * ROWS
     position_ids_BT: Tensor | None = None
     attention_B1TT: Tensor | None = None
 

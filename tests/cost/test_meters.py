@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from atoll.cost import meters
-from atoll.cost.meters import PeakMemory, resident_peak_bytes
+from atoll.cost.meters import PeakMemory, resident_bytes, resident_peak_bytes
 
 BLOCK_BYTES = 64 * 2**20
 
@@ -20,6 +20,15 @@ def test_the_peak_sees_a_block_that_is_gone_again() -> None:
     with PeakMemory() as peak:
         torch.ones(BLOCK_BYTES // 4)
     assert peak.num_bytes - without.num_bytes >= 0.8 * BLOCK_BYTES
+
+
+def test_what_is_held_now_comes_and_goes() -> None:
+    before = resident_bytes()
+    block = torch.ones(BLOCK_BYTES // 4)
+    held = resident_bytes()
+    del block
+    assert held - before >= 0.8 * BLOCK_BYTES
+    assert held - resident_bytes() >= 0.8 * BLOCK_BYTES
 
 
 def test_the_peak_is_set_back() -> None:

@@ -129,7 +129,7 @@ def test_a_bad_edge_is_left_out_by_name_and_the_round_goes_on(fault: str) -> Non
 def test_too_few_edges_end_the_run() -> None:
     with pytest.raises(EdgesLostError, match="round 1 got too few updates") as caught:
         run({"north": trainer(), "bad": Broken(_raise)}, {"north": 4, "bad": 4}, min_edges=2)  # type: ignore[dict-item]
-    assert caught.value.got == "1 of 2 edges"
+    assert caught.value.got == "1 of 2 edges; bad: error: the disk is full"
 
 
 def test_a_round_that_takes_too_long_goes_on_without_the_rest() -> None:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from atoll.adapters.layers import AdaptedLinear
+from atoll.adapters.layers import AdaptedLinear, LowRankPair
 from atoll.adapters.state import AdapterState, ModuleAdapter
+from atoll.elsewhere import find_elsewhere
 from atoll.errors import AdapterFitError
 
 
@@ -23,7 +24,7 @@ class Attached:
     """
 
     flat: nn.Parameter
-    layers: dict[str, AdaptedLinear]
+    layers: dict[str, LowRankPair]
     start: AdapterState
 
     def state(self) -> AdapterState:
@@ -44,20 +45,28 @@ class Attached:
 def attached(model: nn.Module, state: AdapterState, *, dropout: float = 0.0) -> Iterator[Attached]:
     """The model with these adapters, inside a `with`; outside it the base is as before.
 
+    Adapters of modules that run elsewhere are given to the model's stand-in for them.
+
     Raises: AdapterFitError where a module is missing, of another size, or not a linear layer.
     """
     device = next(model.parameters()).device
     flat, views = _flatten(state, device)
-    layers: dict[str, AdaptedLinear] = {}
+    layers: dict[str, LowRankPair] = {}
     originals: dict[str, nn.Module] = {}
+    elsewhere = find_elsewhere(model)
     try:
         for name, adapter in state.modules.items():
+            pair = (*views[name], adapter.scaling, dropout)
+            if elsewhere is not None and elsewhere.sizes.get(name) == adapter.size:
+                layers[name] = elsewhere.adapters[name] = LowRankPair(state.kind, *pair).eval()
+                continue
             originals[name] = _fitting_module(model, name, adapter)
-            down, up = views[name]
-            layers[name] = AdaptedLinear(originals[name], state.kind, down, up, adapter.scaling, dropout).eval()
+            layers[name] = AdaptedLinear(originals[name], state.kind, *pair).eval()
             model.set_submodule(name, layers[name])
         yield Attached(flat, layers, state)
     finally:
+        if elsewhere is not None:
+            elsewhere.adapters.clear()
         for name, module in originals.items():
             model.set_submodule(name, module)
 

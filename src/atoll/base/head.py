@@ -6,6 +6,7 @@ Shape suffixes: B rows, T positions, D width, N label tokens, C a chunk of them,
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from atoll.elsewhere import Layout, find_elsewhere
 from atoll.errors import ArchitectureError
 
 CHUNK_BYTES = 32 * 2**20
@@ -25,6 +27,10 @@ class TokenBatch(Protocol):
     @property
     def input_ids_BT(self) -> Tensor:
         """Right-padded token ids."""
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Real tokens of each row."""
 
     @property
     def predict_N(self) -> Tensor:
@@ -80,7 +86,7 @@ def head_of(model: PreTrainedModel) -> Head:
 
 
 def hidden_states(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
-    """Final hidden states (after the last norm), without the head.
+    """Final hidden states (after the last norm), without the head; those at `predict_N` alone where blocks run in another process.
 
     Shapes: (B, T, D).
     """
@@ -89,7 +95,10 @@ def hidden_states(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
         inputs["attention_mask"] = batch.attention_B1TT
     if batch.position_ids_BT is not None and "position_ids" in inspect.signature(model.base_model.forward).parameters:
         inputs["position_ids"] = batch.position_ids_BT
-    return model.base_model(**inputs).last_hidden_state
+    elsewhere = find_elsewhere(model)
+    layout = Layout(lengths=batch.lengths, wanted_N=batch.predict_N, position_ids_BT=batch.position_ids_BT)
+    with nullcontext() if elsewhere is None else elsewhere.expect(layout):
+        return model.base_model(**inputs).last_hidden_state
 
 
 def loss_sum(model: PreTrainedModel, batch: TokenBatch) -> Tensor:

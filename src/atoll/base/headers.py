@@ -5,14 +5,17 @@ from __future__ import annotations
 import difflib
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atoll.errors import BaseFolderError, WeightsError
+from atoll.errors import BaseFolderError, InputError, WeightsError
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+PART = "atoll_part.json"
+"""In a folder that holds a device's part of a base: the cut, and shapes and sizes of all tensors of the whole base."""
 _LARGEST_HEADER_BYTES = 100 * 10**6
 """The limit that the safetensors library sets itself."""
 
@@ -23,6 +26,19 @@ class TensorHeader:
 
     shape: tuple[int, ...]
     num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where one tensor's bytes are."""
+
+    file: Path
+    start: int
+    """Offset of its first byte from the beginning of the file."""
+    num_bytes: int
+    dtype: str
+    """As safetensors writes it: "F32", "BF16"."""
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,24 +67,40 @@ def _read_folder(folder: Path) -> Headers:
     config = _read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
     if config is None:
         raise _no_config(folder)
-    tensors: dict[str, TensorHeader] = {}
-    for file in _weight_files(folder):
-        tensors |= _read_safetensors(file)
-    return Headers(str(folder), config, tensors)
+    if (folder / PART).is_file():
+        return Headers(str(folder), config, read_part(folder)[1])
+    stored = read_stored(weight_files(folder))
+    return Headers(str(folder), config, {name: TensorHeader(tensor.shape, tensor.num_bytes) for name, tensor in stored.items()})
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def read_part(folder: Path) -> tuple[tuple[int, int], dict[str, TensorHeader]]:
+    """The cut (front, back) of a folder that holds a part of a base, and the headers of the whole base.
+
+    Raises: WeightsError for a broken file.
+    """
+    found = _read_json(folder / PART)
+    try:
+        cut = int(found["front"]), int(found["back"])
+        return cut, {
+            name: TensorHeader(tuple(int(size) for size in entry["shape"]), int(entry["num_bytes"]))
+            for name, entry in found["tensors"].items()
+        }  # fmt: skip
+    except (KeyError, TypeError, ValueError, AttributeError) as problem:
+        raise WeightsError(
+            f"{PART} cannot be understood", where=str(folder / PART), got=f"{type(problem).__name__}: {problem}",
+            expected="front, back, and shape and num_bytes of every tensor", do="remove the folder and get the part from the host again",
+        ) from None  # fmt: skip
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a folder that hold its weights.
+
+    Raises: BaseFolderError or WeightsError where there are none, or some are missing.
+    """
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
-    if not (folder / INDEX).is_file():
-        raise _no_weights(folder)
-    weight_map = _read_json(folder / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise WeightsError(
-            "the index of the weight files names no tensors", where=str(folder / INDEX), got="no weight_map",
-            expected="a weight_map from tensor to file", do="copy or download the model again",
-        )  # fmt: skip
-    files = [folder / name for name in dict.fromkeys(str(value) for value in weight_map.values())]
+    weight_map = read_index(folder)
+    files = [folder / name for name in dict.fromkeys(weight_map.values())]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise WeightsError(
@@ -78,7 +110,34 @@ def _weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def _read_safetensors(file: Path) -> dict[str, TensorHeader]:
+def read_index(folder: Path) -> dict[str, str]:
+    """The file of every tensor, by a folder's index.
+
+    Raises: BaseFolderError where there is no index, WeightsError for a broken one.
+    """
+    if not (folder / INDEX).is_file():
+        raise _no_weights(folder)
+    weight_map = _read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise WeightsError(
+            "the index of the weight files names no tensors", where=str(folder / INDEX), got="no weight_map",
+            expected="a weight_map from tensor to file", do="copy or download the model again",
+        )  # fmt: skip
+    return {str(name): str(value) for name, value in weight_map.items()}
+
+
+def read_stored(files: Iterable[Path]) -> dict[str, StoredTensor]:
+    """Places of all tensors of these files.
+
+    Raises: WeightsError for a file that is not whole.
+    """
+    stored: dict[str, StoredTensor] = {}
+    for file in files:
+        stored |= _read_safetensors(file)
+    return stored
+
+
+def _read_safetensors(file: Path) -> dict[str, StoredTensor]:
     """Header of one file: 8 bytes little-endian length, then JSON, then the data.
 
     Source: https://github.com/huggingface/safetensors#format
@@ -92,43 +151,77 @@ def _read_safetensors(file: Path) -> dict[str, TensorHeader]:
         try:
             header = json.loads(stream.read(header_bytes))
             tensors = {
-                name: TensorHeader(tuple(entry["shape"]), entry["data_offsets"][1] - entry["data_offsets"][0])
-                for name, entry in header.items() if name != "__metadata__"
+                name: _stored(file, 8 + header_bytes, entry) for name, entry in header.items() if name != "__metadata__"
             }  # fmt: skip
-            end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+            end = max((tensor.start + tensor.num_bytes for tensor in tensors.values()), default=8 + header_bytes)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             raise _broken(file, "a header that is not a safetensors header") from None
-    if 8 + header_bytes + end != size_bytes:
-        raise _broken(file, f"{size_bytes} bytes where the header speaks of {8 + header_bytes + end}")
+    if end != size_bytes:
+        raise _broken(file, f"{size_bytes} bytes where the header speaks of {end}")
     return tensors
+
+
+def _stored(file: Path, data_start: int, entry: Mapping[str, Any]) -> StoredTensor:
+    start, end = entry["data_offsets"]
+    return StoredTensor(file, data_start + start, end - start, str(entry["dtype"]), tuple(entry["shape"]))
 
 
 def _read_repository(repository: str) -> Headers:
     # Imported here: it takes a quarter of a second, and no local folder needs it.
-    import httpx
     import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, NotASafetensorsRepoError, SafetensorsParsingError
+    from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
-    try:
+    with _hub_errors(repository):
         cached = huggingface_hub.try_to_load_from_cache(repository, CONFIG)
-        if isinstance(cached, str) and any((Path(cached).parent / name).exists() for name in (WEIGHTS, INDEX)):
+        if isinstance(cached, str) and _is_whole(Path(cached).parent):
             return _read_folder(Path(cached).parent)
         config = _read_json(Path(huggingface_hub.hf_hub_download(repository, CONFIG)))
-        metadata = huggingface_hub.get_safetensors_metadata(repository)
-    except NotASafetensorsRepoError:
-        raise _no_safetensors(repository, "no *.safetensors in the repository") from None
-    except (EntryNotFoundError, HFValidationError, SafetensorsParsingError, httpx.HTTPError, OSError, ValueError) as problem:
+        try:
+            metadata = huggingface_hub.get_safetensors_metadata(repository)
+        except NotASafetensorsRepoError:
+            raise _no_safetensors(repository, "no *.safetensors in the repository") from None
+        except SafetensorsParsingError as problem:
+            raise ValueError(str(problem)) from None
+    tensors = {
+        name: TensorHeader(tuple(info.shape), info.data_offsets[1] - info.data_offsets[0])
+        for file in metadata.files_metadata.values() for name, info in file.tensors.items()
+    }  # fmt: skip
+    return Headers(repository, config, tensors)
+
+
+def fetch(repository: str, files: Sequence[str], *, revision: str | None = None) -> Path:
+    """The local folder of a hub repository, with those of these files that it has; nothing else is downloaded.
+
+    Raises: BaseFolderError.
+    """
+    import huggingface_hub
+
+    with _hub_errors(repository):
+        return Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=list(files)))
+
+
+@contextmanager
+def _hub_errors(repository: str) -> Iterator[None]:
+    import httpx
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+
+    try:
+        yield
+    except (EntryNotFoundError, HFValidationError, httpx.HTTPError, OSError, ValueError) as problem:
         raise BaseFolderError(
             "the base is neither a folder here nor a model that the hub gives out", where=repository,
             got=str(problem).strip().splitlines()[0][:200] if str(problem).strip() else type(problem).__name__,
             expected='"tiny", a model folder, or a hub id such as "org/name"',
             do="check the spelling; for a private or gated model log in with `hf auth login`; without network give a local folder",
         ) from None  # fmt: skip
-    tensors = {
-        name: TensorHeader(tuple(info.shape), info.data_offsets[1] - info.data_offsets[0])
-        for file in metadata.files_metadata.values() for name, info in file.tensors.items()
-    }  # fmt: skip
-    return Headers(repository, config, tensors)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether all weights are there: a device's part of a base leaves some files of a repository on the hub."""
+    try:
+        return bool(weight_files(folder))
+    except InputError:
+        return False
 
 
 def _read_json(file: Path) -> dict[str, Any]:

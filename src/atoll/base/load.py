@@ -17,6 +17,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from atoll.base.head import check_head
+from atoll.base.headers import PART, read_part
 from atoll.embedded import tiny_path
 from atoll.errors import ArchitectureError, BaseFolderError, TokenizerError, WeightsError
 
@@ -48,12 +49,13 @@ def load_base(name: str, *, precision: str = "fp32") -> Base:
     Raises: BaseFolderError, ArchitectureError, TokenizerError, WeightsError.
     """
     source = str(tiny_path()) if name == "tiny" else name
-    _check_folder(source)
-    with _quiet():
-        config = _load_config(source)
+    check_folder(source)
+    check_whole(source)
+    with quiet():
+        config = load_config(source)
         tokenizer = load_tokenizer(name)
-        model = _load_model(source, config, precision)
-    _check_vocabulary(source, model, tokenizer)
+        model = load_model(source, config, precision)
+    check_vocabulary(source, model, tokenizer)
     check_head(model)
     transposed = any(type(module).__name__ == "Conv1D" for module in model.modules())
     return Base(name, model, tokenizer, transposed)
@@ -70,7 +72,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, json.JSONDecodeError) as problem:
         raise TokenizerError(
             "the tokenizer cannot be loaded",
-            where=source, got=_first_line(problem), expected="tokenizer.json and tokenizer_config.json beside the weights",
+            where=source, got=first_line(problem), expected="tokenizer.json and tokenizer_config.json beside the weights",
             do="copy the tokenizer files of the model into the folder",
         ) from None  # fmt: skip
     except Exception as problem:
@@ -78,7 +80,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         if type(problem) is not Exception:
             raise
         raise TokenizerError(
-            "tokenizer.json cannot be read", where=source, got=_first_line(problem), expected="the file as the tokenizers library wrote it",
+            "tokenizer.json cannot be read", where=source, got=first_line(problem), expected="the file as the tokenizers library wrote it",
             do="copy the tokenizer files of the model into the folder again",
         ) from None  # fmt: skip
     if len(tokenizer) <= len(tokenizer.all_special_ids):
@@ -89,7 +91,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _check_folder(source: str) -> None:
+def check_folder(source: str) -> None:
+    """Look whether a source that looks like a folder is a model folder.
+
+    Raises: BaseFolderError.
+    """
     path = Path(source)
     looks_local = path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
     if not looks_local or (path / "config.json").is_file():
@@ -108,12 +114,29 @@ def _check_folder(source: str) -> None:
     )  # fmt: skip
 
 
-def _load_config(source: str) -> Any:
+def check_whole(source: str) -> None:
+    """Look whether a folder holds a whole base.
+
+    Raises: WeightsError for a device's part of one.
+    """
+    if (Path(source) / PART).is_file():
+        (front, back), _ = read_part(Path(source))
+        raise WeightsError(
+            "the folder holds a part of a base", where=source, got=f"{PART}: {front} blocks at the front and {back} at the back",
+            expected="the weights of all blocks", do="use a host, which runs the other blocks (split mode); or give a whole model folder",
+        )  # fmt: skip
+
+
+def load_config(source: str) -> Any:
+    """The configuration of a folder or hub id.
+
+    Raises: BaseFolderError, ArchitectureError.
+    """
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as problem:
         raise BaseFolderError(
-            "the model's config.json cannot be used", where=source, got=_first_line(problem),
+            "the model's config.json cannot be used", where=source, got=first_line(problem),
             expected="a model folder, or the id of a model that the hub (or the local cache) has",
             do="check the name; without network, give a local folder",
         ) from None  # fmt: skip
@@ -126,33 +149,44 @@ def _load_config(source: str) -> Any:
     return config
 
 
-def _load_model(source: str, config: Any, precision: str) -> PreTrainedModel:
+def load_model(source: str, config: Any, precision: str, quantization: transformers.BitsAndBytesConfig | None = None) -> PreTrainedModel:
+    """The frozen model of a folder or hub id, on the accelerator where there is one.
+
+    Raises: WeightsError.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found: Any = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=DTYPES[precision], output_loading_info=True, use_safetensors=True
-        )
+            source, config=config, dtype=DTYPES[precision], output_loading_info=True, use_safetensors=True,
+            quantization_config=quantization, device_map=None if quantization is None else {"": device},
+        )  # fmt: skip
         model, loaded = found
     except (OSError, ValueError, RuntimeError, KeyError) as problem:
-        raise _weights_error(source, _first_line(problem)) from None
+        raise weights_error(source, first_line(problem)) from None
     except Exception as problem:
         if "safetensor" not in f"{type(problem).__module__}{type(problem).__name__}".lower():
             raise
-        raise _weights_error(source, _first_line(problem)) from None
+        raise weights_error(source, first_line(problem)) from None
     wrong = [*sorted(loaded["missing_keys"])[:3], *(str(key) for key in list(loaded["mismatched_keys"])[:3])]
     if wrong:
-        raise _weights_error(source, "missing or of another shape: " + ", ".join(wrong))
-    model = model.to("cuda") if torch.cuda.is_available() else model
+        raise weights_error(source, "missing or of another shape: " + ", ".join(wrong))
+    model = model.to(device) if quantization is None else model
     return model.eval().requires_grad_(False)
 
 
-def _weights_error(source: str, got: str) -> WeightsError:
+def weights_error(source: str, got: str) -> WeightsError:
+    """What is said of weights that do not load."""
     return WeightsError(
         "the model's weights cannot be loaded", where=source, got=got, expected="whole *.safetensors files that match config.json",
         do="copy or download the weights again; .bin weights are converted by save_pretrained(..., safe_serialization=True)",
     )  # fmt: skip
 
 
-def _check_vocabulary(source: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_vocabulary(source: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Look whether the model has a row for every token.
+
+    Raises: TokenizerError.
+    """
     embedding: Any = model.get_input_embeddings()
     largest, rows = max(tokenizer.get_vocab().values()), embedding.weight.shape[0]
     if largest >= rows:
@@ -162,13 +196,14 @@ def _check_vocabulary(source: str, model: PreTrainedModel, tokenizer: PreTrained
         )  # fmt: skip
 
 
-def _first_line(problem: BaseException) -> str:
+def first_line(problem: BaseException) -> str:
+    """What an error of a library says, in short."""
     text = str(problem).strip() or type(problem).__name__
     return text.splitlines()[0][:200]
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the loader's progress bar and load report: what they would say is an error here, or in the event log."""
     level = transformers.logging.get_verbosity()
     bar = transformers.logging.is_progress_bar_enabled()

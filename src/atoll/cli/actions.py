@@ -7,10 +7,39 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from atoll.errors import CommandLineError
+
 _FAILED_CHECK = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """The options that say which host, and how to reach it."""
+
+    host: str | None
+    ca: Path | None
+    cert: Path | None
+    key: Path | None
+    insecure: bool
+
+    def opened(self) -> Any:
+        """As the commands take it; None where no host is named.
+
+        Raises: CommandLineError for options of a connection without a host.
+        """
+        if self.host is None:
+            if self.ca or self.cert or self.key or self.insecure:
+                raise CommandLineError(
+                    "--ca, --cert, --key and --insecure go with --host", got="no --host", expected="--host HOST:PORT", do="add --host"
+                )
+            return None
+        from atoll.commands.edge import host_access
+
+        return host_access(self.host, self.ca, self.cert, self.key, self.insecure)
 
 
 def init(directory: Path) -> None:
@@ -37,19 +66,38 @@ def plan(config: Path, *, overrides: tuple[str, ...], as_json: bool) -> None:
         print_table(plan_table(fleet), sys.stdout)
 
 
-def train(config: Path, *, out: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
+def train(config: Path, *, out: Path | None, overrides: tuple[str, ...], access: Access, as_json: bool) -> None:
     """Run it and show the comparison, the adapter, and what to try next."""
+    _check_config(config, overrides)
+    from atoll.commands.train import train as run
+
+    def begin(progress: Any) -> Any:
+        return run(config, out=out, overrides=overrides, observers=(progress,), host=access.opened())
+
+    _train(config, overrides, begin, access, as_json)
+
+
+def edge(config: Path, *, access: Access, options: Mapping[str, Any], as_json: bool) -> None:
+    """Train one edge against a host and show the same."""
+    _check_config(config, options["overrides"])
+    from atoll.commands.edge import edge as run
+
+    def begin(progress: Any) -> Any:
+        return run(config, access.opened(), observers=(progress,), **options)
+
+    _train(config, options["overrides"], begin, access, as_json)
+
+
+def _train(config: Path, overrides: tuple[str, ...], run: Callable[[Any], Any], access: Access, as_json: bool) -> None:
     with _results(as_json) as show:
-        _check_config(config, overrides)
-        from atoll.commands.train import train as run
         from atoll.report.progress import Progress
 
         with Progress() as progress:
-            result = run(config, out=out, overrides=overrides, observers=(progress,))
+            result = run(progress)
         if as_json:
             show({**result.summary.to_json(), "run_dir": str(result.run_dir), "adapter": str(result.adapter)})
             return
-        from atoll.commands.example import example_prompt
+        from atoll.commands.train import example_prompt
         from atoll.report.tables import comparison_table, print_table
 
         table = comparison_table(result.summary)
@@ -57,19 +105,40 @@ def train(config: Path, *, out: Path | None, overrides: tuple[str, ...], as_json
             print_table(table, sys.stdout)
         print(f"adapter: {result.adapter}")
         prompt = example_prompt(config, overrides=overrides)
-        print(f"next:    atoll generate {shlex.quote(str(result.run_dir))} {shlex.quote(prompt)}")
+        through = f" --host {access.host}" if access.host else ""
+        print(f"next:    atoll generate {shlex.quote(str(result.run_dir))} {shlex.quote(prompt)}{through}")
 
 
-def evaluate(
-    *, run_dir: Path | None, model: str | None, adapter: Path | None, data: str | None, overrides: tuple[str, ...], as_json: bool
-) -> None:
+def host(settings: Mapping[str, Any]) -> None:
+    """Serve until stopped."""
+    from atoll.commands.host import HostSettings
+    from atoll.commands.host import host as serve
+
+    serve(HostSettings(**settings), lambda line: print(line, flush=True))
+
+
+def status(access: Access, *, as_json: bool) -> None:
+    """Show what a host serves."""
+    with _results(as_json) as show:
+        from atoll.commands.host import status as ask
+        from atoll.report.hosts import status_table
+        from atoll.report.tables import print_table
+
+        value = ask(access.opened())
+        if as_json:
+            show(value)
+        else:
+            print_table(status_table(value), sys.stdout)
+
+
+def evaluate(what: Mapping[str, Any], *, access: Access, as_json: bool) -> None:
     """Show the scores of a run, or of a model with or without an adapter."""
     with _results(as_json) as show:
         from atoll.commands.evaluate import evaluate as measure
         from atoll.report.progress import Progress
 
         with Progress() as progress:
-            scores = measure(run_dir=run_dir, model=model, adapter=adapter, data=data, overrides=overrides, observers=(progress,))
+            scores = measure(**what, observers=(progress,), host=access.opened())
         if as_json:
             show(scores)
             return
@@ -78,12 +147,12 @@ def evaluate(
         print_table(scores_table(_score_rows(scores), "held-out rows"), sys.stdout)
 
 
-def generate(run_dir: Path, prompt: str, *, max_new_tokens: int) -> None:
+def generate(run_dir: Path, prompt: str, *, max_new_tokens: int, access: Access) -> None:
     """Show what the trained model answers."""
     with _results(as_json=False):
         from atoll.commands.generate import generate as answer
 
-        print(answer(run_dir, prompt, max_new_tokens=max_new_tokens))
+        print(answer(run_dir, prompt, max_new_tokens=max_new_tokens, host=access.opened()))
 
 
 def merge(run_dir: Path, *, out: Path) -> None:

@@ -13,11 +13,12 @@ import typer
 import typer.core
 
 from atoll.cli import actions
+from atoll.cli.actions import Access
 from atoll.cli.boundary import Boundary
 from atoll.errors import CommandLineError
 
 # Of the contract, and of later versions: named here so that the answer to typing one is exact.
-_LATER = ("resume", "host", "edge", "audit", "report", "watch")
+_LATER = ("resume", "audit", "report", "watch")
 Action = Callable[[], int | None]  # what parsing returns; `main` runs it, so that click never sees what it raises
 
 
@@ -53,6 +54,11 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN_DIR", hidden=True)]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Put one value on top of the file; may be repeated.")
 ]
+HostAddress = Annotated[str | None, typer.Option("--host", metavar="HOST:PORT", help="A host that keeps most of the base (atoll host).")]
+Ca = Annotated[Path | None, typer.Option("--ca", metavar="FILE", help="The CA that signed the host's certificate: turns TLS on.")]
+Cert = Annotated[Path | None, typer.Option("--cert", metavar="FILE", help="This machine's certificate, where the host asks for one.")]
+Key = Annotated[Path | None, typer.Option("--key", metavar="FILE", help="The key of --cert.")]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Allow another address than loopback without TLS.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else.")]
 
 
@@ -104,13 +110,104 @@ def train(
     config: ConfigFile,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run directory; default runs/NAME-0001, -0002, ...")] = None,
     sets: Sets = None,
+    host: HostAddress = None,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    insecure: Insecure = False,
     as_json: Json = False,
 ) -> Action:
     """Run it: private shards in, one adapter out.
 
     RUN.toml says what to do; `atoll init` writes one. The run directory holds the adapter as Hugging Face PEFT writes it.
+    Edges with mode = "split" train against --host, or against one that starts here on loopback.
     """
-    return partial(actions.train, config, out=out, overrides=tuple(sets or ()), as_json=as_json)
+    access = Access(host, ca, cert, key, insecure)
+    return partial(actions.train, config, out=out, overrides=tuple(sets or ()), access=access, as_json=as_json)
+
+
+@app.command(cls=Command)
+def host(
+    model: Annotated[str, typer.Option("--model", metavar="M", help='"tiny", a folder, or a Hugging Face id.')],
+    listen: Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="Port 0: any free one.")] = "127.0.0.1:7431",
+    quantize: Annotated[int, typer.Option("--quantize", metavar="BITS", help="16, 8 or 4 bits per weight; 16 keeps --precision.")] = 16,
+    precision: Annotated[str, typer.Option("--precision", metavar="P", help="fp32 or bf16; devices must say the same.")] = "fp32",
+    tls_cert: Annotated[Path | None, typer.Option("--tls-cert", metavar="FILE", help="The host's certificate: turns TLS on.")] = None,
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="The key of --tls-cert.")] = None,
+    client_ca: Annotated[Path | None, typer.Option("--client-ca", metavar="FILE", help="Take only devices that this CA signed.")] = None,
+    make_certificates: Annotated[
+        Path | None, typer.Option("--make-certificates", metavar="DIR", help="Write a development CA and certificates, and use them.")
+    ] = None,
+    tenant: Annotated[
+        list[str] | None, typer.Option("--tenant", metavar="NAME", help="With --make-certificates: a device to certify; may be repeated.")
+    ] = None,
+    insecure: Insecure = False,
+    max_sessions: Annotated[int, typer.Option("--max-sessions", min=1, metavar="N", help="Devices at a time.")] = 16,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, metavar="N", help="Largest micro-batch, with padding.")] = 16_384,
+    idle: Annotated[float, typer.Option("--idle", min=0.1, metavar="SECONDS", help="End a session that is silent for longer.")] = 600.0,
+    metrics: Annotated[str | None, typer.Option("--metrics", metavar="HOST:PORT", help="Prometheus metrics there.")] = None,
+) -> Action:
+    """Serve a frozen base to edges.
+
+    Their data and adapters stay with them. Edges come with `atoll edge RUN.toml --host HOST:PORT`.
+    An address other than loopback needs TLS.
+    """
+    if quantize not in (16, 8, 4) or precision not in ("fp32", "bf16"):
+        raise CommandLineError(
+            "a base cannot be served like this", where="atoll host", got=f"--quantize {quantize} --precision {precision}",
+            expected="--quantize 16, 8 or 4, and --precision fp32 or bf16", do="choose among these",
+        )  # fmt: skip
+    if tenant and make_certificates is None:
+        raise CommandLineError(
+            "--tenant goes with --make-certificates", where="atoll host", got="--tenant alone", expected="both", do="add the folder",
+        )  # fmt: skip
+    settings = {
+        "model": model, "listen": listen, "quantize": quantize, "precision": precision, "tls_cert": tls_cert, "tls_key": tls_key,
+        "client_ca": client_ca, "insecure": insecure, "make_certificates": make_certificates, "tenants": tuple(tenant or ()),
+        "metrics": metrics, "max_sessions": max_sessions, "max_tokens": max_tokens, "idle_seconds": idle,
+    }  # fmt: skip
+    return partial(actions.host, settings)
+
+
+@app.command(cls=Command)
+def edge(
+    config: ConfigFile,
+    host: Annotated[str, typer.Option("--host", metavar="HOST:PORT", help="The host that keeps most of the base.")],
+    name: Annotated[str | None, typer.Option("--edge", metavar="NAME", help="Which [[edge]] this machine is, if there are many.")] = None,
+    fetch_base: Annotated[
+        Path | None, typer.Option("--fetch-base", metavar="DIR", help="Keep this machine's part of the base there; fetched if absent.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run directory; default runs/NAME-0001, -0002, ...")] = None,
+    sets: Sets = None,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    insecure: Insecure = False,
+    as_json: Json = False,
+) -> Action:
+    """Train this machine's adapter against a host.
+
+    Data, adapter and optimizer stay here; most of the base is in the host. RUN.toml is as for `atoll train`.
+    """
+    access = Access(host, ca, cert, key, insecure)
+    options = {"name": name, "fetch_base": fetch_base, "out": out, "overrides": tuple(sets or ())}
+    return partial(actions.edge, config, access=access, options=options, as_json=as_json)
+
+
+@app.command(cls=Command)
+def status(
+    host: Annotated[str, typer.Argument(metavar="HOST:PORT", hidden=True)],
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    insecure: Insecure = False,
+    as_json: Json = False,
+) -> Action:
+    """What a host serves and how busy it is.
+
+    HOST:PORT is where `atoll host` listens. With a certificate, only that tenant's sessions are told.
+    """
+    return partial(actions.status, Access(host, ca, cert, key, insecure), as_json=as_json)
 
 
 @app.command(cls=Command)
@@ -120,6 +217,11 @@ def evaluate(
     adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="A PEFT adapter folder to put on the model.")] = None,
     data: Annotated[str | None, typer.Option(metavar="DATA", help="Held-out rows; default: those of the run.")] = None,
     sets: Sets = None,
+    host: HostAddress = None,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    insecure: Insecure = False,
     as_json: Json = False,
 ) -> Action:
     """Measure a run, or any model with any adapter.
@@ -137,8 +239,8 @@ def evaluate(
         raise CommandLineError(
             "--adapter goes with --model", where="atoll evaluate", got=f"{run_dir} and --adapter", expected=expected, do=do
         )
-    overrides = tuple(sets or ())
-    return partial(actions.evaluate, run_dir=run_dir, model=model, adapter=adapter, data=data, overrides=overrides, as_json=as_json)
+    subject = {"run_dir": run_dir, "model": model, "adapter": adapter, "data": data, "overrides": tuple(sets or ())}
+    return partial(actions.evaluate, subject, access=Access(host, ca, cert, key, insecure), as_json=as_json)
 
 
 @app.command(cls=Command)
@@ -146,12 +248,18 @@ def generate(
     run_dir: RunFolder,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", hidden=True)],
     max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Longest answer.")] = 64,
+    host: HostAddress = None,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    insecure: Insecure = False,
 ) -> Action:
     """Talk to the result.
 
     RUN_DIR is a folder that `atoll train` wrote; the model goes on from PROMPT.
     """
-    return partial(actions.generate, run_dir, prompt, max_new_tokens=max_new_tokens)
+    access = Access(host, ca, cert, key, insecure)
+    return partial(actions.generate, run_dir, prompt, max_new_tokens=max_new_tokens, access=access)
 
 
 @app.command(cls=Command)

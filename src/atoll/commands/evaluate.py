@@ -9,12 +9,13 @@ from pathlib import Path
 from atoll.adapters.attach import attached
 from atoll.adapters.peft_files import load_adapter
 from atoll.adapters.state import AdapterState
-from atoll.base.load import Base, load_base
+from atoll.base.load import Base
 from atoll.config.load import LoadedConfig, changed
 from atoll.config.schema import RunConfig
 from atoll.errors import ConflictError, EmptyDataError
-from atoll.jobs.finished import open_run, run_config
-from atoll.jobs.sources import base_source, eval_rows
+from atoll.jobs.finished import base_of, open_run, run_config
+from atoll.jobs.sources import eval_rows
+from atoll.jobs.split import HostAccess
 from atoll.runs.events import Evaluated, Event, EventLog, PhaseStarted
 from atoll.runs.layout import RunDirectory
 from atoll.tasks.evaluate import check_metrics
@@ -34,7 +35,7 @@ class _Subject:
 
 def evaluate(
     *, run_dir: str | Path | None = None, model: str | None = None, adapter: Path | None = None, data: str | None = None,
-    overrides: Sequence[str] = (), observers: Sequence[Callable[[Event], None]] = (),
+    overrides: Sequence[str] = (), observers: Sequence[Callable[[Event], None]] = (), host: HostAccess | None = None,
 ) -> Mapping[str, Mapping[str, float]]:  # fmt: skip
     """Scores by row: "base", and "adapted" where there is an adapter.
 
@@ -43,7 +44,7 @@ def evaluate(
 
     Raises: InputError leaves.
     """
-    subject = _of_run(Path(run_dir), data, overrides) if run_dir is not None else _of_model(model, adapter, data, overrides)
+    subject = _of_run(Path(run_dir), data, overrides, host) if run_dir is not None else _of_model(model, adapter, data, overrides, host)
     settings, max_length = subject.config.evaluate, subject.config.data.max_length
     scores: dict[str, Mapping[str, float]] = {}
     with EventLog(None, observers) as log:
@@ -57,15 +58,17 @@ def evaluate(
     return scores
 
 
-def _of_run(run_dir: Path, data: str | None, overrides: Sequence[str]) -> _Subject:
+def _of_run(run_dir: Path, data: str | None, overrides: Sequence[str], host: HostAccess | None) -> _Subject:
     run = RunDirectory.open(run_dir)
     loaded = _with(run_config(run), data, overrides)
     rows, form = _rows(loaded)
-    finished = open_run(run_dir)
+    finished = open_run(run_dir, host)
     return _Subject(finished.base, finished.adapter, loaded.config, rows, form)
 
 
-def _of_model(model: str | None, adapter: Path | None, data: str | None, overrides: Sequence[str]) -> _Subject:
+def _of_model(
+    model: str | None, adapter: Path | None, data: str | None, overrides: Sequence[str], host: HostAccess | None
+) -> _Subject:
     if model is None:
         got, do = "neither a run directory nor --model", "atoll evaluate RUN_DIR"
         raise ConflictError("nothing to evaluate", got=got, expected="one of the two", do=do)
@@ -75,7 +78,7 @@ def _of_model(model: str | None, adapter: Path | None, data: str | None, overrid
         raise _no_rows()
     state = load_adapter(adapter) if adapter is not None else None
     rows, form = _rows(given)
-    return _Subject(load_base(base_source(given), precision=given.config.model.precision), state, given.config, rows, form)
+    return _Subject(base_of(given, host), state, given.config, rows, form)
 
 
 def _with(loaded: LoadedConfig, data: str | None, overrides: Sequence[str]) -> LoadedConfig:

@@ -6,16 +6,17 @@ from pathlib import Path
 
 from atoll.adapters.attach import attached
 from atoll.jobs.finished import open_run
+from atoll.jobs.split import HostAccess
 from atoll.tasks.answers.generation import generate_greedy
 from atoll.tasks.tokens import begin_ids, encode_texts
 
 
-def generate(run_dir: str | Path, prompt: str, *, max_new_tokens: int = 64) -> str:
-    """The greedy continuation of `prompt` by the run's base with its adapter.
+def generate(run_dir: str | Path, prompt: str, *, max_new_tokens: int = 64, host: HostAccess | None = None) -> str:
+    """The greedy continuation of `prompt` by the run's base with its adapter; with a `host`, most of the base is there.
 
     Raises: RunFolderError and what loading the base and the adapter raise.
     """
-    finished = open_run(Path(run_dir))
+    finished = open_run(Path(run_dir), host)
     tokenizer = finished.base.tokenizer
     ids = [*begin_ids(tokenizer), *encode_texts([prompt], tokenizer)[0]]
     with attached(finished.base.model, finished.adapter):

@@ -11,16 +11,21 @@ from pathlib import Path
 from atoll.adapters.attach import attached
 from atoll.adapters.peft_files import save_adapter
 from atoll.adapters.state import AdapterState
-from atoll.config.load import config_hash, resolved
+from atoll.config.load import config_hash, load, resolved
 from atoll.engines.federated.strategy import RoundResult
 from atoll.jobs.accounts import Accounts
 from atoll.jobs.job import Job, Participant, prepare
 from atoll.jobs.rounds import run_rounds
+from atoll.jobs.sources import eval_rows
+from atoll.jobs.split import HostAccess
 from atoll.runs.checkpoints import write_checkpoint
 from atoll.runs.events import CheckpointWritten, Evaluated, Event, EventLog, PhaseStarted, RunFinished, RunStarted
 from atoll.runs.layout import RunDirectory
 from atoll.runs.summary import Evaluation, LocalOnly, Scores, Summary, versions, write_summary
 from atoll.tasks.evaluate import evaluate
+from atoll.tasks.text import text_form
+
+_LONGEST_PROMPT = 160
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +38,21 @@ class RunResult:
 
 
 def train(
-    config_path: str | Path, *, out: Path | None = None, overrides: Sequence[str] = (), observers: Sequence[Callable[[Event], None]] = ()
-) -> RunResult:
-    """Train as run.toml says, and return the run's directory, adapter and summary.
+    config_path: str | Path, *, out: Path | None = None, overrides: Sequence[str] = (), observers: Sequence[Callable[[Event], None]] = (),
+    host: HostAccess | None = None,
+) -> RunResult:  # fmt: skip
+    """Train as run.toml says, and return the run's directory, adapter and summary. With a `host`, edges hold a part of the base only.
 
     Everything that can be wrong with the input is found before the run directory is made.
 
     Raises: InputError, InfeasibleError (nothing was written); PeerError, KeyboardInterrupt (work is saved in the run directory).
     """
+    return train_job(prepare(Path(config_path), overrides, host), out, observers)
+
+
+def train_job(job: Job, out: Path | None, observers: Sequence[Callable[[Event], None]]) -> RunResult:
+    """The same for a run that is made ready already."""
     started = time.monotonic()
-    job = prepare(Path(config_path), overrides)
     run = RunDirectory.create_at(out) if out is not None else RunDirectory.create(Path("runs"), job.config.run.name)
     run.write_config(job.loaded.toml_text, _resolved(job))
     run.write_json(run.plan_json, job.plan.to_json())
@@ -57,6 +67,8 @@ def train(
             run.mark(problem)
             _finish(run, log, accounts, "interrupted" if isinstance(problem, KeyboardInterrupt) else "failed", Evaluation(), started)
             raise
+        finally:
+            job.close()
         summary = _finish(run, log, accounts, "complete", evaluation, started)
     return RunResult(run.path, run.adapter, summary)
 
@@ -140,3 +152,16 @@ def _finish(run: RunDirectory, log: EventLog, accounts: Accounts, status: str, e
     log.append(RunFinished(status, seconds))  # type: ignore[arg-type]
     return summary
 
+
+def example_prompt(config_path: str | Path, *, overrides: Sequence[str] = ()) -> str:
+    """The prompt of the first held-out row, or "..." where there is none that fits on a command line.
+
+    Raises: InputError leaves, as the run itself would.
+    """
+    loaded = load(Path(config_path), overrides)
+    rows = eval_rows(loaded)
+    if rows is None:
+        return "..."
+    form = text_form(loaded.config.data, rows.columns)
+    prompt = form.prompt.render(rows[0]) if form.prompt is not None else "..."
+    return prompt if len(prompt) <= _LONGEST_PROMPT and "\n" not in prompt else "..."

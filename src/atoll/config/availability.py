@@ -14,11 +14,8 @@ AVAILABLE: dict[str, tuple[object, ...]] = {
     "select.policy": ("all",),
     "plan.importance": ("none",),
     "federated.aggregation": ("exact-svd",),
-    "wire.mode": ("dense",),
-    "wire.codec": ("fp32",),
-    "edge.mode": ("auto", "local"),
 }
-DEFAULT_ONLY = ("model.cut", "select", "plan", "wire", "privacy")
+DEFAULT_ONLY = ("select", "plan", "privacy")
 _RESERVED = "the file format reserves the key, so run.toml will read unchanged in a version that has it"
 
 

@@ -186,9 +186,17 @@ class Wire(Section):
     """[wire] how split mode travels."""
 
     mode: Literal["dense", "factored"] = "dense"
-    """B A x, or A x and B."""
+    """What an adapter adds travels whole (B A x), or as its two factors (A x, and B once per update): the same result, fewer bytes."""
     codec: Literal["fp32", "bf16", "int8"] = "fp32"
-    """Number format of tensors that travel."""
+    """Number format of tensors that travel; int8 has a scale for each token."""
+    timeout: Annotated[Seconds, Field(gt=0)] = 60.0
+    """A host that is silent for longer counts as lost."""
+    reconnect: Seconds = 120.0
+    """How long a device tries to reach a lost host again, before the run ends with its work saved."""
+    link_bandwidth: BitsPerSecond | None = None
+    """Slow the connection down to this rate in each direction: for benchmarks on one machine."""
+    link_latency: Seconds = 0.0
+    """Let every frame arrive later by this: for benchmarks on one machine."""
 
 
 class Privacy(Section):

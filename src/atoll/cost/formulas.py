@@ -14,7 +14,7 @@ The doctests all speak of one small base: two blocks of one attention projection
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from atoll.shapes import BaseShapes, ModuleShape
@@ -52,8 +52,11 @@ def step_flops(
     row_tokens: int,
     num_label_tokens: int,
     gradient_checkpointing: bool = False,
+    elsewhere: Container[int] = (),
 ) -> Flops:
     """Forward and backward through the base, its adapters and its head, for `num_rows` rows of `row_tokens` tokens.
+
+    Blocks that run `elsewhere`, in a host, cost nothing here; their adapters do.
 
     With one adapter on the second block's fc1 and 10 label tokens of 2 rows x 6 tokens: forward 2*12*(64+64+128+128) = 9216 a block
     and scores 4*2*36*8 = 2304; backward only fc2's dx, 2*12*128 = 3072.
@@ -67,15 +70,18 @@ def step_flops(
         49152
     """
     num_tokens = num_rows * row_tokens
-    blocks = base_flops(shapes, ranks, num_rows=num_rows, row_tokens=row_tokens, gradient_checkpointing=gradient_checkpointing)
+    blocks = base_flops(
+        shapes, ranks, num_rows=num_rows, row_tokens=row_tokens, gradient_checkpointing=gradient_checkpointing, elsewhere=elsewhere
+    )
     adapters = adapter_flops(shapes, ranks, num_tokens=num_tokens, gradient_checkpointing=gradient_checkpointing)
     return Flops(blocks, adapters, head_flops(shapes, num_label_tokens=num_label_tokens) if ranks else 0)
 
 
 def base_flops(
-    shapes: BaseShapes, ranks: Mapping[str, int], *, num_rows: int, row_tokens: int, gradient_checkpointing: bool = False
-) -> int:
-    """The frozen blocks, forward and backward.
+    shapes: BaseShapes, ranks: Mapping[str, int], *, num_rows: int, row_tokens: int, gradient_checkpointing: bool = False,
+    elsewhere: Container[int] = (),
+) -> int:  # fmt: skip
+    """The frozen blocks, forward and backward, but for those that run `elsewhere`.
 
     A projection costs 2 n d_in d_out forward. Its weight is frozen, so that backward is the one product dx = dy W, as much again, and
     that only above the lowest adapted module: what it reads needs no gradient, nor does anything below. Attention scores are two
@@ -86,14 +92,17 @@ def base_flops(
         14848
         >>> base_flops(base, {"h.0.attn.qkv_proj": 1}, num_rows=1, row_tokens=4, gradient_checkpointing=True)
         22016
+        >>> base_flops(base, {"h.0.attn.qkv_proj": 1}, num_rows=1, row_tokens=4, elsewhere=range(2))
+        0
     """
     num_tokens, lowest = num_rows * row_tokens, _lowest(shapes, ranks)
     scores = 4 * num_rows * row_tokens**2 * shapes.attention_width
-    total = shapes.num_blocks * scores
-    for block in range(shapes.num_blocks):
+    here = [block for block in range(shapes.num_blocks) if block not in elsewhere]
+    total = len(here) * scores
+    for block in here:
         total += 2 * scores if (block, 0) >= lowest else 0
         total += scores if gradient_checkpointing and block >= lowest[0] else 0
-    for module in shapes.modules:
+    for module in (module for module in shapes.modules if module.block not in elsewhere):
         passes = 1 + (_place(module) > lowest) + (gradient_checkpointing and module.block >= lowest[0])
         total += 2 * num_tokens * module.num_weights * passes
     return total
@@ -156,9 +165,10 @@ def adapter_payload_bytes(shapes: BaseShapes, ranks: Mapping[str, int]) -> int:
 
 
 def round_seconds(
-    flops: int, payload_bytes: int, *, flops_per_second: float | None, bits_per_second: float | None, latency_seconds: float | None
-) -> float | None:
-    """A round's time by an edge's declared speed and link: work / speed + bytes * 8 / rate + one latency each way.
+    flops: int, payload_bytes: int, *, flops_per_second: float | None, bits_per_second: float | None, latency_seconds: float | None,
+    round_trips: int = 1,
+) -> float | None:  # fmt: skip
+    """A round's time by an edge's declared speed and link: work / speed + bytes * 8 / rate + one latency each way for every round trip.
 
     What is not declared costs nothing; None where neither speed nor link is declared.
 
@@ -171,7 +181,7 @@ def round_seconds(
         return None
     compute = flops / flops_per_second if flops_per_second else 0.0
     transfer = 8 * payload_bytes / bits_per_second if bits_per_second else 0.0
-    return compute + transfer + 2 * (latency_seconds or 0.0)
+    return compute + transfer + 2 * round_trips * (latency_seconds or 0.0)
 
 
 def _place(module: ModuleShape) -> tuple[int, int]:

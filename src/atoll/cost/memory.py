@@ -1,4 +1,4 @@
-"""How much memory a local training process needs, by formula: the process, the frozen base, adapters, activations, a block of logits.
+"""How much memory a training process needs, by formula: the process, the frozen base, adapters, activations, a block of logits.
 
 Activations are the values that a backward pass needs and autograd therefore keeps, counted tensor by tensor for a block
 x + attention(norm(x)), x + mlp(norm(x)). Not covered: attention masks of packed rows (T x T a row), mixtures of experts.
@@ -6,7 +6,7 @@ x + attention(norm(x)), x + mlp(norm(x)). Not covered: attention masks of packed
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from atoll.cost.formulas import adapter_parameters
@@ -51,13 +51,19 @@ def training_memory(
     bits: int,
     activation_bytes: int,
     gradient_checkpointing: bool = False,
+    elsewhere: Container[int] = (),
 ) -> Memory:
-    """Peak memory of a process that trains these adapters on batches of `num_rows` rows of `row_tokens` tokens."""
-    kept = [_kept_per_token(shapes, ranks, block) for block in range(shapes.num_blocks)]
+    """Peak memory of a process that trains these adapters on batches of `num_rows` rows of `row_tokens` tokens.
+
+    Blocks that run `elsewhere`, in a host, are not held; what their adapters read and add is.
+    """
+    kept = [
+        (_exchanged_per_token if block in elsewhere else _kept_per_token)(shapes, ranks, block) for block in range(shapes.num_blocks)
+    ]
     scores = num_rows * shapes.num_heads * row_tokens**2 * (2 if shapes.keeps_scores else 0)
     lowest = min((m.block for m in shapes.modules if ranks.get(m.name, 0)), default=shapes.num_blocks)
     num_tokens = num_rows * row_tokens
-    blocks = [num_tokens * floats + scores for floats in kept[lowest:]]
+    blocks = [num_tokens * kept[b] + (0 if b in elsewhere else scores) for b in range(lowest, shapes.num_blocks)]
     largest = max(blocks, default=0)
     stored = num_tokens * shapes.d_model * len(blocks) + largest if gradient_checkpointing else sum(blocks)
     ends = shapes.d_model * (2 * num_tokens + 2 * num_label_tokens)
@@ -66,7 +72,7 @@ def training_memory(
     rows_of_logits = min(num_label_tokens, max(16, LOGITS_CHUNK_BYTES // (4 * shapes.vocab_size)))
     return Memory(
         process_bytes=PROCESS_BYTES,
-        base_bytes=shapes.num_parameters * bits // 8,
+        base_bytes=(shapes.num_parameters - sum(m.num_weights for m in shapes.modules if m.block in elsewhere)) * bits // 8,
         adapter_bytes=OPTIMIZER_BYTES_PER_PARAMETER * adapter_parameters(shapes, ranks),
         activation_bytes=int(slack * activation_bytes * (stored + largest + ends)),
         logits_bytes=rows_of_logits * shapes.vocab_size * 4,
@@ -89,3 +95,13 @@ def _kept_per_token(shapes: BaseShapes, ranks: Mapping[str, int], block: int) ->
         leaving = max(leaving, module.d_in if module.stage == 3 else 0)
     gated = entering >= 2 * leaving > 0
     return 2 * shapes.d_model + 4 * shapes.attention_width + (3 * leaving if gated else 4 * entering) + sum(inputs.values())
+
+
+def _exchanged_per_token(shapes: BaseShapes, ranks: Mapping[str, int], block: int) -> int:
+    """Numbers kept for each token of one block that runs in a host: what each adapted stage reads, what its adapters add, and their u."""
+    inputs: dict[int, int] = {}
+    added = 0
+    for module in (module for module in shapes.modules if module.block == block and ranks.get(module.name, 0)):
+        inputs[module.stage] = module.d_in
+        added += module.d_out + 2 * ranks[module.name]
+    return sum(inputs.values()) + added

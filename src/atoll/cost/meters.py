@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
+import psutil
+
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
 _RESET_PEAK = "5"
@@ -45,6 +47,11 @@ def resident_peak_bytes() -> int:
     # ru_maxrss is in KiB, but in bytes on macOS.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_bytes() -> int:
+    """The resident size of this process now."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def _reset_resident_peak() -> None:

@@ -1,8 +1,8 @@
-"""The base in this process: the simplest trainer, and the oracle for every other."""
+"""Train adapters on a base in this process, or on one whose middle blocks a host runs: the same step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,9 +16,10 @@ from atoll.adapters.attach import attached
 from atoll.base.head import loss_sum
 from atoll.base.load import Base
 from atoll.config.schema import Train
-from atoll.engines.step import new_stepper
+from atoll.engines.step import Stepper, new_stepper
 from atoll.engines.trainer import Batches, FitPlan, StepReport, TrainState, Update
 from atoll.seeding import stream
+from atoll.tasks.batches import Batch
 from atoll.threads import suited_threads
 
 
@@ -33,6 +34,8 @@ class LocalTrainer:
     dropout: float
     seed: int
     edge: str
+    attempt: Callable[[Callable[[], StepReport]], StepReport] = lambda step: step()
+    """Runs a step; a base in a host may be lost and found again within it."""
 
     def fit(self, state: TrainState, batches: Batches, plan: FitPlan, on_step: Callable[[StepReport], None]) -> Update:
         """Train `plan.num_steps` steps from `state`; `state` itself is not changed."""
@@ -45,14 +48,18 @@ class LocalTrainer:
             stepper = new_stepper(adapters.flat, self.train, self.total_steps, state.optimizer)
             adapters.train(True)
             for step in range(state.step, state.step + plan.num_steps):
-                if self.dropout:
-                    torch.manual_seed(stream(self.seed, "dropout", edge=self.edge, round=step))
                 parts = [batches.batch(step * plan.accumulate + part).to(model.device) for part in range(plan.accumulate)]
-                report = stepper.step(parts, lambda batch: loss_sum(model, batch), step)
+                report = self.attempt(partial(self._step, stepper, parts, step))
                 reports.append(report)
                 on_step(report)
             end = TrainState(adapters.state(), stepper.optimizer_state(), state.step + plan.num_steps)
         return Update(end, tuple(reports))
+
+    def _step(self, stepper: Stepper, parts: Sequence[Batch], step: int) -> StepReport:
+        """One step, the same however often it is begun: adapters and moments change at its end."""
+        if self.dropout:
+            torch.manual_seed(stream(self.seed, "dropout", edge=self.edge, round=step))
+        return stepper.step(parts, lambda batch: loss_sum(self.base.model, batch), step)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Literal
 
 from atoll.config.schema import Edge
 from atoll.cost.formulas import Flops, round_seconds
+from atoll.cost.traffic import WireBytes
 from atoll.engines.federated.strategy import EdgeResult, RoundResult
 from atoll.jobs.job import Job
 from atoll.runs.summary import Durations, EdgeCompute, EdgeSummary, Evaluation, Summary, Traffic, versions
@@ -36,7 +37,7 @@ class Accounts:
         return Summary(
             status=status,
             eval=evaluation,
-            traffic=Traffic(sum(edge.up_bytes for edge in results), sum(edge.down_bytes for edge in results)),
+            traffic=_traffic(results, split=any(edge.mode == "split" for edge in self._job.plan.edges)),
             # Every module is active all the time in this version, so that the full pool is what was done.
             edge_compute=EdgeCompute(flops.flops, flops.adapter_flops, flops.head_flops, flops.block_flops, flops.adapter_flops),
             seconds=Durations(seconds, self._simulated_seconds()),
@@ -68,6 +69,17 @@ class Accounts:
                 return None
             total += max(known)
         return total if self._rounds else None
+
+
+def _traffic(results: Sequence[EdgeResult], *, split: bool) -> Traffic:
+    up, down = sum(edge.up_bytes for edge in results), sum(edge.down_bytes for edge in results)
+    if not split:
+        return Traffic(up, down)
+    formula = sum((edge.formula for edge in results), WireBytes())
+    sent, received = (sum((getattr(edge.wire, way) for edge in results), Counter[str]()) for way in ("sent", "received"))
+    # Every module is active all the time in this version, so that the full pool is what was done.
+    shared, unshared = formula.shared_bytes, formula.unshared_bytes
+    return Traffic(up, down, shared, unshared, shared, unshared, dict(sent), dict(received))
 
 
 def _seconds(declared: Edge | None, result: EdgeResult) -> float | None:

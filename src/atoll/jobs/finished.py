@@ -11,6 +11,7 @@ from atoll.base.load import Base, load_base
 from atoll.config.load import LoadedConfig, restored
 from atoll.errors import RunFolderError
 from atoll.jobs.sources import base_source
+from atoll.jobs.split import HostAccess, join
 from atoll.runs.layout import RunDirectory
 
 
@@ -25,8 +26,8 @@ class FinishedRun:
     adapter: AdapterState
 
 
-def open_run(run_dir: Path) -> FinishedRun:
-    """The run at `run_dir`, with its base loaded.
+def open_run(run_dir: Path, host: HostAccess | None = None) -> FinishedRun:
+    """The run at `run_dir`, with its base loaded; with a `host`, the device's part of it alone.
 
     Raises: RunFolderError where it is no run directory or has no adapter yet; what load_base and load_adapter raise.
     """
@@ -38,7 +39,17 @@ def open_run(run_dir: Path) -> FinishedRun:
             do="give another run, or one of its checkpoints with --model and --adapter",
         )  # fmt: skip
     adapter = load_adapter(run.adapter)
-    return FinishedRun(run, loaded, load_base(base_source(loaded), precision=loaded.config.model.precision), adapter)
+    return FinishedRun(run, loaded, base_of(loaded, host), adapter)
+
+
+def base_of(loaded: LoadedConfig, host: HostAccess | None) -> Base:
+    """The base that a config names, whole, or joined to a host.
+
+    Raises: what load_base and join raise.
+    """
+    if host is None:
+        return load_base(base_source(loaded), precision=loaded.config.model.precision)
+    return join(base_source(loaded), loaded.config, host, loaded.config.evaluate.batch_size).base
 
 
 def run_config(run: RunDirectory) -> LoadedConfig:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from atoll.adapters.attach import attached
 from atoll.adapters.fresh import fresh_adapters
 from atoll.adapters.peft_files import load_adapter
 from atoll.adapters.state import AdapterState
@@ -13,10 +14,12 @@ from atoll.base.load import Base, load_base
 from atoll.base.shapes import read_shapes
 from atoll.config.load import LoadedConfig, load
 from atoll.config.schema import RunConfig
+from atoll.engines.split.host.server import Host
 from atoll.errors import AdapterFitError
 from atoll.jobs.sources import EdgeRows, base_source, edge_rows, eval_rows
+from atoll.jobs.split import HostAccess, HostLimits, SplitSide, join, serve, start_host
 from atoll.runs.events import DataLoaded
-from atoll.selection.plan import EdgePlan, FleetPlan, plan_fleet
+from atoll.selection.plan import BITS, EdgePlan, FleetPlan, plan_fleet
 from atoll.shapes import BaseShapes
 from atoll.tasks.batches import check_packing
 from atoll.tasks.evaluate import check_metrics
@@ -48,19 +51,34 @@ class Job:
     start: AdapterState
     data_events: tuple[DataLoaded, ...]
     """What was read, for the event log."""
+    split: SplitSide | None
+    """What edges train on whose blocks run in a host; `base` is the same where no edge has the whole base."""
+    host: Host | None
+    """The host on loopback that this process runs for them, where none was named."""
 
     @property
     def config(self) -> RunConfig:
         """The checked config."""
         return self.loaded.config
 
+    def close(self) -> None:
+        """End sessions with a host, and the host where it is this process's own."""
+        if self.split is not None:
+            self.split.client.end()
+        if self.host is not None:
+            self.host.stop()
 
-def prepare(config_path: Path, overrides: Sequence[str] = ()) -> Job:
-    """Read and check everything a run needs.
+
+def prepare(config_path: Path, overrides: Sequence[str] = (), host: HostAccess | None = None) -> Job:
+    """Read and check everything a run needs. With a `host`, edges train against it unless they say mode = "local".
 
     Raises: InputError leaves for what the user must mend; InfeasibleError where an edge cannot hold the plan.
     """
-    loaded = load(config_path, overrides)
+    return prepared(load(config_path, overrides), host)
+
+
+def prepared(loaded: LoadedConfig, host: HostAccess | None = None) -> Job:
+    """The same for a config that is read already."""
     config = loaded.config
     # What costs nothing to check comes first: a wrong column is reported before a large model is loaded.
     shapes = read_shapes(base_source(loaded))
@@ -71,15 +89,40 @@ def prepare(config_path: Path, overrides: Sequence[str] = ()) -> Job:
     if held_out is not None:
         check_metrics(config.evaluate, text_form(config.data, held_out.columns), held_out)
     given = _given_start(loaded, shapes)
-    plan = plan_fleet(config, shapes, {edge.name: len(edge.rows) for edge in rows}, start_ranks=given.ranks if given else None)
+    plan = plan_fleet(
+        config, shapes, {edge.name: len(edge.rows) for edge in rows}, start_ranks=given.ranks if given else None, has_host=host is not None
+    )
     start = given or _fresh_start(config, shapes, plan)
-    base = load_base(base_source(loaded), precision=config.model.precision)
+    base, split, own_host = _bases(loaded, plan, host)
+    if split is not None:
+        with attached(split.base.model, start):
+            split.blocks.open()  # A host that cannot be reached, or refuses, is found out before anything is written.
     if config.data.batching == "pack":
         check_packing(base.model, config.data.max_length)
     examples = [tokenize(edge.rows, forms[id(edge.rows)], base.tokenizer, config.data.max_length) for edge in rows]
     edges = tuple(Participant(edge.name, part, plan.edge(edge.name)) for edge, part in zip(rows, examples, strict=True))
     events = tuple(_data_event(edge, part) for edge, part in zip(rows, examples, strict=True))
-    return Job(loaded, base, shapes, form, edges, held_out, plan, start, events)
+    return Job(loaded, base, shapes, form, edges, held_out, plan, start, events, split, own_host)
+
+
+def _bases(loaded: LoadedConfig, plan: FleetPlan, access: HostAccess | None) -> tuple[Base, SplitSide | None, Host | None]:
+    """The base in this process, and what split edges train on: against the host that was named, or one on loopback that starts here."""
+    source, config = base_source(loaded), loaded.config
+    modes = {edge.mode for edge in plan.edges}
+    rows = max(config.evaluate.batch_size, *(edge.batch_size for edge in plan.edges))
+    if access is not None and modes == {"split"}:
+        split = join(source, config, access, rows)
+        return split.base, split, None
+    base = load_base(source, precision=config.model.precision)
+    if modes == {"local"}:
+        return base, None, None
+    own_host = None
+    if access is None:
+        limits = HostLimits(max_tokens=rows * config.data.max_length)
+        served = serve(base, source, config.model.precision, BITS[config.model.precision], limits)
+        own_host = start_host(served, limits, "127.0.0.1:0", None)
+        access = HostAccess(f"127.0.0.1:{own_host.port}")
+    return base, join(source, config, access, rows), own_host
 
 
 def _data_event(edge: EdgeRows, examples: Examples) -> DataLoaded:

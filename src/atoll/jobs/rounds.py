@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 from atoll.adapters.state import AdapterState
 from atoll.cost.formulas import Flops, step_flops
+from atoll.cost.traffic import WireAccount, WireBytes
 from atoll.engines.federated.client import EdgeWork, client_app
 from atoll.engines.federated.flower import ConfigRecord, Context, RecordDict
 from atoll.engines.federated.grid import InProcessGrid
@@ -13,8 +15,9 @@ from atoll.engines.federated.strategy import AdapterStrategy, EdgeResult, Observ
 from atoll.engines.local import LocalTrainer
 from atoll.engines.trainer import FitPlan, StepReport
 from atoll.jobs.job import Job, Participant
-from atoll.runs.events import EdgeDropped, EdgeFinished, EventLog, Phase, PhaseStarted, RoundFinished, RoundStarted, StepDone
+from atoll.runs.events import EdgeDropped, EdgeFinished, EventLog, HostLost, Phase, PhaseStarted, RoundFinished, RoundStarted, StepDone
 from atoll.selection.plan import EdgePlan
+from atoll.selection.split import elsewhere, step_bytes
 from atoll.tasks.batches import BatchStream
 from atoll.tasks.tokens import pad_id
 
@@ -78,12 +81,20 @@ def edge_work(job: Job, edge: Participant, phase: Phase, log: EventLog) -> EdgeW
             report.num_tokens, report.num_label_tokens,
         ))  # fmt: skip
 
+    trainer = LocalTrainer(
+        job.base, config.train, total_steps=config.run.rounds * plan.num_steps, dropout=config.adapter.dropout, seed=config.run.seed,
+        edge=edge.name,
+    )  # fmt: skip
+    account = WireAccount()
+    if plan.mode == "split":
+        assert job.split is not None
+        client = job.split.client
+        client.on_lost = lambda reason: log.append(HostLost(edge.name, reason))
+        trainer, account = replace(trainer, base=job.split.base, attempt=client.patiently), client.account
     return EdgeWork(
         name=edge.name,
-        trainer=LocalTrainer(
-            job.base, config.train, total_steps=config.run.rounds * plan.num_steps, dropout=config.adapter.dropout,
-            seed=config.run.seed, edge=edge.name,
-        ),
+        trainer=trainer,
+        account=account,
         batches=BatchStream(
             edge.examples, batch_size=plan.batch_size, seed=config.run.seed, edge=edge.name, batching=config.data.batching,
             pad_id=pad_id(job.base.tokenizer),
@@ -92,6 +103,7 @@ def edge_work(job: Job, edge: Participant, phase: Phase, log: EventLog) -> EdgeW
         plan=FitPlan(plan.num_steps, plan.accumulate, plan.gradient_checkpointing),
         keep_optimizer=config.train.optimizer_state == "keep",
         flops_of=lambda report: _flops(job, plan, report),
+        wire_bytes_of=lambda report: _wire_bytes(job, plan, report),
         on_step=on_step,
     )
 
@@ -100,7 +112,16 @@ def _flops(job: Job, plan: EdgePlan, report: StepReport) -> Flops:
     rows, positions = sum(rows for rows, _ in report.micro_batches), sum(rows * width for rows, width in report.micro_batches)
     return step_flops(
         job.shapes, plan.ranks, num_rows=rows, row_tokens=round(positions / rows), num_label_tokens=report.num_label_tokens,
-        gradient_checkpointing=plan.gradient_checkpointing,
+        gradient_checkpointing=plan.gradient_checkpointing, elsewhere=elsewhere(job.config, job.shapes) if plan.mode == "split" else (),
+    )  # fmt: skip
+
+
+def _wire_bytes(job: Job, plan: EdgePlan, report: StepReport) -> WireBytes:
+    if plan.mode == "local":
+        return WireBytes()
+    return step_bytes(
+        job.config, job.shapes, plan.ranks, num_tokens=report.num_tokens, num_label_tokens=report.num_label_tokens,
+        num_exchanges=len(report.micro_batches),
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from atoll.runs.events import (
     EdgeFinished,
     Evaluated,
     Event,
+    HostLost,
     PhaseStarted,
     RoundFinished,
     RunFinished,
@@ -31,6 +32,8 @@ def describe_event(event: Event) -> str:
             return _edge(event)
         case EdgeDropped():
             return f"round {event.round}: edge {event.edge} dropped: {event.reason}"
+        case HostLost():
+            return f"edge {event.edge}: host lost ({event.reason}); trying to reach it again"
         case RoundFinished():
             moved = f"up {format_bytes(event.up_bytes)}, down {format_bytes(event.down_bytes)}"
             return f"{event.phase} round {event.round}: {_counted(len(event.edges), 'update')}, {moved}, {format_seconds(event.seconds)}"

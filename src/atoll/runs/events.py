@@ -99,6 +99,14 @@ class EdgeFinished(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class HostLost(Event):
+    """An edge lost its host within a step, and tries to reach it again; the step will be done anew."""
+
+    edge: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class EdgeDropped(Event):
     """An edge gave no update in this round."""
 

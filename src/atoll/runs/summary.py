@@ -37,10 +37,21 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Really written to sockets or handed to the engine, seen from the edges."""
+    """Really written to sockets or handed to the engine, seen from the edges.
+
+    Where edges train against a host, also the tensor bytes of their exchanges by formula, both ways together: what several modules read
+    counted once (shared) or once for each of them (unshared), for the modules that were active and for the full pool all the time; and
+    the bytes really written by message kind.
+    """
 
     up_bytes: int = 0
     down_bytes: int = 0
+    formula_shared_bytes: int | None = None
+    formula_unshared_bytes: int | None = None
+    full_pool_shared_bytes: int | None = None
+    full_pool_unshared_bytes: int | None = None
+    up_bytes_by_kind: Mapping[str, int] | None = None
+    down_bytes_by_kind: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +115,7 @@ class Summary:
     def to_json(self) -> dict[str, object]:
         """As summary.json holds it: local_only is its mean with "edges" beside it; rows that were not asked for are absent."""
         value = dataclasses.asdict(self)
+        value["traffic"] = {name: number for name, number in value["traffic"].items() if number is not None}
         value["eval"] = {name: scores for name, scores in value["eval"].items() if scores is not None or name in ("base", "adapted")}
         if self.eval.local_only is not None:
             value["eval"]["local_only"] = {**self.eval.local_only.mean, "edges": dict(self.eval.local_only.edges)}

@@ -25,6 +25,8 @@ class Setting:
     batch_size: int
     row_tokens: int
     gradient_checkpointing: bool
+    elsewhere: range = range(0)
+    """Blocks that run in a host."""
 
     @property
     def num_label_tokens(self) -> int:
@@ -36,7 +38,7 @@ class Setting:
         """The foretold peak by its parts."""
         return training_memory(
             self.shapes, self.ranks, num_rows=self.batch_size, row_tokens=self.row_tokens, num_label_tokens=self.num_label_tokens,
-            bits=self.bits, activation_bytes=self.bits // 8, gradient_checkpointing=self.gradient_checkpointing,
+            bits=self.bits, activation_bytes=self.bits // 8, gradient_checkpointing=self.gradient_checkpointing, elsewhere=self.elsewhere,
         )  # fmt: skip
 
     @property

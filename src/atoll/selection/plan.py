@@ -12,6 +12,7 @@ from atoll.adapters.targets import resolve_targets
 from atoll.config.schema import DEFAULT_LOCAL_STEPS, Edge, RunConfig
 from atoll.cost.formulas import adapter_parameters, adapter_payload_bytes, round_seconds, step_flops
 from atoll.selection.fit import Setting, largest_batch, refuse
+from atoll.selection.split import elsewhere, groups, step_bytes
 from atoll.shapes import BaseShapes
 from atoll.units import format_bytes
 
@@ -27,7 +28,7 @@ class EdgePlan:
     """What one edge does in every round."""
 
     name: str
-    mode: Literal["local"]
+    mode: Literal["local", "split"]
     bits: int
     """Bits per weight of its copy of the base."""
     batch_size: int
@@ -88,9 +89,10 @@ class FleetPlan:
 
 
 def plan_fleet(
-    config: RunConfig, shapes: BaseShapes, edges_rows: Mapping[str, int] | None, *, start_ranks: Mapping[str, int] | None = None
-) -> FleetPlan:
-    """The plan of every edge, in the order of the configuration.
+    config: RunConfig, shapes: BaseShapes, edges_rows: Mapping[str, int] | None, *, start_ranks: Mapping[str, int] | None = None,
+    has_host: bool = False,
+) -> FleetPlan:  # fmt: skip
+    """The plan of every edge, in the order of the configuration. Where there is a host, mode = "auto" means split.
 
     `edges_rows` counts each edge's rows and is needed for local_epochs only; `start_ranks` are those of [adapter] start, which hold for
     all edges but those that name a rank of their own.
@@ -99,6 +101,7 @@ def plan_fleet(
     """
     names = tuple(start_ranks) if start_ranks is not None else resolve_targets(config.adapter.targets, shapes.modules)
     edges = config.edge or (Edge(name=LOCAL_EDGE),)
+    edges = tuple(edge.model_copy(update={"mode": _mode(edge, has_host)}) for edge in edges)
     settings = [_setting(config, shapes, edge, {name: _rank(config, edge, name, start_ranks) for name in names}) for edge in edges]
     refuse([(edge.name, edge.memory, setting) for edge, setting in zip(edges, settings, strict=True) if edge.memory is not None])
     plans = tuple(_edge_plan(config, edge, setting, edges_rows) for edge, setting in zip(edges, settings, strict=True))
@@ -114,6 +117,12 @@ def steps_per_round(config: RunConfig, num_rows: int | None) -> int:
     return max(1, math.ceil(config.train.local_epochs * num_rows / (config.train.batch_size * config.train.accumulate)))
 
 
+def _mode(edge: Edge, has_host: bool) -> Literal["local", "split"]:
+    if edge.mode == "auto":
+        return "split" if has_host else "local"
+    return edge.mode
+
+
 def _rank(config: RunConfig, edge: Edge, name: str, start_ranks: Mapping[str, int] | None) -> int:
     if edge.rank is not None:
         return edge.rank
@@ -124,33 +133,44 @@ def _setting(config: RunConfig, shapes: BaseShapes, edge: Edge, ranks: Mapping[s
     """What the configuration asks of this edge; checkpointing comes on by itself where declared memory needs it."""
     row_tokens = min(config.data.max_length, shapes.max_positions or config.data.max_length)
     asked = config.train.gradient_checkpointing
-    setting = Setting(shapes, ranks, BITS[config.model.precision], config.train.batch_size, row_tokens, asked is True)
+    there = elsewhere(config, shapes) if edge.mode == "split" else range(0)
+    setting = Setting(shapes, ranks, BITS[config.model.precision], config.train.batch_size, row_tokens, asked is True, there)
     too_large = edge.memory is not None and setting.peak_bytes > edge.memory
     return dataclasses.replace(setting, gradient_checkpointing=True) if asked == "auto" and too_large else setting
 
 
 def _edge_plan(config: RunConfig, edge: Edge, setting: Setting, edges_rows: Mapping[str, int] | None) -> EdgePlan:
     num_steps = steps_per_round(config, edges_rows[edge.name] if edges_rows is not None else None)
-    payload_bytes = adapter_payload_bytes(setting.shapes, setting.ranks)
+    payload_bytes, split = adapter_payload_bytes(setting.shapes, setting.ranks), edge.mode == "split"
+    wire = step_bytes(
+        config, setting.shapes, setting.ranks, num_tokens=setting.batch_size * setting.row_tokens,
+        num_label_tokens=setting.num_label_tokens,
+    ).times(num_steps * config.train.accumulate if split else 0)  # fmt: skip
+    num_groups = len(groups(config, setting.shapes, setting.ranks)) if split else 0
     flops = step_flops(
         setting.shapes, setting.ranks, num_rows=setting.batch_size, row_tokens=setting.row_tokens,
         num_label_tokens=setting.num_label_tokens, gradient_checkpointing=setting.gradient_checkpointing,
+        elsewhere=setting.elsewhere,
     ).times(num_steps * config.train.accumulate)  # fmt: skip
     seconds = round_seconds(
-        flops.flops, 2 * payload_bytes, flops_per_second=edge.flops, bits_per_second=edge.bandwidth, latency_seconds=edge.latency
-    )
+        flops.flops, 2 * payload_bytes + wire.shared_bytes, flops_per_second=edge.flops, bits_per_second=edge.bandwidth,
+        latency_seconds=edge.latency, round_trips=1 + num_steps * config.train.accumulate * (2 * num_groups + 2) if split else 1,
+    )  # fmt: skip
     by_itself = setting.gradient_checkpointing and config.train.gradient_checkpointing == "auto"
     return EdgePlan(
-        name=edge.name, mode="local", bits=setting.bits, batch_size=setting.batch_size, accumulate=config.train.accumulate,
-        ranks=setting.ranks, num_steps=num_steps, gradient_checkpointing=setting.gradient_checkpointing,
-        predicted_peak_bytes=setting.peak_bytes, predicted_seconds=seconds, up_bytes=payload_bytes, down_bytes=payload_bytes,
+        name=edge.name, mode="split" if split else "local", bits=setting.bits, batch_size=setting.batch_size,
+        accumulate=config.train.accumulate, ranks=setting.ranks, num_steps=num_steps, gradient_checkpointing=setting.gradient_checkpointing,
+        predicted_peak_bytes=setting.peak_bytes, predicted_seconds=seconds,
+        up_bytes=payload_bytes + wire.up_bytes, down_bytes=payload_bytes + wire.down_bytes,
         binding="memory" if by_itself else "none", why=_why(setting, edge.memory, by_itself),
     )  # fmt: skip
 
 
 def _why(setting: Setting, memory_bytes: int | None, by_itself: bool) -> str:
     ranks = sorted(set(setting.ranks.values()))
-    what = f"rank {_span(ranks)} on {len(setting.ranks)} modules, {setting.batch_size} x {setting.row_tokens} tokens, as run.toml says"
+    where = f"blocks {setting.elsewhere.start} to {setting.elsewhere.stop - 1} in the host; " if setting.elsewhere else ""
+    batch = f"{setting.batch_size} x {setting.row_tokens} tokens"
+    what = f"{where}rank {_span(ranks)} on {len(setting.ranks)} modules, {batch}, as run.toml says"
     if memory_bytes is None:
         return f"{what}; no memory is declared, so that none is a limit"
     if by_itself:
@@ -160,8 +180,8 @@ def _why(setting: Setting, memory_bytes: int | None, by_itself: bool) -> str:
             f" and {format_bytes(memory_bytes)} are declared; {format_bytes(plain.peak_bytes - memory_bytes)} more would switch it off"
         )
     spare = f"{what}; {format_bytes(memory_bytes - setting.peak_bytes)} of the declared memory are left"
-    batch = largest_batch(setting, memory_bytes)
-    return f"{spare}, enough for batch_size = {batch}" if batch > setting.batch_size else spare
+    larger = largest_batch(setting, memory_bytes)
+    return f"{spare}, enough for batch_size = {larger}" if larger > setting.batch_size else spare
 
 
 def _span(ranks: Sequence[int]) -> str:

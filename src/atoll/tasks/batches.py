@@ -37,8 +37,13 @@ class Batch:
     target_N: Tensor
     position_ids_BT: Tensor | None
     attention_B1TT: Tensor | None
-    num_tokens: int
-    """Tokens without padding."""
+    lengths: tuple[int, ...]
+    """Tokens of each row; padding follows them."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens without padding."""
+        return sum(self.lengths)
 
     @property
     def num_label_tokens(self) -> int:
@@ -61,7 +66,7 @@ def pad_batch(examples: Sequence[Example], pad_id: int) -> Batch:
     for row, example in enumerate(examples):
         input_ids_BT[row, : len(example)] = example.token_ids
     predict_N = np.concatenate([row * width + np.flatnonzero(example.loss_mask) - 1 for row, example in enumerate(examples)])
-    return _batch(input_ids_BT, predict_N, sum(len(example) for example in examples))
+    return _batch(input_ids_BT, predict_N, [len(example) for example in examples])
 
 
 def pack_batch(sequences: Sequence[Sequence[Example]], pad_id: int) -> Batch:
@@ -81,8 +86,8 @@ def pack_batch(sequences: Sequence[Sequence[Example]], pad_id: int) -> Batch:
             position_ids_BT[row, start:stop] = np.arange(len(example))
             predict.append(row * width + start + np.flatnonzero(example.loss_mask) - 1)
             start = stop
-    num_tokens = sum(len(example) for sequence in sequences for example in sequence)
-    plain = _batch(input_ids_BT, np.concatenate(predict), num_tokens)
+    lengths = [sum(len(example) for example in sequence) for sequence in sequences]
+    plain = _batch(input_ids_BT, np.concatenate(predict), lengths)
     return replace(plain, position_ids_BT=torch.from_numpy(position_ids_BT), attention_B1TT=attention_mask(documents_seen(document_BT)))
 
 
@@ -165,8 +170,8 @@ def check_packing(model: PreTrainedModel, max_length: int) -> None:
         )  # fmt: skip
 
 
-def _batch(input_ids_BT: np.ndarray, predict_N: np.ndarray, num_tokens: int) -> Batch:
+def _batch(input_ids_BT: np.ndarray, predict_N: np.ndarray, lengths: Sequence[int]) -> Batch:
     input_ids = torch.from_numpy(input_ids_BT)
     predict = torch.from_numpy(predict_N.astype(np.int64))
     # A label is never at the start of a row, so the position after a predicting one is in the same row.
-    return Batch(input_ids, predict, input_ids.flatten()[predict + 1], None, None, num_tokens)
+    return Batch(input_ids, predict, input_ids.flatten()[predict + 1], None, None, tuple(lengths))

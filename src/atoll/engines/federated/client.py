@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from atoll.cost.formulas import Flops
 from atoll.cost.meters import PeakMemory
+from atoll.cost.traffic import WireAccount, WireBytes
 from atoll.engines.federated.flower import ClientApp, Context, Message, MetricRecord, RecordDict
 from atoll.engines.federated.payload import get_adapter, get_optimizer, put_adapter, put_optimizer
 from atoll.engines.trainer import Batches, FitPlan, StepReport, Trainer, TrainState
@@ -26,6 +27,10 @@ class EdgeWork:
     """What a step cost, by formula."""
     on_step: Callable[[int, StepReport], None]
     """Called with the round and each step's report."""
+    account: WireAccount = field(default_factory=WireAccount)
+    """What crosses between this edge and its host; stays empty for an edge that has the whole base."""
+    wire_bytes_of: Callable[[StepReport], WireBytes] = lambda report: WireBytes()
+    """The same for one step, by formula."""
 
 
 def client_app(work_of: Callable[[Context], EdgeWork]) -> ClientApp:
@@ -45,12 +50,14 @@ def _train(work: EdgeWork, message: Message, context: Context) -> Message:
     progress = context.state.metric_records.get("progress", MetricRecord({"step": 0}))
     optimizer = get_optimizer(context.state) if work.keep_optimizer else None
     state = TrainState(get_adapter(message.content), optimizer, int(progress["step"]))  # type: ignore[arg-type]
+    before = work.account.copy()
     with PeakMemory() as peak:
         update = work.trainer.fit(state, work.batches, work.plan, lambda report: work.on_step(round_number, report))
     context.state["progress"] = MetricRecord({"step": update.state.step})
     if update.state.optimizer is not None and work.keep_optimizer:
         put_optimizer(context.state, update.state.optimizer)
     flops = sum((work.flops_of(report) for report in update.reports), Flops(0, 0, 0))
+    formula = sum((work.wire_bytes_of(report) for report in update.reports), WireBytes())
     reply = RecordDict()
     put_adapter(reply, update.state.adapter)
     reply["metrics"] = MetricRecord({
@@ -63,5 +70,10 @@ def _train(work: EdgeWork, message: Message, context: Context) -> Message:
         "block_flops": flops.block_flops,
         "adapter_flops": flops.adapter_flops,
         "head_flops": flops.head_flops,
+        "formula_up_bytes": formula.up_bytes,
+        "formula_down_bytes": formula.down_bytes,
+        "formula_unshared_bytes": formula.unshared_bytes,
     })  # fmt: skip
+    crossed = work.account.since(before)
+    reply["wire_up"], reply["wire_down"] = MetricRecord(dict(crossed.sent)), MetricRecord(dict(crossed.received))
     return Message(reply, reply_to=message)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from atoll.adapters.state import AdapterState
 from atoll.cost.formulas import Flops
+from atoll.cost.traffic import WireAccount, WireBytes
 from atoll.engines.federated.aggregation import Contribution, aggregate, check_update, for_edge
 from atoll.engines.federated.flower import ArrayRecord, ConfigRecord, Grid, Message, MessageType, MetricRecord, RecordDict, Strategy
 from atoll.engines.federated.payload import get_adapter, num_bytes, put_adapter
@@ -27,7 +29,12 @@ class EdgeResult:
     peak_bytes: int
     flops: Flops
     up_bytes: int
+    """Of the update, and of the exchanges with a host where there is one."""
     down_bytes: int
+    wire: WireAccount
+    """Of these, the exchanges with a host, by message kind."""
+    formula: WireBytes
+    """The same exchanges by formula."""
     seconds: float
 
 
@@ -84,7 +91,7 @@ class AdapterStrategy(Strategy):
 
         Raises: EdgesLostError where fewer than `min_edges` sent an update that can be used.
         """
-        contributions, results, silent = [], [], set(self.nodes)
+        contributions, results, silent, reasons = [], [], set(self.nodes), []
         for reply in replies:
             node = reply.metadata.src_node_id
             silent.discard(node)
@@ -92,6 +99,7 @@ class AdapterStrategy(Strategy):
                 contribution, result = self._read(node, reply)
             except (UpdateRefusedError, AdapterFitError) as problem:
                 self.observer.edge_dropped(server_round, self.nodes[node], problem.page())
+                reasons.append(f"{self.nodes[node]}: {problem.got.splitlines()[0] if problem.got else problem.what}")
                 continue
             contributions.append(contribution)
             results.append(result)
@@ -99,8 +107,9 @@ class AdapterStrategy(Strategy):
         for node in sorted(silent):
             self.observer.edge_dropped(server_round, self.nodes[node], "no answer before the round ended")
         if len(contributions) < self.min_edges:
+            counted = f"{len(contributions)} of {len(self.nodes)} edges"
             raise EdgesLostError(
-                f"round {server_round} got too few updates", got=f"{len(contributions)} of {len(self.nodes)} edges",
+                f"round {server_round} got too few updates", got="; ".join([counted, *reasons[:3]]),
                 expected=f"at least {self.min_edges} ([federated] min_edges)",
                 do="see edge_dropped in events.jsonl; the last whole round is in checkpoints/",
             )  # fmt: skip
@@ -139,9 +148,12 @@ class AdapterStrategy(Strategy):
         contribution = Contribution(edge, get_adapter(reply.content), int(metrics["num_examples"]))  # type: ignore[arg-type]
         counts = {key: int(metrics[key]) for key in ("num_examples", "num_steps", "num_tokens", "num_label_tokens", "peak_bytes")}  # type: ignore[arg-type]
         flops = Flops(**{key: int(metrics[key]) for key in ("block_flops", "adapter_flops", "head_flops")})  # type: ignore[arg-type]
+        formula = WireBytes(*(int(metrics[f"formula_{key}_bytes"]) for key in ("up", "down", "unshared")))  # type: ignore[arg-type]
+        up, down = (Counter({k: int(v) for k, v in reply.content.metric_records[key].items()}) for key in ("wire_up", "wire_down"))  # type: ignore[arg-type]
         result = EdgeResult(
-            edge=edge, mean_loss=float(metrics["mean_loss"]), up_bytes=num_bytes(reply.content), down_bytes=down_bytes,  # type: ignore[arg-type]
-            flops=flops, seconds=time.monotonic() - started, **counts,
+            edge=edge, mean_loss=float(metrics["mean_loss"]), up_bytes=num_bytes(reply.content) + up.total(),  # type: ignore[arg-type]
+            down_bytes=down_bytes + down.total(), wire=WireAccount(up, down), formula=formula, flops=flops,
+            seconds=time.monotonic() - started, **counts,
         )  # fmt: skip
         check_update(contribution, self.state)
         return contribution, result

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from atoll.base.head import head_of
+from atoll.elsewhere import Elsewhere, Layout, find_elsewhere
 from atoll.errors import BadValueError
 from atoll.tasks.tokens import pad_id
 
@@ -39,8 +41,12 @@ def generate_greedy(
 def _complete(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> list[str]:
+    fill, elsewhere = pad_id(tokenizer), find_elsewhere(model)
+    if elsewhere is not None:
+        begun = [list(prompt) or [fill] for prompt in prompts]
+        rows = _complete_elsewhere(model, elsewhere, begun, fill, _end_ids(model, tokenizer), max_new_tokens)
+        return [str(tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
     width = max(1, *(len(prompt) for prompt in prompts))
-    fill = pad_id(tokenizer)
     # Left padding, so that every prompt ends where generation begins; an empty prompt starts from one end-of-text token.
     rows = [list(prompt) or [fill] for prompt in prompts]
     input_ids_BT = torch.tensor([[fill] * (width - len(row)) + row for row in rows], device=model.device)
@@ -53,6 +59,28 @@ def _complete(
         generate: Any = model.generate
         out_BT: torch.Tensor = generate(input_ids=input_ids_BT, attention_mask=mask_BT, generation_config=config)
     return [str(tokenizer.decode(_until_end(row[width:], ends), skip_special_tokens=True)) for row in out_BT.tolist()]
+
+
+@torch.no_grad()
+def _complete_elsewhere(
+    model: PreTrainedModel, elsewhere: Elsewhere, rows: list[list[int]], fill: int, ends: list[int], max_new_tokens: int
+) -> list[list[int]]:
+    """The same where blocks run in another process, which keeps no keys and values between tokens: each token reads its whole row again."""
+    starts, head = [len(row) for row in rows], head_of(model)
+    open_rows = list(range(len(rows)))
+    for _ in range(max_new_tokens):
+        lengths = tuple(len(rows[i]) for i in open_rows)
+        width = max(lengths)
+        input_ids_BT = torch.tensor([rows[i] + [fill] * (width - len(rows[i])) for i in open_rows], device=model.device)
+        last_B = torch.tensor([place * width + length - 1 for place, length in enumerate(lengths)], device=model.device)
+        with elsewhere.expect(Layout(lengths, last_B)):
+            h_BTD = model.base_model(input_ids=input_ids_BT, use_cache=False).last_hidden_state
+        for i, token_id in zip(open_rows, head.logits(h_BTD.flatten(0, 1)[last_B]).argmax(-1).tolist(), strict=True):
+            rows[i].append(token_id)
+        open_rows = [i for i in open_rows if rows[i][-1] not in ends]
+        if not open_rows:
+            break
+    return [_until_end(row[start:], ends) for row, start in zip(rows, starts, strict=True)]
 
 
 def _until_end(token_ids: list[int], ends: list[int]) -> list[int]:

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from atoll.base.head import token_losses_N
+from atoll.elsewhere import find_elsewhere
 from atoll.tasks.batches import Batch, pad_batch, supports_packing
 from atoll.tasks.packing import attention_mask
 from atoll.tasks.tokens import Example
@@ -28,6 +29,11 @@ class Question:
     def __len__(self) -> int:
         return len(self.prompt) + sum(len(candidate) for candidate in self.candidates)
 
+    @property
+    def num_separate(self) -> int:
+        """Tokens, padding included, where every candidate has a row of its own with the prompt."""
+        return len(self.candidates) * (len(self.prompt) + max(len(candidate) for candidate in self.candidates))
+
 
 def log_likelihoods(model: PreTrainedModel, questions: Sequence[Question], *, batch_size: int, max_length: int) -> list[np.ndarray]:
     """For each question the total log-likelihood of each candidate, end token included, in nats.
@@ -35,9 +41,10 @@ def log_likelihoods(model: PreTrainedModel, questions: Sequence[Question], *, ba
     A prompt that does not fit beside its longest candidate loses its beginning: all candidates of a question see the same prompt.
     """
     fitted = [_fit(question, max_length) for question in questions]
-    shared = supports_packing(model, max_length)
+    # A host knows rows and packed documents, not a prompt that several candidates share.
+    shared = find_elsewhere(model) is None and supports_packing(model, max_length)
     found: list[np.ndarray] = [np.empty(0)] * len(questions)
-    for chosen in _groups([len(question) for question in fitted], batch_size, max_length):
+    for chosen in _groups([len(question) if shared else question.num_separate for question in fitted], batch_size, max_length):
         group = [fitted[i] for i in chosen]
         batch = shared_prompt_batch(group) if shared else _separate_batch(group)
         losses_N = token_losses_N(model, batch.to(model.device)).double().cpu().numpy()
@@ -74,7 +81,7 @@ def shared_prompt_batch(questions: Sequence[Question]) -> Batch:
     as_tensor = torch.from_numpy
     return Batch(
         as_tensor(input_ids_BT), torch.tensor(predict), torch.tensor(target), as_tensor(position_ids_BT), attention_mask(seen_BTT),
-        sum(len(question) for question in questions),
+        tuple(len(question) for question in questions),
     )  # fmt: skip
 
 

@@ -1,0 +1,199 @@
+"""The decoder blocks of a model: where they are, what stands in for a missing one, and which of their projections share an input.
+
+Shape suffixes: B rows, T positions, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from atoll.base.families import FAMILIES
+from atoll.errors import ArchitectureError
+
+_TOKENS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What one forward pass through the blocks does."""
+
+    groups: tuple[tuple[str, ...], ...]
+    """Full names of the projections that read one and the same tensor, in the order in which they run."""
+    returns_tuple: bool
+    """Whether a block returns (hidden states, something else) rather than hidden states alone."""
+
+
+class Skip(nn.Module):
+    """A block that returns its hidden states as they came, in the form that the family's blocks have."""
+
+    def __init__(self, returns_tuple: bool) -> None:
+        super().__init__()
+        self.returns_tuple = returns_tuple
+        hear_hidden_states_only(self)
+
+    def forward(self, hidden_states: Tensor) -> Tensor | tuple[Tensor, None]:
+        """The hidden states.
+
+        Shapes: (B, T, D) in and out.
+        """
+        return (hidden_states, None) if self.returns_tuple else hidden_states
+
+
+def hear_hidden_states_only(block: nn.Module) -> None:
+    """Let a stand-in's forward have the hidden states as its only argument, whatever else the family gives to its blocks."""
+    block.register_forward_pre_hook(_first_argument, with_kwargs=True)
+
+
+def _first_argument(_block: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return (arguments[0] if arguments else named["hidden_states"],), {}
+
+
+def blocks_path(model: PreTrainedModel) -> str:
+    """Path of the list of decoder blocks in a causal language model, "model.layers".
+
+    Raises: ArchitectureError where the model has no list of blocks.
+    """
+    family = FAMILIES.get(model.config.model_type)
+    lists = {name: len(module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    if family is not None and family.blocks in lists:
+        return family.blocks
+    # A list inside another one holds parts of a block, such as experts, of which there may be more than blocks.
+    outermost = {name: length for name, length in lists.items() if not any(name.startswith(f"{other}.") for other in lists)}
+    if not any(outermost.values()):
+        raise _unknown(model, "no list of decoder blocks")
+    return max(outermost, key=lambda name: outermost[name])
+
+
+@torch.no_grad()
+def trace(model: PreTrainedModel) -> Trace:
+    """Run one tiny forward pass, also of a model without weights (on the meta device), and leave the model as it was.
+
+    Raises: ArchitectureError where the pass fails or runs a projection twice.
+    """
+    path = blocks_path(model)
+    blocks: Any = model.get_submodule(path)
+    inputs: list[tuple[str, Tensor]] = []
+    outputs: list[Any] = []
+    with ExitStack() as stack:
+        stack.enter_context(_evaluating(model))
+        stack.enter_context(_buffers_beside_weights(model))
+        stack.enter_context(_fixed_rotation(model))
+        for name, module in blocks.named_modules():
+            if is_projection(module):
+                hook = _reader(f"{path}.{name}", inputs)
+                stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        stack.callback(blocks[0].register_forward_hook(lambda _block, _arguments, output: outputs.append(output)).remove)
+        _run(model, inputs, outputs)
+    groups = _group(inputs)
+    names = [name for group in groups for name in group]
+    if not outputs or len(set(names)) != len(names):
+        raise _unknown(model, "a block that does not run, or a projection that runs twice")
+    return Trace(groups, isinstance(outputs[0], tuple))
+
+
+def is_projection(module: nn.Module) -> bool:
+    """Whether a module is a linear projection: plain, quantized, or transposed as GPT-2's."""
+    weight = getattr(module, "weight", None)
+    is_matrix = isinstance(weight, Tensor) and weight.ndim == 2
+    return is_matrix and (hasattr(module, "in_features") or type(module).__name__ == "Conv1D")
+
+
+def sizes_of(module: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs of a projection; a 4-bit weight's own shape does not tell them."""
+    known: Any = module
+    return (known.in_features, known.out_features) if hasattr(module, "in_features") else (known.nx, known.nf)
+
+
+def _reader(name: str, inputs: list[tuple[str, Tensor]]) -> Any:
+    # The tensors are kept, not their ids: an id is used again once its tensor is gone.
+    def read(_module: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        inputs.append((name, arguments[0] if arguments else next(iter(named.values()))))
+
+    return read
+
+
+def _group(inputs: list[tuple[str, Tensor]]) -> tuple[tuple[str, ...], ...]:
+    groups: list[list[str]] = []
+    last: Tensor | None = None
+    for name, tensor in inputs:
+        if tensor is last:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+        last = tensor
+    return tuple(tuple(group) for group in groups)
+
+
+def _run(model: PreTrainedModel, inputs: list[tuple[str, Tensor]], outputs: list[Any]) -> None:
+    """A forward pass over a few positions.
+
+    On the meta device most families look at values of a mask that they make themselves, so that they need one; OPT and BLOOM cannot take
+    this one.
+    """
+    weight: Any = model.get_input_embeddings().weight
+    h_BTD = torch.zeros(1, _TOKENS, weight.shape[1], dtype=weight.dtype, device=weight.device)
+    mask = torch.zeros(1, 1, _TOKENS, _TOKENS, dtype=weight.dtype, device=weight.device)
+    problem: Exception | None = None
+    for options in ({}, {"attention_mask": mask}):
+        inputs.clear()
+        outputs.clear()
+        try:
+            model.base_model(inputs_embeds=h_BTD, use_cache=False, **options)
+            return
+        except (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError) as caught:
+            problem = caught
+    raise _unknown(model, f"a forward pass that fails: {str(problem).strip().splitlines()[0][:120]}") from problem
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout, and without OPT's leaving out of whole blocks."""
+    before = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in before:
+            module.training = True
+
+
+@contextmanager
+def _buffers_beside_weights(model: nn.Module) -> Iterator[None]:
+    """Where weights are on the meta device, buffers too."""
+    real: list[tuple[nn.Module, str, Tensor]] = []
+    if any(parameter.is_meta for parameter in model.parameters()):
+        real = [(m, name, b) for m in model.modules() for name, b in m.named_buffers(recurse=False) if not b.is_meta]
+    for module, name, buffer in real:
+        setattr(module, name, buffer.to("meta"))
+    try:
+        yield
+    finally:
+        for module, name, buffer in real:
+            setattr(module, name, buffer)
+
+
+@contextmanager
+def _fixed_rotation(model: nn.Module) -> Iterator[None]:
+    """Without rotary tables that a long row changes: they look at positions' values, which the meta device has none of."""
+    rotary: list[tuple[Any, str]] = [(m, kind) for m in model.modules() if isinstance(kind := getattr(m, "rope_type", None), str)]
+    for module, _ in rotary:
+        module.rope_type = "default"
+    try:
+        yield
+    finally:
+        for module, kind in rotary:
+            module.rope_type = kind
+
+
+def _unknown(model: PreTrainedModel, got: str) -> ArchitectureError:
+    return ArchitectureError(
+        f"{type(model).__name__} cannot be taken apart into blocks", got=got, expected="decoder blocks that run one after the other",
+        do="use another model family for split mode, or train without it",
+    )  # fmt: skip

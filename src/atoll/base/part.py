@@ -1,0 +1,316 @@
+"""A device's part of a base: everything but the middle blocks, read, compared and handed on without the rest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from atoll.base.blocks import Skip, blocks_path, hear_hidden_states_only, sizes_of, trace
+from atoll.base.head import check_head
+from atoll.base.headers import CONFIG, INDEX, PART, WEIGHTS, StoredTensor, fetch, read_headers, read_index, read_part, read_stored
+from atoll.base.load import DTYPES, Base, check_folder, check_vocabulary, first_line, load_config, load_tokenizer, quiet, weights_error
+from atoll.elsewhere import Elsewhere
+from atoll.embedded import tiny_path
+from atoll.errors import BadValueError, WeightsError
+
+Sizes = Mapping[str, tuple[int, int]]
+BESIDE_WEIGHTS = (
+    CONFIG, "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json",
+    "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+"""What a model folder may hold beside weights that loading a model and its tokenizer may need."""
+_HEADS = ("lm_head.weight", "embed_out.weight")
+"""GPT-NeoX keeps its head under the one name in checkpoints and under the other in the model."""
+_CHUNK_BYTES = 2**22
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Skeleton:
+    """A model without weights, and which of its tensors a device with some cut holds."""
+
+    source: str
+    folder: Path
+    model: PreTrainedModel
+    path: str
+    front: int
+    back: int
+
+    @property
+    def middle(self) -> range:
+        blocks: Any = self.model.get_submodule(self.path)
+        return range(self.front, len(blocks) - self.back)
+
+    def is_middle(self, name: str) -> bool:
+        number = name.removeprefix(f"{self.path}.").partition(".")[0]
+        return name.startswith(f"{self.path}.") and number.isdecimal() and int(number) in self.middle
+
+    def held(self) -> dict[str, Tensor]:
+        """The model's tensors outside the middle blocks, as they stand in it."""
+        return {name: tensor for name, tensor in self.model.state_dict().items() if not self.is_middle(name)}
+
+    def name_in_model(self, stored: str, held: Mapping[str, Tensor]) -> str | None:
+        """The model's own name of a tensor of a checkpoint, which may lack the leading component of its name, or have it too many."""
+        prefix = f"{self.model.base_model_prefix}."
+        candidates = (stored, prefix + stored, stored.removeprefix(prefix), *(_HEADS if stored in _HEADS else ()))
+        return next((name for name in candidates if name in held), None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """One tensor of the part: its name in the checkpoint, and where it is."""
+
+    stored: str
+    tensor: StoredTensor
+
+
+def load_part(name: str, front: int, back: int, *, precision: str, elsewhere: Callable[[Sizes, bool], Elsewhere]) -> Base:
+    """The base called `name` without its middle blocks, which no memory is used for: the first of them is what `elsewhere` makes.
+
+    `elsewhere` is given inputs and outputs of all middle projections, by full name and in the order in which they run, and whether the
+    family's blocks return a tuple. The stand-in's forward gets the hidden states as its only argument.
+
+    Raises: BadValueError for a cut that leaves no middle block; BaseFolderError, ArchitectureError, TokenizerError, WeightsError.
+    """
+    skeleton = _skeleton(name, front, back, precision)
+    folder, model = str(skeleton.folder), skeleton.model
+    transposed = any(type(module).__name__ == "Conv1D" for module in model.modules())
+    with quiet():
+        tokenizer = load_tokenizer(folder)
+        sizes, returns_tuple = _skip_middle(skeleton)
+        _fill(skeleton, DTYPES[precision])
+        _load_generation_config(skeleton)
+    check_vocabulary(folder, model, tokenizer)
+    check_head(model.requires_grad_(False).eval())
+    blocks: Any = model.get_submodule(skeleton.path)
+    blocks[front] = elsewhere(sizes, returns_tuple)
+    hear_hidden_states_only(blocks[front].eval())
+    if torch.cuda.is_available():
+        nn.Module.to(model, "cuda")
+    return Base(name, model, tokenizer, transposed)
+
+
+def part_digest(source: str, front: int, back: int) -> str:
+    """SHA-256 over names, types, shapes and bytes of the stored tensors that a device with this cut holds.
+
+    It does not depend on the division of the checkpoint into files, nor on whether its names have their leading component.
+
+    Raises: what load_part raises.
+    """
+    hasher = hashlib.sha256()
+    for name, held in sorted(_held(_skeleton(source, front, back)).items()):
+        hasher.update(f"\n{name} {held.tensor.dtype} {tuple(held.tensor.shape)}\n".encode())
+        for chunk in _bytes_of(held.tensor):
+            hasher.update(chunk)
+    return hasher.hexdigest()
+
+
+def part_tensors(source: str, front: int, back: int) -> tuple[str, ...]:
+    """Names, as stored, of the tensors that a device with this cut holds.
+
+    Raises: what load_part raises.
+    """
+    return tuple(sorted(held.stored for held in _held(_skeleton(source, front, back)).values()))
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 over all that decides which ids a text becomes."""
+    parts: dict[str, Any] = {"special": sorted(tokenizer.all_special_ids), "vocabulary": sorted(tokenizer.get_vocab().items())}
+    if tokenizer.is_fast:
+        # Truncation and padding are settings of the last call, not of the tokenizer.
+        rules = json.loads(tokenizer.backend_tokenizer.to_str())
+        parts["rules"] = {key: value for key, value in rules.items() if key not in ("truncation", "padding")}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def write_part(source: str, front: int, back: int, folder: Path) -> None:
+    """Write a folder that holds a device's part of a base, for a device that has no copy.
+
+    Raises: what load_part raises.
+    """
+    skeleton = _skeleton(source, front, back)
+    held, whole = _held(skeleton), read_headers(skeleton.source)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in BESIDE_WEIGHTS:
+        if (skeleton.folder / name).is_file():
+            shutil.copyfile(skeleton.folder / name, folder / name)
+    _write_weights(held, folder / WEIGHTS)
+    tensors = {name: {"shape": list(header.shape), "num_bytes": header.num_bytes} for name, header in whole.tensors.items()}
+    (folder / PART).write_text(json.dumps({"front": front, "back": back, "tensors": tensors}), encoding="utf-8")
+
+
+def _skeleton(name: str, front: int, back: int, precision: str = "fp32") -> _Skeleton:
+    source = str(tiny_path()) if name == "tiny" else name
+    check_folder(source)
+    folder = Path(source) if Path(source).is_dir() else fetch(source, (*BESIDE_WEIGHTS, INDEX, PART))
+    with quiet():
+        config = load_config(str(folder))
+        try:
+            # Buffers are made: what is not in the checkpoint, such as rotary tables, cannot be read from there.
+            with init_empty_weights(include_buffers=False):
+                model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[precision])
+        except (OSError, ValueError, RuntimeError, KeyError) as problem:
+            raise weights_error(source, first_line(problem)) from None
+    skeleton = _Skeleton(source, folder, model, blocks_path(model), front, back)
+    _check_cut(skeleton)
+    return skeleton
+
+
+def _check_cut(skeleton: _Skeleton) -> None:
+    front, back = skeleton.front, skeleton.back
+    blocks: Any = skeleton.model.get_submodule(skeleton.path)
+    if front < 0 or back < 0 or not skeleton.middle:
+        raise BadValueError(
+            "the cut leaves no block to the host", where="[model] cut", got=f"front = {front}, back = {back}",
+            expected=f"0 or more each, and together fewer than the {len(blocks)} blocks of the base",
+            do="keep fewer blocks on the device, or train without a host",
+        )  # fmt: skip
+    if (skeleton.folder / PART).is_file():
+        (has_front, has_back), _ = read_part(skeleton.folder)
+        if front > has_front or back > has_back:
+            raise WeightsError(
+                "the folder holds a part of a base, for another cut", where=str(skeleton.folder),
+                got=f"front = {has_front}, back = {has_back}", expected=f"front = {front}, back = {back}",
+                do="set [model] cut to what the folder holds, or remove the folder and get the part from the host again",
+            )  # fmt: skip
+
+
+def _held(skeleton: _Skeleton) -> dict[str, _Held]:
+    """Where the part's tensors are, by their names in the model; one of two tied tensors that are equal."""
+    expected, found = skeleton.held(), {}
+    for stored, tensor in _stored_tensors(skeleton, expected).items():
+        name = skeleton.name_in_model(stored, expected)
+        if name is not None:
+            found[name] = _Held(stored, tensor)
+    tied: Mapping[str, str] = skeleton.model.all_tied_weights_keys
+    for twin, name in tied.items():
+        if twin in found and (name not in found or _same_bytes(found[twin].tensor, found[name].tensor)):
+            found[name] = found.get(name, found[twin])
+            del found[twin]
+    wrong = [name for name in expected if name not in found and name not in tied]
+    wrong += [name for name, held in found.items() if held.tensor.shape != tuple(expected[name].shape)]
+    if wrong:
+        raise weights_error(str(skeleton.folder), "missing or of another shape: " + ", ".join(wrong[:3]))
+    return found
+
+
+def _stored_tensors(skeleton: _Skeleton, expected: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
+    """The tensors of those files that hold any of the expected ones."""
+    folder = skeleton.folder
+    if not (folder / INDEX).is_file():
+        _fetch_missing(skeleton, (WEIGHTS,))
+    if (folder / WEIGHTS).is_file():
+        return read_stored((folder / WEIGHTS,))
+    index = read_index(folder)
+    files = sorted({file for stored, file in index.items() if skeleton.name_in_model(stored, expected) is not None})
+    _fetch_missing(skeleton, files)
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing:
+        raise weights_error(str(folder), f"no {', '.join(missing[:3])}")
+    return read_stored(folder / file for file in files)
+
+
+def _fetch_missing(skeleton: _Skeleton, files: Sequence[str]) -> None:
+    is_here = Path(skeleton.source).is_dir()
+    if not is_here and not all((skeleton.folder / file).is_file() for file in files):
+        fetch(skeleton.source, files, revision=skeleton.folder.name)
+
+
+def _skip_middle(skeleton: _Skeleton) -> tuple[Sizes, bool]:
+    """Take the middle blocks out; their projections' sizes in the order in which they run, and whether a block returns a tuple."""
+    model, found = skeleton.model, trace(skeleton.model)
+    modules = [name for group in found.groups for name in group if skeleton.is_middle(name)]
+    sizes = {name: sizes_of(model.get_submodule(name)) for name in modules}
+    blocks: Any = model.get_submodule(skeleton.path)
+    for number in skeleton.middle:
+        blocks[number] = Skip(found.returns_tuple)
+    return sizes, found.returns_tuple
+
+
+def _fill(skeleton: _Skeleton, dtype: torch.dtype) -> None:
+    """Put the stored tensors into the model, one after the other."""
+    model, held, expected = skeleton.model, _held(skeleton), skeleton.held()
+    kept_in_fp32 = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ()) if dtype is torch.bfloat16 else ()
+    for name, tensor in _read(skeleton, held):
+        wanted = torch.float32 if any(part in name for part in kept_in_fp32) else expected[name].dtype
+        if tensor.is_floating_point() != wanted.is_floating_point:
+            raise weights_error(str(skeleton.folder), f"{held[name].stored} as {tensor.dtype}")
+        # A copy: what the library gives is the file itself in memory, which somebody may write anew.
+        _put(model, name, tensor.to(wanted, copy=True))
+    model.tie_weights(missing_keys=set(expected) - set(held), recompute_mapping=False)
+
+
+def _read(skeleton: _Skeleton, held: Mapping[str, _Held]) -> Iterator[tuple[str, Tensor]]:
+    try:
+        for file in sorted({one.tensor.file for one in held.values()}):
+            with safe_open(file, framework="pt") as weights:
+                for name, one in held.items():
+                    if one.tensor.file == file:
+                        yield name, weights.get_tensor(one.stored)
+    except (OSError, SafetensorError) as problem:
+        raise weights_error(str(skeleton.folder), first_line(problem)) from None
+
+
+def _put(model: PreTrainedModel, name: str, tensor: Tensor) -> None:
+    path, _, last = name.rpartition(".")
+    module = model.get_submodule(path)
+    is_parameter = isinstance(getattr(module, last), nn.Parameter)
+    setattr(module, last, nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)
+
+
+def _load_generation_config(skeleton: _Skeleton) -> None:
+    """As from_pretrained does, which takes config.json where there is no file for it."""
+    folder = str(skeleton.folder)
+    if (skeleton.folder / "generation_config.json").is_file():
+        settings = GenerationConfig.from_pretrained(folder)
+    else:
+        settings = GenerationConfig.from_pretrained(folder, config_file_name=CONFIG, _from_model_config=True)
+    skeleton.model.generation_config = settings
+
+
+def _bytes_of(tensor: StoredTensor) -> Iterator[bytes]:
+    with tensor.file.open("rb") as stream:
+        stream.seek(tensor.start)
+        left = tensor.num_bytes
+        while left > 0:
+            chunk = stream.read(min(left, _CHUNK_BYTES))
+            if not chunk:
+                raise weights_error(str(tensor.file), "a file that ends too early")
+            left -= len(chunk)
+            yield chunk
+
+
+def _same_bytes(a: StoredTensor, b: StoredTensor) -> bool:
+    return (a.dtype, a.shape) == (b.dtype, b.shape) and all(x == y for x, y in zip(_bytes_of(a), _bytes_of(b), strict=True))
+
+
+def _write_weights(held: Mapping[str, _Held], file: Path) -> None:
+    """One safetensors file, wide types first, so that every tensor starts at a multiple of its own width.
+
+    Source: https://github.com/huggingface/safetensors#format
+    """
+    ordered = sorted(held.values(), key=lambda one: (-one.tensor.num_bytes // max(1, prod(one.tensor.shape)), one.stored))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for one in ordered:
+        start, end = end, end + one.tensor.num_bytes
+        header[one.stored] = {"dtype": one.tensor.dtype, "shape": list(one.tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        for one in ordered:
+            stream.writelines(_bytes_of(one.tensor))

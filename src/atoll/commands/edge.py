@@ -1,0 +1,60 @@
+"""atoll edge: train this machine's adapter against a host; data and adapter stay here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from atoll.commands.train import RunResult, train_job
+from atoll.config.load import LoadedConfig, load
+from atoll.engines.split.certificates import DeviceTls
+from atoll.errors import ConflictError
+from atoll.jobs.job import prepared
+from atoll.jobs.parts import with_fetched_base
+from atoll.jobs.split import HostAccess
+from atoll.runs.events import Event
+
+
+def edge(
+    config_path: str | Path, host: HostAccess, *, name: str | None = None, fetch_base: Path | None = None, out: Path | None = None,
+    overrides: Sequence[str] = (), observers: Sequence[Callable[[Event], None]] = (),
+) -> RunResult:  # fmt: skip
+    """Train the edge called `name` (needed where run.toml has several) with the blocks of the base in the host.
+
+    With `fetch_base` the device's part of the base is what lies in that folder; where nothing does, it is fetched from the host first.
+
+    Raises: as `atoll.train`; HostRefusedError, HostLostError.
+    """
+    loaded = _of_one_edge(load(Path(config_path), overrides), name)
+    if fetch_base is not None:
+        loaded = with_fetched_base(loaded, host, fetch_base)
+    return train_job(prepared(loaded, host), out, observers)
+
+
+def host_access(address: str, ca: Path | None, cert: Path | None, key: Path | None, insecure: bool) -> HostAccess:
+    """How to reach a host, from what a command line says."""
+    return HostAccess(address, DeviceTls(ca, cert, key), insecure)
+
+
+def _of_one_edge(loaded: LoadedConfig, name: str | None) -> LoadedConfig:
+    """The config of one edge alone, which trains split.
+
+    Raises: ConflictError where it is not clear which, or the edge is to train locally.
+    """
+    edges = loaded.config.edge
+    names = ", ".join(edge.name for edge in edges)
+    if not edges and name is None:
+        return loaded
+    chosen = [edge for edge in edges if edge.name == name or (name is None and len(edges) == 1)]
+    if not chosen:
+        raise ConflictError(
+            "it is not clear which edge this machine is", where="atoll edge", got=name or "no --edge",
+            expected=f"one of {names}" if names else "no --edge, as run.toml has no [[edge]]", do="name it with --edge NAME",
+        )  # fmt: skip
+    if chosen[0].mode == "local":
+        raise ConflictError(
+            "the edge is to train with the whole base", where=f"edge {chosen[0].name}", got='mode = "local"', expected='"split" or "auto"',
+            do="use `atoll train`, or change the mode",
+        )  # fmt: skip
+    federated = loaded.config.federated.model_copy(update={"min_edges": 1})
+    return LoadedConfig(loaded.config.model_copy(update={"edge": tuple(chosen), "federated": federated}), loaded.path, loaded.toml_text)

@@ -1,0 +1,110 @@
+"""atoll host: serve a frozen base to devices; their data and adapters stay with them."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from atoll.base.load import Base, load_base
+from atoll.base.quantize import load_quantized
+from atoll.engines.split.certificates import HostTls, make_certificates, open_channel, server_credentials
+from atoll.engines.split.host.server import Host
+from atoll.engines.split.transport import fetch_status
+from atoll.jobs.split import HostAccess, HostLimits, serve, start_host
+from atoll.selection.plan import BITS
+from atoll.threads import suited_threads
+
+STATUS_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class HostSettings:
+    """What `atoll host` is told."""
+
+    model: str
+    listen: str
+    quantize: int = 16
+    """4 and 8 quantize the base; 16 keeps it as `precision` says."""
+    precision: str = "fp32"
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    client_ca: Path | None = None
+    insecure: bool = False
+    make_certificates: Path | None = None
+    tenants: Sequence[str] = ()
+    metrics: str | None = None
+    """HOST:PORT for Prometheus."""
+    max_sessions: int = 16
+    max_tokens: int = 16_384
+    idle_seconds: float = 600.0
+
+
+def host(settings: HostSettings, on_ready: Callable[[str], None], stop: threading.Event | None = None) -> None:
+    """Serve until SIGINT or SIGTERM, or until `stop` is set; `on_ready` is told lines for people.
+
+    Raises: TransportError for an address or certificates that are not safe or not usable; what loading the base raises.
+    """
+    stop = stop or _stopped_by_signals()
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
+    tls = _certificates(settings, on_ready)
+    # Before the base, which may take minutes to load.
+    credentials = server_credentials(settings.listen, tls, insecure=settings.insecure)
+    base = _base(settings)
+    bits = settings.quantize if settings.quantize < 16 else BITS[settings.precision]
+    limits = HostLimits(settings.max_sessions, settings.max_tokens, settings.idle_seconds)
+    served = serve(base, settings.model, settings.precision, bits, limits)
+    with suited_threads(base.model.config.get_text_config().hidden_size):
+        running = start_host(served, limits, settings.listen, credentials)
+        _serve(running, settings, bits, tls, on_ready, stop)
+
+
+def status(host: HostAccess) -> dict[str, object]:
+    """What a running host serves and how busy it is, with the names of protocol.proto; seconds, bytes and tokens as numbers.
+
+    Raises: TransportError, HostLostError.
+    """
+    from google.protobuf.json_format import MessageToDict
+
+    with open_channel(host.address, host.tls, insecure=host.insecure) as channel:
+        reply = fetch_status(channel, STATUS_SECONDS)
+    return MessageToDict(reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+
+
+def _serve(running: Host, settings: HostSettings, bits: int, tls: HostTls, on_ready: Callable[[str], None], stop: threading.Event) -> None:
+    try:
+        if settings.metrics is not None:
+            from atoll.engines.split.host.metrics import serve_metrics
+
+            on_ready(f"metrics: http://{serve_metrics(running, settings.metrics)}/metrics")
+        where = f"{settings.listen.rpartition(':')[0]}:{running.port}"
+        secured = "no TLS" if tls.cert is None else "TLS, with device certificates" if tls.client_ca else "TLS"
+        on_ready(f"serving {settings.model} at {bits} bits on {where} ({secured}); stop with Ctrl-C")
+        stop.wait()
+    finally:
+        running.stop()
+
+
+def _base(settings: HostSettings) -> Base:
+    if settings.quantize == 16:
+        return load_base(settings.model, precision=settings.precision)
+    return load_quantized(settings.model, settings.quantize, precision=settings.precision)
+
+
+def _certificates(settings: HostSettings, on_ready: Callable[[str], None]) -> HostTls:
+    if settings.make_certificates is None:
+        return HostTls(settings.tls_cert, settings.tls_key, settings.client_ca)
+    made = make_certificates(settings.make_certificates, [settings.listen.rpartition(":")[0]], settings.tenants)
+    on_ready(f"wrote a development CA and certificates to {settings.make_certificates}; a device needs ca.pem and its own pair")
+    return made.host if settings.tenants else replace(made.host, client_ca=None)
+
+
+def _stopped_by_signals() -> threading.Event:
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop

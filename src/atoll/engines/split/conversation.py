@@ -1,0 +1,71 @@
+"""One end of a session: messages out and in, checked by the dialogue, encoded, cut into frames and counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from atoll.wire.codec import Codec, Encoded, decode, encode
+from atoll.wire.dialogue import Dialogue
+from atoll.wire.frames import Assembler, Message, Packer
+
+
+class Transport(Protocol):
+    """Carries frames between two processes, in order, each whole or not at all."""
+
+    def write(self, frame: bytes) -> None:
+        """Hand a frame over; waits while too many are on their way. Raises: HostLostError."""
+
+    def read(self) -> bytes:
+        """The next frame. Raises: HostLostError where none comes in time."""
+
+    def close(self) -> None:
+        """End the session; the other side's read fails."""
+
+
+class Conversation:
+    """Speaks the dialogue over a transport. `sent_bytes` and `received_bytes` count whole frames by message kind."""
+
+    def __init__(self, dialogue: Dialogue, transport: Transport, codec: Codec, max_message_bytes: int) -> None:
+        self.dialogue, self.transport, self.codec = dialogue, transport, codec
+        self.sent_bytes: Counter[str] = Counter()
+        self.received_bytes: Counter[str] = Counter()
+        self._packer, self._assembler = Packer(), Assembler(max_message_bytes)
+
+    def send(self, body: Any, tensors: Sequence[Tensor] = ()) -> None:
+        """Send a message with its tensors, encoded.
+
+        Raises: ProtocolError where the dialogue does not allow it now; HostLostError.
+        """
+        message = Message(body, tuple(encode(tensor, self.codec) for tensor in tensors))
+        self.dialogue.sent(message)
+        for frame in self._packer.frames(message):
+            self.sent_bytes[message.kind] += len(frame)
+            self.transport.write(frame)
+
+    def receive(self) -> Message:
+        """The next message, which the dialogue allows now.
+
+        Raises: FrameError, ProtocolError, HostLostError.
+        """
+        num_bytes = 0
+        while True:
+            frame = self.transport.read()
+            num_bytes += len(frame)
+            message = self._assembler.add(frame)
+            if message is not None:
+                self.received_bytes[message.kind] += num_bytes
+                self.dialogue.received(message)
+                return message
+
+
+def tensors_of(message: Message, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """The tensors of a message, decoded."""
+    return [decode(encoded, dtype=dtype, device=device) for encoded in message.tensors]
+
+
+__all__ = ["Conversation", "Encoded", "Transport", "tensors_of"]

@@ -1,0 +1,110 @@
+"""Reach a host from the device: open sessions, come back after a loss, and keep the accounts of what crossed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from atoll.adapters.layers import LowRankPair
+from atoll.cost.traffic import WireAccount
+from atoll.engines.split.conversation import Conversation, Transport
+from atoll.engines.split.cut import Cut
+from atoll.engines.split.device.blocks import RemoteBlocks, Session
+from atoll.errors import HostLostError
+from atoll.wire import protocol_pb2 as pb
+from atoll.wire.codec import Codec
+from atoll.wire.dialogue import Dialogue
+from atoll.wire.handshake import PROTOCOL, refusal_error
+
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 8.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the device tells the host of itself."""
+
+    atoll_version: str
+    base_digest: str
+    tokenizer_digest: str
+    cut: Cut
+    kind: str
+    mode: Literal["dense", "factored"]
+    codec: Codec
+    precision: str
+    max_tokens: int
+    """Padded tokens of the largest micro-batch."""
+    max_message_bytes: int
+    """More than this is refused before memory is taken for it."""
+
+
+class Client:
+    """A device's way to its host. `transport` opens a stream; `account` counts what crossed all of them."""
+
+    def __init__(
+        self, host: str, terms: Terms, transport: Callable[[], Transport], patience_seconds: float
+    ) -> None:
+        self._host, self._terms, self._transport = host, terms, transport
+        self._patience = patience_seconds
+        self.on_lost: Callable[[str], None] = lambda reason: None
+        """Told why, each time the host is lost and will be tried again."""
+        self.account = WireAccount()
+        self.blocks: RemoteBlocks | None = None
+
+    def connect(self, pairs: Mapping[str, LowRankPair]) -> Session:
+        """A session for these adapters.
+
+        Raises: HostRefusedError, HostLostError, ProtocolError.
+        """
+        conversation = Conversation(Dialogue("device"), self._transport(), self._terms.codec, self._terms.max_message_bytes)
+        conversation.sent_bytes, conversation.received_bytes = self.account.sent, self.account.received
+        try:
+            groups = self._greet(conversation, pairs)
+        except BaseException:
+            conversation.transport.close()  # Else its threads and the stream would outlast what failed.
+            raise
+        return Session(conversation, groups, self._terms.mode == "factored", self._host)
+
+    def _greet(self, conversation: Conversation, pairs: Mapping[str, LowRankPair]) -> tuple[tuple[str, ...], ...]:
+        terms = self._terms
+        modules = [pb.Module(name=name, rank=pair.down_RI.shape[0]) for name, pair in pairs.items()]
+        conversation.send(pb.Hello(
+            protocol=PROTOCOL, atoll_version=terms.atoll_version, base_digest=terms.base_digest, tokenizer_digest=terms.tokenizer_digest,
+            cut_front=terms.cut.front, cut_back=terms.cut.back, adapter_kind=terms.kind, modules=modules, wire_mode=terms.mode,
+            codec=terms.codec, precision=terms.precision, max_tokens=terms.max_tokens,
+        ))  # fmt: skip
+        answer = conversation.receive()
+        if answer.kind == "refusal":
+            raise refusal_error(answer.body, self._host)
+        return tuple(tuple(group.modules) for group in answer.body.groups)
+
+    def end(self) -> None:
+        """Say goodbye to the host."""
+        if self.blocks is not None:
+            self.blocks.end()
+
+    def patiently(self, attempt: Callable[[], T]) -> T:
+        """Do something that needs the host; where the host is lost, connect again and do it anew, as long as patience lasts.
+
+        Nothing that an attempt does may outlast its failure: a training step changes the adapters only at its very end.
+
+        Raises: HostLostError after the last try.
+        """
+        pause, until = FIRST_PAUSE_SECONDS, None
+        while True:
+            try:
+                return attempt()
+            except HostLostError as problem:
+                if self.blocks is not None:
+                    self.blocks.drop()
+                until = time.monotonic() + self._patience if until is None else until
+                if time.monotonic() + pause > until:
+                    raise
+                self.on_lost(problem.got)
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+

@@ -1,0 +1,145 @@
+"""A host: a gRPC server that gives every device a session on one shared base."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from atoll.cost.meters import resident_bytes
+from atoll.engines.split.conversation import Conversation
+from atoll.engines.split.cut import Cut
+from atoll.engines.split.host.metrics import HostAccount
+from atoll.engines.split.host.parts import send_part
+from atoll.engines.split.host.session import HostSession, Served, SessionFigures
+from atoll.engines.split.transport import OPTIONS, SERVICE, ServerTransport
+from atoll.errors import AtollError, TransportError
+from atoll.wire import protocol_pb2 as pb
+from atoll.wire.dialogue import Dialogue
+from atoll.wire.frames import Message, Packer
+
+STOP_SECONDS = 2.0
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a host bears."""
+
+    max_sessions: int
+    max_message_bytes: int
+
+
+class Host:
+    """Serves until `stop`. `credentials` None: without TLS."""
+
+    def __init__(self, served: Served, limits: Limits, listen: str, credentials: grpc.ServerCredentials | None) -> None:
+        self._served, self._limits = served, limits
+        self.account, self._started = HostAccount(limits.max_sessions), time.monotonic()
+        self._threads: set[threading.Thread] = set()
+        self._at_stop: list[Callable[[], None]] = []
+        # A few more threads than sessions, so that a device beyond the limit is told so, and status is answered, while all are busy.
+        workers = limits.max_sessions + 8
+        self._server = grpc.server(
+            ThreadPoolExecutor(workers, thread_name_prefix="atoll-grpc"), options=OPTIONS, maximum_concurrent_rpcs=workers
+        )
+        handlers = {
+            "Part": grpc.unary_stream_rpc_method_handler(self._part, request_deserializer=pb.PartRequest.FromString),
+            "Train": grpc.stream_stream_rpc_method_handler(self._train),
+            "Status": grpc.unary_unary_rpc_method_handler(
+                self._status, request_deserializer=pb.StatusRequest.FromString, response_serializer=pb.StatusReply.SerializeToString
+            ),
+        }
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        try:
+            self.port = self._server.add_insecure_port(listen) if credentials is None else self._server.add_secure_port(listen, credentials)
+        except RuntimeError as problem:
+            raise TransportError(
+                "the host cannot listen there", where=listen, got=str(problem).splitlines()[0], expected="a free HOST:PORT of this machine",
+                do="choose another port, or 0 for any free one",
+            ) from None  # fmt: skip
+
+    def start(self) -> None:
+        """Begin to serve; returns at once."""
+        self._server.start()
+
+    def stop(self) -> None:
+        """End all sessions; their devices find the host gone and wait for it."""
+        self._server.stop(STOP_SECONDS).wait()
+        for thread in tuple(self._threads):
+            thread.join(STOP_SECONDS)
+        for action in self._at_stop:
+            action()
+        self._at_stop.clear()
+
+    def at_stop(self, action: Callable[[], None]) -> None:
+        """Do this when the host stops."""
+        self._at_stop.append(action)
+
+    def status(self, tenant: str | None = None) -> pb.StatusReply:
+        """What the host serves and how busy it is; with a tenant, the list of sessions is only of that tenant's."""
+        facts, totals, now = self._served.facts(Cut(0, 0)), self.account.totals(), time.monotonic()
+        return pb.StatusReply(
+            protocol=facts.protocol, atoll_version=facts.atoll_version, base_digest=facts.base_digest,
+            tokenizer_digest=facts.tokenizer_digest, num_blocks=facts.num_blocks, bits=self._served.bits, precision=facts.precision,
+            codecs=facts.codecs, wire_modes=facts.wire_modes, adapter_kinds=facts.kinds, max_tokens=facts.max_tokens,
+            max_rank=facts.max_rank, sessions=totals.sessions, max_sessions=self._limits.max_sessions,
+            uptime_seconds=now - self._started, tokens=totals.tokens, tokens_per_second=self.account.tokens_per_second(),
+            resident_bytes=resident_bytes(), open=[_session_status(figures, now) for figures in self.account.sessions(tenant)],
+        )  # fmt: skip
+
+    def _train(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
+        transport = ServerTransport(requests, context.cancel, self._served.idle_seconds)
+        if not context.add_callback(transport.close):
+            transport.close()  # The device is gone already, and nobody else would end the transport's thread.
+        conversation = Conversation(Dialogue("host"), transport, "fp32", self._limits.max_message_bytes)
+        figures = self.account.open(tenant_of(context))
+        if figures is None:
+            yield from Packer().frames(Message(pb.Refusal(
+                code="busy", field="sessions", host_value=f"at most {self._limits.max_sessions}", device_value="one more",
+                do="try again later, or start the host with a larger --max-sessions",
+            )))  # fmt: skip
+            return
+        name = f"atoll-session-{figures.session}"
+        thread = threading.Thread(target=self._run, args=(conversation, transport, figures), name=name, daemon=True)
+        self._threads.add(thread)
+        thread.start()
+        yield from transport.outbox
+
+    def _part(self, request: Any, context: Any) -> Iterator[bytes]:
+        try:
+            yield from send_part(self._served.source, Cut(request.cut_front, request.cut_back))
+        except AtollError as problem:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, problem.page())
+
+    def _run(self, conversation: Conversation, transport: ServerTransport, figures: SessionFigures) -> None:
+        log.info("session %s opened by %s", figures.session, figures.tenant or "a device without a certificate")
+        try:
+            HostSession(self._served, conversation, figures).run()
+        finally:
+            self.account.end(figures, "idle" if transport.silent else figures.refusal)
+            self._threads.discard(threading.current_thread())
+            log.info("session %s ended after %d tokens", figures.session, figures.num_tokens)
+
+    def _status(self, request: Any, context: Any) -> Any:
+        return self.status(tenant_of(context) or None)
+
+
+def _session_status(figures: SessionFigures, now: float) -> pb.SessionStatus:
+    return pb.SessionStatus(
+        session=figures.session, tenant=figures.tenant, seconds=now - figures.started_seconds, tokens=figures.num_tokens,
+        exchanges=figures.num_exchanges, sent_bytes=figures.sent_bytes, received_bytes=figures.received_bytes,
+    )  # fmt: skip
+
+
+def tenant_of(context: Any) -> str:
+    """The name in the device's certificate; empty where it has none."""
+    auth: Mapping[str, Any] = context.auth_context()
+    names = auth.get("x509_common_name") or ()
+    return str(next(iter(names), b"").decode("utf-8", "replace")) if names else ""

@@ -1,0 +1,224 @@
+"""The host's side of one session: greet, run exchanges on the shared base, and end without a trace.
+
+Shape suffixes: N real tokens, D width, I inputs of a module.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atoll.base.blocks import Trace
+from atoll.base.load import Base
+from atoll.elsewhere import Layout
+from atoll.engines.split.conversation import Conversation, tensors_of
+from atoll.engines.split.cut import Cut
+from atoll.engines.split.host.middle import Middle
+from atoll.engines.split.host.turns import Turns
+from atoll.errors import AtollError, FrameError, HostLostError, ProtocolError
+from atoll.wire import protocol_pb2 as pb
+from atoll.wire.codec import decode
+from atoll.wire.handshake import HostFacts, check_hello
+
+Groups = Sequence[Sequence[str]]
+
+
+@dataclass(slots=True, eq=False)
+class SessionFigures:
+    """What the host may tell of a session."""
+
+    session: str
+    tenant: str
+    started_seconds: float = field(default_factory=time.monotonic)
+    num_tokens: int = 0
+    num_exchanges: int = 0
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    """Both as of the last exchange."""
+    refusal: str = ""
+    """Code of the refusal that ended it; empty: none."""
+    on_tokens: Callable[[int], None] = lambda num_tokens: None
+    """Told of every exchange's tokens."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Served:
+    """What a host serves: one base, shared by all sessions."""
+
+    base: Base
+    source: str
+    """Where the base lies, for devices that ask for their part of it."""
+    trace: Trace
+    facts: Callable[[Cut], HostFacts]
+    """What a device with this cut must agree with."""
+    bits: int
+    idle_seconds: float
+    turns: Turns
+
+
+class DevicePeer:
+    """The device as the middle blocks see it: sends, waits and checks sizes. While it waits, other sessions compute."""
+
+    def __init__(self, conversation: Conversation, groups: Groups, facts: HostFacts, ranks: Mapping[str, int], served: Served) -> None:
+        self._conversation, self._turns, self._model = conversation, served.turns, served.base.model
+        self._groups, self._sizes, self._ranks = groups, facts.modules, ranks
+        self.factored = False
+        self.exchange, self.num_tokens = 0, 0
+
+    def receive(self, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        """The tensors of the next message, which must have these shapes.
+
+        Raises: ProtocolError, FrameError, HostLostError.
+        """
+        with self._turns.pause():
+            message = self._conversation.receive()
+        got = [encoded.shape for encoded in message.tensors]
+        if got != list(shapes):
+            raise ProtocolError(f"tensors of a {message.kind} message", got=_shapes(got), expected=_shapes(shapes))
+        return tensors_of(message, self._model.dtype, self._model.device)
+
+    def send(self, body: Any, tensors: Sequence[Tensor]) -> None:
+        """Send a message."""
+        self._conversation.send(body, tensors)
+
+    def send_input(self, group: int, x_NI: Tensor) -> None:
+        """Send what a group's modules read."""
+        self.send(pb.Input(exchange=self.exchange, group=group), [x_NI])
+
+    def receive_output(self, group: int) -> list[Tensor]:
+        """Wait for what the group's adapters add."""
+        widths = [self._ranks[name] if self.factored else self._sizes[name][1] for name in self._groups[group]]
+        return self.receive([(self.num_tokens, width) for width in widths])
+
+    def send_gradient(self, group: int, tensors: Sequence[Tensor], *, want_input_gradient: bool) -> None:
+        """Send a group's gradients."""
+        self.send(pb.Gradient(exchange=self.exchange, group=group, want_input_gradient=want_input_gradient), tensors)
+
+    def receive_input_gradient(self, group: int) -> Tensor:
+        """Wait for what the group's adapters add to the gradient by its input."""
+        return self.receive([(self.num_tokens, self._sizes[self._groups[group][0]][0])])[0]
+
+    def factor_shapes(self) -> list[tuple[int, int]]:
+        """Shapes of the second factors, transposed, in the order in which they come."""
+        return [(self._ranks[name], self._sizes[name][1]) for group in self._groups for name in group]
+
+
+class HostSession:
+    """One device's session, from Hello to the end; runs in a thread of its own."""
+
+    def __init__(self, served: Served, conversation: Conversation, figures: SessionFigures) -> None:
+        self._served, self._conversation, self._figures = served, conversation, figures
+
+    def run(self) -> None:
+        """Serve the device until it says goodbye or fails. A fault of the device is told to it and never leaves this session."""
+        try:
+            self._serve()
+        except HostLostError:
+            pass  # The device is gone, and nobody is left to be told.
+        except AtollError as problem:
+            code = "frame" if isinstance(problem, FrameError) else "dialogue"
+            self._refuse(pb.Refusal(
+                code=code, field=problem.what, host_value=problem.expected, device_value=problem.got, do=problem.do
+            ))  # fmt: skip
+        except Exception:
+            self._refuse(pb.Refusal(code="failed", do="look into the host's log"))
+            raise  # A fault of the host's own: it ends this thread with a traceback, and not the host.
+        finally:
+            self._count_bytes()
+            self._conversation.transport.close()
+
+    def _serve(self) -> None:
+        hello = self._conversation.receive().body
+        cut = Cut(hello.cut_front, hello.cut_back)
+        facts = self._served.facts(cut)
+        refusal = check_hello(hello, facts)
+        if refusal is not None:
+            self._refuse(refusal)
+            return
+        ranks = {module.name: module.rank for module in hello.modules}
+        groups = [kept for group in self._served.trace.groups if (kept := [name for name in group if name in ranks])]
+        self._conversation.codec = hello.codec
+        peer = DevicePeer(self._conversation, groups, facts, ranks, self._served)
+        peer.factored = hello.wire_mode == "factored"
+        middle = Middle(
+            self._served.base.model, cut, groups, returns_tuple=self._served.trace.returns_tuple, factored=peer.factored, peer=peer
+        )
+        self._conversation.send(pb.Welcome(
+            session=self._figures.session, atoll_version=facts.atoll_version, groups=[pb.Group(modules=names) for names in groups],
+            bits=self._served.bits, max_tokens=facts.max_tokens, idle_seconds=self._served.idle_seconds,
+        ))  # fmt: skip
+        while (request := self._conversation.receive()).kind == "forward":
+            try:
+                with self._served.turns.turn():
+                    self._exchange(request.body, request.tensors, peer, middle, facts)
+            finally:
+                middle.clear()
+            self._count(peer.num_tokens)
+
+    def _refuse(self, refusal: Any) -> None:
+        self._figures.refusal = refusal.code
+        with suppress(AtollError):  # The device stopped listening, or the dialogue is over: then there is nobody to tell.
+            self._conversation.send(refusal)
+
+    def _exchange(self, request: Any, encoded: Sequence[Any], peer: DevicePeer, middle: Middle, facts: HostFacts) -> None:
+        layout = _layout(request, facts.max_tokens)
+        model = self._served.base.model
+        peer.exchange, peer.num_tokens = request.exchange, sum(layout.lengths)
+        width = model.config.get_text_config().hidden_size
+        shapes = [(peer.num_tokens, width), *(peer.factor_shapes() if request.has_factors else [])]
+        got = [tensor.shape for tensor in encoded]
+        if got != shapes:
+            raise ProtocolError("tensors of a forward message", got=_shapes(got), expected=_shapes(shapes))
+        if peer.factored and peer.factor_shapes() and not (request.has_factors or middle.ups_OR):
+            raise ProtocolError("the factors of the adapters", got="none yet", expected="factors with the first forward message")
+        h_ND, *factors = (decode(tensor, dtype=model.dtype, device=model.device) for tensor in encoded)
+        middle.take_factors(factors)
+        front_gradient = request.train and request.want_front_gradient
+        hidden_ND = middle.forward(h_ND, layout, request.positions, train=request.train, front_gradient=front_gradient)
+        peer.send(pb.Hidden(exchange=peer.exchange), [hidden_ND])
+        if request.train:
+            (grad_ND,) = peer.receive([tuple(hidden_ND.shape)])
+            front_ND = middle.backward(grad_ND)
+            peer.send(pb.Finished(exchange=peer.exchange), [] if front_ND is None else [front_ND])
+
+    def _count(self, num_tokens: int) -> None:
+        figures = self._figures
+        figures.num_tokens += num_tokens
+        figures.num_exchanges += 1
+        figures.on_tokens(num_tokens)
+        self._count_bytes()
+
+    def _count_bytes(self) -> None:
+        self._figures.received_bytes = self._conversation.received_bytes.total()
+        self._figures.sent_bytes = self._conversation.sent_bytes.total()
+
+
+def _layout(request: Any, max_tokens: int) -> Layout:
+    """The layout of a request.
+
+    Raises: ProtocolError where it is too large, or points outside itself.
+    """
+    rows, positions = request.rows, request.positions
+    if not 0 < rows * positions <= max_tokens:
+        raise ProtocolError(
+            "max_tokens", got=f"a batch of {rows} x {positions} tokens", expected=f"1 to {max_tokens} tokens",
+            do="use a smaller batch_size or max_length, or start the host with a larger --max-tokens",
+        )  # fmt: skip
+    lengths = tuple(request.lengths) or (positions,) * rows
+    wanted, places = torch.tensor(request.wanted, dtype=torch.int64), torch.tensor(request.position_ids, dtype=torch.int64)
+    if (
+        len(lengths) != rows or not all(0 < length <= positions for length in lengths)
+        or bool((wanted >= rows * positions).any()) or len(places) not in (0, rows * positions) or bool((places >= positions).any())
+    ):  # fmt: skip
+        raise ProtocolError("the layout of a batch", got="positions outside it", expected="lengths and positions within the batch")
+    return Layout(lengths, wanted if len(wanted) else None, places.view(rows, positions) if len(places) else None)
+
+
+def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:
+    return ", ".join("x".join(map(str, shape)) for shape in shapes) or "none"

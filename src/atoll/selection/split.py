@@ -1,0 +1,45 @@
+"""What an edge that trains against a host sends and receives, by formula."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from atoll.config.schema import RunConfig
+from atoll.cost.traffic import WireBytes
+from atoll.shapes import BaseShapes
+from atoll.wire.accounting import ModuleSizes, split_bytes
+
+
+def elsewhere(config: RunConfig, shapes: BaseShapes) -> range:
+    """The blocks that a host runs for this run's cut."""
+    return range(config.model.cut.front, shapes.num_blocks - config.model.cut.back)
+
+
+def groups(config: RunConfig, shapes: BaseShapes, ranks: Mapping[str, int]) -> list[list[ModuleSizes]]:
+    """Sizes of the adapted modules that run in the host, those that read the same input together, in execution order."""
+    found: dict[tuple[int, int], list[ModuleSizes]] = {}
+    for module in shapes.modules:
+        if ranks.get(module.name, 0) and module.block in elsewhere(config, shapes):
+            found.setdefault((module.block, module.stage), []).append((module.d_in, module.d_out, ranks[module.name]))
+    return [found[place] for place in sorted(found)]
+
+
+def step_bytes(
+    config: RunConfig, shapes: BaseShapes, ranks: Mapping[str, int], *, num_tokens: int, num_label_tokens: int, num_exchanges: int = 1
+) -> WireBytes:
+    """One optimizer step's exchanges: `num_tokens` and `num_label_tokens` over all of them; factors travel with the first only."""
+    active = groups(config, shapes, ranks)
+    front = any(rank and module.block < config.model.cut.front for module in shapes.modules if (rank := ranks.get(module.name, 0)))
+    wanted = num_tokens if config.model.cut.back else num_label_tokens
+
+    def count(tokens: int, wanted_tokens: int, *, shared: bool, first: bool) -> tuple[int, int]:
+        return split_bytes(
+            active, shapes.d_model, tokens, wanted_tokens, config.wire.codec, config.wire.mode, shared=shared,
+            lowest_needs_input_gradient=front, front_gradient=front, has_factors=first and config.wire.mode == "factored",
+        )  # fmt: skip
+
+    # Gradients of factors come back with every exchange, whatever its tokens: an exchange without tokens counts them alone.
+    rest = [count(0, 0, shared=True, first=False)] * (num_exchanges - 1)
+    up, down = count(num_tokens, wanted, shared=True, first=True)
+    unshared = sum(count(num_tokens, wanted, shared=False, first=True)) + sum(map(sum, rest))
+    return WireBytes(up + sum(u for u, _ in rest), down + sum(d for _, d in rest), unshared)

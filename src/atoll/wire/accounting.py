@@ -1,0 +1,79 @@
+"""What an exchange costs on the wire, in bytes, by formula. Opens without torch.
+
+n: real tokens of the micro-batch. d: width of the hidden state. r: rank of a module's adapter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+Codec = Literal["fp32", "bf16", "int8"]
+WireMode = Literal["dense", "factored"]
+ModuleSizes = tuple[int, int, int]
+"""d_in, d_out and rank of one adapted module."""
+
+_BYTES_PER_VALUE = {"fp32": 4, "bf16": 2, "int8": 1, "raw": 1}
+_SCALE_BYTES = 4
+
+
+def encoded_bytes(shape: Sequence[int], codec: str) -> int:
+    """Bytes of a tensor of this shape under a codec (or "raw"); int8 has a fp32 scale for every row along the last dimension.
+
+    Raises: KeyError for another codec.
+
+        >>> [encoded_bytes((3, 5), codec) for codec in ("fp32", "bf16", "int8", "raw")]
+        [60, 30, 27, 15]
+    """
+    scales = _SCALE_BYTES * math.prod(shape[:-1]) if codec == "int8" else 0
+    return scales + _BYTES_PER_VALUE[codec] * math.prod(shape)
+
+
+def split_bytes(
+    groups: Sequence[Sequence[ModuleSizes]],
+    d_model: int,
+    n_tokens: int,
+    n_wanted: int,
+    codec: str,
+    mode: str,
+    *,
+    shared: bool,
+    lowest_needs_input_gradient: bool,
+    front_gradient: bool,
+    has_factors: bool,
+) -> tuple[int, int]:
+    """Tensor bytes of one training exchange: from the device to the host, and back; without headers and frames.
+
+    `groups` are the active ones in the order of the forward pass. Not `shared`: x and dx would travel once for every module.
+
+    One group of two modules (8 -> 8, rank 2), 10 tokens of which 4 are wanted, fp32, dense. Up: h 10*8, two deltas 2*10*8, g 4*8, and no
+    dx, as nothing below needs it: 272 numbers. Down: x 10*8, h 4*8, two gradients 2*10*8: 272 numbers.
+
+        >>> rest = {"shared": True, "lowest_needs_input_gradient": False, "front_gradient": False}
+        >>> split_bytes([[(8, 8, 2), (8, 8, 2)]], 8, 10, 4, "fp32", "dense", has_factors=False, **rest)
+        (1088, 1088)
+
+    Factored: two u of 10*2 in place of the deltas and two factors of 2*8 before, 184 up; and as many beside h and x down.
+
+        >>> split_bytes([[(8, 8, 2), (8, 8, 2)]], 8, 10, 4, "fp32", "factored", has_factors=True, **rest)
+        (736, 736)
+    """
+    up = [(n_tokens, d_model), (n_wanted, d_model)]
+    down = [(n_wanted, d_model)] + [(n_tokens, d_model)] * front_gradient
+    for number, group in enumerate(groups):
+        copies = 1 if shared else len(group)
+        x = [(n_tokens, group[0][0])] * copies
+        down += x
+        up += x if number > 0 or lowest_needs_input_gradient else []
+        up += _values(group, n_tokens, mode)
+        down += _values(group, n_tokens, mode)
+        factors = [(rank, d_out) for _, d_out, rank in group] if mode == "factored" else []
+        up += factors if has_factors else []
+        down += factors
+    return sum(encoded_bytes(shape, codec) for shape in up), sum(encoded_bytes(shape, codec) for shape in down)
+
+
+def _values(group: Sequence[ModuleSizes], n_tokens: int, mode: str) -> Iterator[tuple[int, int]]:
+    """What an adapter adds, and its gradient."""
+    return ((n_tokens, d_out if mode == "dense" else rank) for _, d_out, rank in group)

@@ -1,0 +1,217 @@
+"""The dialogue as a state machine without I/O: who may say what now, and of which size. Both sides run it, on what they send and receive.
+
+A state is the kind of message that comes next; "forward" is the pause between two exchanges.
+n: real tokens of the micro-batch. w: wanted ones. d: width of the hidden state. r: rank of a module's adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NoReturn
+
+import numpy as np
+
+from atoll.errors import ProtocolError
+from atoll.wire.frames import Message
+
+Role = Literal["device", "host"]
+State = Literal[
+    "hello", "welcome", "forward", "input", "output", "hidden", "hidden_gradient", "gradient", "input_gradient", "finished", "closed",
+]  # fmt: skip
+Size = int | None
+"""Of one dimension; None where only the engine can know it."""
+
+TURNS: Final[dict[State, Role]] = {
+    "hello": "device", "welcome": "host", "forward": "device", "input": "host", "output": "device", "hidden": "host",
+    "hidden_gradient": "device", "gradient": "host", "input_gradient": "device", "finished": "host",
+}  # fmt: skip
+"""Who sends the message that a state is named after."""
+ENDINGS: Final[dict[str, Role]] = {"bye": "device", "refusal": "host"}
+"""What may be sent at any time before the end, and by whom."""
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """What the running exchange must keep to."""
+
+    train: bool
+    want_front_gradient: bool
+    num_tokens: int
+    num_wanted: int
+    d_model: int
+    d_in: list[int]
+    """Of each group whose Input has been seen."""
+
+
+class Dialogue:
+    """One session, as one side of it sees it."""
+
+    def __init__(self, role: Role) -> None:
+        self.role = role
+        self.state: State = "hello"
+        self.exchange = 0
+        """Number of the exchange that runs or comes next."""
+        self.groups: tuple[tuple[str, ...], ...] = ()
+        """Active modules by group, from Welcome."""
+        self._factored, self._max_tokens = False, 0
+        self._ranks: dict[str, int] = {}
+        self._d_out: dict[str, int] = {}
+        self._group = 0
+        self._now = _Exchange(False, False, 0, 0, 0, [])
+
+    @property
+    def closed(self) -> bool:
+        """Whether the session has ended."""
+        return self.state == "closed"
+
+    def sent(self, message: Message) -> None:
+        """This side sends a message.
+
+        Raises: ProtocolError where it must not; the state stays as it was.
+        """
+        self._advance(message, self.role)
+
+    def received(self, message: Message) -> None:
+        """The other side sent a message.
+
+        Raises: ProtocolError where it must not; the state stays as it was.
+        """
+        self._advance(message, "host" if self.role == "device" else "device")
+
+    def _advance(self, message: Message, sender: Role) -> None:
+        kind = message.kind
+        if not self.closed and ENDINGS.get(kind) == sender:
+            self._check_tensors(message, [])
+            self.state = "closed"
+        elif kind != self.state or TURNS[self.state] != sender:
+            turn = "nothing more" if self.closed else f"{self.state} from the {TURNS[self.state]}"
+            self._refuse("a message that the dialogue does not allow now", f"{kind} from the {sender}", turn)
+        else:
+            self._check_numbers(message)
+            self.state = getattr(self, f"_{kind}")(message)
+
+    def _check_numbers(self, message: Message) -> None:
+        if self.state in ("hello", "welcome"):
+            return
+        if message.body.exchange != self.exchange:
+            self._refuse("a message of another exchange", str(message.body.exchange), str(self.exchange))
+        if self.state in ("input", "output", "gradient", "input_gradient") and message.body.group != self._group:
+            self._refuse("a group out of order", str(message.body.group), str(self._group))
+
+    # One method for each kind: check it, remember what later ones must keep to, return the next state.
+
+    def _hello(self, message: Message) -> State:
+        self._check_tensors(message, [])
+        self._factored = message.body.wire_mode == "factored"
+        self._ranks = {module.name: module.rank for module in message.body.modules}
+        self._max_tokens = message.body.max_tokens
+        return "welcome"
+
+    def _welcome(self, message: Message) -> State:
+        self._check_tensors(message, [])
+        groups = tuple(tuple(group.modules) for group in message.body.groups)
+        named = [name for group in groups for name in group]
+        if sorted(named) != sorted(self._ranks) or not all(groups):
+            self._refuse("groups that are not the modules of Hello", f"{len(named)} modules", f"{len(self._ranks)} modules, each once")
+        self.groups, self._max_tokens = groups, min(self._max_tokens, message.body.max_tokens or self._max_tokens)
+        return "forward"
+
+    def _forward(self, message: Message) -> State:
+        now = self._layout(message.body)
+        factors: list[tuple[Size, Size]] = []
+        if message.body.has_factors:
+            if not self._factored:
+                self._refuse("factors in dense mode", "has_factors", "no factors")
+            factors = [(self._ranks[name], None) for group in self.groups for name in group]
+        elif self._factored and self.groups and not self._d_out:
+            self._refuse("no factors in the first exchange of factored mode", "no factors", "has_factors")
+        self._check_tensors(message, [(now.num_tokens, None), *factors])
+        if factors:
+            names = [name for group in self.groups for name in group]
+            self._d_out = {name: tensor.shape[1] for name, tensor in zip(names, message.tensors[1:], strict=True)}
+        now.d_model = message.tensors[0].shape[1]
+        self._now, self._group = now, 0
+        return "input" if self.groups else "hidden"
+
+    def _input(self, message: Message) -> State:
+        self._check_tensors(message, [(self._now.num_tokens, None)])
+        self._now.d_in.append(message.tensors[0].shape[1])
+        return "output"
+
+    def _output(self, message: Message) -> State:
+        names = self.groups[self._group]
+        self._check_tensors(message, [(self._now.num_tokens, self._ranks[name] if self._factored else None) for name in names])
+        if not self._factored:
+            self._d_out |= {name: tensor.shape[1] for name, tensor in zip(names, message.tensors, strict=True)}
+        self._group += 1
+        return "input" if self._group < len(self.groups) else "hidden"
+
+    def _hidden(self, message: Message) -> State:
+        self._check_tensors(message, [(self._now.num_wanted, self._now.d_model)])
+        return "hidden_gradient" if self._now.train else self._end()
+
+    def _hidden_gradient(self, message: Message) -> State:
+        self._check_tensors(message, [(self._now.num_wanted, self._now.d_model)])
+        return self._backwards()
+
+    def _gradient(self, message: Message) -> State:
+        sizes: list[tuple[Size, Size]] = []
+        for name in self.groups[self._group]:
+            rank, d_out = self._ranks[name], self._d_out[name]
+            sizes += [(self._now.num_tokens, rank), (rank, d_out)] if self._factored else [(self._now.num_tokens, d_out)]
+        self._check_tensors(message, sizes)
+        return "input_gradient" if message.body.want_input_gradient else self._backwards()
+
+    def _input_gradient(self, message: Message) -> State:
+        self._check_tensors(message, [(self._now.num_tokens, self._now.d_in[self._group])])
+        return self._backwards()
+
+    def _finished(self, message: Message) -> State:
+        self._check_tensors(message, [(self._now.num_tokens, self._now.d_model)] if self._now.want_front_gradient else [])
+        return self._end()
+
+    def _backwards(self) -> State:
+        self._group -= 1
+        return "gradient" if self._group >= 0 else "finished"
+
+    def _end(self) -> State:
+        self.exchange += 1
+        return "forward"
+
+    def _layout(self, forward: Any) -> _Exchange:
+        """The positions of a micro-batch, once they are known to be right."""
+        num_positions = forward.rows * forward.positions
+        if not 1 <= num_positions <= self._max_tokens:
+            self._refuse("a micro-batch of another size than agreed", f"{forward.rows} rows of {forward.positions} positions",
+                         f"1 to {self._max_tokens} positions in all")  # fmt: skip
+        lengths = np.array(forward.lengths or [forward.positions] * forward.rows, dtype=np.int64)
+        if len(lengths) != forward.rows or lengths.max() > forward.positions or lengths.min() < 1:
+            self._refuse("row lengths that do not fit their rows", f"{len(lengths)} lengths up to {lengths.max()}",
+                         f"{forward.rows} lengths of 1 to {forward.positions}")  # fmt: skip
+        if len(forward.position_ids) not in (0, num_positions):
+            self._refuse("position ids that do not fit the rows", f"{len(forward.position_ids)}", f"{num_positions} or none")
+        wanted = np.array(forward.wanted, dtype=np.int64)
+        row, place = np.divmod(wanted, forward.positions)
+        if (wanted >= num_positions).any() or (place >= lengths[row]).any():
+            self._refuse("a wanted position that is no real token", f"some of {len(wanted)}", "real tokens only")
+        if forward.want_front_gradient and not forward.train:
+            self._refuse("a gradient asked for without a backward pass", "want_front_gradient without train", "train")
+        num_tokens = int(lengths.sum())
+        return _Exchange(forward.train, forward.want_front_gradient, num_tokens, len(wanted) or num_tokens, 0, [])
+
+    def _check_tensors(self, message: Message, sizes: Sequence[tuple[Size, Size]]) -> None:
+        shapes = [tensor.shape for tensor in message.tensors]
+        fits = len(shapes) == len(sizes) and all(
+            len(shape) == 2 and all(entry > 0 and size in (None, entry) for size, entry in zip(wanted, shape, strict=True))
+            for shape, wanted in zip(shapes, sizes, strict=True)
+        )
+        if not fits:
+            expected = ", ".join(f"({rows}, {'any' if width is None else width})" for rows, width in sizes) or "no tensors"
+            self._refuse(f"tensors of {message.kind} that do not fit", ", ".join(map(str, shapes[:8])) or "none", expected)
+
+    def _refuse(self, what: str, got: str, expected: str) -> NoReturn:
+        raise ProtocolError(
+            what, where=f"split protocol, {self.role}, exchange {self.exchange}, state {self.state}",
+            got=got, expected=expected, do="use the same version of Atoll on both sides",
+        )  # fmt: skip

@@ -1,0 +1,108 @@
+"""Whether a device and a host fit together: every field of Hello against what the host serves."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from atoll.errors import HostRefusedError
+from atoll.wire import protocol_pb2 as pb
+
+PROTOCOL: Final = 1
+"""Version of the protocol that this code speaks."""
+REFUSAL_CODES: Final = ("unfit", "busy", "frame", "dialogue", "idle", "stopping", "failed")
+"""Refusal.code: Hello does not fit; no room for a session; damaged bytes; a message not allowed; silence; shutdown; a fault of the host."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """What a host serves."""
+
+    protocol: int
+    atoll_version: str
+    base_digest: str
+    tokenizer_digest: str
+    num_blocks: int
+    """Of the whole base."""
+    modules: Mapping[str, tuple[int, int]]
+    """d_in and d_out of every module in its blocks, by full name."""
+    codecs: Collection[str]
+    wire_modes: Collection[str]
+    precision: str
+    kinds: Collection[str]
+    """Of adapters."""
+    max_tokens: int
+    """Positions (rows * positions) of the largest micro-batch."""
+    max_rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Misfit:
+    field: str
+    host_value: str
+    device_value: str
+    do: str
+
+
+def check_hello(hello: pb.Hello, facts: HostFacts) -> pb.Refusal | None:
+    """The first field that does not fit, with both values; None where all fit. Versions of Atoll may differ, of the protocol not."""
+    for misfit in _misfits(hello, facts):
+        return pb.Refusal(
+            code="unfit", field=misfit.field, host_value=misfit.host_value, device_value=misfit.device_value, do=misfit.do,
+        )  # fmt: skip
+    return None
+
+
+def refusal_error(refusal: pb.Refusal, host: str) -> HostRefusedError:
+    """What the device's user sees of a refusal by the host at this address."""
+    fits_not = refusal.code == "unfit"
+    what = f"the host refused: {refusal.field} does not fit" if fits_not else f"the host ended the session: {refusal.field or refusal.code}"
+    return HostRefusedError(what, where=host, got=refusal.device_value, expected=refusal.host_value, do=refusal.do)
+
+
+def block_of(module: str) -> int | None:
+    """Number of the block that a module is in: the first number in its name, "model.layers.3.mlp.experts.0.w1" -> 3."""
+    return next((int(part) for part in module.split(".") if part.isdecimal()), None)
+
+
+def _misfits(hello: pb.Hello, facts: HostFacts) -> Iterator[_Misfit]:
+    if hello.protocol != facts.protocol:
+        yield _Misfit("protocol", str(facts.protocol), str(hello.protocol), "install the same version of Atoll on both sides")
+    for name, host, device, do in (
+        ("base_digest", facts.base_digest, hello.base_digest, "use the base that the host serves, or another host"),
+        ("tokenizer_digest", facts.tokenizer_digest, hello.tokenizer_digest, "use the tokenizer of the host's base"),
+        ("precision", facts.precision, hello.precision, f'set model.precision = "{facts.precision}"'),
+    ):
+        if host != device:
+            yield _Misfit(name, host, device, do)
+    if hello.cut_front + hello.cut_back >= facts.num_blocks:
+        device = f"{hello.cut_front} front, {hello.cut_back} back"
+        yield _Misfit("cut", f"{facts.num_blocks} blocks", device, "lower model.cut, so that the host has at least one block")
+    for name, choices, device, key in (
+        ("adapter_kind", facts.kinds, hello.adapter_kind, "adapter.kind"),
+        ("wire_mode", facts.wire_modes, hello.wire_mode, "wire.mode"),
+        ("codec", facts.codecs, hello.codec, "wire.codec"),
+    ):
+        if device not in choices:
+            yield _Misfit(name, ", ".join(choices), device, f"choose one of the host's for {key}")
+    if not 1 <= hello.max_tokens <= facts.max_tokens:
+        yield _Misfit("max_tokens", f"1 to {facts.max_tokens}", str(hello.max_tokens), "lower train.batch_size or data.max_length")
+    yield from _module_misfits(hello, facts)
+
+
+def _module_misfits(hello: pb.Hello, facts: HostFacts) -> Iterator[_Misfit]:
+    seen: set[str] = set()
+    first, last = hello.cut_front, facts.num_blocks - hello.cut_back - 1
+    for module in hello.modules:
+        block = block_of(module.name)
+        if module.name not in facts.modules:
+            yield _Misfit("modules", f"{len(facts.modules)} modules, not this one", module.name, "use the base that the host serves")
+        elif block is None or not first <= block <= last:
+            yield _Misfit("modules", f"blocks {first} to {last}", module.name, "send modules of the middle only")
+        elif module.name in seen:
+            yield _Misfit("modules", "each module once", f"{module.name} twice", "send each module once")
+        elif not 1 <= module.rank <= min(facts.max_rank, *facts.modules[module.name]):
+            most = min(facts.max_rank, *facts.modules[module.name])
+            yield _Misfit("rank", f"1 to {most}", f"{module.rank} for {module.name}", "lower adapter.rank")
+        seen.add(module.name)

@@ -1,0 +1,83 @@
+"""A host and a device in one process, joined by threads instead of sockets."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from atoll.base.blocks import Skip, blocks_path, hear_hidden_states_only, sizes_of, trace
+from atoll.base.load import Base
+from atoll.config.schema import Train
+from atoll.engines.local import LocalTrainer
+from atoll.engines.split.conversation import Conversation, Transport
+from atoll.engines.split.cut import Cut
+from atoll.engines.split.device.blocks import RemoteBlocks
+from atoll.engines.split.device.client import Client, Terms
+from atoll.engines.split.host.session import HostSession, Served, SessionFigures
+from atoll.engines.split.host.turns import Turns
+from atoll.engines.split.transport import ThreadTransport
+from atoll.wire.dialogue import Dialogue
+from atoll.wire.handshake import PROTOCOL, HostFacts
+
+from tests.conftest import random_model
+
+BLOCKS = 3
+LIMIT = 2**24
+
+
+def middle_sizes(model: PreTrainedModel, cut: Cut) -> dict[str, tuple[int, int]]:
+    """The modules that a host runs for this cut."""
+    path, groups = blocks_path(model), trace(model).groups
+    blocks: Any = model.get_submodule(path)
+    inside = range(cut.front, len(blocks) - cut.back)
+    names = [name for group in groups for name in group if int(name.removeprefix(path + ".").split(".")[0]) in inside]
+    return {name: sizes_of(model.get_submodule(name)) for name in names}
+
+
+def served(model: PreTrainedModel, turns: Turns | None = None) -> Served:
+    """A host of this model."""
+    blocks: Any = model.get_submodule(blocks_path(model))
+
+    def facts(cut: Cut) -> HostFacts:
+        return HostFacts(
+            PROTOCOL, "test", "base", "tokenizer", len(blocks), middle_sizes(model, cut), ("fp32", "bf16", "int8"), ("dense", "factored"),
+            "fp32", ("lora", "bottleneck"), 4096, 64,
+        )  # fmt: skip
+
+    return Served(Base("host", model, None, False), "", trace(model), facts, 32, 60.0, turns or Turns())  # type: ignore[arg-type]
+
+
+def thread_host(host: Served) -> Callable[[], Transport]:
+    """Opens sessions on the host, each in a thread of its own."""
+
+    def connect() -> Transport:
+        near, far = ThreadTransport.pair()
+        conversation = Conversation(Dialogue("host"), far, "fp32", LIMIT)
+        threading.Thread(target=HostSession(host, conversation, SessionFigures("s", "")).run, daemon=True).start()
+        return near
+
+    return connect
+
+
+def device_trainer(
+    family: str, cut: Cut, transport: Callable[[], Transport], *, kind: str = "lora", mode: str = "dense", codec: str = "fp32",
+    edge: str = "north", total_steps: int = 20, patience: float = 0.0, **train: object,
+) -> tuple[LocalTrainer, Client]:  # fmt: skip
+    """A trainer on a model whose middle blocks are gone."""
+    model = random_model(family, BLOCKS)
+    sizes, traced = middle_sizes(model, cut), trace(model)
+    terms = Terms("test", "base", "tokenizer", cut, kind, mode, codec, "fp32", 512, LIMIT)  # type: ignore[arg-type]
+    client = Client("test", terms, transport, patience)
+    blocks: Any = model.get_submodule(blocks_path(model))
+    remote = RemoteBlocks(sizes, returns_tuple=traced.returns_tuple, keeps_back=cut.back > 0, connect=client.connect)
+    client.blocks = remote
+    for number in range(cut.front, len(blocks) - cut.back):
+        blocks[number] = Skip(traced.returns_tuple)
+    blocks[cut.front] = remote
+    hear_hidden_states_only(remote)
+    base = Base(family, model, None, family == "gpt2")  # type: ignore[arg-type]
+    settings = Train(learning_rate=2e-3, **train)  # type: ignore[arg-type]
+    return LocalTrainer(base, settings, total_steps, 0.0, 0, edge, client.patiently), client

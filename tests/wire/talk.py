@@ -1,0 +1,86 @@
+"""A whole legal session, as the messages of both sides in order, for tests and for the fuzz benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from atoll.wire import protocol_pb2 as pb
+from atoll.wire.codec import Codec, encode
+from atoll.wire.dialogue import Role
+from atoll.wire.frames import Message
+
+GROUPS = (("layers.1.q_proj", "layers.1.k_proj"), ("layers.1.o_proj",), ("layers.2.down_proj",))
+SIZES = {"layers.1.q_proj": (8, 8, 2), "layers.1.k_proj": (8, 4, 1), "layers.1.o_proj": (8, 8, 3), "layers.2.down_proj": (12, 8, 2)}
+"""d_in, d_out, rank."""
+D_MODEL, LENGTHS, POSITIONS, WANTED = 8, (3, 5), 5, (1, 2, 7, 9)
+NUM_TOKENS = sum(LENGTHS)
+
+Said = tuple[Role, Message]
+
+
+@dataclass(slots=True)
+class Talk:
+    """Makes sessions; tensors are random, equal for equal talks."""
+
+    mode: str = "dense"
+    codec: Codec = "fp32"
+    front_gradient: bool = False
+    groups: tuple[tuple[str, ...], ...] = GROUPS
+    _random: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0), init=False)
+
+    def session(self) -> list[Said]:
+        """Hello, a training exchange, an evaluation exchange, one more training exchange, and Bye."""
+        said = [self.hello(), self.welcome()]
+        for number, train in enumerate((True, False, True)):
+            said += self.exchange(number, train=train, has_factors=number == 0)
+        return [*said, ("device", Message(pb.Bye()))]
+
+    def hello(self) -> Said:
+        modules = [pb.Module(name=name, rank=SIZES[name][2]) for group in self.groups for name in group]
+        return "device", Message(pb.Hello(
+            protocol=1, atoll_version="0.2.0", base_digest="ba5e", tokenizer_digest="70ce", cut_front=1, cut_back=1, adapter_kind="lora",
+            modules=modules, wire_mode=self.mode, codec=self.codec, precision="fp32", max_tokens=16,
+        ))  # fmt: skip
+
+    def welcome(self) -> Said:
+        groups = [pb.Group(modules=group) for group in self.groups]
+        return "host", Message(pb.Welcome(session="s", atoll_version="0.2.0", groups=groups, bits=32, max_tokens=64, idle_seconds=60))
+
+    def exchange(self, number: int, *, train: bool, has_factors: bool = True) -> Iterator[Said]:
+        has_factors = has_factors and self.mode == "factored"
+        front = train and self.front_gradient
+        factors = [self.up_shape(name) for group in self.groups for name in group] if has_factors else []
+        forward = pb.Forward(
+            exchange=number, rows=len(LENGTHS), positions=POSITIONS, lengths=LENGTHS, wanted=WANTED, train=train, want_front_gradient=front,
+            has_factors=has_factors,
+        )  # fmt: skip
+        yield "device", self.message(forward, (NUM_TOKENS, D_MODEL), *factors)
+        for place, group in enumerate(self.groups):
+            yield "host", self.message(pb.Input(exchange=number, group=place), (NUM_TOKENS, SIZES[group[0]][0]))
+            yield "device", self.message(pb.Output(exchange=number, group=place), *map(self.output_shape, group))
+        yield "host", self.message(pb.Hidden(exchange=number), (len(WANTED), D_MODEL))
+        if train:
+            yield "device", self.message(pb.HiddenGradient(exchange=number), (len(WANTED), D_MODEL))
+            yield from self.backward(number, front)
+
+    def backward(self, number: int, front: bool) -> Iterator[Said]:
+        for place in reversed(range(len(self.groups))):
+            group, wanted = self.groups[place], place > 0 or front
+            of_each = [self.output_shape, self.up_shape] if self.mode == "factored" else [self.output_shape]
+            gradient = pb.Gradient(exchange=number, group=place, want_input_gradient=wanted)
+            yield "host", self.message(gradient, *(shape(name) for name in group for shape in of_each))
+            if wanted:
+                yield "device", self.message(pb.InputGradient(exchange=number, group=place), (NUM_TOKENS, SIZES[group[0]][0]))
+        yield "host", self.message(pb.Finished(exchange=number), *([(NUM_TOKENS, D_MODEL)] if front else []))
+
+    def output_shape(self, name: str) -> tuple[int, int]:
+        return NUM_TOKENS, SIZES[name][1 if self.mode == "dense" else 2]
+
+    def up_shape(self, name: str) -> tuple[int, int]:
+        return SIZES[name][2], SIZES[name][1]
+
+    def message(self, body: object, *shapes: tuple[int, ...]) -> Message:
+        return Message(body, tuple(encode(torch.randn(shape, generator=self._random), self.codec) for shape in shapes))

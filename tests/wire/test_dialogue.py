@@ -1,0 +1,192 @@
+"""The dialogue: whole sessions pass on both sides, and whatever else is said in any state is refused and changes nothing."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from atoll.errors import ProtocolError
+from atoll.wire import protocol_pb2 as pb
+from atoll.wire.codec import encode
+from atoll.wire.dialogue import TURNS, Dialogue, Role
+from atoll.wire.frames import Message
+
+from tests.wire.talk import GROUPS, Said, Talk
+
+KINDS = {kind.name: getattr(pb, kind.message_type.name) for kind in pb.Message.DESCRIPTOR.oneofs_by_name["body"].fields}
+ROLES: tuple[Role, Role] = ("device", "host")
+TALKS = [Talk(mode, front_gradient=front) for mode in ("dense", "factored") for front in (False, True)]
+
+
+def tell(dialogue: Dialogue, said: Said) -> None:
+    sender, message = said
+    (dialogue.sent if sender == dialogue.role else dialogue.received)(message)
+
+
+def after(talk: list[Said], count: int, role: Role = "host") -> Dialogue:
+    dialogue = Dialogue(role)
+    for said in talk[:count]:
+        tell(dialogue, said)
+    return dialogue
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("talk", TALKS, ids=lambda talk: f"{talk.mode}-{talk.front_gradient}")
+def test_a_whole_session_passes(talk: Talk, role: Role) -> None:
+    dialogue, states = Dialogue(role), []
+    for sender, message in talk.session():
+        assert not dialogue.closed
+        assert dialogue.state == message.kind or message.kind == "bye"
+        tell(dialogue, (sender, message))
+        states.append(dialogue.state)
+    assert dialogue.closed
+    assert dialogue.exchange == 3
+    assert dialogue.groups == GROUPS
+    assert set(states) == set(TURNS) - {"hello"} | {"closed"}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_an_evaluation_ends_with_hidden(role: Role) -> None:
+    talk = Talk()
+    said = [talk.hello(), talk.welcome(), *talk.exchange(0, train=False)]
+    assert [message.kind for _, message in said[2:]] == ["forward", *["input", "output"] * 3, "hidden"]
+    assert after(said, len(said), role).state == "forward"
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_session_without_adapters_has_no_groups(role: Role) -> None:
+    said = Talk(groups=()).session()
+    assert {message.kind for _, message in said} & {"input", "output", "gradient", "input_gradient"} == set()
+    assert after(said, len(said), role).closed
+
+
+@pytest.mark.parametrize("mode", ["dense", "factored"])
+def test_every_other_kind_in_every_state_is_refused(mode: str) -> None:
+    """By each sender, on both sides; only the ending of the sender passes."""
+    said = Talk(mode, front_gradient=True).session()
+    for count, role in itertools.product(range(len(said) + 1), ROLES):
+        for sender, (kind, body) in itertools.product(ROLES, KINDS.items()):
+            over = count == len(said)
+            # Where the session says Bye, it could go on as well.
+            legal = [] if over else [(said[count][0], said[count][1].kind if said[count][1].kind != "bye" else "forward")]
+            if (sender, kind) in legal:
+                continue
+            ending = not over and (sender, kind) in (("device", "bye"), ("host", "refusal"))
+            dialogue = after(said, count, role)
+            before = dialogue.state
+            if ending:
+                tell(dialogue, (sender, Message(body())))
+                assert dialogue.closed
+            else:
+                with pytest.raises(ProtocolError, match="does not allow now") as caught:
+                    tell(dialogue, (sender, Message(body())))
+                assert dialogue.state == before
+                assert before in caught.value.where
+                assert f"{kind} from the {sender}" == caught.value.got
+
+
+@pytest.mark.parametrize("mode", ["dense", "factored"])
+def test_other_numbers_and_sizes_are_refused_in_every_state(mode: str) -> None:
+    """Another exchange, another group, a tensor more, less or of another size; after each refusal the right message still passes."""
+    said = Talk(mode, front_gradient=True).session()
+    dialogue, count = Dialogue("host"), 0
+    for sender, message in said:
+        for wrong in wrong_ones(message):
+            before = dialogue.state
+            with pytest.raises(ProtocolError):
+                tell(dialogue, (sender, wrong))
+            assert dialogue.state == before
+            count += 1
+        tell(dialogue, (sender, message))
+    assert dialogue.closed
+    assert count > 200
+
+
+def wrong_ones(message: Message) -> list[Message]:
+    body, tensors, wrong = message.body, message.tensors, []
+    for field in ("exchange", "group"):
+        if field in body.DESCRIPTOR.fields_by_name:
+            other = type(body).FromString(body.SerializeToString())
+            setattr(other, field, getattr(body, field) + 1)
+            wrong.append(Message(other, tensors))
+    extra = encode(torch.zeros(3, 3), "fp32")
+    wrong.append(Message(body, (*tensors, extra)))
+    for place, tensor in enumerate(tensors):
+        rows, width = tensor.shape
+        # The width of h and of x is the base's, which only the engines know; that of the deltas becomes known with them.
+        free = message.kind in ("forward", "input") or (message.kind == "output" and rows != 0)
+        shapes = [(rows + 1, width), (rows, 0), (width * rows,), (1, rows, width), *([] if free else [(rows, width + 1)])]
+        wrong += [Message(body, (*tensors[:place], encode(torch.zeros(s), "fp32"), *tensors[place + 1 :])) for s in shapes]
+        wrong.append(Message(body, tensors[:place] + tensors[place + 1 :]))
+    return wrong
+
+
+def change(fields: dict[str, object]) -> Callable[[pb.Forward], None]:
+    def apply(forward: pb.Forward) -> None:
+        for name in fields:
+            forward.ClearField(name)
+        forward.MergeFrom(pb.Forward(**fields))
+
+    return apply
+
+
+@pytest.mark.parametrize("fields", [
+    {"rows": 0}, {"positions": 0}, {"rows": 4}, {"positions": 9}, {"rows": 2**32 - 1}, {"positions": 4}, {"lengths": [8]},
+    {"lengths": [2, 6], "wanted": []}, {"rows": 3, "lengths": [3, 5, 0]}, {"lengths": [4, 5]}, {"lengths": []}, {"wanted": [10]},
+    {"wanted": [0, 3]}, {"wanted": [2**32 - 1]}, {"position_ids": [0, 1, 2]}, {"has_factors": True}, {"train": False},
+], ids=str)  # fmt: skip
+def test_a_layout_that_cannot_be_is_refused(fields: dict[str, object]) -> None:
+    said = Talk(front_gradient=True).session()
+    forward = pb.Forward.FromString(said[2][1].body.SerializeToString())
+    change(fields)(forward)
+    with pytest.raises(ProtocolError):
+        tell(after(said, 2), ("device", Message(forward, said[2][1].tensors)))
+
+
+def test_position_ids_for_all_positions_pass() -> None:
+    said = Talk().session()
+    forward = pb.Forward.FromString(said[2][1].body.SerializeToString())
+    change({"position_ids": [0, 1, 2, 3, 4, 0, 1, 0, 1, 2]})(forward)
+    dialogue = after(said, 2)
+    tell(dialogue, ("device", Message(forward, said[2][1].tensors)))
+    assert dialogue.state == "input"
+
+
+def test_the_smaller_promise_bounds_a_micro_batch() -> None:
+    """Talk's Hello promises 16 positions and its batches have 10."""
+    said = Talk().session()
+    for promised, offered, passes in ((16, 0, True), (16, 10, True), (16, 9, False), (10, 64, True), (9, 64, False), (0, 0, False)):
+        said[0][1].body.max_tokens, said[1][1].body.max_tokens = promised, offered
+        if passes:
+            after(said, 3)
+        else:
+            with pytest.raises(ProtocolError, match="another size than agreed"):
+                after(said, 3)
+
+
+@pytest.mark.parametrize("groups", [
+    [["layers.1.q_proj"]], [*map(list, GROUPS), ["layers.9.q_proj"]], [*map(list, GROUPS), ["layers.1.q_proj"]],
+    [*map(list, GROUPS), []], [],
+], ids=["missing", "unknown", "twice", "empty", "none"])  # fmt: skip
+def test_groups_are_the_modules_of_hello(groups: list[list[str]]) -> None:
+    dialogue = after([Talk().hello()], 1, "device")
+    with pytest.raises(ProtocolError, match="not the modules of Hello"):
+        dialogue.received(Message(pb.Welcome(groups=[pb.Group(modules=names) for names in groups])))
+
+
+def test_factors_must_come_once() -> None:
+    """Later exchanges may leave them out; that is what a Talk does."""
+    talk = Talk("factored")
+    said = [talk.hello(), talk.welcome(), *talk.exchange(0, train=True, has_factors=False)]
+    with pytest.raises(ProtocolError, match="no factors in the first exchange"):
+        after(said, 3)
+
+
+def test_factors_are_for_factored_mode_only() -> None:
+    """With all their tensors, and right but for the mode that was agreed."""
+    dense, factored = Talk().session(), Talk("factored").session()
+    with pytest.raises(ProtocolError, match="factors in dense mode"):
+        tell(after(dense, 2), factored[2])
