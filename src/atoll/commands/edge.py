@@ -25,10 +25,11 @@ def edge(
 
     Raises: as `atoll.train`; HostRefusedError, HostLostError.
     """
-    loaded = _of_one_edge(load(Path(config_path), overrides), name)
+    loaded = load(Path(config_path), overrides)
+    only = _which(loaded, name)
     if fetch_base is not None:
         loaded = with_fetched_base(loaded, host, fetch_base)
-    return train_job(prepared(loaded, host), out, observers)
+    return train_job(prepared(loaded, host, only), out, observers)
 
 
 def host_access(address: str, ca: Path | None, cert: Path | None, key: Path | None, insecure: bool) -> HostAccess:
@@ -36,15 +37,15 @@ def host_access(address: str, ca: Path | None, cert: Path | None, key: Path | No
     return HostAccess(address, DeviceTls(ca, cert, key), insecure)
 
 
-def _of_one_edge(loaded: LoadedConfig, name: str | None) -> LoadedConfig:
-    """The config of one edge alone, which trains split.
+def _which(loaded: LoadedConfig, name: str | None) -> str | None:
+    """Which of the edges this machine is; None where the config has none.
 
-    Raises: ConflictError where it is not clear which, or the edge is to train locally.
+    Raises: ConflictError where that is not clear, or the edge is to train locally.
     """
     edges = loaded.config.edge
     names = ", ".join(edge.name for edge in edges)
     if not edges and name is None:
-        return loaded
+        return None
     chosen = [edge for edge in edges if edge.name == name or (name is None and len(edges) == 1)]
     if not chosen:
         raise ConflictError(
@@ -56,5 +57,4 @@ def _of_one_edge(loaded: LoadedConfig, name: str | None) -> LoadedConfig:
             "the edge is to train with the whole base", where=f"edge {chosen[0].name}", got='mode = "local"', expected='"split" or "auto"',
             do="use `atoll train`, or change the mode",
         )  # fmt: skip
-    federated = loaded.config.federated.model_copy(update={"min_edges": 1})
-    return LoadedConfig(loaded.config.model_copy(update={"edge": tuple(chosen), "federated": federated}), loaded.path, loaded.toml_text)
+    return chosen[0].name

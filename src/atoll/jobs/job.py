@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from atoll.adapters.attach import attached
@@ -77,12 +77,13 @@ def prepare(config_path: Path, overrides: Sequence[str] = (), host: HostAccess |
     return prepared(load(config_path, overrides), host)
 
 
-def prepared(loaded: LoadedConfig, host: HostAccess | None = None) -> Job:
-    """The same for a config that is read already."""
+def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | None = None) -> Job:
+    """The same for a config that is read already; of one edge alone, with `only`."""
+    all_edges, loaded = loaded, loaded if only is None else _alone(loaded, only)
     config = loaded.config
     # What costs nothing to check comes first: a wrong column is reported before a large model is loaded.
     shapes = read_shapes(base_source(loaded))
-    rows = edge_rows(loaded)
+    rows = edge_rows(all_edges, only)
     forms = {id(edge.rows): text_form(config.data, edge.rows.columns) for edge in rows}
     held_out = eval_rows(loaded)
     form = forms[id(rows[0].rows)]
@@ -103,6 +104,12 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None) -> Job:
     edges = tuple(Participant(edge.name, part, plan.edge(edge.name)) for edge, part in zip(rows, examples, strict=True))
     events = tuple(_data_event(edge, part) for edge, part in zip(rows, examples, strict=True))
     return Job(loaded, base, shapes, form, edges, held_out, plan, start, events, split, own_host)
+
+
+def _alone(loaded: LoadedConfig, name: str) -> LoadedConfig:
+    edges = tuple(edge for edge in loaded.config.edge if edge.name == name)
+    federated = loaded.config.federated.model_copy(update={"min_edges": 1})
+    return replace(loaded, config=loaded.config.model_copy(update={"edge": edges, "federated": federated}))
 
 
 def _bases(loaded: LoadedConfig, plan: FleetPlan, access: HostAccess | None) -> tuple[Base, SplitSide | None, Host | None]:

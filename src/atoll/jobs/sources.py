@@ -27,8 +27,8 @@ def base_source(loaded: LoadedConfig) -> str:
     return str(folder) if is_path and name != "tiny" else name
 
 
-def edge_rows(loaded: LoadedConfig) -> tuple[EdgeRows, ...]:
-    """Every edge's rows: its own file, or its share of [data] train.
+def edge_rows(loaded: LoadedConfig, only: str | None = None) -> tuple[EdgeRows, ...]:
+    """Every edge's rows, or those of one: its own file, or its share of [data] train.
 
     Raises: DataFileError, EmptyDataError, BadRowError, PartitionError, ColumnError.
     """
@@ -37,14 +37,17 @@ def edge_rows(loaded: LoadedConfig) -> tuple[EdgeRows, ...]:
     if not edges:
         return (EdgeRows(LOCAL_EDGE, _load(loaded, config.data.train, config.data.train_rows)),)
     sharing = [edge.name for edge in edges if edge.data is None]
+    if only is not None and only not in sharing:
+        sharing = []  # The file that others share may not be on this machine.
     shares: dict[str, Rows] = {}
     if sharing:
         rows = _load(loaded, config.data.train, config.data.train_rows)
         parts = partition(rows, config.data.partition, sharing, config.run.seed)
         shares = {name: rows.take(part) for name, part in zip(sharing, parts, strict=True)}
     return tuple(
-        EdgeRows(edge.name, shares[edge.name] if edge.data is None else _load(loaded, edge.data, config.data.train_rows)) for edge in edges
-    )
+        EdgeRows(edge.name, shares[edge.name] if edge.data is None else _load(loaded, edge.data, config.data.train_rows))
+        for edge in edges if only in (None, edge.name)
+    )  # fmt: skip
 
 
 def eval_rows(loaded: LoadedConfig) -> Rows | None:

@@ -62,7 +62,7 @@ def encode(tensor: Tensor, codec: Codec) -> Encoded:
 
 
 def decode(encoded: Encoded, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
-    """The values as a tensor of its own.
+    """The values as a tensor of its own; of a message that arrived, decode each tensor once.
 
     Raises: ProtocolError where codec, shape and number of bytes do not go together, and for int8 scales that are not finite.
     """
@@ -74,9 +74,10 @@ def decode(encoded: Encoded, dtype: torch.dtype = torch.float32, device: torch.d
         )  # fmt: skip
     data_B = _bytes_tensor(encoded.data)
     if codec != "int8":
-        # Copied into torch's own memory, which is aligned to 64 bytes: matrix products sum in another order on memory that is not, and a
-        # step would not give the same bits twice.
-        return data_B.view(_DTYPES[codec]).view(shape).to(device=device, dtype=dtype, copy=True)
+        # Matrix products sum in another order on memory that is not aligned to 64 bytes, as torch's own is: a step would not give the
+        # same bits twice. Memory that can be written is what a message arrived in, and this tensor's alone.
+        keeps = isinstance(encoded.data, memoryview) and not encoded.data.readonly and data_B.data_ptr() % 64 == 0
+        return data_B.view(_DTYPES[codec]).view(shape).to(device=device, dtype=dtype, copy=not keeps)
     num_scale_bytes = encoded.num_bytes - encoded_bytes(shape, "raw")
     scale_N, q_ND = data_B[:num_scale_bytes].view(torch.float32), data_B[num_scale_bytes:].view(torch.int8)
     if not bool(((scale_N >= 0) & (scale_N <= _LARGEST_SCALE)).all()):

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NoReturn
 
+import torch
 from google.protobuf.message import DecodeError
 from xxhash import xxh3_64
 
@@ -27,6 +28,7 @@ MAX_DIMENSIONS: Final = 3
 MAX_DIMENSION: Final = 2**31 - 1
 
 _LENGTH_BYTES = 4
+_LARGE_BYTES = 2**16
 _KINDS: dict[type, Kind] = {getattr(pb, f.message_type.name): f.name for f in pb.Message.DESCRIPTOR.oneofs_by_name["body"].fields}
 _MESSAGE, _INDEX, _TOTAL, _LENGTH, _PAYLOAD = 0x08, 0x10, 0x18, 0x20, 0x32
 _CHECKSUM = 0x29
@@ -97,8 +99,9 @@ class Assembler:
 
     def _begin(self) -> None:
         self._next_index, self._total, self._length = 0, 0, 0
-        # The header has its own buffer, so that the first tensor begins where the allocator puts it, which is aligned.
-        self._head, self._head_bytes, self._body = bytearray(), _LENGTH_BYTES, bytearray()
+        self._head, self._head_bytes = bytearray(), _LENGTH_BYTES
+        self._body: list[memoryview | bytearray] = []
+        self._arrived = 0
         self._kind_and_tensors: tuple[Any, list[tuple[str, tuple[int, ...], int]]] | None = None
 
     def _add(self, frame: bytes) -> Message | None:
@@ -113,7 +116,7 @@ class Assembler:
         if (total, length) != (self._total, self._length):
             _refuse("chunks of one message disagree", got=f"{total} chunks, {length} bytes",
                     expected=f"{self._total} chunks, {self._length} bytes")  # fmt: skip
-        arrived, last = len(self._head) + len(self._body) + len(payload), index + 1 == total
+        arrived, last = self._arrived + len(payload), index + 1 == total
         if index >= total or len(payload) == 0 or arrived > length or (arrived == length) != last:
             _refuse("chunks do not add up to their message", got=f"{arrived} bytes after chunk {index} of {total}",
                     expected=f"{length} bytes after the last one, and something in each")  # fmt: skip
@@ -124,6 +127,7 @@ class Assembler:
         return self._finish() if last else None
 
     def _store(self, payload: memoryview) -> None:
+        self._arrived += len(payload)
         while self._kind_and_tensors is None and len(payload):
             part = payload[: self._head_bytes - len(self._head)]
             self._head += part
@@ -136,15 +140,31 @@ class Assembler:
                 self._head_bytes += header_bytes
             elif len(self._head) == self._head_bytes:
                 self._kind_and_tensors = _read_header(bytes(self._head[_LENGTH_BYTES:]), self._length - self._head_bytes)
-        self._body += payload
+        self._keep(payload)
+
+    def _keep(self, payload: memoryview) -> None:
+        """Large pieces stay where gRPC put them; small ones are joined, so that a thousand of them cost no more than one."""
+        if len(payload) >= _LARGE_BYTES:
+            self._body.append(payload)
+        elif len(payload):
+            if not (self._body and isinstance(self._body[-1], bytearray) and len(self._body[-1]) < CHUNK_BYTES):
+                self._body.append(bytearray())
+            self._body[-1] += payload  # type: ignore[operator]
 
     def _finish(self) -> Message:
         assert self._kind_and_tensors is not None, "a header within its message is read when it is whole"
         body, infos = self._kind_and_tensors
-        data, start, tensors = memoryview(self._body), 0, []
+        arrived = (memoryview(part) for part in self._body)
+        rest, tensors = memoryview(b""), []
         for codec, shape, num_bytes in infos:
-            tensors.append(Encoded(codec, shape, data[start : start + num_bytes]))
-            start += num_bytes
+            # Each tensor in memory of its own from torch, which is aligned to 64 bytes; the one copy on the way in.
+            data, start = torch.empty(num_bytes, dtype=torch.uint8).numpy().data, 0
+            while start < num_bytes:
+                rest = rest or next(arrived)
+                piece, rest = rest[: num_bytes - start], rest[num_bytes - start :]
+                data[start : start + len(piece)] = piece
+                start += len(piece)
+            tensors.append(Encoded(codec, shape, data))
         self.num_messages += 1
         self._begin()
         return Message(body, tuple(tensors))

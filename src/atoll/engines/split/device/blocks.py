@@ -159,10 +159,11 @@ class Exchange:
                 ups_RO, grads = grads[1::2], grads[::2]
                 for name, up_RO in zip(self.session.groups[number], ups_RO, strict=True):
                     self._pairs[name].up_OR.grad += up_RO.T
-            torch.autograd.backward(parts, grads)
             if message.body.want_input_gradient:
-                assert x_NI.grad is not None
-                conversation.send(pb.InputGradient(exchange=self.number, group=number), [x_NI.grad])
+                # What the host waits for goes first; the adapters' own gradients are made while it works.
+                (grad_NI,) = torch.autograd.grad(parts, x_NI, grads, retain_graph=True)
+                conversation.send(pb.InputGradient(exchange=self.number, group=number), [grad_NI])
+            torch.autograd.backward(parts, grads, inputs=self._leaves(number))
         rest = self._tensors(self._receive("finished"))
         return spread(rest[0], self._real, self._shape[0], self._shape[1]) if self.front_gradient else None
 
@@ -173,6 +174,11 @@ class Exchange:
             position_ids=[] if self.layout.position_ids_BT is None else self.layout.position_ids_BT.flatten().tolist(),
             train=self.train, want_front_gradient=self.front_gradient, has_factors=has_factors,
         )  # fmt: skip
+
+    def _leaves(self, group: int) -> list[Tensor]:
+        """The matrices whose gradients are made here; in factored mode those of the second factors come from the host."""
+        pairs = [self._pairs[name] for name in self.session.groups[group]]
+        return [pair.down_RI for pair in pairs] + ([] if self.session.factored else [pair.up_OR for pair in pairs])
 
     def _receive(self, kind: str) -> Message:
         message = self.session.conversation.receive()

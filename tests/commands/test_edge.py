@@ -1,0 +1,141 @@
+"""atoll edge: one of the edges of a run.toml, against a host."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from peft import PeftModel
+
+from atoll.base.load import load_base
+from atoll.commands.edge import edge
+from atoll.commands.evaluate import evaluate
+from atoll.commands.generate import generate
+from atoll.commands.train import train
+from atoll.errors import ConflictError, HostLostError, HostRefusedError
+from atoll.jobs.split import HostAccess, HostLimits, serve, start_host
+
+from tests.conftest import save_model_folder
+
+RUN = """
+[run]
+rounds = 2
+[model]
+base = "base"
+[data]
+train = "all.jsonl"
+eval = "all.jsonl"
+max_length = 16
+partition = "by:owner"
+[train]
+local_steps = 3
+batch_size = 2
+learning_rate = 1e-2
+[wire]
+mode = "factored"
+[[edge]]
+name = "north"
+[[edge]]
+name = "south"
+[[edge]]
+name = "west"
+data = "not-on-this-machine.jsonl"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run.toml with three edges, a base and data."""
+    save_model_folder(tmp_path / "base", "llama")
+    rows = [{"owner": ("north", "south")[n % 2], "prompt": f"w{n} w{n + 1}", "completion": f" w{n + 2} w3"} for n in range(20)]
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "run.toml").write_text(RUN)
+    return tmp_path
+
+
+@pytest.fixture
+def access(folder: Path) -> Iterator[HostAccess]:
+    """A host of this base."""
+    limits, source = HostLimits(max_tokens=4096), str(folder / "base")
+    host = start_host(serve(load_base(source), source, "fp32", 32, limits), limits, "127.0.0.1:0", None)
+    yield HostAccess(f"127.0.0.1:{host.port}")
+    host.stop()
+
+
+def test_one_edge_trains_on_its_own_share(folder: Path, access: HostAccess) -> None:
+    result = edge(folder / "run.toml", access, name="north", out=folder / "out")
+    (only,) = result.summary.edges
+    assert (only.name, only.mode, only.steps) == ("north", "split", 6)
+    events = [json.loads(line) for line in (folder / "out" / "events.jsonl").read_text().splitlines()]
+    assert [event["num_rows"] for event in events if event["event"] == "data_loaded"] == [10]
+    traffic = result.summary.traffic
+    assert traffic.formula_shared_bytes is not None
+    assert traffic.formula_unshared_bytes is not None
+    assert traffic.formula_shared_bytes < traffic.formula_unshared_bytes
+    assert sum((traffic.up_bytes_by_kind or {}).values()) < traffic.up_bytes
+
+
+def test_the_adapter_is_that_of_local_training_and_loads_in_peft(folder: Path, access: HostAccess) -> None:
+    """Two ways to the same: this edge against a host, and alone with the whole base."""
+    split = edge(folder / "run.toml", access, name="south", out=folder / "split")
+    rows = [line for line in (folder / "all.jsonl").read_text().splitlines() if "south" in line]
+    (folder / "south.jsonl").write_text("\n".join(rows) + "\n")
+    (folder / "local.toml").write_text(RUN[: RUN.index("[[edge]]")] + '[[edge]]\nname = "south"\ndata = "south.jsonl"\n')
+    local = train(folder / "local.toml", out=folder / "local")
+    base = load_base(str(folder / "base"))
+    one, other = (PeftModel.from_pretrained(load_base(str(folder / "base")).model, result.adapter) for result in (split, local))
+    ids = base.tokenizer("w1 w2 w3", return_tensors="pt").input_ids
+    assert (one(input_ids=ids).logits - other(input_ids=ids).logits).abs().max() < 1e-4
+    assert (one(input_ids=ids).logits - base.model(input_ids=ids).logits).abs().max() > 1e-3
+
+
+def test_what_was_trained_is_scored_and_talks_through_the_host(folder: Path, access: HostAccess) -> None:
+    result = edge(folder / "run.toml", access, name="north", out=folder / "out")
+    here, there = evaluate(run_dir=result.run_dir), evaluate(run_dir=result.run_dir, host=access)
+    assert there["adapted"]["loss"] == pytest.approx(here["adapted"]["loss"], rel=1e-5)
+    assert there["base"]["loss"] == pytest.approx(here["base"]["loss"], rel=1e-5)
+    for prompt in ("w1 w2", "w5", ""):
+        assert generate(result.run_dir, prompt, max_new_tokens=6, host=access) == generate(result.run_dir, prompt, max_new_tokens=6)
+
+
+def test_a_part_comes_from_the_host(folder: Path, access: HostAccess) -> None:
+    wanted = edge(folder / "run.toml", access, name="north", out=folder / "a")
+    without = RUN.replace('base = "base"', 'base = "nowhere"')
+    (folder / "without.toml").write_text(without)
+    got = edge(folder / "without.toml", access, name="north", fetch_base=folder / "part", out=folder / "b")
+    again = edge(folder / "without.toml", access, name="north", fetch_base=folder / "part", out=folder / "c")
+    files = [(result.adapter / "adapter_model.safetensors").read_bytes() for result in (wanted, got, again)]
+    assert files[0] == files[1] == files[2]
+    held = (folder / "part" / "model.safetensors").stat().st_size
+    assert held < (folder / "base" / "model.safetensors").stat().st_size
+
+
+def test_refusals_leave_nothing(folder: Path, access: HostAccess) -> None:
+    with pytest.raises(ConflictError, match="which edge"):
+        edge(folder / "run.toml", access, out=folder / "out")
+    with pytest.raises(ConflictError, match="which edge"):
+        edge(folder / "run.toml", access, name="east", out=folder / "out")
+    save_model_folder(folder / "base2", "qwen3")
+    with pytest.raises(HostRefusedError) as caught:
+        edge(folder / "run.toml", access, name="north", out=folder / "out", overrides=["model.base=base2"])
+    assert "base_digest" in caught.value.what
+    with pytest.raises(HostLostError):
+        edge(folder / "run.toml", HostAccess("127.0.0.1:1"), name="north", out=folder / "out")
+    assert not (folder / "out").exists()
+
+
+def test_split_and_local_edges_share_rounds(folder: Path) -> None:
+    """mode = "split" in `atoll train` starts a host on loopback; the result is that of local edges."""
+    edges = '[[edge]]\nname = "north"\n[[edge]]\nname = "south"\n'
+    text = RUN[: RUN.index("[[edge]]")] + edges
+    (folder / "mixed.toml").write_text(text.replace('name = "north"', 'name = "north"\nmode = "split"'))
+    (folder / "plain.toml").write_text(text)
+    mixed, plain = train(folder / "mixed.toml", out=folder / "mixed"), train(folder / "plain.toml", out=folder / "plain")
+    assert [one.mode for one in mixed.summary.edges] == ["split", "local"]
+    assert mixed.summary.eval.adapted is not None
+    assert plain.summary.eval.adapted is not None
+    assert mixed.summary.eval.adapted["loss"] == pytest.approx(plain.summary.eval.adapted["loss"], rel=1e-4)
+    assert mixed.summary.edge_compute.block_flops < plain.summary.edge_compute.block_flops
+    assert mixed.summary.edge_compute.adapter_flops == plain.summary.edge_compute.adapter_flops
