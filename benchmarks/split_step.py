@@ -108,7 +108,7 @@ def config(mode: str, link: bool) -> RunConfig:
 def measure(folder: Path, base: Base, address: str, mode: str, active: str, repeats: int, link: bool) -> dict[str, float]:
     """One row of the table."""
     settings, state = config(mode, link), adapters(folder, active)
-    side: SplitSide = join(str(folder), settings, HostAccess(address), ROWS)
+    side: SplitSide = join(str(folder), settings, HostAccess(address), ROWS * TOKENS)
     shapes, ranks = read_shapes(str(folder)), state.ranks
     formula = step_bytes(settings, shapes, ranks, num_tokens=ROWS * TOKENS, num_label_tokens=batch().num_label_tokens)
     with stepping(side.base, state) as split_step, stepping(base, state) as local_step, Line() as line:
@@ -117,7 +117,7 @@ def measure(folder: Path, base: Base, address: str, mode: str, active: str, repe
         before = side.client.account.copy()
         times = [(local_step(), split_step(), line.seconds(formula.up_bytes, formula.down_bytes)) for _ in range(repeats)]
         moved = side.client.account.since(before)
-    side.client.end()
+    side.close()
     local, split, line_seconds = (statistics.median(column) for column in zip(*times, strict=True))
     written = (moved.sent.total() + moved.received.total()) / repeats
     round_trips = 2 * len(groups(settings, shapes, ranks)) + 1
@@ -148,7 +148,8 @@ def main() -> None:
                         found[f"{name} {mode} {active}"] = row
                         print(f"{name:5} {mode:9} {active:4}", " ".join(f"{key} {value:.4g}" for key, value in row.items()), flush=True)
     settings = {"rows": ROWS, "tokens": TOKENS, "rank": RANK, "repeats": given.repeats, "threads": torch.get_num_threads(), "goals": GOALS}
-    results.write("split_slow_link" if given.link else "split_step", settings, found)
+    kept = "split_slow_link" if given.link else "split_step"
+    results.write(f"{kept}_{given.models.replace(',', '_')}", settings, found)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import init_empty_weights
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, LlamaForCausalLM
@@ -18,11 +22,11 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from atoll.base import head
 from atoll.base.blocks import Skip, blocks_path, sizes_of, trace
 from atoll.base.headers import INDEX, PART, WEIGHTS, read_headers, read_stored
-from atoll.base.load import Base, load_base
+from atoll.base.load import Base, load_base, load_config, load_tokenizer
 from atoll.base.part import load_part, part_digest, part_tensors, tokenizer_digest, write_part
 from atoll.base.shapes import read_shapes
 from atoll.elsewhere import Elsewhere, find_elsewhere
-from atoll.errors import ArchitectureError, BadValueError, BaseFolderError, InputError, WeightsError
+from atoll.errors import ArchitectureError, BadValueError, BaseFolderError, InputError, TokenizerError, WeightsError
 from atoll.tasks.batches import Batch, pack_batch, pad_batch
 from atoll.tasks.tokens import Example
 
@@ -478,6 +482,92 @@ def test_tiny_has_a_part() -> None:
     ids = torch.arange(12)[None]
     torch.testing.assert_close(part.model(ids).logits, whole.model(ids).logits, rtol=0, atol=1e-5)
     assert part.name == "tiny"
+
+
+def test_threads_that_look_at_parts_do_not_take_the_memory_from_others(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest, plain = part_digest(str(llama), 1, 0), nn.Module.register_parameter
+    meeting, inside, most = threading.Barrier(4), [0], [0]
+
+    @contextmanager
+    def waits_for_the_others(include_buffers: bool) -> Iterator[None]:
+        with init_empty_weights(include_buffers=include_buffers):
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            with suppress(threading.BrokenBarrierError):
+                meeting.wait(0.5)
+            yield
+            inside[0] -= 1
+
+    monkeypatch.setattr("atoll.base.part.init_empty_weights", waits_for_the_others)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: part_digest(str(llama), 1, 0), range(4))) == [digest] * 4
+    changed, nn.Module.register_parameter = nn.Module.register_parameter, plain  # type: ignore[method-assign]
+    assert changed is plain
+    assert most == [1]
+
+
+CODE = """
+from pathlib import Path
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+(Path({folder!r}) / "ran").touch()
+class Settings(LlamaConfig): model_type = "never-heard-of"
+class Words(PreTrainedTokenizerFast): pass
+class Model(LlamaForCausalLM): config_class = Settings
+"""
+
+
+def bring_code(folder: Path, **changes: object) -> None:
+    """A folder that names code of its own for its config and model."""
+    (folder / "theirs.py").write_text(CODE.format(folder=str(folder)))
+    edit_config(folder, auto_map={"AutoConfig": "theirs.Settings", "AutoModelForCausalLM": "theirs.Model"}, **changes)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was asked at the terminal, where somebody says yes to everything."""
+    questions: list[str] = []
+
+    def yes(question: str = "") -> str:
+        questions.append(question)
+        return "y"
+
+    monkeypatch.setattr("builtins.input", yes)
+    return questions
+
+
+def test_code_in_the_folder_of_an_unknown_model_is_neither_run_nor_asked_for(llama: Path, asked: list[str]) -> None:
+    bring_code(llama, model_type="never-heard-of")
+    attempts = (
+        lambda: load_config(str(llama)), lambda: load_base(str(llama)), lambda: part_digest(str(llama), 1, 0),
+        lambda: part_of(None, llama, 1, 0),  # type: ignore[arg-type]
+    )  # fmt: skip
+    for attempt in attempts:
+        with pytest.raises(BaseFolderError, match="cannot be used") as caught:
+            attempt()
+        assert caught.value.where == str(llama)
+    assert not asked
+    assert not (llama / "ran").exists()
+
+
+def test_a_tokenizer_of_its_own_code_is_neither_run_nor_asked_for(llama: Path, asked: list[str]) -> None:
+    bring_code(llama)
+    settings = json.loads((llama / "tokenizer_config.json").read_text())
+    own = {"auto_map": {"AutoTokenizer": [None, "theirs.Words"]}, "tokenizer_class": "Words"}
+    (llama / "tokenizer_config.json").write_text(json.dumps(settings | own))
+    with pytest.raises(TokenizerError, match="cannot be loaded"):
+        load_tokenizer(str(llama))
+    assert not asked
+    assert not (llama / "ran").exists()
+
+
+def test_code_beside_a_known_model_is_left_alone(llama: Path, asked: list[str]) -> None:
+    digest = part_digest(str(llama), 1, 0)
+    bring_code(llama)
+    assert part_digest(str(llama), 1, 0) == digest
+    assert type(load_base(str(llama)).model) is LlamaForCausalLM
+    assert type(part_of(None, llama, 1, 0).model) is LlamaForCausalLM  # type: ignore[arg-type]
+    assert not asked
+    assert not (llama / "ran").exists()
 
 
 def test_every_family_is_tested() -> None:

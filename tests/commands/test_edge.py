@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from atoll.commands.edge import edge
 from atoll.commands.evaluate import evaluate
 from atoll.commands.generate import generate
 from atoll.commands.train import train
-from atoll.errors import ConflictError, HostLostError, HostRefusedError
+from atoll.errors import ConflictError, HostLostError, HostRefusedError, OutputError
 from atoll.jobs.split import HostAccess, HostLimits, serve, start_host
 
 from tests.conftest import save_model_folder
@@ -139,3 +140,13 @@ def test_split_and_local_edges_share_rounds(folder: Path) -> None:
     assert mixed.summary.eval.adapted["loss"] == pytest.approx(plain.summary.eval.adapted["loss"], rel=1e-4)
     assert mixed.summary.edge_compute.block_flops < plain.summary.edge_compute.block_flops
     assert mixed.summary.edge_compute.adapter_flops == plain.summary.edge_compute.adapter_flops
+
+
+def test_a_refused_output_folder_leaves_no_host_behind(folder: Path) -> None:
+    edges = '[[edge]]\nname = "north"\nmode = "split"\n[[edge]]\nname = "south"\n'
+    (folder / "mixed.toml").write_text(RUN[: RUN.index("[[edge]]")] + edges)
+    (folder / "full").mkdir()
+    (folder / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError):
+        train(folder / "mixed.toml", out=folder / "full")
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("atoll-session")]

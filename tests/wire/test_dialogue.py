@@ -136,7 +136,7 @@ def change(fields: dict[str, object]) -> Callable[[pb.Forward], None]:
 @pytest.mark.parametrize("fields", [
     {"rows": 0}, {"positions": 0}, {"rows": 4}, {"positions": 9}, {"rows": 2**32 - 1}, {"positions": 4}, {"lengths": [8]},
     {"lengths": [2, 6], "wanted": []}, {"rows": 3, "lengths": [3, 5, 0]}, {"lengths": [4, 5]}, {"lengths": []}, {"wanted": [10]},
-    {"wanted": [0, 3]}, {"wanted": [2**32 - 1]}, {"position_ids": [0, 1, 2]}, {"has_factors": True}, {"train": False},
+    {"wanted": [0, 3]}, {"wanted": [1, 1]}, {"wanted": [2**32 - 1]}, {"position_ids": [0, 1, 2]}, {"has_factors": True}, {"train": False},
 ], ids=str)  # fmt: skip
 def test_a_layout_that_cannot_be_is_refused(fields: dict[str, object]) -> None:
     said = Talk(front_gradient=True).session()

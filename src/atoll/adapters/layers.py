@@ -26,6 +26,11 @@ class LowRankPair(nn.Module):
         self.kind, self.scaling, self.dropout = kind, scaling, dropout
         self.down_RI, self.up_OR = down_RI, up_OR
 
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Inputs, outputs and rank."""
+        return self.down_RI.shape[1], self.up_OR.shape[0], self.down_RI.shape[0]
+
     def low(self, x: Tensor) -> Tensor:
         """scaling * f(down x).
 

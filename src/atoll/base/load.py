@@ -22,6 +22,8 @@ from atoll.embedded import tiny_path
 from atoll.errors import ArchitectureError, BaseFolderError, TokenizerError, WeightsError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# trust_remote_code=False wherever something is loaded: without it, transformers asks at the terminal whether to run the code that a
+# config's auto_map names.
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,7 +70,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     source = str(tiny_path()) if name == "tiny" else name
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, json.JSONDecodeError) as problem:
         raise TokenizerError(
             "the tokenizer cannot be loaded",
@@ -133,7 +135,7 @@ def load_config(source: str) -> Any:
     Raises: BaseFolderError, ArchitectureError.
     """
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as problem:
         raise BaseFolderError(
             "the model's config.json cannot be used", where=source, got=first_line(problem),
@@ -158,7 +160,7 @@ def load_model(source: str, config: Any, precision: str, quantization: transform
     try:
         found: Any = AutoModelForCausalLM.from_pretrained(
             source, config=config, dtype=DTYPES[precision], output_loading_info=True, use_safetensors=True,
-            quantization_config=quantization, device_map=None if quantization is None else {"": device},
+            quantization_config=quantization, device_map=None if quantization is None else {"": device}, trust_remote_code=False,
         )  # fmt: skip
         model, loaded = found
     except (OSError, ValueError, RuntimeError, KeyError) as problem:

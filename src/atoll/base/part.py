@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import struct
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -36,6 +37,9 @@ BESIDE_WEIGHTS = (
 _HEADS = ("lm_head.weight", "embed_out.weight")
 """GPT-NeoX keeps its head under the one name in checkpoints and under the other in the model."""
 _CHUNK_BYTES = 2**22
+_EMPTY_WEIGHTS = threading.Lock()
+"""Accelerate gives nn.Module another register_parameter and puts back what it found: of two uses that overlap, the one that ends last may
+put back the other's, after which every module of the process is made without memory."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -160,8 +164,8 @@ def _skeleton(name: str, front: int, back: int, precision: str = "fp32") -> _Ske
         config = load_config(str(folder))
         try:
             # Buffers are made: what is not in the checkpoint, such as rotary tables, cannot be read from there.
-            with init_empty_weights(include_buffers=False):
-                model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[precision])
+            with _EMPTY_WEIGHTS, init_empty_weights(include_buffers=False):
+                model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[precision], trust_remote_code=False)
         except (OSError, ValueError, RuntimeError, KeyError) as problem:
             raise weights_error(source, first_line(problem)) from None
     skeleton = _Skeleton(source, folder, model, blocks_path(model), front, back)

@@ -105,7 +105,9 @@ def _train(config: Path, overrides: tuple[str, ...], run: Callable[[Any], Any], 
             print_table(table, sys.stdout)
         print(f"adapter: {result.adapter}")
         prompt = example_prompt(config, overrides=overrides)
-        through = f" --host {access.host}" if access.host else ""
+        options = {"--host": access.host, "--ca": access.ca, "--cert": access.cert, "--key": access.key}
+        through = "".join(f" {name} {shlex.quote(str(value))}" for name, value in options.items() if value)
+        through += " --insecure" if access.insecure else ""
         print(f"next:    atoll generate {shlex.quote(str(result.run_dir))} {shlex.quote(prompt)}{through}")
 
 

@@ -31,6 +31,7 @@ class _Subject:
     config: RunConfig
     rows: Rows
     form: TextForm
+    close: Callable[[], None]
 
 
 def evaluate(
@@ -47,14 +48,17 @@ def evaluate(
     subject = _of_run(Path(run_dir), data, overrides, host) if run_dir is not None else _of_model(model, adapter, data, overrides, host)
     settings, max_length = subject.config.evaluate, subject.config.data.max_length
     scores: dict[str, Mapping[str, float]] = {}
-    with EventLog(None, observers) as log:
-        for row, state in (("base", None), ("adapted", subject.adapter)):
-            if row == "adapted" and state is None:
-                continue
-            log.append(PhaseStarted("evaluate", len(subject.rows)))
-            with attached(subject.base.model, state or AdapterState("lora", {})):
-                scores[row] = score(subject.base, subject.rows, subject.form, settings, max_length=max_length)
-            log.append(Evaluated(row, scores[row]))
+    try:
+        with EventLog(None, observers) as log:
+            for row, state in (("base", None), ("adapted", subject.adapter)):
+                if row == "adapted" and state is None:
+                    continue
+                log.append(PhaseStarted("evaluate", len(subject.rows)))
+                with attached(subject.base.model, state or AdapterState("lora", {})):
+                    scores[row] = score(subject.base, subject.rows, subject.form, settings, max_length=max_length)
+                log.append(Evaluated(row, scores[row]))
+    finally:
+        subject.close()
     return scores
 
 
@@ -63,7 +67,7 @@ def _of_run(run_dir: Path, data: str | None, overrides: Sequence[str], host: Hos
     loaded = _with(run_config(run), data, overrides)
     rows, form = _rows(loaded)
     finished = open_run(run_dir, host)
-    return _Subject(finished.base, finished.adapter, loaded.config, rows, form)
+    return _Subject(finished.base, finished.adapter, loaded.config, rows, form, finished.close)
 
 
 def _of_model(
@@ -78,7 +82,8 @@ def _of_model(
         raise _no_rows()
     state = load_adapter(adapter) if adapter is not None else None
     rows, form = _rows(given)
-    return _Subject(base_of(given, host), state, given.config, rows, form)
+    base, close = base_of(given, host)
+    return _Subject(base, state, given.config, rows, form, close)
 
 
 def _with(loaded: LoadedConfig, data: str | None, overrides: Sequence[str]) -> LoadedConfig:

@@ -19,5 +19,8 @@ def generate(run_dir: str | Path, prompt: str, *, max_new_tokens: int = 64, host
     finished = open_run(Path(run_dir), host)
     tokenizer = finished.base.tokenizer
     ids = [*begin_ids(tokenizer), *encode_texts([prompt], tokenizer)[0]]
-    with attached(finished.base.model, finished.adapter):
-        return generate_greedy(finished.base.model, tokenizer, [ids], max_new_tokens=max_new_tokens, batch_size=1)[0]
+    try:
+        with attached(finished.base.model, finished.adapter):
+            return generate_greedy(finished.base.model, tokenizer, [ids], max_new_tokens=max_new_tokens, batch_size=1)[0]
+    finally:
+        finished.close()

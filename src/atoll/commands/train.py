@@ -52,6 +52,13 @@ def train(
 
 def train_job(job: Job, out: Path | None, observers: Sequence[Callable[[Event], None]]) -> RunResult:
     """The same for a run that is made ready already."""
+    try:
+        return _run(job, out, observers)
+    finally:
+        job.close()
+
+
+def _run(job: Job, out: Path | None, observers: Sequence[Callable[[Event], None]]) -> RunResult:
     started = time.monotonic()
     run = RunDirectory.create_at(out) if out is not None else RunDirectory.create(Path("runs"), job.config.run.name)
     run.write_config(job.loaded.toml_text, _resolved(job))
@@ -67,8 +74,6 @@ def train_job(job: Job, out: Path | None, observers: Sequence[Callable[[Event], 
             run.mark(problem)
             _finish(run, log, accounts, "interrupted" if isinstance(problem, KeyboardInterrupt) else "failed", Evaluation(), started)
             raise
-        finally:
-            job.close()
         summary = _finish(run, log, accounts, "complete", evaluation, started)
     return RunResult(run.path, run.adapter, summary)
 

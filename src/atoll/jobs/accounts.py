@@ -12,6 +12,7 @@ from atoll.cost.traffic import WireBytes
 from atoll.engines.federated.strategy import EdgeResult, RoundResult
 from atoll.jobs.job import Job
 from atoll.runs.summary import Durations, EdgeCompute, EdgeSummary, Evaluation, Summary, Traffic, versions
+from atoll.selection.split import round_trips
 
 
 class Accounts:
@@ -63,12 +64,22 @@ class Accounts:
         declared = {edge.name: edge for edge in self._job.config.edge}
         total = 0.0
         for result in self._rounds:
-            seconds = [_seconds(declared.get(edge.edge), edge) for edge in result.edges]
+            seconds = [self._seconds(declared.get(edge.edge), edge) for edge in result.edges]
             known = [value for value in seconds if value is not None]
             if len(known) < len(seconds) or not known:
                 return None
             total += max(known)
         return total if self._rounds else None
+
+    def _seconds(self, declared: Edge | None, result: EdgeResult) -> float | None:
+        if declared is None:
+            return None
+        plan = self._job.plan.edge(result.edge) if result.edge in self._names() else None
+        trips = round_trips(self._job.config, self._job.shapes, plan.ranks, result.num_steps) if plan and plan.mode == "split" else 1
+        return round_seconds(
+            result.flops.flops, result.up_bytes + result.down_bytes, flops_per_second=declared.flops, bits_per_second=declared.bandwidth,
+            latency_seconds=declared.latency, round_trips=trips,
+        )  # fmt: skip
 
 
 def _traffic(results: Sequence[EdgeResult], *, split: bool) -> Traffic:
@@ -82,10 +93,3 @@ def _traffic(results: Sequence[EdgeResult], *, split: bool) -> Traffic:
     return Traffic(up, down, shared, unshared, shared, unshared, dict(sent), dict(received))
 
 
-def _seconds(declared: Edge | None, result: EdgeResult) -> float | None:
-    if declared is None:
-        return None
-    return round_seconds(
-        result.flops.flops, result.up_bytes + result.down_bytes, flops_per_second=declared.flops, bits_per_second=declared.bandwidth,
-        latency_seconds=declared.latency,
-    )  # fmt: skip

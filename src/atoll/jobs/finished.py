@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from atoll.base.load import Base, load_base
 from atoll.config.load import LoadedConfig, restored
 from atoll.errors import RunFolderError
 from atoll.jobs.sources import base_source
-from atoll.jobs.split import HostAccess, join
+from atoll.jobs.split import HostAccess, join, largest_batch_tokens
 from atoll.runs.layout import RunDirectory
 
 
@@ -24,6 +25,8 @@ class FinishedRun:
     """As it held when the run started; paths are still relative to where run.toml lay."""
     base: Base
     adapter: AdapterState
+    close: Callable[[], None]
+    """Ends the session with the host, where there is one."""
 
 
 def open_run(run_dir: Path, host: HostAccess | None = None) -> FinishedRun:
@@ -39,17 +42,19 @@ def open_run(run_dir: Path, host: HostAccess | None = None) -> FinishedRun:
             do="give another run, or one of its checkpoints with --model and --adapter",
         )  # fmt: skip
     adapter = load_adapter(run.adapter)
-    return FinishedRun(run, loaded, base_of(loaded, host), adapter)
+    base, close = base_of(loaded, host)
+    return FinishedRun(run, loaded, base, adapter, close)
 
 
-def base_of(loaded: LoadedConfig, host: HostAccess | None) -> Base:
-    """The base that a config names, whole, or joined to a host.
+def base_of(loaded: LoadedConfig, host: HostAccess | None) -> tuple[Base, Callable[[], None]]:
+    """The base that a config names, whole, or joined to a host; and what ends the session with the host.
 
     Raises: what load_base and join raise.
     """
     if host is None:
-        return load_base(base_source(loaded), precision=loaded.config.model.precision)
-    return join(base_source(loaded), loaded.config, host, loaded.config.evaluate.batch_size).base
+        return load_base(base_source(loaded), precision=loaded.config.model.precision), lambda: None
+    split = join(base_source(loaded), loaded.config, host, largest_batch_tokens(loaded.config, 1, scores=True))
+    return split.base, split.close
 
 
 def run_config(run: RunDirectory) -> LoadedConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from atoll.config.schema import RunConfig
 from atoll.engines.split.host.server import Host
 from atoll.errors import AdapterFitError
 from atoll.jobs.sources import EdgeRows, base_source, edge_rows, eval_rows
-from atoll.jobs.split import HostAccess, HostLimits, SplitSide, join, serve, start_host
+from atoll.jobs.split import HostAccess, HostLimits, SplitSide, join, largest_batch_tokens, serve, start_host
 from atoll.runs.events import DataLoaded
 from atoll.selection.plan import BITS, EdgePlan, FleetPlan, plan_fleet
 from atoll.shapes import BaseShapes
@@ -64,7 +65,7 @@ class Job:
     def close(self) -> None:
         """End sessions with a host, and the host where it is this process's own."""
         if self.split is not None:
-            self.split.client.end()
+            self.split.close()
         if self.host is not None:
             self.host.stop()
 
@@ -94,15 +95,17 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | N
         config, shapes, {edge.name: len(edge.rows) for edge in rows}, start_ranks=given.ranks if given else None, has_host=host is not None
     )
     start = given or _fresh_start(config, shapes, plan)
-    base, split, own_host = _bases(loaded, plan, host)
-    if split is not None:
-        with attached(split.base.model, start):
-            split.blocks.open()  # A host that cannot be reached, or refuses, is found out before anything is written.
-    if config.data.batching == "pack":
-        check_packing(base.model, config.data.max_length)
-    examples = [tokenize(edge.rows, forms[id(edge.rows)], base.tokenizer, config.data.max_length) for edge in rows]
-    edges = tuple(Participant(edge.name, part, plan.edge(edge.name)) for edge, part in zip(rows, examples, strict=True))
-    events = tuple(_data_event(edge, part) for edge, part in zip(rows, examples, strict=True))
+    with ExitStack() as opened:
+        base, split, own_host = _bases(loaded, plan, host, held_out is not None, opened)
+        if split is not None:
+            with attached(split.base.model, start):
+                split.blocks.open()  # A host that cannot be reached, or refuses, is found out before anything is written.
+        if config.data.batching == "pack":
+            check_packing(base.model, config.data.max_length)
+        examples = [tokenize(edge.rows, forms[id(edge.rows)], base.tokenizer, config.data.max_length) for edge in rows]
+        edges = tuple(Participant(edge.name, part, plan.edge(edge.name)) for edge, part in zip(rows, examples, strict=True))
+        events = tuple(_data_event(edge, part) for edge, part in zip(rows, examples, strict=True))
+        opened.pop_all()  # From here on the job closes what is open.
     return Job(loaded, base, shapes, form, edges, held_out, plan, start, events, split, own_host)
 
 
@@ -112,24 +115,30 @@ def _alone(loaded: LoadedConfig, name: str) -> LoadedConfig:
     return replace(loaded, config=loaded.config.model_copy(update={"edge": edges, "federated": federated}))
 
 
-def _bases(loaded: LoadedConfig, plan: FleetPlan, access: HostAccess | None) -> tuple[Base, SplitSide | None, Host | None]:
+def _bases(
+    loaded: LoadedConfig, plan: FleetPlan, access: HostAccess | None, scores: bool, opened: ExitStack
+) -> tuple[Base, SplitSide | None, Host | None]:
     """The base in this process, and what split edges train on: against the host that was named, or one on loopback that starts here."""
     source, config = base_source(loaded), loaded.config
     modes = {edge.mode for edge in plan.edges}
-    rows = max(config.evaluate.batch_size, *(edge.batch_size for edge in plan.edges))
+    max_tokens = largest_batch_tokens(config, max(edge.batch_size for edge in plan.edges), scores=scores)
     if access is not None and modes == {"split"}:
-        split = join(source, config, access, rows)
+        split = join(source, config, access, max_tokens)
+        opened.callback(split.close)
         return split.base, split, None
     base = load_base(source, precision=config.model.precision)
     if modes == {"local"}:
         return base, None, None
     own_host = None
     if access is None:
-        limits = HostLimits(max_tokens=rows * config.data.max_length)
+        limits = HostLimits(max_tokens=max_tokens)
         served = serve(base, source, config.model.precision, BITS[config.model.precision], limits)
         own_host = start_host(served, limits, "127.0.0.1:0", None)
+        opened.callback(own_host.stop)
         access = HostAccess(f"127.0.0.1:{own_host.port}")
-    return base, join(source, config, access, rows), own_host
+    split = join(source, config, access, max_tokens)
+    opened.callback(split.close)
+    return base, split, own_host
 
 
 def _data_event(edge: EdgeRows, examples: Examples) -> DataLoaded:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import lru_cache
 from importlib.metadata import version
 
 import grpc
@@ -13,7 +13,6 @@ from atoll.base.blocks import blocks_path, sizes_of, trace
 from atoll.base.load import Base
 from atoll.base.part import load_part, part_digest, tokenizer_digest
 from atoll.config.schema import RunConfig
-from atoll.cost.formulas import ADAPTER_BYTES_PER_PARAMETER
 from atoll.elsewhere import Elsewhere
 from atoll.engines.split.certificates import DeviceTls, open_channel
 from atoll.engines.split.conversation import Transport
@@ -21,7 +20,7 @@ from atoll.engines.split.cut import Cut
 from atoll.engines.split.device.blocks import RemoteBlocks
 from atoll.engines.split.device.client import Client, Terms
 from atoll.engines.split.host.middle import shared_view
-from atoll.engines.split.host.server import Host, Limits
+from atoll.engines.split.host.server import Host
 from atoll.engines.split.host.session import Served
 from atoll.engines.split.host.turns import Turns
 from atoll.engines.split.transport import ClientTransport, SlowLink, SlowTransport
@@ -29,8 +28,8 @@ from atoll.wire.handshake import PROTOCOL, HostFacts, block_of
 
 Sizes = Mapping[str, tuple[int, int]]
 MAX_RANK = 1024
-SMALL_CHANGE_BYTES = 2**20
-"""Room in a message for what is not tensors."""
+KEPT_CUTS = 16
+"""Digests are kept for so many cuts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +58,12 @@ class SplitSide:
     base: Base
     client: Client
     blocks: RemoteBlocks
+    channel: grpc.Channel
+
+    def close(self) -> None:
+        """Say goodbye to the host."""
+        self.client.end()
+        self.channel.close()
 
 
 def serve(base: Base, source: str, config_precision: str, bits: int, limits: HostLimits) -> Served:
@@ -69,12 +74,14 @@ def serve(base: Base, source: str, config_precision: str, bits: int, limits: Hos
     sizes = {name: sizes_of(base.model.get_submodule(name)) for group in traced.groups for name in group}
     tokenizer = tokenizer_digest(base.tokenizer)
 
-    @cache
+    @lru_cache(KEPT_CUTS)
+    def digest(cut: Cut) -> str:
+        return part_digest(source, cut.front, cut.back)
+
     def facts(cut: Cut) -> HostFacts:
-        fits = cut.front + cut.back < num_blocks
         middle = range(cut.front, num_blocks - cut.back)
         return HostFacts(
-            protocol=PROTOCOL, atoll_version=version("atoll"), base_digest=part_digest(source, cut.front, cut.back) if fits else "",
+            protocol=PROTOCOL, atoll_version=version("atoll"), base_digest=digest(cut) if len(middle) else "",
             tokenizer_digest=tokenizer, num_blocks=num_blocks,
             modules={name: size for name, size in sizes.items() if block_of(name) in middle},
             codecs=("fp32", "bf16", "int8"), wire_modes=("dense", "factored"), precision=config_precision, kinds=("lora", "bottleneck"),
@@ -86,21 +93,18 @@ def serve(base: Base, source: str, config_precision: str, bits: int, limits: Hos
 
 def start_host(served: Served, limits: HostLimits, listen: str, credentials: grpc.ServerCredentials | None) -> Host:
     """A host that listens."""
-    sizes = served.facts(Cut(0, 0)).modules
-    groups = [[sizes[name] for name in group] for group in served.trace.groups]
-    host = Host(served, Limits(limits.max_sessions, largest_message_bytes(groups, limits.max_tokens, MAX_RANK)), listen, credentials)
+    host = Host(served, limits.max_sessions, listen, credentials)
     host.start()
     return host
 
 
-def join(base_name: str, config: RunConfig, access: HostAccess, batch_rows: int) -> SplitSide:
+def join(base_name: str, config: RunConfig, access: HostAccess, max_tokens: int) -> SplitSide:
     """A device's part of the base, joined to the host; the first session opens with the first batch.
 
     Raises: what load_part raises; TransportError where the connection would not be safe.
     """
     cut, wire = Cut(config.model.cut.front, config.model.cut.back), config.wire
     channel = open_channel(access.address, access.tls, insecure=access.insecure)
-    max_tokens = batch_rows * config.data.max_length
     made: list[RemoteBlocks] = []
     clients: list[Client] = []
 
@@ -113,30 +117,27 @@ def join(base_name: str, config: RunConfig, access: HostAccess, batch_rows: int)
     def elsewhere(sizes: Sizes, returns_tuple: bool) -> Elsewhere:
         # The terms hold digests of what is loaded only after this; the client is made last and looked up when the first batch comes.
         blocks = RemoteBlocks(
-            sizes, returns_tuple=returns_tuple, keeps_back=cut.back > 0, connect=lambda pairs: clients[0].connect(pairs)
+            sizes, returns_tuple=returns_tuple, keeps_back=cut.back > 0, connect=lambda pairs: clients[0].connect(pairs),
+            patiently=lambda attempt: clients[0].patiently(attempt),
         )
         made.append(blocks)
         return blocks
 
     base = load_part(base_name, cut.front, cut.back, precision=config.model.precision, elsewhere=elsewhere)
     (blocks,) = made
-    widest = [[size] * 4 for size in blocks.sizes.values()]
     terms = Terms(
         atoll_version=version("atoll"), base_digest=part_digest(base_name, cut.front, cut.back),
         tokenizer_digest=tokenizer_digest(base.tokenizer), cut=cut, kind=config.adapter.kind, mode=wire.mode, codec=wire.codec,
         precision=config.model.precision, max_tokens=max_tokens,
-        max_message_bytes=largest_message_bytes(widest, max_tokens, config.adapter.rank),
+        d_model=int(base.model.config.get_text_config().hidden_size),
     )  # fmt: skip
     client = Client(access.address, terms, transport, wire.reconnect)
     client.blocks = blocks
     clients.append(client)
-    return SplitSide(base, client, blocks)
+    return SplitSide(base, client, blocks, channel)
 
 
-def largest_message_bytes(groups: Sequence[Sequence[tuple[int, int]]], max_tokens: int, max_rank: int) -> int:
-    """Bytes of the largest message that a session may need, in fp32: a group's outputs, or all factors of a step."""
-    widest = max(max(group[0][0], sum(d_out + max_rank for _, d_out in group)) for group in groups)
-    factors = max_rank * sum(d_out for group in groups for _, d_out in group)
-    return ADAPTER_BYTES_PER_PARAMETER * (max_tokens * widest + factors) + SMALL_CHANGE_BYTES
-
-
+def largest_batch_tokens(config: RunConfig, train_rows: int, *, scores: bool) -> int:
+    """Padded tokens of the largest micro-batch of a run, of those that are scored too where there are any."""
+    generated = config.evaluate.max_new_tokens if config.evaluate.metrics else 0
+    return max(train_rows * config.data.max_length, config.evaluate.batch_size * (config.data.max_length + generated) if scores else 0)

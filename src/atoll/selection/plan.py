@@ -12,7 +12,7 @@ from atoll.adapters.targets import resolve_targets
 from atoll.config.schema import DEFAULT_LOCAL_STEPS, Edge, RunConfig
 from atoll.cost.formulas import adapter_parameters, adapter_payload_bytes, round_seconds, step_flops
 from atoll.selection.fit import Setting, largest_batch, refuse
-from atoll.selection.split import elsewhere, groups, step_bytes
+from atoll.selection.split import elsewhere, round_trips, step_bytes
 from atoll.shapes import BaseShapes
 from atoll.units import format_bytes
 
@@ -146,7 +146,7 @@ def _edge_plan(config: RunConfig, edge: Edge, setting: Setting, edges_rows: Mapp
         config, setting.shapes, setting.ranks, num_tokens=setting.batch_size * setting.row_tokens,
         num_label_tokens=setting.num_label_tokens,
     ).times(num_steps * config.train.accumulate if split else 0)  # fmt: skip
-    num_groups = len(groups(config, setting.shapes, setting.ranks)) if split else 0
+    trips = round_trips(config, setting.shapes, setting.ranks, num_steps) if split else 1
     flops = step_flops(
         setting.shapes, setting.ranks, num_rows=setting.batch_size, row_tokens=setting.row_tokens,
         num_label_tokens=setting.num_label_tokens, gradient_checkpointing=setting.gradient_checkpointing,
@@ -154,7 +154,7 @@ def _edge_plan(config: RunConfig, edge: Edge, setting: Setting, edges_rows: Mapp
     ).times(num_steps * config.train.accumulate)  # fmt: skip
     seconds = round_seconds(
         flops.flops, 2 * payload_bytes + wire.shared_bytes, flops_per_second=edge.flops, bits_per_second=edge.bandwidth,
-        latency_seconds=edge.latency, round_trips=1 + num_steps * config.train.accumulate * (2 * num_groups + 2) if split else 1,
+        latency_seconds=edge.latency, round_trips=trips,
     )  # fmt: skip
     by_itself = setting.gradient_checkpointing and config.train.gradient_checkpointing == "auto"
     return EdgePlan(

@@ -24,6 +24,11 @@ def groups(config: RunConfig, shapes: BaseShapes, ranks: Mapping[str, int]) -> l
     return [found[place] for place in sorted(found)]
 
 
+def round_trips(config: RunConfig, shapes: BaseShapes, ranks: Mapping[str, int], num_steps: int) -> int:
+    """Round trips of a round with so many optimizer steps: the adapter's, and of every micro-batch one for each group and way, and two."""
+    return 1 + num_steps * config.train.accumulate * (2 * len(groups(config, shapes, ranks)) + 2)
+
+
 def step_bytes(
     config: RunConfig, shapes: BaseShapes, ranks: Mapping[str, int], *, num_tokens: int, num_label_tokens: int, num_exchanges: int = 1
 ) -> WireBytes:

@@ -16,6 +16,7 @@ ModuleSizes = tuple[int, int, int]
 
 _BYTES_PER_VALUE = {"fp32": 4, "bf16": 2, "int8": 1, "raw": 1}
 _SCALE_BYTES = 4
+_HEADER_BYTES = 2**20 + 4
 
 
 def encoded_bytes(shape: Sequence[int], codec: str) -> int:
@@ -28,6 +29,19 @@ def encoded_bytes(shape: Sequence[int], codec: str) -> int:
     """
     scales = _SCALE_BYTES * math.prod(shape[:-1]) if codec == "int8" else 0
     return scales + _BYTES_PER_VALUE[codec] * math.prod(shape)
+
+
+def largest_message_bytes(groups: Sequence[Sequence[ModuleSizes]], d_model: int, max_tokens: int) -> int:
+    """Bytes of the largest message that a session of these groups may need, in any mode and codec, its header included.
+
+    The hidden states with all factors, or a group's outputs and gradients, in fp32: int8 with its scales is no larger but for one value.
+
+        >>> largest_message_bytes([[(8, 8, 2), (8, 8, 2)]], 8, 10)
+        1049548
+    """
+    factors = sum(rank * d_out for group in groups for _, d_out, rank in group)
+    widest = max([d_model, *(max(group[0][0], sum(d_out + rank for _, d_out, rank in group)) for group in groups)])
+    return _HEADER_BYTES + _BYTES_PER_VALUE["fp32"] * (max_tokens * (widest + 1) + factors)
 
 
 def split_bytes(

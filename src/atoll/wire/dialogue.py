@@ -195,6 +195,8 @@ class Dialogue:
         row, place = np.divmod(wanted, forward.positions)
         if (wanted >= num_positions).any() or (place >= lengths[row]).any():
             self._refuse("a wanted position that is no real token", f"some of {len(wanted)}", "real tokens only")
+        if len(np.unique(wanted)) != len(wanted):
+            self._refuse("a position wanted twice", f"{len(wanted)} positions", "each once")
         if forward.want_front_gradient and not forward.train:
             self._refuse("a gradient asked for without a backward pass", "want_front_gradient without train", "train")
         num_tokens = int(lengths.sum())

@@ -6,13 +6,15 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from atoll.errors import HostRefusedError
+from atoll.errors import HostLostError, HostRefusedError
 from atoll.wire import protocol_pb2 as pb
 
 PROTOCOL: Final = 1
 """Version of the protocol that this code speaks."""
-REFUSAL_CODES: Final = ("unfit", "busy", "frame", "dialogue", "idle", "stopping", "failed")
-"""Refusal.code: Hello does not fit; no room for a session; damaged bytes; a message not allowed; silence; shutdown; a fault of the host."""
+REFUSAL_CODES: Final = ("unfit", "busy", "frame", "dialogue", "failed")
+"""Refusal.code: Hello does not fit; no room for a session; damaged bytes; a message not allowed; a fault of the host."""
+TRANSIENT_CODES: Final = ("busy", "frame")
+"""What another try may mend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +56,12 @@ def check_hello(hello: pb.Hello, facts: HostFacts) -> pb.Refusal | None:
     return None
 
 
-def refusal_error(refusal: pb.Refusal, host: str) -> HostRefusedError:
-    """What the device's user sees of a refusal by the host at this address."""
+def refusal_error(refusal: pb.Refusal, host: str) -> HostRefusedError | HostLostError:
+    """What the device's user sees of a refusal by the host at this address; HostLostError where another try may mend it."""
     fits_not = refusal.code == "unfit"
     what = f"the host refused: {refusal.field} does not fit" if fits_not else f"the host ended the session: {refusal.field or refusal.code}"
-    return HostRefusedError(what, where=host, got=refusal.device_value, expected=refusal.host_value, do=refusal.do)
+    leaf = HostLostError if refusal.code in TRANSIENT_CODES else HostRefusedError
+    return leaf(what, where=host, got=refusal.device_value or refusal.code, expected=refusal.host_value, do=refusal.do)
 
 
 def block_of(module: str) -> int | None:
@@ -87,7 +90,8 @@ def _misfits(hello: pb.Hello, facts: HostFacts) -> Iterator[_Misfit]:
         if device not in choices:
             yield _Misfit(name, ", ".join(choices), device, f"choose one of the host's for {key}")
     if not 1 <= hello.max_tokens <= facts.max_tokens:
-        yield _Misfit("max_tokens", f"1 to {facts.max_tokens}", str(hello.max_tokens), "lower train.batch_size or data.max_length")
+        do = "lower train.batch_size, evaluate.batch_size or data.max_length, or start the host with a larger --max-tokens"
+        yield _Misfit("max_tokens", f"1 to {facts.max_tokens}", str(hello.max_tokens), do)
     yield from _module_misfits(hello, facts)
 
 

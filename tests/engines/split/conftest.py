@@ -25,7 +25,6 @@ from atoll.wire.handshake import PROTOCOL, HostFacts
 from tests.conftest import random_model
 
 BLOCKS = 3
-LIMIT = 2**24
 
 
 def middle_sizes(model: PreTrainedModel, cut: Cut) -> dict[str, tuple[int, int]]:
@@ -55,7 +54,7 @@ def thread_host(host: Served) -> Callable[[], Transport]:
 
     def connect() -> Transport:
         near, far = ThreadTransport.pair()
-        conversation = Conversation(Dialogue("host"), far, "fp32", LIMIT)
+        conversation = Conversation(Dialogue("host"), far, "fp32")
         threading.Thread(target=HostSession(host, conversation, SessionFigures("s", "")).run, daemon=True).start()
         return near
 
@@ -63,21 +62,23 @@ def thread_host(host: Served) -> Callable[[], Transport]:
 
 
 def device_trainer(
-    family: str, cut: Cut, transport: Callable[[], Transport], *, kind: str = "lora", mode: str = "dense", codec: str = "fp32",
-    edge: str = "north", total_steps: int = 20, patience: float = 0.0, **train: object,
+    family: str | PreTrainedModel, cut: Cut, transport: Callable[[], Transport], *, kind: str = "lora", mode: str = "dense",
+    codec: str = "fp32", edge: str = "north", total_steps: int = 20, patience: float = 0.0, **train: object,
 ) -> tuple[LocalTrainer, Client]:  # fmt: skip
     """A trainer on a model whose middle blocks are gone."""
-    model = random_model(family, BLOCKS)
+    model = random_model(family, BLOCKS) if isinstance(family, str) else family
     sizes, traced = middle_sizes(model, cut), trace(model)
-    terms = Terms("test", "base", "tokenizer", cut, kind, mode, codec, "fp32", 512, LIMIT)  # type: ignore[arg-type]
+    terms = Terms("test", "base", "tokenizer", cut, kind, mode, codec, "fp32", 512, int(model.config.hidden_size))  # type: ignore[arg-type]
     client = Client("test", terms, transport, patience)
     blocks: Any = model.get_submodule(blocks_path(model))
-    remote = RemoteBlocks(sizes, returns_tuple=traced.returns_tuple, keeps_back=cut.back > 0, connect=client.connect)
+    remote = RemoteBlocks(
+        sizes, returns_tuple=traced.returns_tuple, keeps_back=cut.back > 0, connect=client.connect, patiently=client.patiently
+    )
     client.blocks = remote
     for number in range(cut.front, len(blocks) - cut.back):
         blocks[number] = Skip(traced.returns_tuple)
     blocks[cut.front] = remote
     hear_hidden_states_only(remote)
-    base = Base(family, model, None, family == "gpt2")  # type: ignore[arg-type]
+    base = Base("device", model, None, False)  # type: ignore[arg-type]
     settings = Train(learning_rate=2e-3, **train)  # type: ignore[arg-type]
     return LocalTrainer(base, settings, total_steps, 0.0, 0, edge, client.patiently), client

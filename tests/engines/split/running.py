@@ -15,13 +15,13 @@ from atoll.engines.split.certificates import DeviceTls, HostTls, open_channel, s
 from atoll.engines.split.cut import Cut
 from atoll.engines.split.device.blocks import Session
 from atoll.engines.split.device.client import Client, Terms
-from atoll.engines.split.host.server import Host, Limits
+from atoll.engines.split.host.server import Host
 from atoll.engines.split.host.session import Served
 from atoll.engines.split.transport import ClientTransport
 from atoll.wire import protocol_pb2 as pb
 
 from tests.conftest import random_model
-from tests.engines.split.conftest import BLOCKS, LIMIT, served
+from tests.engines.split.conftest import BLOCKS, served
 
 PLAIN, OPEN = HostTls(None, None, None), DeviceTls(None, None, None)
 LOOPBACK = "127.0.0.1:0"
@@ -42,7 +42,7 @@ def llama_host(idle_seconds: float = 60.0) -> Served:
 def running(host: Served, max_sessions: int = 4, tls: HostTls = PLAIN) -> Iterator[Host]:
     """The host, served; when it has stopped, none of its threads is left, nor of its devices."""
     before = set(threading.enumerate())
-    running = Host(host, Limits(max_sessions, LIMIT), LOOPBACK, server_credentials(LOOPBACK, tls, insecure=False))
+    running = Host(host, max_sessions, LOOPBACK, server_credentials(LOOPBACK, tls, insecure=False))
     running.start()
     try:
         yield running
@@ -64,7 +64,7 @@ def channel_to(host: Host, tls: DeviceTls = OPEN) -> Iterator[grpc.Channel]:
 @contextmanager
 def session_on(channel: grpc.Channel) -> Iterator[Session]:
     """An open session without adapters."""
-    terms = Terms("test", "base", "tokenizer", Cut(0, 0), "lora", "dense", "fp32", "fp32", 512, LIMIT)
+    terms = Terms("test", "base", "tokenizer", Cut(0, 0), "lora", "dense", "fp32", "fp32", 512, 32)
     session = Client("test", terms, lambda: ClientTransport(channel, PATIENCE_SECONDS), 0.0).connect({})
     try:
         yield session

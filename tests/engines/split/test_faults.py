@@ -7,18 +7,23 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 
+from atoll.base.head import token_losses_N
 from atoll.commands.edge import edge
+from atoll.elsewhere import find_elsewhere
 from atoll.engines.split.conversation import Conversation, Transport
 from atoll.engines.split.cut import Cut
 from atoll.engines.split.device.client import Client
-from atoll.engines.split.transport import ThreadTransport, lost
+from atoll.engines.split.host.turns import Turns
+from atoll.engines.split.transport import FRAMES_ON_THEIR_WAY, Outbox, ThreadTransport, lost
 from atoll.engines.trainer import FitPlan, StepReport, TrainState, Update
-from atoll.errors import HostLostError
+from atoll.errors import HostLostError, HostRefusedError
 from atoll.jobs.split import HostAccess
 from atoll.runs.events import Event, HostLost, StepDone
 from atoll.wire import protocol_pb2 as pb
@@ -27,7 +32,7 @@ from atoll.wire.frames import Message, Packer
 
 from tests.conftest import random_model, save_model_folder
 from tests.engines.conftest import Steps, adapters, stream
-from tests.engines.split.conftest import BLOCKS, LIMIT, device_trainer, served, thread_host
+from tests.engines.split.conftest import BLOCKS, device_trainer, served, thread_host
 
 PLAN = FitPlan(4, 2, False)
 CUT = Cut(1, 0)
@@ -143,7 +148,7 @@ def test_what_is_refused_ends_one_session_only(messages: list[object], code: str
     else:
         dialogue = Dialogue("device")
         dialogue.sent(Message(pb.Hello()))
-        assert Conversation(dialogue, near, "fp32", LIMIT).receive().body.code == code
+        assert Conversation(dialogue, near, "fp32").receive().body.code == code
     update, *_ = run(thread_host(host))
     assert len(update.reports) == PLAN.num_steps
 
@@ -199,3 +204,68 @@ def test_a_killed_and_restarted_host_changes_no_bit(tmp_path: Path) -> None:
     assert any(isinstance(event, HostLost) for event in events)
     files = [(result.adapter / "adapter_model.safetensors").read_bytes() for result in (undisturbed, disturbed)]
     assert files[0] == files[1]
+
+
+def test_scoring_waits_for_the_host_too() -> None:
+    """An exchange without a backward pass leaves nothing behind, and is had again on a new session."""
+    connect = thread_host(served(random_model("llama", BLOCKS)))
+    opened: list[Transport] = []
+
+    def unlucky() -> Transport:
+        opened.append(Breaking(connect(), 3) if not opened else connect())
+        return opened[-1]
+
+    trainer, _ = device_trainer("llama", CUT, unlucky, patience=30.0)
+    losses_N = token_losses_N(trainer.base.model, stream().batch(0))
+    assert torch.allclose(losses_N, token_losses_N(random_model("llama", BLOCKS), stream().batch(0)), atol=1e-5)
+    losses_N = token_losses_N(trainer.base.model, stream().batch(1))
+    losses_N = token_losses_N(trainer.base.model, stream().batch(2))
+    assert len(opened) == 2
+    assert torch.isfinite(losses_N).all()
+
+
+def test_a_writer_gives_its_turn_away_while_nobody_takes_its_frames() -> None:
+    outbox, turns = Outbox(), Turns()
+    for number in range(FRAMES_ON_THEIR_WAY):
+        outbox.put(bytes([number]), nullcontext)
+    waits, done = threading.Event(), threading.Event()
+
+    @contextmanager
+    def waiting() -> Iterator[None]:
+        with turns.pause():
+            waits.set()
+            yield
+
+    def write() -> None:
+        with turns.turn():
+            outbox.put(b"last", waiting)
+        done.set()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert waits.wait(30)
+    with turns.turn():  # Another session computes meanwhile.
+        assert not done.is_set()
+    outbox.close()
+    assert list(outbox)[:2] == [b"\x00", b"\x01"]
+    thread.join(30)
+
+
+def test_a_full_outbox_of_a_lost_session_ends_the_writer() -> None:
+    outbox = Outbox()
+    for _ in range(FRAMES_ON_THEIR_WAY):
+        outbox.put(b"x", nullcontext)
+    threading.Timer(0.1, outbox.close).start()
+    with pytest.raises(HostLostError):
+        outbox.put(b"one more", nullcontext)
+
+
+def test_rows_longer_than_the_base_can_read_are_refused_and_the_host_lives() -> None:
+    host = served(random_model("gpt2", BLOCKS))
+    trainer, _ = device_trainer("gpt2", CUT, thread_host(host))
+    blocks = find_elsewhere(trainer.base.model)
+    assert blocks is not None
+    with pytest.raises(HostRefusedError, match="positions"), torch.no_grad():
+        blocks(torch.zeros(1, 200, 32))
+    short, _ = device_trainer("gpt2", CUT, thread_host(host))
+    assert torch.isfinite(token_losses_N(short.base.model, stream().batch(0))).all()

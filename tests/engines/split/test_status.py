@@ -24,7 +24,7 @@ from atoll.engines.split.host import metrics
 from atoll.engines.split.host.metrics import HostAccount, TokenRate, serve_metrics
 from atoll.engines.split.transport import FRAMES_ON_THEIR_WAY, SERVICE, ClientTransport, fetch_status
 from atoll.engines.trainer import FitPlan, TrainState, Update
-from atoll.errors import HostLostError, HostRefusedError, TransportError
+from atoll.errors import HostLostError, TransportError
 
 from tests.conftest import random_model
 from tests.engines.conftest import Steps, adapters, stream
@@ -135,7 +135,7 @@ def test_one_session_too_many_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(metrics, "ROOM_SECONDS", 0.05)
     with running(llama_host(), max_sessions=2) as host, channel_to(host) as channel:
         with session_on(channel), session_on(channel):
-            with pytest.raises(HostRefusedError, match="sessions") as caught, session_on(channel):
+            with pytest.raises(HostLostError, match="sessions") as caught, session_on(channel):
                 pass
             assert caught.value.expected == "at most 2"
             assert "--max-sessions" in caught.value.do
@@ -244,7 +244,7 @@ def test_the_metrics_page_holds_the_hosts_figures(monkeypatch: pytest.MonkeyPatc
         trainer, client = device(channel)
         update = train(trainer)
         wait_until(lambda: host.account.totals().exchanges == STEPS)
-        with pytest.raises(HostRefusedError), session_on(channel):
+        with pytest.raises(HostLostError), session_on(channel):
             pass
         page = figures(address)
         assert page.pop("atoll_host_resident_bytes") > 50 * 2**20

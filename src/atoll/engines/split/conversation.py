@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from atoll.wire.codec import Codec, Encoded, decode, encode
+from atoll.wire.codec import Codec, decode, encode
 from atoll.wire.dialogue import Dialogue
 from atoll.wire.frames import Assembler, Message, Packer
+
+GREETING_BYTES = 2**21
+"""Largest message before the sizes of a session are known: a header, and a little."""
 
 
 class Transport(Protocol):
     """Carries frames between two processes, in order, each whole or not at all."""
+
+    idle_seconds: float
+    """How long the other side may be waited for, to say something or to take something."""
+    waiting: Callable[[], AbstractContextManager[None]]
+    """Opened around a wait for the other side to take something."""
 
     def write(self, frame: bytes) -> None:
         """Hand a frame over; waits while too many are on their way. Raises: HostLostError."""
@@ -30,11 +39,15 @@ class Transport(Protocol):
 class Conversation:
     """Speaks the dialogue over a transport. `sent_bytes` and `received_bytes` count whole frames by message kind."""
 
-    def __init__(self, dialogue: Dialogue, transport: Transport, codec: Codec, max_message_bytes: int) -> None:
+    def __init__(self, dialogue: Dialogue, transport: Transport, codec: Codec) -> None:
         self.dialogue, self.transport, self.codec = dialogue, transport, codec
         self.sent_bytes: Counter[str] = Counter()
         self.received_bytes: Counter[str] = Counter()
-        self._packer, self._assembler = Packer(), Assembler(max_message_bytes)
+        self._packer, self._assembler = Packer(), Assembler(GREETING_BYTES)
+
+    def allow(self, max_message_bytes: int) -> None:
+        """Take larger messages from now on: before both sides know each other, only a greeting."""
+        self._assembler.max_message_bytes = max_message_bytes
 
     def send(self, body: Any, tensors: Sequence[Tensor] = ()) -> None:
         """Send a message with its tensors, encoded.
@@ -66,6 +79,3 @@ class Conversation:
 def tensors_of(message: Message, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
     """The tensors of a message, decoded."""
     return [decode(encoded, dtype=dtype, device=device) for encoded in message.tensors]
-
-
-__all__ = ["Conversation", "Encoded", "Transport", "tensors_of"]

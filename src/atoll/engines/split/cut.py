@@ -47,6 +47,15 @@ def spread(x_ND: Tensor, at_N: Tensor | None, rows: int, positions: int) -> Tens
     return out.index_copy_(0, at_N, x_ND).view(rows, positions, -1)
 
 
+def plus_at(x_BTD: Tensor, at_N: Tensor | None, y_ND: Tensor) -> Tensor:
+    """The sum with y at the flat positions of x, which stays as it was: quantized modules give views that must not be changed."""
+    if at_N is None:
+        return x_BTD + y_ND.view(x_BTD.shape)
+    out = x_BTD.clone()
+    add_at(out, at_N, y_ND)
+    return out
+
+
 def add_at(out: Tensor, at_N: Tensor | None, x_ND: Tensor) -> None:
     """Add x at the flat positions of `out`, in place."""
     flat = out.view(-1, out.shape[-1])

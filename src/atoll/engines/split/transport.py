@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,9 @@ OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 250),
+    ("grpc.min_reconnect_backoff_ms", 250),
+    ("grpc.max_reconnect_backoff_ms", 4_000),
 )
 """A dead peer is found out within 40 s even where nobody sends. Frames are at most 1 MiB and a little."""
 _GREETING = "if the host uses TLS, give its CA, and a certificate that it trusts if it asks for one"
@@ -48,6 +51,9 @@ _REASONS = (
 """What gRPC says when no connection comes about, in words: part of its text, what it means, what to do."""
 
 
+Waiting = Callable[[], AbstractContextManager[None]]
+
+
 class Outbox:
     """Frames that wait to be taken; an iterator for gRPC's sender."""
 
@@ -55,13 +61,19 @@ class Outbox:
         self._frames: queue.Queue[bytes | None] = queue.Queue(FRAMES_ON_THEIR_WAY)
         self._closed = threading.Event()
 
-    def put(self, frame: bytes) -> None:
-        """Add a frame; waits while the box is full. Raises: HostLostError once it is closed."""
-        while not self._closed.is_set():
+    def put(self, frame: bytes, waiting: Waiting) -> None:
+        """Add a frame; waits while the box is full, within what `waiting` opens. Raises: HostLostError once it is closed."""
+        if not self._closed.is_set():
             try:
-                return self._frames.put(frame, timeout=1.0)
+                return self._frames.put_nowait(frame)
             except queue.Full:
-                continue
+                pass
+        with waiting():
+            while not self._closed.is_set():
+                try:
+                    return self._frames.put(frame, timeout=1.0)
+                except queue.Full:
+                    continue
         raise lost("the session was closed")
 
     def close(self) -> None:
@@ -84,10 +96,11 @@ class Outbox:
 
 
 class ClientTransport:
-    """The device's end of a gRPC stream. `timeout_seconds`: how long the host may be silent while it is waited for."""
+    """The device's end of a gRPC stream."""
 
-    def __init__(self, channel: grpc.Channel, timeout_seconds: float) -> None:
-        self._outbox, self._timeout = Outbox(), timeout_seconds
+    def __init__(self, channel: grpc.Channel, idle_seconds: float) -> None:
+        self._outbox, self.idle_seconds = Outbox(), idle_seconds
+        self.waiting: Waiting = nullcontext
         train: Any = channel.stream_stream(f"/{SERVICE}/Train")
         self._call = train(iter(self._outbox), wait_for_ready=False)
         self._ended = threading.Event()
@@ -101,7 +114,8 @@ class ClientTransport:
         """Hand a frame to gRPC."""
         try:
             if self._call.is_active():
-                return self._outbox.put(frame)
+                with self._alarm.within(self.idle_seconds):
+                    return self._outbox.put(frame, self.waiting)
         except HostLostError:
             if self._call.is_active():
                 raise  # It was closed here.
@@ -110,7 +124,7 @@ class ClientTransport:
     def read(self) -> bytes:
         """The next frame of the host."""
         try:
-            with self._alarm.within(self._timeout):
+            with self._alarm.within(self.idle_seconds):
                 frame: bytes = next(self._call)
                 return frame
         except (grpc.RpcError, StopIteration):
@@ -126,16 +140,18 @@ class ClientTransport:
 
     def _lost(self) -> HostLostError:
         if self._alarm.rang:
-            return lost(f"silence for {self._timeout:.0f} s")
+            return lost(f"silence for {self.idle_seconds:.0f} s")
         return lost_call(self._call.code(), self._call.details())
 
 
 class ServerTransport:
-    """The host's end of a gRPC stream. `idle_seconds`: how long the device may be silent while it is waited for."""
+    """The host's end of a gRPC stream."""
 
     def __init__(self, requests: Iterator[bytes], cancel: Callable[[], None], idle_seconds: float) -> None:
         self.outbox = Outbox()
-        self._requests, self._idle = requests, idle_seconds
+        self.idle_seconds = idle_seconds
+        self.waiting: Waiting = nullcontext
+        self._requests = requests
         self._alarm = Alarm(cancel)
 
     @property
@@ -145,12 +161,13 @@ class ServerTransport:
 
     def write(self, frame: bytes) -> None:
         """Hand a frame to gRPC."""
-        self.outbox.put(frame)
+        with self._alarm.within(self.idle_seconds):
+            self.outbox.put(frame, self.waiting)
 
     def read(self) -> bytes:
         """The next frame of the device."""
         try:
-            with self._alarm.within(self._idle):
+            with self._alarm.within(self.idle_seconds):
                 return next(self._requests)
         except (grpc.RpcError, StopIteration, ValueError):
             raise lost("the device ended the stream") from None
@@ -171,21 +188,20 @@ class Alarm:
 
     def __init__(self, ring: Callable[[], Any]) -> None:
         self._ring = ring
-        self._until: float | None = None
+        self._deadlines: list[list[float]] = []
         self._closed = threading.Event()
         self.rang = False
         threading.Thread(target=self._watch, name="atoll-alarm", daemon=True).start()
 
-    def within(self, seconds: float) -> Alarm:
-        """`with alarm.within(60): wait()`."""
-        self._until = time.monotonic() + seconds
-        return self
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *exc: object) -> None:
-        self._until = None
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """`with alarm.within(60): wait()`, in any thread."""
+        deadline = [time.monotonic() + seconds]
+        self._deadlines.append(deadline)
+        try:
+            yield
+        finally:
+            self._deadlines[:] = [other for other in self._deadlines if other is not deadline]
 
     def close(self) -> None:
         """Stop watching."""
@@ -193,8 +209,7 @@ class Alarm:
 
     def _watch(self) -> None:
         while not self._closed.wait(0.5):
-            until = self._until
-            if until is not None and time.monotonic() > until:
+            if any(deadline[0] < time.monotonic() for deadline in tuple(self._deadlines)):
                 self.rang = True
                 self._ring()
                 return
@@ -202,6 +217,9 @@ class Alarm:
 
 class ThreadTransport:
     """Two ends of a session within one process, for tests of the dialogue without sockets."""
+
+    idle_seconds = float("inf")
+    waiting: Waiting = nullcontext
 
     def __init__(self, inbox: queue.SimpleQueue[bytes | None], outbox: queue.SimpleQueue[bytes | None]) -> None:
         self._inbox, self._outbox = inbox, outbox
@@ -243,6 +261,7 @@ class SlowTransport:
 
     def __init__(self, inner: Transport, link: SlowLink) -> None:
         self._inner, self._link = inner, link
+        self.idle_seconds, self.waiting = inner.idle_seconds, inner.waiting
         self._up: queue.SimpleQueue[tuple[float, bytes] | None] = queue.SimpleQueue()
         self._down: queue.SimpleQueue[tuple[float, bytes] | HostLostError] = queue.SimpleQueue()
         self._up_free = 0.0

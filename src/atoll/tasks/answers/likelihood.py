@@ -29,12 +29,6 @@ class Question:
     def __len__(self) -> int:
         return len(self.prompt) + sum(len(candidate) for candidate in self.candidates)
 
-    @property
-    def num_separate(self) -> int:
-        """Tokens, padding included, where every candidate has a row of its own with the prompt."""
-        return len(self.candidates) * (len(self.prompt) + max(len(candidate) for candidate in self.candidates))
-
-
 def log_likelihoods(model: PreTrainedModel, questions: Sequence[Question], *, batch_size: int, max_length: int) -> list[np.ndarray]:
     """For each question the total log-likelihood of each candidate, end token included, in nats.
 
@@ -44,7 +38,7 @@ def log_likelihoods(model: PreTrainedModel, questions: Sequence[Question], *, ba
     # A host knows rows and packed documents, not a prompt that several candidates share.
     shared = find_elsewhere(model) is None and supports_packing(model, max_length)
     found: list[np.ndarray] = [np.empty(0)] * len(questions)
-    for chosen in _groups([len(question) if shared else question.num_separate for question in fitted], batch_size, max_length):
+    for chosen in _groups([len(question) for question in fitted], batch_size if shared else 1, max_length):
         group = [fitted[i] for i in chosen]
         batch = shared_prompt_batch(group) if shared else _separate_batch(group)
         losses_N = token_losses_N(model, batch.to(model.device)).double().cpu().numpy()

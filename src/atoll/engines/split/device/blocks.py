@@ -38,14 +38,14 @@ class Session:
 
 
 class RemoteBlocks(Elsewhere):
-    """The middle blocks of a base, in a host. `connect` opens a session for the adapters that are attached."""
+    """The middle blocks of a base, in a host. `connect` opens a session for adapters, `patiently` does something again after a loss."""
 
     def __init__(
         self, sizes: Mapping[str, tuple[int, int]], *, returns_tuple: bool, keeps_back: bool,
-        connect: Callable[[Mapping[str, LowRankPair]], Session],
+        connect: Callable[[Mapping[str, LowRankPair]], Session], patiently: Callable[[Callable[[], Tensor]], Tensor],
     ) -> None:  # fmt: skip
         super().__init__(sizes)
-        self.returns_tuple, self.keeps_back, self.connect = returns_tuple, keeps_back, connect
+        self.returns_tuple, self.keeps_back, self.connect, self.patiently = returns_tuple, keeps_back, connect, patiently
         self.session: Session | None = None
         self._ranks: Mapping[str, tuple[int, str]] = {}
         self._sent_factors: list[Tensor] = []
@@ -89,7 +89,8 @@ class RemoteBlocks(Elsewhere):
     def new_factors(self, session: Session) -> list[Tensor]:
         """The second factor of every active module, transposed, where it is not what the host has already."""
         pairs: dict[str, LowRankPair] = self.adapters  # type: ignore[assignment]
-        factors = [pairs[name].up_OR.detach().T.contiguous() for names in session.groups for name in names]
+        # Cloned: of rank 1, the transposed view would be the living parameter itself, and never differ from what was sent.
+        factors = [pairs[name].up_OR.detach().T.clone(memory_format=torch.contiguous_format) for names in session.groups for name in names]
         # Compared by value: the optimizer moves all adapters as one tensor, which leaves no mark on these views.
         known = len(factors) == len(self._sent_factors) and all(map(torch.equal, factors, self._sent_factors))
         self._sent_factors = factors
@@ -103,13 +104,16 @@ class _Away(torch.autograd.Function):
     def forward(ctx: Any, h_BTD: Tensor, anchor: Tensor, blocks: RemoteBlocks, layout: Layout, grads: bool) -> Tensor:
         front_gradient = grads and ctx.needs_input_grad[0]
         train = front_gradient or (grads and bool(blocks.adapters))
-        exchange = blocks.exchange(h_BTD, layout, train=train, front_gradient=front_gradient)
-        ctx.exchange = exchange
-        return exchange.forward(h_BTD)
+        if not train:  # Such an exchange leaves nothing behind, and can be had again.
+            ctx.exchange = None
+            return blocks.patiently(lambda: blocks.exchange(h_BTD, layout, train=False, front_gradient=False).forward(h_BTD))
+        ctx.exchange = blocks.exchange(h_BTD, layout, train=True, front_gradient=front_gradient)
+        return ctx.exchange.forward(h_BTD)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None, None]:
-        return ctx.exchange.backward(grads[0]), None, None, None, None
+        grad = None if ctx.exchange is None else ctx.exchange.backward(grads[0])
+        return grad, None, None, None, None
 
 
 class Exchange:

@@ -12,8 +12,9 @@ from atoll.cost.traffic import WireAccount
 from atoll.engines.split.conversation import Conversation, Transport
 from atoll.engines.split.cut import Cut
 from atoll.engines.split.device.blocks import RemoteBlocks, Session
-from atoll.errors import HostLostError
+from atoll.errors import FrameError, HostLostError
 from atoll.wire import protocol_pb2 as pb
+from atoll.wire.accounting import largest_message_bytes
 from atoll.wire.codec import Codec
 from atoll.wire.dialogue import Dialogue
 from atoll.wire.handshake import PROTOCOL, refusal_error
@@ -37,16 +38,13 @@ class Terms:
     precision: str
     max_tokens: int
     """Padded tokens of the largest micro-batch."""
-    max_message_bytes: int
-    """More than this is refused before memory is taken for it."""
+    d_model: int
 
 
 class Client:
     """A device's way to its host. `transport` opens a stream; `account` counts what crossed all of them."""
 
-    def __init__(
-        self, host: str, terms: Terms, transport: Callable[[], Transport], patience_seconds: float
-    ) -> None:
+    def __init__(self, host: str, terms: Terms, transport: Callable[[], Transport], patience_seconds: float) -> None:
         self._host, self._terms, self._transport = host, terms, transport
         self._patience = patience_seconds
         self.on_lost: Callable[[str], None] = lambda reason: None
@@ -59,7 +57,7 @@ class Client:
 
         Raises: HostRefusedError, HostLostError, ProtocolError.
         """
-        conversation = Conversation(Dialogue("device"), self._transport(), self._terms.codec, self._terms.max_message_bytes)
+        conversation = Conversation(Dialogue("device"), self._transport(), self._terms.codec)
         conversation.sent_bytes, conversation.received_bytes = self.account.sent, self.account.received
         try:
             groups = self._greet(conversation, pairs)
@@ -79,7 +77,10 @@ class Client:
         answer = conversation.receive()
         if answer.kind == "refusal":
             raise refusal_error(answer.body, self._host)
-        return tuple(tuple(group.modules) for group in answer.body.groups)
+        groups = tuple(tuple(group.modules) for group in answer.body.groups)
+        sizes = [[pairs[name].size for name in names] for names in groups]
+        conversation.allow(largest_message_bytes(sizes, terms.d_model, terms.max_tokens))
+        return groups
 
     def end(self) -> None:
         """Say goodbye to the host."""
@@ -91,20 +92,18 @@ class Client:
 
         Nothing that an attempt does may outlast its failure: a training step changes the adapters only at its very end.
 
-        Raises: HostLostError after the last try.
+        Raises: HostLostError, or FrameError, after the last try.
         """
         pause, until = FIRST_PAUSE_SECONDS, None
         while True:
             try:
                 return attempt()
-            except HostLostError as problem:
+            except (HostLostError, FrameError) as problem:
                 if self.blocks is not None:
                     self.blocks.drop()
                 until = time.monotonic() + self._patience if until is None else until
                 if time.monotonic() + pause > until:
                     raise
-                self.on_lost(problem.got)
+                self.on_lost(problem.got or problem.what)
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-
-

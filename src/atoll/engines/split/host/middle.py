@@ -12,11 +12,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from transformers import PreTrainedModel
 
 from atoll.base.blocks import Skip, blocks_path
 from atoll.elsewhere import Layout
-from atoll.engines.split.cut import Cut, add_at, gather, real_positions, spread
+from atoll.engines.split.cut import Cut, add_at, gather, plus_at, real_positions, spread
 from atoll.tasks.packing import attention_mask, documents_seen
 
 
@@ -42,6 +43,7 @@ def shared_view(module: nn.Module) -> nn.Module:
     clone.__dict__ = dict(module.__dict__)
     for hooks in ("_forward_pre_hooks", "_forward_hooks"):
         clone.__dict__[hooks] = OrderedDict(module.__dict__[hooks])
+    clone._buffers = dict(module._buffers)  # Some rotary tables are made anew when a row is longer than any before.
     clone._modules = {name: None if child is None else shared_view(child) for name, child in module._modules.items()}
     return clone
 
@@ -200,11 +202,10 @@ class _Cut(torch.autograd.Function):
         parts = group.peer.receive_output(group.number)
         outs = []
         for name, y, part in zip(group.names, ys, parts, strict=True):
-            out = y.detach()
-            delta_NO = part @ group.middle.ups_OR[name].T if group.factored else part
-            add_at(out, real, delta_NO)
-            outs.append(out)
-        ctx.inner, ctx.ys, ctx.group = inner, ys, group
+            outs.append(plus_at(y.detach(), real, part @ group.middle.ups_OR[name].T if group.factored else part))
+        # The way back is kept without the values that led there.
+        ctx.inner, ctx.group = inner, group
+        ctx.edges = [get_gradient_edge(y) for y in ys] if wants else []
         ctx.lows = parts if group.factored else None
         return tuple(outs)
 
@@ -222,6 +223,6 @@ class _Cut(torch.autograd.Function):
         group.peer.send_gradient(group.number, outgoing, want_input_gradient=wants)
         if not wants:
             return None, None, None
-        (grad_x,) = torch.autograd.grad(ctx.ys, ctx.inner, grads)
+        (grad_x,) = torch.autograd.grad(ctx.edges, ctx.inner, grads)
         add_at(grad_x, real, group.peer.receive_input_gradient(group.number))
         return grad_x, None, None

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -16,41 +15,36 @@ from atoll.cost.meters import resident_bytes
 from atoll.engines.split.conversation import Conversation
 from atoll.engines.split.cut import Cut
 from atoll.engines.split.host.metrics import HostAccount
-from atoll.engines.split.host.parts import send_part
+from atoll.engines.split.host.parts import Parts
 from atoll.engines.split.host.session import HostSession, Served, SessionFigures
 from atoll.engines.split.transport import OPTIONS, SERVICE, ServerTransport
-from atoll.errors import AtollError, TransportError
+from atoll.errors import TransportError
 from atoll.wire import protocol_pb2 as pb
 from atoll.wire.dialogue import Dialogue
 from atoll.wire.frames import Message, Packer
 
 STOP_SECONDS = 2.0
+HELLO_SECONDS = 10.0
+ONE_AT_A_PORT = ("grpc.so_reuseport", 0)
+"""Else two hosts could listen on one port, and a device would meet now the one, now the other."""
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a host bears."""
-
-    max_sessions: int
-    max_message_bytes: int
 
 
 class Host:
     """Serves until `stop`. `credentials` None: without TLS."""
 
-    def __init__(self, served: Served, limits: Limits, listen: str, credentials: grpc.ServerCredentials | None) -> None:
-        self._served, self._limits = served, limits
-        self.account, self._started = HostAccount(limits.max_sessions), time.monotonic()
+    def __init__(self, served: Served, max_sessions: int, listen: str, credentials: grpc.ServerCredentials | None) -> None:
+        self._served, self._max_sessions = served, max_sessions
+        self.account, self._started = HostAccount(max_sessions), time.monotonic()
         self._threads: set[threading.Thread] = set()
         self._at_stop: list[Callable[[], None]] = []
         # A few more threads than sessions, so that a device beyond the limit is told so, and status is answered, while all are busy.
-        workers = limits.max_sessions + 8
+        workers = max_sessions + 8
         self._server = grpc.server(
-            ThreadPoolExecutor(workers, thread_name_prefix="atoll-grpc"), options=OPTIONS, maximum_concurrent_rpcs=workers
+            ThreadPoolExecutor(workers, thread_name_prefix="atoll-grpc"), options=(*OPTIONS, ONE_AT_A_PORT), maximum_concurrent_rpcs=workers
         )
         handlers = {
-            "Part": grpc.unary_stream_rpc_method_handler(self._part, request_deserializer=pb.PartRequest.FromString),
+            "Part": grpc.unary_stream_rpc_method_handler(Parts(served.source).serve, request_deserializer=pb.PartRequest.FromString),
             "Train": grpc.stream_stream_rpc_method_handler(self._train),
             "Status": grpc.unary_unary_rpc_method_handler(
                 self._status, request_deserializer=pb.StatusRequest.FromString, response_serializer=pb.StatusReply.SerializeToString
@@ -89,20 +83,21 @@ class Host:
             protocol=facts.protocol, atoll_version=facts.atoll_version, base_digest=facts.base_digest,
             tokenizer_digest=facts.tokenizer_digest, num_blocks=facts.num_blocks, bits=self._served.bits, precision=facts.precision,
             codecs=facts.codecs, wire_modes=facts.wire_modes, adapter_kinds=facts.kinds, max_tokens=facts.max_tokens,
-            max_rank=facts.max_rank, sessions=totals.sessions, max_sessions=self._limits.max_sessions,
+            max_rank=facts.max_rank, sessions=totals.sessions, max_sessions=self._max_sessions,
             uptime_seconds=now - self._started, tokens=totals.tokens, tokens_per_second=self.account.tokens_per_second(),
             resident_bytes=resident_bytes(), open=[_session_status(figures, now) for figures in self.account.sessions(tenant)],
         )  # fmt: skip
 
     def _train(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
-        transport = ServerTransport(requests, context.cancel, self._served.idle_seconds)
+        # Until it has said who it is, a device has less time.
+        transport = ServerTransport(requests, context.cancel, min(HELLO_SECONDS, self._served.idle_seconds))
         if not context.add_callback(transport.close):
             transport.close()  # The device is gone already, and nobody else would end the transport's thread.
-        conversation = Conversation(Dialogue("host"), transport, "fp32", self._limits.max_message_bytes)
+        conversation = Conversation(Dialogue("host"), transport, "fp32")
         figures = self.account.open(tenant_of(context))
         if figures is None:
             yield from Packer().frames(Message(pb.Refusal(
-                code="busy", field="sessions", host_value=f"at most {self._limits.max_sessions}", device_value="one more",
+                code="busy", field="sessions", host_value=f"at most {self._max_sessions}", device_value="one more",
                 do="try again later, or start the host with a larger --max-sessions",
             )))  # fmt: skip
             return
@@ -111,12 +106,6 @@ class Host:
         self._threads.add(thread)
         thread.start()
         yield from transport.outbox
-
-    def _part(self, request: Any, context: Any) -> Iterator[bytes]:
-        try:
-            yield from send_part(self._served.source, Cut(request.cut_front, request.cut_back))
-        except AtollError as problem:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, problem.page())
 
     def _run(self, conversation: Conversation, transport: ServerTransport, figures: SessionFigures) -> None:
         log.info("session %s opened by %s", figures.session, figures.tenant or "a device without a certificate")
@@ -128,7 +117,8 @@ class Host:
             log.info("session %s ended after %d tokens", figures.session, figures.num_tokens)
 
     def _status(self, request: Any, context: Any) -> Any:
-        return self.status(tenant_of(context) or None)
+        # Whoever shows a certificate sees its own sessions only, though it may have no name.
+        return self.status(tenant_of(context) if context.peer_identities() else None)
 
 
 def _session_status(figures: SessionFigures, now: float) -> pb.SessionStatus:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,8 @@ from atoll.engines.split.host.middle import Middle
 from atoll.engines.split.host.turns import Turns
 from atoll.errors import AtollError, FrameError, HostLostError, ProtocolError
 from atoll.wire import protocol_pb2 as pb
-from atoll.wire.codec import decode
+from atoll.wire.accounting import largest_message_bytes
+from atoll.wire.frames import Message
 from atoll.wire.handshake import HostFacts, check_hello
 
 Groups = Sequence[Sequence[str]]
@@ -61,6 +62,11 @@ class Served:
     idle_seconds: float
     turns: Turns
 
+    @property
+    def width(self) -> int:
+        """Of the hidden state."""
+        return int(self.base.model.config.get_text_config().hidden_size)
+
 
 class DevicePeer:
     """The device as the middle blocks see it: sends, waits and checks sizes. While it waits, other sessions compute."""
@@ -78,9 +84,7 @@ class DevicePeer:
         """
         with self._turns.pause():
             message = self._conversation.receive()
-        got = [encoded.shape for encoded in message.tensors]
-        if got != list(shapes):
-            raise ProtocolError(f"tensors of a {message.kind} message", got=_shapes(got), expected=_shapes(shapes))
+        check_shapes(message, shapes)
         return tensors_of(message, self._model.dtype, self._model.device)
 
     def send(self, body: Any, tensors: Sequence[Tensor]) -> None:
@@ -153,12 +157,10 @@ class HostSession:
             session=self._figures.session, atoll_version=facts.atoll_version, groups=[pb.Group(modules=names) for names in groups],
             bits=self._served.bits, max_tokens=facts.max_tokens, idle_seconds=self._served.idle_seconds,
         ))  # fmt: skip
-        while (request := self._conversation.receive()).kind == "forward":
-            try:
-                with self._served.turns.turn():
-                    self._exchange(request.body, request.tensors, peer, middle, facts)
-            finally:
-                middle.clear()
+        widths = [[(*facts.modules[name], ranks[name]) for name in group] for group in groups]
+        self._conversation.allow(largest_message_bytes(widths, self._served.width, min(hello.max_tokens, facts.max_tokens)))
+        self._conversation.transport.idle_seconds = self._served.idle_seconds
+        while self._exchange(peer, middle):
             self._count(peer.num_tokens)
 
     def _refuse(self, refusal: Any) -> None:
@@ -166,26 +168,48 @@ class HostSession:
         with suppress(AtollError):  # The device stopped listening, or the dialogue is over: then there is nobody to tell.
             self._conversation.send(refusal)
 
-    def _exchange(self, request: Any, encoded: Sequence[Any], peer: DevicePeer, middle: Middle, facts: HostFacts) -> None:
-        layout = _layout(request, facts.max_tokens)
-        model = self._served.base.model
+    def _exchange(self, peer: DevicePeer, middle: Middle) -> bool:
+        """The next exchange, of which nothing is held when this returns; False where the device said goodbye."""
+        message = self._conversation.receive()
+        if message.kind != "forward":
+            return False
+        request, model, transport = message.body, self._served.base.model, self._conversation.transport
+        layout = self._layout(request)
         peer.exchange, peer.num_tokens = request.exchange, sum(layout.lengths)
-        width = model.config.get_text_config().hidden_size
-        shapes = [(peer.num_tokens, width), *(peer.factor_shapes() if request.has_factors else [])]
-        got = [tensor.shape for tensor in encoded]
-        if got != shapes:
-            raise ProtocolError("tensors of a forward message", got=_shapes(got), expected=_shapes(shapes))
-        if peer.factored and peer.factor_shapes() and not (request.has_factors or middle.ups_OR):
-            raise ProtocolError("the factors of the adapters", got="none yet", expected="factors with the first forward message")
-        h_ND, *factors = (decode(tensor, dtype=model.dtype, device=model.device) for tensor in encoded)
-        middle.take_factors(factors)
-        front_gradient = request.train and request.want_front_gradient
-        hidden_ND = middle.forward(h_ND, layout, request.positions, train=request.train, front_gradient=front_gradient)
-        peer.send(pb.Hidden(exchange=peer.exchange), [hidden_ND])
-        if request.train:
-            (grad_ND,) = peer.receive([tuple(hidden_ND.shape)])
-            front_ND = middle.backward(grad_ND)
-            peer.send(pb.Finished(exchange=peer.exchange), [] if front_ND is None else [front_ND])
+        shapes = [(peer.num_tokens, self._served.width), *(peer.factor_shapes() if request.has_factors else [])]
+        check_shapes(message, shapes)
+        try:
+            with self._served.turns.turn():
+                transport.waiting = self._served.turns.pause
+                h_ND, *factors = tensors_of(message, model.dtype, model.device)
+                middle.take_factors(factors)
+                front_gradient = request.train and request.want_front_gradient
+                hidden_ND = middle.forward(h_ND, layout, request.positions, train=request.train, front_gradient=front_gradient)
+                peer.send(pb.Hidden(exchange=peer.exchange), [hidden_ND])
+                if request.train:
+                    (grad_ND,) = peer.receive([tuple(hidden_ND.shape)])
+                    front_ND = middle.backward(grad_ND)
+                    peer.send(pb.Finished(exchange=peer.exchange), [] if front_ND is None else [front_ND])
+        finally:
+            transport.waiting = nullcontext
+            middle.clear()
+        return True
+
+    def _layout(self, request: Any) -> Layout:
+        """The layout of a request whose sizes the dialogue has checked.
+
+        Raises: ProtocolError for positions that the base does not have.
+        """
+        context = getattr(self._served.base.model.config.get_text_config(), "max_position_embeddings", None)
+        places = torch.tensor(request.position_ids, dtype=torch.int64)
+        if (context is not None and request.positions > context) or bool((places >= request.positions).any()):
+            raise ProtocolError(
+                "positions that the base does not have", got=f"rows of {request.positions}", expected=f"at most {context}",
+                do="lower data.max_length",
+            )  # fmt: skip
+        lengths, wanted = tuple(request.lengths) or (request.positions,) * request.rows, torch.tensor(request.wanted, dtype=torch.int64)
+        at = places.view(request.rows, request.positions) if len(places) else None
+        return Layout(lengths, wanted if len(wanted) else None, at)
 
     def _count(self, num_tokens: int) -> None:
         figures = self._figures
@@ -199,25 +223,14 @@ class HostSession:
         self._figures.sent_bytes = self._conversation.sent_bytes.total()
 
 
-def _layout(request: Any, max_tokens: int) -> Layout:
-    """The layout of a request.
+def check_shapes(message: Message, shapes: Sequence[tuple[int, ...]]) -> None:
+    """Whether the message's tensors have these shapes, where the dialogue cannot know them.
 
-    Raises: ProtocolError where it is too large, or points outside itself.
+    Raises: ProtocolError.
     """
-    rows, positions = request.rows, request.positions
-    if not 0 < rows * positions <= max_tokens:
-        raise ProtocolError(
-            "max_tokens", got=f"a batch of {rows} x {positions} tokens", expected=f"1 to {max_tokens} tokens",
-            do="use a smaller batch_size or max_length, or start the host with a larger --max-tokens",
-        )  # fmt: skip
-    lengths = tuple(request.lengths) or (positions,) * rows
-    wanted, places = torch.tensor(request.wanted, dtype=torch.int64), torch.tensor(request.position_ids, dtype=torch.int64)
-    if (
-        len(lengths) != rows or not all(0 < length <= positions for length in lengths)
-        or bool((wanted >= rows * positions).any()) or len(places) not in (0, rows * positions) or bool((places >= positions).any())
-    ):  # fmt: skip
-        raise ProtocolError("the layout of a batch", got="positions outside it", expected="lengths and positions within the batch")
-    return Layout(lengths, wanted if len(wanted) else None, places.view(rows, positions) if len(places) else None)
+    got = [encoded.shape for encoded in message.tensors]
+    if got != list(shapes):
+        raise ProtocolError(f"tensors of a {message.kind} message", got=_shapes(got), expected=_shapes(shapes))
 
 
 def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:

@@ -1,0 +1,104 @@
+"""Many devices on one host against one device that is given the same tokens: total tokens per second, and the host's memory.
+
+Every device is a process of its own; all take the same number of steps and start together. One host process, random Llama of 15 M.
+
+Usage: python benchmarks/split_devices.py [--devices 8] [--steps 4] [--repeats 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from atoll.jobs.split import HostAccess, join
+from sides import results, task
+from split_step import SIZES, adapters, batch, config, host, stepping
+
+GOALS = {"tokens per second of all ÷ of one": 0.9}
+
+
+def device(folder: Path, address: str, steps: int) -> None:
+    """One device: warm up, say so, wait for the word, make its steps, say so."""
+    side = join(str(folder), config("factored", False), HostAccess(address), batch().input_ids_BT.numel())
+    with stepping(side.base, adapters(folder, "all")) as step:
+        step()
+        print("ready", flush=True)
+        sys.stdin.readline()
+        for _ in range(steps):
+            step()
+        print("done", flush=True)
+        sys.stdin.readline()
+    side.close()
+
+
+def race(folder: Path, address: str, num_devices: int, steps: int) -> tuple[float, int]:
+    """Seconds until all devices have made their steps, and the host's memory at its largest."""
+    process = next(p for p in psutil.Process().children() if "host" in p.cmdline())
+    command = [sys.executable, __file__, "--device", str(folder), "--address", address, "--steps", str(steps)]
+    devices = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(num_devices)]
+    try:
+        for one in devices:
+            assert one.stdout is not None
+            assert one.stdout.readline() == "ready\n"
+        start = time.perf_counter()
+        for one in devices:
+            _say(one)
+        for one in devices:
+            assert one.stdout is not None
+            assert one.stdout.readline() == "done\n"
+        seconds, resident = time.perf_counter() - start, process.memory_info().rss
+        for one in devices:
+            _say(one)
+    finally:
+        for one in devices:
+            one.wait(60)
+    return seconds, resident
+
+
+def _say(one: subprocess.Popen[str]) -> None:
+    assert one.stdin is not None
+    one.stdin.write("go\n")
+    one.stdin.flush()
+
+
+def main() -> None:
+    """Measure and write; or be a device."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--devices", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", type=Path)
+    parser.add_argument("--address")
+    given = parser.parse_args()
+    if given.device is not None:
+        device(given.device, given.address, given.steps)
+        return
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        task.random_llama(Path(folder), SIZES["15M"])
+        with host(Path(folder)) as address:
+            for _ in range(given.repeats):
+                one, one_bytes = race(Path(folder), address, 1, given.devices * given.steps)
+                many, many_bytes = race(Path(folder), address, given.devices, given.steps)
+                seconds = {"one_seconds": one, "many_seconds": many, "ratio": one / many}
+                rows.append(seconds | {"one_bytes": one_bytes, "many_bytes": many_bytes})
+                print({key: round(value, 3) for key, value in rows[-1].items()}, flush=True)
+    shape = list(batch().input_ids_BT.shape)
+    settings = {"devices": given.devices, "steps": given.steps, "batch": shape, "goals": GOALS}
+    results.write("split_devices", settings, {"ratio": statistics.median(row["ratio"] for row in rows), "repeats": rows})
+
+
+if __name__ == "__main__":
+    main()
