@@ -2,7 +2,7 @@
 
 Every device is a process of its own; all take the same number of steps and start together. One host process, random Llama of 15 M.
 
-Usage: python benchmarks/split_devices.py [--devices 8] [--steps 4] [--repeats 3]
+Usage: python benchmarks/split_devices.py [--devices 8] [--steps 4] [--repeats 3] [--threads 2]
 """
 
 from __future__ import annotations
@@ -43,11 +43,13 @@ def device(folder: Path, address: str, steps: int) -> None:
     side.close()
 
 
-def race(folder: Path, address: str, num_devices: int, steps: int) -> tuple[float, int]:
+def race(folder: Path, address: str, num_devices: int, steps: int, threads: int) -> tuple[float, int]:
     """Seconds until all devices have made their steps, and the host's memory at its largest."""
     process = next(p for p in psutil.Process().children() if "host" in p.cmdline())
     command = [sys.executable, __file__, "--device", str(folder), "--address", address, "--steps", str(steps)]
-    devices = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(num_devices)]
+    setting = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": setting}
+    devices = [subprocess.Popen(command, **pipes) for _ in range(num_devices)]
     try:
         for one in devices:
             assert one.stdout is not None
@@ -79,6 +81,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=8)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2, help="of each device")
     parser.add_argument("--device", type=Path)
     parser.add_argument("--address")
     given = parser.parse_args()
@@ -90,14 +93,15 @@ def main() -> None:
         task.random_llama(Path(folder), SIZES["15M"])
         with host(Path(folder)) as address:
             for _ in range(given.repeats):
-                one, one_bytes = race(Path(folder), address, 1, given.devices * given.steps)
-                many, many_bytes = race(Path(folder), address, given.devices, given.steps)
+                one, one_bytes = race(Path(folder), address, 1, given.devices * given.steps, given.threads)
+                many, many_bytes = race(Path(folder), address, given.devices, given.steps, given.threads)
                 seconds = {"one_seconds": one, "many_seconds": many, "ratio": one / many}
                 rows.append(seconds | {"one_bytes": one_bytes, "many_bytes": many_bytes})
                 print({key: round(value, 3) for key, value in rows[-1].items()}, flush=True)
     shape = list(batch().input_ids_BT.shape)
     settings = {"devices": given.devices, "steps": given.steps, "batch": shape, "goals": GOALS}
-    results.write("split_devices", settings, {"ratio": statistics.median(row["ratio"] for row in rows), "repeats": rows})
+    name = f"split_devices_{given.threads}_threads"
+    results.write(name, settings | {"device_threads": given.threads}, {"ratio": statistics.median(row["ratio"] for row in rows), "repeats": rows})
 
 
 if __name__ == "__main__":

@@ -121,7 +121,8 @@ def measure(folder: Path, base: Base, address: str, mode: str, active: str, repe
     local, split, line_seconds = (statistics.median(column) for column in zip(*times, strict=True))
     written = (moved.sent.total() + moved.received.total()) / repeats
     round_trips = 2 * len(groups(settings, shapes, ranks)) + 1
-    slow = 8 * max(formula.up_bytes, formula.down_bytes) / SLOW_BITS + 2 * SLOW_SECONDS * round_trips if link else line_seconds
+    # Question and answer take turns, so that the two directions of the link are never busy at once.
+    slow = 8 * formula.shared_bytes / SLOW_BITS + 2 * SLOW_SECONDS * round_trips if link else line_seconds
     return {
         "local_seconds": local, "split_seconds": split, "line_seconds": line_seconds, "bound_seconds": local + slow,
         "ratio": statistics.median(there / (here + (slow if link else bare)) for here, there, bare in times), "bytes": written,
