@@ -100,8 +100,9 @@ def main() -> None:
                 print({key: round(value, 3) for key, value in rows[-1].items()}, flush=True)
     shape = list(batch().input_ids_BT.shape)
     settings = {"devices": given.devices, "steps": given.steps, "batch": shape, "goals": GOALS}
+    ratio = statistics.median(row["ratio"] for row in rows)
     name = f"split_devices_{given.threads}_threads"
-    results.write(name, settings | {"device_threads": given.threads}, {"ratio": statistics.median(row["ratio"] for row in rows), "repeats": rows})
+    results.write(name, settings | {"device_threads": given.threads}, {"ratio": ratio, "repeats": rows})
 
 
 if __name__ == "__main__":
