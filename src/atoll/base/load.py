@@ -50,15 +50,24 @@ def load_base(name: str, *, precision: str = "fp32") -> Base:
 
     Raises: BaseFolderError, ArchitectureError, TokenizerError, WeightsError.
     """
+    return load_whole(name, precision, quantization=None)
+
+
+def load_whole(name: str, precision: str, quantization: transformers.BitsAndBytesConfig | None) -> Base:
+    """The base with all its blocks, as it lies or quantized while it is loaded.
+
+    Raises: as load_base.
+    """
     source = str(tiny_path()) if name == "tiny" else name
     check_folder(source)
     check_whole(source)
     with quiet():
         config = load_config(source)
         tokenizer = load_tokenizer(name)
-        model = load_model(source, config, precision)
+        model = load_model(source, config, precision, quantization)
     check_vocabulary(source, model, tokenizer)
     check_head(model)
+    # The quantizer makes plain projections of GPT-2's transposed ones.
     transposed = any(type(module).__name__ == "Conv1D" for module in model.modules())
     return Base(name, model, tokenizer, transposed)
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import importlib
 import logging
-from typing import Any
 
 from transformers import BitsAndBytesConfig
 
 from atoll.base.blocks import trace
-from atoll.base.head import check_head
-from atoll.base.load import DTYPES, Base, check_folder, check_vocabulary, check_whole, load_config, load_model, load_tokenizer, quiet
-from atoll.embedded import tiny_path
+from atoll.base.load import DTYPES, Base, load_whole
 from atoll.errors import ArchitectureError, BadValueError, UnavailableError
 
 BITS = (4, 8)
@@ -27,22 +24,15 @@ def load_quantized(name: str, bits: int, *, precision: str = "fp32") -> Base:
     cannot be quantized; and what load_base raises.
     """
     _require_library(bits)
-    source = str(tiny_path()) if name == "tiny" else name
-    check_folder(source)
-    check_whole(source)
-    with quiet():
-        config = load_config(source)
-        tokenizer = load_tokenizer(name)
-        model: Any = load_model(source, config, precision, _settings(bits, precision))
-    check_vocabulary(source, model, tokenizer)
-    check_head(model)
+    base = load_whole(name, precision, _settings(bits, precision))
+    model = base.model
     plain = [name for group in trace(model).groups for name in group if type(model.get_submodule(name)).__name__ not in _QUANTIZED]
     if plain:
         raise ArchitectureError(
-            "the base has projections that cannot be quantized", where=source, got=", ".join(plain[:3]),
+            "the base has projections that cannot be quantized", where=name, got=", ".join(plain[:3]),
             expected=f"blocks whose projections bitsandbytes can keep in {bits} bits", do="keep the base in 16 bits",
         )  # fmt: skip
-    return Base(name, model, tokenizer, transposed=False)
+    return base
 
 
 def _settings(bits: int, precision: str) -> BitsAndBytesConfig:

@@ -66,7 +66,7 @@ class SplitSide:
         self.channel.close()
 
 
-def serve(base: Base, source: str, config_precision: str, bits: int, limits: HostLimits) -> Served:
+def serve(base: Base, source: str, precision: str, bits: int, limits: HostLimits) -> Served:
     """A base made ready to be served; adapters attached to it later do not show in it."""
     base = replace(base, model=shared_view(base.model))  # type: ignore[arg-type]
     traced = trace(base.model)
@@ -84,7 +84,7 @@ def serve(base: Base, source: str, config_precision: str, bits: int, limits: Hos
             protocol=PROTOCOL, atoll_version=version("atoll"), base_digest=digest(cut) if len(middle) else "",
             tokenizer_digest=tokenizer, num_blocks=num_blocks,
             modules={name: size for name, size in sizes.items() if block_of(name) in middle},
-            codecs=("fp32", "bf16", "int8"), wire_modes=("dense", "factored"), precision=config_precision, kinds=("lora", "bottleneck"),
+            codecs=("fp32", "bf16", "int8"), wire_modes=("dense", "factored"), precision=precision, kinds=("lora", "bottleneck"),
             max_tokens=limits.max_tokens, max_rank=MAX_RANK,
         )  # fmt: skip
 

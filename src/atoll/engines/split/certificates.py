@@ -233,7 +233,7 @@ def _check_plain(address: str, what: str, missing: str, insecure: bool) -> None:
     if not insecure and not is_loopback(address):
         raise TransportError(
             what, where=address, got="no certificates", expected="TLS, or a loopback address (localhost, 127.0.0.1, [::1])",
-            do=f"give the {missing}, or go through an SSH tunnel to localhost; allow plain text expressly only on a network you trust",
+            do=f"give {missing}, or go through an SSH tunnel to localhost; --insecure allows plain text, for a network you trust",
         )  # fmt: skip
 
 
