@@ -77,7 +77,7 @@ def child(folder: str, num_rows: int, row_tokens: int, checkpointing: bool) -> N
     trainer = LocalTrainer(Base(folder, model, None, False), Train(), STEPS, 0.0, 0, "local")  # type: ignore[arg-type]
     started = time.process_time()
     with PeakMemory() as peak:
-        trainer.fit(TrainState(state, None, 0), batches, FitPlan(STEPS, 1, checkpointing), lambda report: None)  # type: ignore[arg-type]
+        trainer.fit(TrainState(state, {}, 0), batches, FitPlan(STEPS, 1, checkpointing), lambda report: None)  # type: ignore[arg-type]
     print(json.dumps({"floor": floor, "loaded": loaded, "peak": peak.num_bytes, "seconds": time.process_time() - started}))
 
 

@@ -23,7 +23,7 @@ from atoll.adapters.state import AdapterState
 from atoll.base.load import load_base
 from atoll.base.shapes import read_shapes
 from atoll.config.schema import Train
-from atoll.cost.formulas import Flops
+from atoll.cost.work import Work
 from atoll.engines.federated import client, strategy
 from atoll.engines.federated.client import EdgeWork, client_app
 from atoll.engines.federated.flower import ConfigRecord, Context, RecordDict
@@ -77,7 +77,7 @@ def measure(num_edges: int) -> dict[str, object]:
         works[name] = EdgeWork(
             name=name, trainer=watches[name], batches=BatchStream(examples, 4, 0, name, "bucket", pad_id(base.tokenizer)),
             num_examples=len(examples), plan=FitPlan(LOCAL_STEPS, 1, False), keep_optimizer=True,
-            flops_of=lambda report: Flops(0, 0, 0), on_step=lambda number, report: None,
+            work_of=lambda report: Work(), on_step=lambda number, report: None,
         )  # fmt: skip
     rounds, parts = _run(start, names, works)
     overheads = []

@@ -87,7 +87,7 @@ def host(folder: Path) -> Iterator[str]:
 def stepping(base: Base, state: AdapterState) -> Iterator[Any]:
     """A function that makes one training step and returns its seconds."""
     with attached(base.model, state) as on:
-        stepper, one, number = new_stepper(on.flat, Train(), 10_000, None), batch(), iter(range(10_000))
+        stepper, one, number = new_stepper(on, Train(), 10_000, {}), batch(), iter(range(10_000))
 
         def step() -> float:
             start = time.perf_counter()

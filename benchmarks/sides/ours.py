@@ -44,7 +44,7 @@ def main(folder: Path, batch_size: int, num_steps: int, warmup_steps: int, with_
         meter.step_done(report.loss)
 
     meter.start()
-    trainer.fit(TrainState(start, None, 0), batches, FitPlan(num_steps, 1, False), on_step)
+    trainer.fit(TrainState(start, {}, 0), batches, FitPlan(num_steps, 1, False), on_step)
     meter.print_result()
 
 

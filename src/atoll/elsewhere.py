@@ -25,12 +25,18 @@ class Layout:
 
 
 class Elsewhere(nn.Module):
-    """Stands in a model for blocks that run in another process. `adapters` holds what is attached to their modules, by full name."""
+    """Stands in a model for blocks that run in another process.
+
+    By full name of a module of theirs: `adapters` holds what is trained beside it here; `killed` what is frozen, and is to be evaluated
+    there, or with `merges` merged into its weight.
+    """
 
     def __init__(self, sizes: Mapping[str, tuple[int, int]]) -> None:
         super().__init__()
         self.sizes: Mapping[str, tuple[int, int]] = dict(sizes)
         self.adapters: dict[str, nn.Module] = {}
+        self.killed: dict[str, nn.Module] = {}
+        self.merges = False
         self.layout: Layout | None = None
 
     @contextmanager

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from atoll.adapters.layers import AdaptedLinear, _is_small
+from atoll.adapters.layers import LowRankPair, _is_small, adapted
 
 
 @pytest.mark.parametrize(("num_inputs", "num_outputs", "small"), [(16, 24, True), (64, 172, True), (160, 200, False)])
@@ -18,7 +18,7 @@ def test_values_and_gradients(num_inputs: int, num_outputs: int, small: bool, ki
     base = Conv1D(num_outputs, num_inputs) if kind == "conv1d" else nn.Linear(num_inputs, num_outputs, bias=kind == "linear with bias")
     base.requires_grad_(False)
     down, up = nn.Parameter(torch.randn(4, num_inputs)), nn.Parameter(torch.randn(num_outputs, 4))
-    layer = AdaptedLinear(base, "lora", down, up, 0.5, 0.0)
+    layer = adapted(base, LowRankPair("lora", down, up, 0.5, 0.0))
     assert _is_small(layer.weight) == small
     x, g = torch.randn(2, 3, num_inputs, requires_grad=input_has_gradient), torch.randn(2, 3, num_outputs)
     wanted = [down, up, *([x] if input_has_gradient else [])]

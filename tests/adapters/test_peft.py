@@ -75,7 +75,7 @@ def test_gradients_are_those_of_the_plain_formula(kind: str, dropout: float, fam
     state = random_state(family_model, kind)
     with attached(family_model, state, dropout=dropout) as adapters:  # eval mode: no dropout happens
         family_model(IDS).logits.sin().sum().backward()
-        fused = adapters.flat.grad.clone()  # type: ignore[union-attr]
+        fused = adapters.flats[0].grad.clone()
     leaves = {n: (a.down_RI.clone().requires_grad_(), a.up_OR.clone().requires_grad_()) for n, a in state.modules.items()}
 
     def hook(name: str):  # type: ignore[no-untyped-def]

@@ -28,7 +28,9 @@ def fake_train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Cal
         ) -> types.SimpleNamespace:
             act()
             summary = Summary("complete", Evaluation({"loss": 4.0}, {"loss": float("nan")}))
-            return types.SimpleNamespace(run_dir=Path("runs/run-0001"), adapter=Path("runs/run-0001/adapter"), summary=summary)
+            figures = (Path("runs/run-0001/report/cost.svg"),)
+            adapter = Path("runs/run-0001/adapter")
+            return types.SimpleNamespace(run_dir=Path("runs/run-0001"), adapter=adapter, summary=summary, figures=figures)
 
         module = types.ModuleType("atoll.commands.train")
         module.train = train  # type: ignore[attr-defined]
@@ -57,8 +59,9 @@ def test_a_finished_run_shows_the_comparison_the_adapter_and_what_to_try(
     outcome = atoll("train", "run.toml")
     assert outcome.status == 0
     assert "base" in outcome.out
-    assert outcome.out.splitlines()[-2:] == [
+    assert outcome.out.splitlines()[-3:] == [
         "adapter: runs/run-0001/adapter",
+        "figures: runs/run-0001/report",
         """next:    atoll generate runs/run-0001 'it'"'"'s a test ->'""",
     ]
 

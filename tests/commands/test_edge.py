@@ -139,7 +139,7 @@ def test_split_and_local_edges_share_rounds(folder: Path) -> None:
     assert plain.summary.eval.adapted is not None
     assert mixed.summary.eval.adapted["loss"] == pytest.approx(plain.summary.eval.adapted["loss"], rel=1e-4)
     assert mixed.summary.edge_compute.block_flops < plain.summary.edge_compute.block_flops
-    assert mixed.summary.edge_compute.adapter_flops == plain.summary.edge_compute.adapter_flops
+    assert mixed.summary.edge_compute.adapter_flops < plain.summary.edge_compute.adapter_flops, "the wire is factored: the host has B"
 
 
 def test_a_refused_output_folder_leaves_no_host_behind(folder: Path) -> None:

@@ -38,6 +38,12 @@ targets = ["q_proj", "k_proj", "v_proj"]
 rank = 8
 alpha = 16
 dropout = 0.0
+[select]
+policy = "kill-and-revive"
+keep = 0.125
+observe_steps = 10
+every = "epoch"
+killed = "offload"
 [train]
 learning_rate = 3e-4
 schedule = "cosine"
@@ -63,12 +69,6 @@ latency = "20 ms"
 data = "north.csv"
 """
 RESERVED = """
-[select]
-policy = "kill-and-revive"
-keep = 0.125
-observe_steps = 10
-every = "epoch"
-killed = "offload"
 [plan]
 importance = "svd-sensitivity"
 warmup_steps = 10
@@ -108,7 +108,7 @@ def test_reserved_options_of_the_canonical_file_are_refused_by_name(tmp_path: Pa
         load(_write(tmp_path, CANONICAL + RESERVED))
     assert all(isinstance(leaf, UnavailableError) for leaf in caught.value.errors)
     named = {leaf.where.rpartition(": ")[2] for leaf in caught.value.errors}
-    assert named == {"select.policy", "plan.importance", "plan.round_deadline", "privacy.clip", "privacy.noise_multiplier"}
+    assert named == {"plan.importance", "plan.round_deadline", "privacy.clip", "privacy.noise_multiplier"}
 
 
 def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
@@ -201,6 +201,24 @@ def test_every_error_is_reported_once(tmp_path: Path) -> None:
 def test_more_conflicts(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConflictError):
         load(_write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'threshold = "absolute"\nleast_variation = 1e-4',
+        'policy = "kill-and-revive"\nobserve_steps = 5\nevery = 6',
+        'policy = "early-kill"\nobserve_steps = 5\nevery = 5',
+        'policy = "kill-and-revive"\nobserve_steps = 5',
+        'policy = "kill-and-revive"\nevery = 5',
+        'policy = "magnitude"\nthreshold = "mean"',
+        'policy = "last-layers"\nkeep = 0.5',
+        'variation = "product-change"\nkilled = "merge"',
+        'variation = "norm-change"\nkilled = "skip"\n[adapter]\nkind = "bottleneck"',
+    ],
+)
+def test_selections_that_go_together_pass(tmp_path: Path, text: str) -> None:
+    load(_write(tmp_path, f"[select]\n{text}"))
 
 
 def test_metrics_with_their_columns_pass(tmp_path: Path) -> None:

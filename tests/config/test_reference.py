@@ -20,6 +20,11 @@ def test_the_configuration_page_is_current() -> None:
     assert written == markdown(), "run: python -m atoll.config.reference > docs/configuration.md"
 
 
+def test_every_key_is_one_row_of_a_table() -> None:
+    rows = [line for line in markdown().splitlines() if line.startswith("| `") and line.endswith(" |")]
+    assert len(rows) == len(keys())
+
+
 def test_every_key_has_a_description_and_words_for_what_it_takes() -> None:
     for key in keys().values():
         assert key.description, key.path

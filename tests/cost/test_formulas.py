@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import doctest
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from atoll.adapters.attach import attached
+from atoll.adapters.attach import Killed, attached
 from atoll.adapters.fresh import fresh_adapters
 from atoll.adapters.targets import resolve_targets
 from atoll.base.head import loss_sum
 from atoll.base.shapes import read_shapes
 from atoll.cost import formulas
+from atoll.engines.local import _checkpointing
+from atoll.engines.split.cut import Cut
 from atoll.shapes import BaseShapes
 
 from tests.conftest import random_model
+from tests.engines.split.conftest import BLOCKS, device_trainer, served, thread_host
 
 ROWS, TOKENS, LABELS = 3, 16, 20
 
@@ -40,14 +46,26 @@ def rows() -> Rows:
     return Rows(torch.arange(ROWS * TOKENS).view(ROWS, TOKENS) % 96, torch.arange(LABELS), torch.arange(LABELS))
 
 
-def counted_flops(family: str, ranks: dict[str, int], shapes: BaseShapes, checkpointing: bool) -> int:
+class ThreadFlops(TorchDispatchMode):
+    """Counts this thread's products. PyTorch's own counter hooks into modules of all threads, and so disturbs a host in another."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def counted_flops(family: str, ranks: dict[str, int], shapes: BaseShapes, checkpointing: bool, killed: Mapping[str, int] = {}) -> int:
     """One forward and backward pass of a real model, as PyTorch counts its products."""
     model = random_model(family)
     model.set_attn_implementation("eager")
     sizes = {module.name: (module.d_in, module.d_out) for module in shapes.modules}
     # Bottleneck adapters have the same products as LoRA, without the fused in-place product that the counter does not see.
-    state = fresh_adapters("bottleneck", sizes, ranks, 1.0, 0)
-    with attached(model, state), FlopCounterMode(display=False) as counter:
+    state = fresh_adapters("bottleneck", sizes, {**ranks, **killed}, 1.0, 0)
+    with attached(model, state, killed=Killed(tuple(killed))), FlopCounterMode(display=False) as counter:
         if checkpointing:
             model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
             model.disable_input_require_grads()  # the library would ask for a gradient of the frozen embedding
@@ -86,6 +104,72 @@ def test_flops_are_what_pytorch_counts(family: str, targets: str, checkpointing:
     counted = counted_flops(family, ranks, shapes, checkpointing)
     # Recomputation stops at the last value that the backward pass needs, which the formula does not know.
     assert counted == pytest.approx(foretold.flops, rel=0.01) or (checkpointing and 0.88 * foretold.flops < counted < foretold.flops)
+
+
+KEPT = {"lowest is an input": (0, 0), "lowest is an output": (0, 1), "lowest is inside the mlp": (1, 2), "the very last": (1, 3)}
+"""Block and stage of the active modules, all of that stage."""
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "opt"])
+@pytest.mark.parametrize("kept", KEPT)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_flops_with_killed_modules_are_what_pytorch_counts(family: str, kept: str, checkpointing: bool, tmp_path: Path) -> None:
+    """With ranks so large that a product too much or too little of one killed module shows."""
+    shapes = saved_shapes(family, tmp_path)
+    ranks = {m.name: 4 for m in shapes.modules if (m.block, m.stage) == KEPT[kept]}
+    killed = {m.name: 8 for m in shapes.modules if m.name not in ranks}
+    foretold = formulas.step_flops(
+        shapes, ranks, num_rows=ROWS, row_tokens=TOKENS, num_label_tokens=LABELS, gradient_checkpointing=checkpointing, killed=killed
+    )
+    counted = counted_flops(family, ranks, shapes, checkpointing, killed)
+    assert counted == pytest.approx(foretold.flops, rel=1e-9) or (checkpointing and 0.88 * foretold.flops < counted < foretold.flops)
+
+
+def test_part_of_a_stage_is_counted_no_lower_than_pytorch_does(tmp_path: Path) -> None:
+    """Where only some of q, k and v are active in the lowest block, eager attention leaves out products that the formula counts."""
+    shapes = saved_shapes("llama", tmp_path)
+    for name in ("q_proj", "k_proj", "v_proj"):
+        ranks = {m.name: 4 for m in shapes.modules if m.last_name == name and m.block == 0}
+        killed = {m.name: 8 for m in shapes.modules if m.name not in ranks}
+        foretold = formulas.step_flops(shapes, ranks, num_rows=ROWS, row_tokens=TOKENS, num_label_tokens=LABELS, killed=killed).flops
+        assert 0.95 * foretold < counted_flops("llama", ranks, shapes, False, killed) < foretold
+
+
+def test_killed_modules_cost_nothing_where_they_are_not_evaluated_and_active_ones_always(tmp_path: Path) -> None:
+    shapes = saved_shapes("llama", tmp_path)
+    first, second = ({m.name: 2 for m in shapes.modules if m.block == block} for block in (0, 1))
+
+    def count(ranks: dict[str, int], killed: dict[str, int], elsewhere: set[int], again: bool = False) -> int:
+        return formulas.adapter_flops(shapes, ranks, num_tokens=9, gradient_checkpointing=again, elsewhere=elsewhere, killed=killed)
+
+    assert count(first, second, {1}) == count(first, {}, set()) == count(first, {}, {0})
+    assert count(first, second, {0}) == count(first, second, set()) > count(first, {}, set())
+    assert count(first, {}, {0}, again=True) == count(first, {}, set())
+
+
+@pytest.mark.parametrize("mode", ["dense", "factored"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("active", ["", "layers.0.", "layers.1.", "layers.2.", "layers.1.mlp.down_proj"])
+def test_flops_of_a_device_are_what_pytorch_counts(active: str, checkpointing: bool, mode: str, tmp_path: Path) -> None:
+    """The first and last of three blocks on the device. Recomputation does not run the exchange with the host again."""
+    random_model("llama", BLOCKS).save_pretrained(tmp_path)
+    shapes = read_shapes(str(tmp_path))
+    ranks = {module.name: 3 for module in shapes.modules if active in module.name}
+    killed = {module.name: 8 for module in shapes.modules if module.name not in ranks}
+    sizes = {module.name: (module.d_in, module.d_out) for module in shapes.modules}
+    trainer, client = device_trainer("llama", Cut(1, 1), thread_host(served(random_model("llama", BLOCKS))), kind="bottleneck", mode=mode)
+    model = trainer.base.model
+    model.set_attn_implementation("eager")
+    here = {name: rank for name, rank in killed.items() if ".1." not in name}
+    start = fresh_adapters("bottleneck", sizes, {**ranks, **here}, 1.0, 0)
+    with attached(model, start, killed=Killed(tuple(here))), _checkpointing(model, checkpointing), ThreadFlops() as counter:
+        loss_sum(model, rows()).backward()
+    client.end()
+    foretold = formulas.step_flops(
+        shapes, ranks, num_rows=ROWS, row_tokens=TOKENS, num_label_tokens=LABELS, gradient_checkpointing=checkpointing,
+        elsewhere={1}, killed=killed, factored=mode == "factored",
+    )  # fmt: skip
+    assert counter.total == foretold.flops or (checkpointing and 0.88 * foretold.flops < counter.total < foretold.flops)
 
 
 def test_payload_is_the_adapters_bytes(tmp_path: Path) -> None:

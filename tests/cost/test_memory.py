@@ -48,6 +48,18 @@ def test_base_and_adapters_are_counted_to_the_byte() -> None:
     assert peak(ranks={MODULES[0].name: 2}).adapter_bytes == 16 * 2 * 128
 
 
+def test_a_merged_module_is_held_twice_where_it_is_held_at_all() -> None:
+    q_proj, down_proj = MODULES[0], MODULES[13]
+
+    def base_bytes(elsewhere: tuple[int, ...], *names: str) -> int:
+        return training_memory(
+            BASE, {}, num_rows=1, row_tokens=8, num_label_tokens=8, bits=16, activation_bytes=2, elsewhere=elsewhere, merged=names
+        ).base_bytes
+
+    assert base_bytes((), q_proj.name, down_proj.name) - base_bytes(()) == 2 * (64 * 64 + 160 * 64)
+    assert base_bytes((1,), q_proj.name, down_proj.name) - base_bytes((1,)) == 2 * 64 * 64
+
+
 def test_activations_grow_with_tokens_and_shrink_by_recomputation() -> None:
     assert peak(rows=16).activation_bytes > 1.8 * peak(rows=8).activation_bytes
     assert peak(tokens=256).activation_bytes == peak(rows=16).activation_bytes

@@ -11,9 +11,13 @@ from atoll.adapters.attach import module_size
 from atoll.adapters.fresh import fresh_adapters
 from atoll.adapters.state import AdapterState
 from atoll.base.load import Base
-from atoll.config.schema import Train
+from atoll.config.schema import Select, Train, Wire
 from atoll.engines.local import LocalTrainer
 from atoll.engines.trainer import StepReport
+from atoll.selection.choosing import Chooser
+from atoll.selection.pool import PoolModule
+from atoll.selection.schedule import Schedule
+from atoll.shapes import ModuleKind, ModuleShape
 from atoll.tasks.batches import BatchStream
 from atoll.tasks.tokens import Example, Examples
 
@@ -56,3 +60,18 @@ class Steps:
 
     def __call__(self, report: StepReport) -> None:
         self.reports.append(report)
+
+
+HOW_KILLED = [("lora", "offload"), ("lora", "skip"), ("lora", "merge"), ("bottleneck", "offload"), ("bottleneck", "skip")]
+"""Every kind of adapter, killed in every way it can be."""
+
+
+def chooser(state: AdapterState, schedule: Schedule, *, front: int = 0, **select: object) -> Chooser:
+    """A chooser over all modules of a llama's adapters."""
+    kinds: dict[str, ModuleKind] = {name: "attention" if "attn" in name else "mlp" for name in state.modules}
+    shapes = [ModuleShape(name, *one.size, kinds[name], int(name.split(".")[2])) for name, one in state.modules.items()]
+    pool = [
+        PoolModule(m.name, (m.block, m.stage), (m.d_in, m.d_out, state.modules[m.name].rank), m.block >= front, m.block < front)
+        for m in sorted(shapes, key=lambda m: (m.block, m.stage))
+    ]
+    return Chooser(Select(**select), tuple(pool), schedule, 0, 32, Wire(), keeps_back=False)  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from tests.engines.conftest import adapters, stream, trainer
 
 def fit(engine: LocalTrainer, steps: int = 6, state: TrainState | None = None, accumulate: int = 1, checkpointing: bool = False,
         batch_size: int = 4, batching: str = "bucket", kind: str = "lora") -> Update:  # fmt: skip
-    state = state or TrainState(adapters(engine.base.model, kind), None, 0)
+    state = state or TrainState(adapters(engine.base.model, kind), {}, 0)
     batches, plan = stream(batch_size=batch_size, batching=batching), FitPlan(steps, accumulate, checkpointing)
     return engine.fit(state, batches, plan, lambda _report: None)
 
@@ -67,13 +67,12 @@ def test_stopping_and_going_on_gives_the_same_bits(dropout: float) -> None:
     rest = fit(engine, 3, half.state)
     assert rest.state.adapter.digest() == whole.state.adapter.digest()
     assert half.reports + rest.reports == whole.reports
-    assert rest.state.optimizer is not None
-    assert rest.state.optimizer.num_steps == 6
+    assert {moments.num_steps for moments in rest.state.optimizer.values()} == {6}
 
 
 def test_the_state_given_is_not_changed() -> None:
     engine = trainer()
-    state = TrainState(adapters(engine.base.model), None, 0)
+    state = TrainState(adapters(engine.base.model), {}, 0)
     before, base = state.adapter.digest(), engine.base.digest()
     after = fit(engine, state=state)
     assert state.adapter.digest() == before != after.state.adapter.digest()

@@ -9,12 +9,13 @@ import torch
 
 from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.cost.formulas import Flops
+from atoll.cost.work import Work
 from atoll.engines.federated.client import EdgeWork, client_app
 from atoll.engines.federated.flower import Context, Message, MessageType, RecordDict
 from atoll.engines.federated.grid import InProcessGrid
 from atoll.engines.federated.payload import get_adapter, get_optimizer, put_adapter, put_optimizer, to_array, to_tensor
 from atoll.engines.federated.strategy import AdapterStrategy, EdgeResult, Observer, RoundResult
-from atoll.engines.trainer import FitPlan, OptimizerState, StepReport, Trainer, TrainState, Update
+from atoll.engines.trainer import FitPlan, Moments, StepReport, Trainer, TrainState, Update
 from atoll.errors import AtollError, EdgesLostError, UpdateRefusedError
 
 from tests.conftest import random_model
@@ -42,7 +43,7 @@ def run(edges: dict[str, Trainer], ranks: dict[str, int], *, rounds: int = 2, mi
         timeout: float = 3600.0) -> tuple[AdapterState, Told]:  # fmt: skip
     told, start = Told(), adapters(random_model("llama"), rank=max(ranks.values()))
     works = {
-        name: EdgeWork(name, engine, stream(name), 12, FitPlan(STEPS, 1, False), keep, lambda _: Flops(2, 3, 4), lambda *_: None)
+        name: EdgeWork(name, engine, stream(name), 12, FitPlan(STEPS, 1, False), keep, lambda _: Work(Flops(2, 3, 4)), lambda *_: None)
         for name, engine in edges.items()
     }
     nodes = {number + 1: name for number, name in enumerate(edges)}
@@ -57,7 +58,7 @@ def run(edges: dict[str, Trainer], ranks: dict[str, int], *, rounds: int = 2, mi
 def test_one_edge_equals_plain_local_training_bit_for_bit() -> None:
     federated, _ = run({"north": trainer()}, {"north": 4})
     engine = trainer()
-    start = TrainState(adapters(engine.base.model), None, 0)
+    start = TrainState(adapters(engine.base.model), {}, 0)
     plain = engine.fit(start, stream("north"), FitPlan(2 * STEPS, 1, False), lambda _: None)
     assert federated.digest() == plain.state.adapter.digest()
 
@@ -93,7 +94,8 @@ class Broken:
         self._breaks = breaks
 
     def fit(self, state: TrainState, batches: object, plan: FitPlan, on_step: Callable[[StepReport], None]) -> Update:
-        return Update(TrainState(self._breaks(state), None, state.step + plan.num_steps), ())
+        report = StepReport(state.step, 1.0, 1e-3, 1.0, 8, 4, ((1, 8),), tuple(state.adapter.modules))
+        return Update(TrainState(self._breaks(state), {}, state.step + plan.num_steps), (report,))
 
 
 def _raise(_state: TrainState) -> AdapterState:
@@ -149,11 +151,10 @@ def test_records_come_back_as_they_were() -> None:
     state, record = adapters(random_model("llama")), RecordDict()
     put_adapter(record, state)
     assert get_adapter(record).digest() == state.digest()
-    assert get_optimizer(record) is None
-    put_optimizer(record, OptimizerState(torch.ones(3), torch.zeros(3), 7))
-    read = get_optimizer(record)
-    assert read is not None
-    assert (read.first_moment.tolist(), read.num_steps) == ([1, 1, 1], 7)
+    assert get_optimizer(record) == {}
+    put_optimizer(record, {"a.b": Moments(torch.ones(3), torch.zeros(3), 7)})
+    read = get_optimizer(record)["a.b"]
+    assert (read.first.tolist(), read.second.tolist(), read.num_steps) == ([1, 1, 1], [0, 0, 0], 7)
 
 
 @pytest.mark.parametrize("damage", ["missing", "short", "kind", "type"])

@@ -30,7 +30,7 @@ RUN: list[Event] = [
     DataLoaded("train", "north", 10, 1, 2, 1000, 400),
     PhaseStarted("federated", 4),
     RoundStarted("federated", 1, 1),
-    *(StepDone("federated", 1, "north", step, 2.5, 1e-3, 0.7, 100, 40) for step in (1, 2)),
+    *(StepDone("federated", 1, "north", step, 2.5, 1e-3, 0.7, 100, 40, 21) for step in (1, 2)),
     EdgeFinished("federated", 1, "north", 2, 2.5, 3000, 2000, 10**9, 1.5),
     EdgeDropped(1, "south", "no answer within 1 h"),
     RoundFinished("federated", 1, ("north",), 0.0, 3000, 2000, 1.6),

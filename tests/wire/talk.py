@@ -15,6 +15,8 @@ from atoll.wire.frames import Message
 GROUPS = (("layers.1.q_proj", "layers.1.k_proj"), ("layers.1.o_proj",), ("layers.2.down_proj",))
 SIZES = {"layers.1.q_proj": (8, 8, 2), "layers.1.k_proj": (8, 4, 1), "layers.1.o_proj": (8, 8, 3), "layers.2.down_proj": (12, 8, 2)}
 """d_in, d_out, rank."""
+KILLED, KILLED_SHAPES = "layers.2.up_proj", ((2, 8), (12, 2))
+"""A module that the host evaluates."""
 D_MODEL, LENGTHS, POSITIONS, WANTED = 8, (3, 5), 5, (1, 2, 7, 9)
 NUM_TOKENS = sum(LENGTHS)
 
@@ -29,25 +31,31 @@ class Talk:
     codec: Codec = "fp32"
     front_gradient: bool = False
     groups: tuple[tuple[str, ...], ...] = GROUPS
+    has_killed: bool = False
     _random: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0), init=False)
 
     def session(self) -> list[Said]:
-        """Hello, a training exchange, an evaluation exchange, one more training exchange, and Bye."""
-        said = [self.hello(), self.welcome()]
+        """Hello, killed modules, a training exchange, an evaluation exchange, one more training exchange, and Bye."""
+        said = [self.hello(), self.welcome(), *([self.killed()] if self.has_killed else [])]
         for number, train in enumerate((True, False, True)):
             said += self.exchange(number, train=train, has_factors=number == 0)
         return [*said, ("device", Message(pb.Bye()))]
 
     def hello(self) -> Said:
         modules = [pb.Module(name=name, rank=SIZES[name][2]) for group in self.groups for name in group]
+        modules += [pb.Module(name=KILLED, rank=2, killed="offload", scaling=0.5)] if self.has_killed else []
         return "device", Message(pb.Hello(
-            protocol=1, atoll_version="0.2.0", base_digest="ba5e", tokenizer_digest="70ce", cut_front=1, cut_back=1, adapter_kind="lora",
+            protocol=2, atoll_version="0.2.0", base_digest="ba5e", tokenizer_digest="70ce", cut_front=1, cut_back=1, adapter_kind="lora",
             modules=modules, wire_mode=self.mode, codec=self.codec, precision="fp32", max_tokens=16,
         ))  # fmt: skip
 
     def welcome(self) -> Said:
         groups = [pb.Group(modules=group) for group in self.groups]
         return "host", Message(pb.Welcome(session="s", atoll_version="0.2.0", groups=groups, bits=32, max_tokens=64, idle_seconds=60))
+
+    def killed(self) -> Said:
+        tensors = [torch.randn(shape, generator=self._random) for shape in KILLED_SHAPES]
+        return "device", Message(pb.Killed(), tuple(encode(tensor, "fp32") for tensor in tensors))
 
     def exchange(self, number: int, *, train: bool, has_factors: bool = True) -> Iterator[Said]:
         has_factors = has_factors and self.mode == "factored"

@@ -18,7 +18,7 @@ from tests.wire.talk import GROUPS, Said, Talk
 
 KINDS = {kind.name: getattr(pb, kind.message_type.name) for kind in pb.Message.DESCRIPTOR.oneofs_by_name["body"].fields}
 ROLES: tuple[Role, Role] = ("device", "host")
-TALKS = [Talk(mode, front_gradient=front) for mode in ("dense", "factored") for front in (False, True)]
+TALKS = [Talk(mode, front_gradient=front, has_killed=True) for mode in ("dense", "factored") for front in (False, True)]
 
 
 def tell(dialogue: Dialogue, said: Said) -> None:
@@ -66,7 +66,7 @@ def test_a_session_without_adapters_has_no_groups(role: Role) -> None:
 @pytest.mark.parametrize("mode", ["dense", "factored"])
 def test_every_other_kind_in_every_state_is_refused(mode: str) -> None:
     """By each sender, on both sides; only the ending of the sender passes."""
-    said = Talk(mode, front_gradient=True).session()
+    said = Talk(mode, front_gradient=True, has_killed=True).session()
     for count, role in itertools.product(range(len(said) + 1), ROLES):
         for sender, (kind, body) in itertools.product(ROLES, KINDS.items()):
             over = count == len(said)
@@ -91,7 +91,7 @@ def test_every_other_kind_in_every_state_is_refused(mode: str) -> None:
 @pytest.mark.parametrize("mode", ["dense", "factored"])
 def test_other_numbers_and_sizes_are_refused_in_every_state(mode: str) -> None:
     """Another exchange, another group, a tensor more, less or of another size; after each refusal the right message still passes."""
-    said = Talk(mode, front_gradient=True).session()
+    said = Talk(mode, front_gradient=True, has_killed=True).session()
     dialogue, count = Dialogue("host"), 0
     for sender, message in said:
         for wrong in wrong_ones(message):
@@ -116,9 +116,12 @@ def wrong_ones(message: Message) -> list[Message]:
     wrong.append(Message(body, (*tensors, extra)))
     for place, tensor in enumerate(tensors):
         rows, width = tensor.shape
-        # The width of h and of x is the base's, which only the engines know; that of the deltas becomes known with them.
-        free = message.kind in ("forward", "input") or (message.kind == "output" and rows != 0)
-        shapes = [(rows + 1, width), (rows, 0), (width * rows,), (1, rows, width), *([] if free else [(rows, width + 1)])]
+        # The width of h and of x is the base's, which only the engines know; that of the deltas becomes known with them. Of a killed
+        # module's matrices the rank alone is known: rows of the first, width of the second.
+        down, up = (message.kind == "killed" and place % 2 == side for side in (0, 1))
+        free = message.kind in ("forward", "input") or (message.kind == "output" and rows != 0) or down
+        shapes = [(rows, 0), (width * rows,), (1, rows, width)]
+        shapes += [*([] if up else [(rows + 1, width)]), *([] if free else [(rows, width + 1)])]
         wrong += [Message(body, (*tensors[:place], encode(torch.zeros(s), "fp32"), *tensors[place + 1 :])) for s in shapes]
         wrong.append(Message(body, tensors[:place] + tensors[place + 1 :]))
     return wrong
@@ -173,8 +176,17 @@ def test_the_smaller_promise_bounds_a_micro_batch() -> None:
 ], ids=["missing", "unknown", "twice", "empty", "none"])  # fmt: skip
 def test_groups_are_the_modules_of_hello(groups: list[list[str]]) -> None:
     dialogue = after([Talk().hello()], 1, "device")
-    with pytest.raises(ProtocolError, match="not the modules of Hello"):
+    with pytest.raises(ProtocolError, match="not the trained modules of Hello"):
         dialogue.received(Message(pb.Welcome(groups=[pb.Group(modules=names) for names in groups])))
+
+
+def test_killed_modules_come_in_full_precision() -> None:
+    """Sent once and evaluated for a whole epoch: what a codec loses there would count in every step."""
+    said = Talk(has_killed=True, codec="int8").session()
+    lossy = tuple(encode(torch.ones(tensor.shape), "int8") for tensor in said[2][1].tensors)
+    with pytest.raises(ProtocolError, match="in another codec"):
+        tell(after(said, 2), ("device", Message(pb.Killed(), lossy)))
+    assert after(said, 3).state == "forward"
 
 
 def test_factors_must_come_once() -> None:

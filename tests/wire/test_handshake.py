@@ -13,31 +13,33 @@ MODULES = {f"model.layers.{block}.{name}": (8, 6) for block in range(4) for name
 FACTS = HostFacts(
     protocol=PROTOCOL, atoll_version="0.2.0", base_digest="ba5e", tokenizer_digest="70ce", num_blocks=4, modules=MODULES,
     codecs=("fp32", "bf16"), wire_modes=("dense", "factored"), precision="fp32", kinds=("lora", "bottleneck"), max_tokens=100, max_rank=5,
+    killed=("offload",),
 )  # fmt: skip
 Q1 = "model.layers.1.self_attn.q_proj"
 
 
 def hello(**changes: object) -> pb.Hello:
     fields = {
-        "protocol": 1, "atoll_version": "0.2.0", "base_digest": "ba5e", "tokenizer_digest": "70ce", "cut_front": 1, "cut_back": 1,
+        "protocol": PROTOCOL, "atoll_version": "0.2.0", "base_digest": "ba5e", "tokenizer_digest": "70ce", "cut_front": 1, "cut_back": 1,
         "adapter_kind": "lora", "modules": [(Q1, 5), ("model.layers.2.mlp.down_proj", 1)], "wire_mode": "dense", "codec": "fp32",
         "precision": "fp32", "max_tokens": 100,
     } | changes  # fmt: skip
-    fields["modules"] = [pb.Module(name=name, rank=rank) for name, rank in fields["modules"]]
+    fields["modules"] = [pb.Module(name=name, rank=rank, killed="".join(how)) for name, rank, *how in fields["modules"]]
     return pb.Hello(**fields)
 
 
 @pytest.mark.parametrize("changes", [
     {}, {"atoll_version": "9.9"}, {"adapter_kind": "bottleneck"}, {"wire_mode": "factored"}, {"codec": "bf16"}, {"max_tokens": 1},
-    {"modules": []}, {"cut_front": 0, "cut_back": 0}, {"cut_front": 1, "cut_back": 2, "modules": [(Q1, 1)]},
+    {"modules": [(Q1, 5, "offload")]}, {"modules": []},
+    {"cut_front": 0, "cut_back": 0}, {"cut_front": 1, "cut_back": 2, "modules": [(Q1, 1)]},
 ], ids=str)  # fmt: skip
 def test_what_fits_passes(changes: dict[str, object]) -> None:
     assert check_hello(hello(**changes), FACTS) is None
 
 
 @pytest.mark.parametrize(("changes", "field", "host", "device"), [
-    ({"protocol": 2}, "protocol", "1", "2"),
-    ({"protocol": 0}, "protocol", "1", "0"),
+    ({"protocol": 3}, "protocol", "2", "3"),
+    ({"protocol": 0}, "protocol", "2", "0"),
     ({"base_digest": "0ther"}, "base_digest", "ba5e", "0ther"),
     ({"base_digest": ""}, "base_digest", "ba5e", ""),
     ({"tokenizer_digest": "0ther"}, "tokenizer_digest", "70ce", "0ther"),
@@ -55,6 +57,7 @@ def test_what_fits_passes(changes: dict[str, object]) -> None:
     ({"modules": [(Q1, 1), (Q1, 1)]}, "modules", "each module once", f"{Q1} twice"),
     ({"modules": [(Q1, 0)]}, "rank", "1 to 5", f"0 for {Q1}"),
     ({"modules": [(Q1, 6)]}, "rank", "1 to 5", f"6 for {Q1}"),
+    ({"modules": [(Q1, 1, "merge")]}, "killed", "offload", f"merge for {Q1}"),
 ], ids=lambda value: str(value)[:40])  # fmt: skip
 def test_each_field_that_does_not_fit_is_named(changes: dict[str, object], field: str, host: str, device: str) -> None:
     refusal = check_hello(hello(**changes), FACTS)

@@ -2,37 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from atoll.adapters.layers import AdaptedLinear, LowRankPair
+from atoll.adapters.layers import LowRankPair, adapted, frozen_pair, merged, merged_weight
 from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.elsewhere import find_elsewhere
 from atoll.errors import AdapterFitError
 
+T = TypeVar("T", bound=nn.Module)
+KilledHow = Literal["offload", "skip", "merge"]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Attached:
-    """Adapters while they sit on a model: all trainable numbers in one flat tensor, every module's matrices views of it.
+class Flat:
+    """All numbers of some modules' adapters in one tensor with its gradient; the modules' own matrices are views of it.
 
     One tensor is one optimizer step, one gradient norm and one memory block, however many modules there are.
     """
 
-    flat: nn.Parameter
+    numbers: nn.Parameter
+    parts: Mapping[str, slice]
+    """By module: down, then up."""
+
+    @property
+    def grad(self) -> Tensor:
+        """The gradient that the modules' matrices write into."""
+        assert self.numbers.grad is not None
+        return self.numbers.grad
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attached:
+    """Adapters while they sit on a model: `layers` are trained, in the tensors of `flats`; the others of `start` are killed."""
+
+    flats: tuple[Flat, ...]
     layers: dict[str, LowRankPair]
     start: AdapterState
 
     def state(self) -> AdapterState:
-        """The adapters as they are now, copied."""
-        modules = {
-            name: ModuleAdapter(layer.down_RI.detach().cpu().clone(), layer.up_OR.detach().cpu().clone(), layer.scaling)
-            for name, layer in self.layers.items()
-        }
+        """The adapters as they are now, copied; killed ones as they were."""
+        modules = dict(self.start.modules)
+        for name, layer in self.layers.items():
+            modules[name] = ModuleAdapter(layer.down_RI.detach().cpu().clone(), layer.up_OR.detach().cpu().clone(), layer.scaling)
         return AdapterState(self.start.kind, modules)
 
     def train(self, on: bool) -> None:
@@ -41,34 +59,80 @@ class Attached:
             layer.training = on
 
 
+@dataclass(frozen=True, slots=True)
+class Killed:
+    """Modules that are not trained, and what becomes of them: evaluated where their blocks run, left out, or merged."""
+
+    names: Collection[str] = ()
+    how: KilledHow = "offload"
+
+
 @contextmanager
-def attached(model: nn.Module, state: AdapterState, *, dropout: float = 0.0) -> Iterator[Attached]:
+def attached(
+    model: nn.Module, state: AdapterState, *, dropout: float = 0.0, killed: Killed | None = None, cohorts: Sequence[Sequence[str]] = (),
+) -> Iterator[Attached]:  # fmt: skip
     """The model with these adapters, inside a `with`; outside it the base is as before.
 
-    Adapters of modules that run elsewhere are given to the model's stand-in for them.
+    Adapters of modules that run elsewhere are given to the model's stand-in for them. `cohorts` are the trained modules that share one
+    flat tensor; none given: all of them.
 
-    Raises: AdapterFitError where a module is missing, of another size, or not a linear layer.
+    Raises: AdapterFitError where a module is missing, of another size, not a linear layer, or cannot be merged.
     """
-    device = next(model.parameters()).device
-    flat, views = _flatten(state, device)
+    killed = killed or Killed()
+    trained = [name for name in state.modules if name not in killed.names]
+    flats, views = _flatten(state, cohorts or [trained], next(model.parameters()).device)
+    places = _Places(model)
     layers: dict[str, LowRankPair] = {}
-    originals: dict[str, nn.Module] = {}
-    elsewhere = find_elsewhere(model)
     try:
-        for name, adapter in state.modules.items():
-            pair = (*views[name], adapter.scaling, dropout)
-            if elsewhere is not None and elsewhere.sizes.get(name) == adapter.size:
-                layers[name] = elsewhere.adapters[name] = LowRankPair(state.kind, *pair).eval()
-                continue
-            originals[name] = _fitting_module(model, name, adapter)
-            layers[name] = AdaptedLinear(originals[name], state.kind, *pair).eval()
-            model.set_submodule(name, layers[name])
-        yield Attached(flat, layers, state)
+        for name in trained:
+            adapter = state.modules[name]
+            layers[name] = places.put(name, adapter, LowRankPair(state.kind, *views[name], adapter.scaling, dropout).eval())
+        if killed.how != "skip":
+            for name in killed.names:
+                places.put_killed(name, state.modules[name], frozen_pair(state.kind, state.modules[name], places.device), killed.how)
+        yield Attached(flats, layers, state)
     finally:
-        if elsewhere is not None:
-            elsewhere.adapters.clear()
-        for name, module in originals.items():
-            model.set_submodule(name, module)
+        places.clear()
+
+
+class _Places:
+    """The modules of a model, and what was put in their stead."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.elsewhere = model, find_elsewhere(model)
+        self.device = next(model.parameters()).device
+        self._originals: dict[str, nn.Module] = {}
+
+    def put(self, name: str, adapter: ModuleAdapter, pair: LowRankPair) -> LowRankPair:
+        """Train a pair beside a module."""
+        if self.elsewhere is not None and self.elsewhere.sizes.get(name) == adapter.size:
+            self.elsewhere.adapters[name] = pair
+            return pair
+        return self._replace(name, adapted(self._original(name, adapter), pair))
+
+    def put_killed(self, name: str, adapter: ModuleAdapter, pair: LowRankPair, how: Literal["offload", "merge"]) -> None:
+        """Evaluate a frozen pair beside a module, or merge it into a copy of the module."""
+        if self.elsewhere is not None and self.elsewhere.sizes.get(name) == adapter.size:
+            self.elsewhere.killed[name], self.elsewhere.merges = pair, how == "merge"
+            return
+        original = self._original(name, adapter)
+        self._replace(name, merged(name, original, pair) if how == "merge" else adapted(original, pair))
+
+    def clear(self) -> None:
+        """Put every module back."""
+        if self.elsewhere is not None:
+            self.elsewhere.adapters.clear()
+            self.elsewhere.killed.clear()
+        for name, module in self._originals.items():
+            self.model.set_submodule(name, module)
+
+    def _original(self, name: str, adapter: ModuleAdapter) -> nn.Module:
+        self._originals[name] = module = _fitting_module(self.model, name, adapter)
+        return module
+
+    def _replace(self, name: str, module: T) -> T:
+        self.model.set_submodule(name, module)
+        return module
 
 
 def module_size(module: nn.Module) -> tuple[int, int] | None:
@@ -102,25 +166,31 @@ def _some_linear_names(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if module_size(module) is not None][:3]
 
 
-def _flatten(state: AdapterState, device: torch.device) -> tuple[nn.Parameter, dict[str, tuple[nn.Parameter, nn.Parameter]]]:
-    """One flat parameter with its gradient, and leaf parameters (with gradients) that are views of both."""
-    flat = nn.Parameter(torch.empty(state.num_parameters, device=device))
-    flat.grad = torch.zeros_like(flat)
-    views, offset = {}, 0
+def _flatten(
+    state: AdapterState, cohorts: Sequence[Sequence[str]], device: torch.device
+) -> tuple[tuple[Flat, ...], dict[str, tuple[nn.Parameter, nn.Parameter]]]:
+    """Flat parameters with their gradients, and leaf parameters (with gradients) that are views of both."""
+    flats, views = [], {}
+    for names in cohorts:
+        adapters = {name: state.modules[name] for name in names}
+        numbers = nn.Parameter(torch.empty(AdapterState(state.kind, adapters).num_parameters, device=device))
+        numbers.grad = torch.zeros_like(numbers)
+        parts, offset = {}, 0
+        for name, adapter in adapters.items():
+            middle = offset + adapter.down_RI.numel()
+            end = middle + adapter.up_OR.numel()
+            views[name] = _view(numbers, slice(offset, middle), adapter.down_RI), _view(numbers, slice(middle, end), adapter.up_OR)
+            parts[name], offset = slice(offset, end), end
+        flats.append(Flat(numbers, parts))
+    return tuple(flats), views
 
-    def view(value: Tensor) -> nn.Parameter:
-        nonlocal offset
-        part = slice(offset, offset + value.numel())
-        offset = part.stop
-        leaf = nn.Parameter(flat.data[part].view_as(value))
-        leaf.data.copy_(value)
-        assert flat.grad is not None
-        leaf.grad = flat.grad[part].view_as(value)
-        return leaf
 
-    for name, adapter in state.modules.items():
-        views[name] = (view(adapter.down_RI), view(adapter.up_OR))
-    return flat, views
+def _view(numbers: nn.Parameter, part: slice, value: Tensor) -> nn.Parameter:
+    assert numbers.grad is not None
+    leaf = nn.Parameter(numbers.data[part].view_as(value))
+    leaf.data.copy_(value)
+    leaf.grad = numbers.grad[part].view_as(value)
+    return leaf
 
 
 def merge_into(model: nn.Module, state: AdapterState) -> None:
@@ -128,6 +198,4 @@ def merge_into(model: nn.Module, state: AdapterState) -> None:
     for name, adapter in state.modules.items():
         module = _fitting_module(model, name, adapter)
         assert isinstance(module.weight, Tensor)
-        delta = adapter.delta_OI().to(module.weight.device)
-        change = delta.T if isinstance(module, Conv1D) else delta
-        module.weight.data.copy_((module.weight.double() + change).to(module.weight.dtype))
+        module.weight.data.copy_(merged_weight(module, adapter.delta_OI()))

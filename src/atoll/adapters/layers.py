@@ -5,13 +5,15 @@ Shape suffixes: N tokens (all leading dimensions flattened), I inputs, O outputs
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from atoll.adapters.state import Kind
+from atoll.adapters.state import Kind, ModuleAdapter
+from atoll.errors import AdapterFitError
 
 SMALL_WIDTH = 64
 """Modules with inputs * outputs <= 64 * (inputs + outputs) run with W + s B A formed: there one whole product is quicker than the thin
@@ -52,11 +54,17 @@ class LowRankPair(nn.Module):
         return self.training and self.dropout > 0
 
 
+def frozen_pair(kind: Kind, adapter: ModuleAdapter, device: torch.device) -> LowRankPair:
+    """An adapter that is evaluated and not trained."""
+    down, up = (nn.Parameter(matrix.to(device), requires_grad=False) for matrix in (adapter.down_RI, adapter.up_OR))
+    return LowRankPair(kind, down, up, adapter.scaling, 0.0).eval()
+
+
 class AdaptedLinear(LowRankPair):
     """y = base(x) + scaling * up f(down x); `base` stays frozen."""
 
-    def __init__(self, base: nn.Module, kind: Kind, down_RI: nn.Parameter, up_OR: nn.Parameter, scaling: float, dropout: float) -> None:
-        super().__init__(kind, down_RI, up_OR, scaling, dropout)
+    def __init__(self, base: nn.Module, pair: LowRankPair) -> None:
+        super().__init__(pair.kind, pair.down_RI, pair.up_OR, pair.scaling, pair.dropout)
         self.base = base
 
     @property
@@ -73,6 +81,34 @@ class AdaptedLinear(LowRankPair):
             y: Tensor = low_rank.apply(x, weight_OI, self.base.bias, down_RI, up_OR, self.scaling)
             return y
         return self.base(x) + self.high(self.low(x))
+
+
+def adapted(base: nn.Module, pair: LowRankPair) -> AdaptedLinear:
+    """The module with the pair beside it."""
+    return AdaptedLinear(base, pair).eval()
+
+
+def merged(name: str, base: nn.Module, pair: LowRankPair) -> nn.Module:
+    """A module like `base`, its weight a sum of its own with the pair's product.
+
+    Raises: AdapterFitError for a quantized module, or a bottleneck adapter, which has no product.
+    """
+    if not _is_plain(base) or pair.kind != "lora":
+        raise AdapterFitError(
+            f"the adapter of {name} cannot be merged", got=f"{pair.kind} adapter of a {type(base).__name__}",
+            expected="a lora adapter of a module in full precision", do='write killed = "offload" in [select]',
+        )  # fmt: skip
+    module = copy.copy(base)
+    delta_OI = pair.scaling * (pair.up_OR.double() @ pair.down_RI.double())
+    module._parameters = {**base._parameters, "weight": nn.Parameter(merged_weight(base, delta_OI), requires_grad=False)}
+    return module
+
+
+def merged_weight(module: nn.Module, delta_OI: Tensor) -> Tensor:
+    """The module's weight with a dense change added, summed in fp64."""
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    delta = delta_OI.to(weight.device)
+    return (weight.double() + (delta.T if isinstance(module, Conv1D) else delta)).to(weight.dtype)
 
 
 def _is_plain(module: nn.Module) -> bool:
@@ -93,18 +129,22 @@ class _LinearPlusLowRank(torch.autograd.Function):
         x_NI = x.reshape(-1, x.shape[-1])
         u_NR = x_NI @ down_RI.T
         y_NO = nn.functional.linear(x_NI, weight_OI, bias_O).addmm_(u_NR, up_OR.T, alpha=scaling)
-        ctx.save_for_backward(x_NI, u_NR, weight_OI, down_RI, up_OR)
+        trained = ctx.needs_input_grad[3]
+        ctx.save_for_backward(weight_OI, down_RI, up_OR, *((x_NI, u_NR) if trained else ()))
         ctx.scaling, ctx.x_shape = scaling, x.shape
         return y_NO.view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
-        x_NI, u_NR, weight_OI, down_RI, up_OR = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, Tensor | None, Tensor | None, None]:
+        weight_OI, down_RI, up_OR, *kept = ctx.saved_tensors
         g_NO = grads[0].reshape(-1, grads[0].shape[-1])
         gu_NR = (g_NO @ up_OR).mul_(ctx.scaling)
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = (g_NO @ weight_OI).addmm_(gu_NR, down_RI).view(ctx.x_shape)
+        if not kept:
+            return grad_x, None, None, None, None, None
+        x_NI, u_NR = kept
         return grad_x, None, None, gu_NR.T @ x_NI, (g_NO.T @ u_NR).mul_(ctx.scaling), None
 
 
@@ -113,16 +153,20 @@ class _MergedLowRank(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, down_RI: Tensor, up_OR: Tensor, scaling: float) -> Tensor:
-        ctx.save_for_backward(x, weight_OI, down_RI, up_OR)
+        ctx.save_for_backward(weight_OI, down_RI, up_OR, *((x,) if ctx.needs_input_grad[3] else ()))
         ctx.scaling = scaling
         return nn.functional.linear(x, torch.addmm(weight_OI, up_OR, down_RI, alpha=scaling), bias_O)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
-        x, weight_OI, down_RI, up_OR = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, Tensor | None, Tensor | None, None]:
+        weight_OI, down_RI, up_OR, *kept = ctx.saved_tensors
         g_NO = grads[0].reshape(-1, grads[0].shape[-1])
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = (g_NO @ torch.addmm(weight_OI, up_OR, down_RI, alpha=ctx.scaling)).view(x.shape)
+            grad_NI = g_NO @ torch.addmm(weight_OI, up_OR, down_RI, alpha=ctx.scaling)
+            grad_x = grad_NI.view(*grads[0].shape[:-1], -1)
+        if not kept:
+            return grad_x, None, None, None, None, None
+        (x,) = kept
         g_OI = (g_NO.T @ x.reshape(-1, x.shape[-1])).mul_(ctx.scaling)
         return grad_x, None, None, up_OR.T @ g_OI, g_OI @ down_RI.T, None

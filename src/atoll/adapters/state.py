@@ -47,6 +47,11 @@ class ModuleAdapter:
         """(inputs, outputs) of the module this adapter fits."""
         return self.down_RI.shape[1], self.up_OR.shape[0]
 
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in both matrices."""
+        return self.down_RI.numel() + self.up_OR.numel()
+
     def delta_OI(self) -> Tensor:
         """The dense change of the module's weight (lora only has one).
 
@@ -77,7 +82,7 @@ class AdapterState:
     @property
     def num_parameters(self) -> int:
         """Trainable numbers in all modules."""
-        return sum(a.down_RI.numel() + a.up_OR.numel() for a in self.modules.values())
+        return sum(adapter.num_parameters for adapter in self.modules.values())
 
     @property
     def num_bytes(self) -> int:

@@ -104,6 +104,8 @@ def _train(config: Path, overrides: tuple[str, ...], run: Callable[[Any], Any], 
         if table is not None:
             print_table(table, sys.stdout)
         print(f"adapter: {result.adapter}")
+        if result.figures:
+            print(f"figures: {result.figures[0].parent}")
         prompt = example_prompt(config, overrides=overrides)
         options = {"--host": access.host, "--ca": access.ca, "--cert": access.cert, "--key": access.key}
         through = "".join(f" {name} {shlex.quote(str(value))}" for name, value in options.items() if value)

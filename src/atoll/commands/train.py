@@ -14,14 +14,16 @@ from atoll.adapters.state import AdapterState
 from atoll.config.load import config_hash, load, resolved
 from atoll.engines.federated.strategy import RoundResult
 from atoll.jobs.accounts import Accounts
-from atoll.jobs.job import Job, Participant, prepare
+from atoll.jobs.job import Job, participant, prepare
 from atoll.jobs.rounds import run_rounds
 from atoll.jobs.sources import eval_rows
 from atoll.jobs.split import HostAccess
+from atoll.report.figures import write_figures
 from atoll.runs.checkpoints import write_checkpoint
-from atoll.runs.events import CheckpointWritten, Evaluated, Event, EventLog, PhaseStarted, RunFinished, RunStarted
+from atoll.runs.events import Advised, CheckpointWritten, Evaluated, Event, EventLog, PhaseStarted, RunFinished, RunStarted
 from atoll.runs.layout import RunDirectory
 from atoll.runs.summary import Evaluation, LocalOnly, Scores, Summary, versions, write_summary
+from atoll.selection.choosing import full_pool_warning
 from atoll.tasks.evaluate import evaluate
 from atoll.tasks.text import text_form
 
@@ -35,6 +37,8 @@ class RunResult:
     run_dir: Path
     adapter: Path
     summary: Summary
+    figures: tuple[Path, ...]
+    """What was drawn of the choice of modules, in the run directory's report folder; empty where every module is always trained."""
 
 
 def train(
@@ -68,6 +72,10 @@ def _run(job: Job, out: Path | None, observers: Sequence[Callable[[Event], None]
         log.append(RunStarted(run.path.name, job.config.run.seed, job.config.run.rounds, tuple(edge.name for edge in job.edges)))
         for event in job.data_events:
             log.append(event)
+        for edge in job.edges:
+            warning = full_pool_warning(edge.chooser, job.config.run.rounds * edge.plan.num_steps)
+            if warning is not None:
+                log.append(Advised(edge.name, warning))
         try:
             evaluation = _train(job, run, accounts, log)
         except BaseException as problem:
@@ -75,7 +83,7 @@ def _run(job: Job, out: Path | None, observers: Sequence[Callable[[Event], None]
             _finish(run, log, accounts, "interrupted" if isinstance(problem, KeyboardInterrupt) else "failed", Evaluation(), started)
             raise
         summary = _finish(run, log, accounts, "complete", evaluation, started)
-    return RunResult(run.path, run.adapter, summary)
+    return RunResult(run.path, run.adapter, summary, write_figures(run))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +131,8 @@ def _central(job: Job, log: EventLog) -> Scores | None:
     """One trainer that sees all rows, for as many steps as all edges together."""
     steps = sum(edge.plan.num_steps for edge in job.edges)
     plan = dataclasses.replace(job.edges[0].plan, name="central", num_steps=steps, ranks=job.start.ranks)
-    pooled = Participant("central", job.edges[0].examples.joined(*(edge.examples for edge in job.edges[1:])), plan)
+    rows = job.edges[0].examples.joined(*(edge.examples for edge in job.edges[1:]))
+    pooled = participant(job.config, job.shapes, "central", rows, plan)
     return _score(job, run_rounds(job, (pooled,), "central", log), "central", log)
 
 

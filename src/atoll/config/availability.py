@@ -11,11 +11,10 @@ from atoll.errors import InputError, UnavailableError
 # Key -> the values this version has. Every key of a section that ends in ".*" holds at its default only.
 AVAILABLE: dict[str, tuple[object, ...]] = {
     "model.quantize": ("auto",),
-    "select.policy": ("all",),
     "plan.importance": ("none",),
     "federated.aggregation": ("exact-svd",),
 }
-DEFAULT_ONLY = ("select", "plan", "privacy")
+DEFAULT_ONLY = ("plan", "privacy")
 _RESERVED = "the file format reserves the key, so run.toml will read unchanged in a version that has it"
 
 

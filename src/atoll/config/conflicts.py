@@ -12,7 +12,8 @@ from atoll.errors import ConflictError, InputError
 
 def conflicts(config: RunConfig, document: Document) -> list[InputError]:
     """One leaf for each group of values that exclude each other."""
-    return [*_templates(config, document), *_training(config, document), *_edges(config, document), *_evaluation(config, document)]
+    parts = (_templates, _selection, _training, _edges, _evaluation)
+    return [error for part in parts for error in part(config, document)]
 
 
 def _conflict(document: Document, location: Location, what: str, got: str, expected: str, do: str) -> ConflictError:
@@ -34,6 +35,35 @@ def _templates(config: RunConfig, document: Document) -> list[InputError]:
         return []
     what = "more than one way to make text of a row"
     return [_conflict(document, ("data", given[-1]), what, " and ".join(given), expected, "keep one of the three")]
+
+
+def _selection(config: RunConfig, document: Document) -> list[InputError]:
+    select = config.select
+    errors: list[InputError] = []
+
+    def add(key: str, what: str, got: str, expected: str, do: str) -> None:
+        errors.append(_conflict(document, ("select", key), what, got, expected, do))
+
+    if select.threshold == "absolute" and select.least_variation is None:
+        what, expected = 'select.threshold = "absolute" needs select.least_variation', "the variation that a module must exceed"
+        add("threshold", what, "no least_variation", expected, "add least_variation = ...; every choice is in events.jsonl with its scores")
+    if select.threshold != "absolute" and select.least_variation is not None:
+        what, got = "select.least_variation goes with another threshold", f"least_variation beside threshold = {as_toml(select.threshold)}"
+        add("least_variation", what, got, 'threshold = "absolute"', 'write threshold = "absolute", or take least_variation out')
+    if select.policy in ("random", "last-layers") and select.threshold != "keep":
+        what = f'select.policy = "{select.policy}" observes nothing, so that no threshold applies'
+        got = f"threshold = {as_toml(select.threshold)}"
+        add("threshold", what, got, 'threshold = "keep"', "take threshold out, and set keep to the share of modules to train")
+    for key, value in (("variation", "product-change"), ("killed", "merge")):
+        if config.adapter.kind == "bottleneck" and getattr(select, key) == value:
+            what = f'select.{key} = "{value}" needs a product B A, which a bottleneck does not have'
+            do = f'choose another {key}, or write kind = "lora" below [adapter]'
+            add(key, what, 'adapter.kind = "bottleneck"', 'adapter.kind = "lora"', do)
+    window, period = select.observe_steps, select.every
+    if select.policy == "kill-and-revive" and isinstance(window, int) and isinstance(period, int) and period <= window:
+        what = "a window of observation is no shorter than its period, so that no module would ever be killed"
+        add("every", what, f"observe_steps = {window}, every = {period}", f"every above {window}", "raise every, or lower observe_steps")
+    return errors
 
 
 def _training(config: RunConfig, document: Document) -> list[InputError]:

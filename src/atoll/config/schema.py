@@ -40,6 +40,9 @@ class Run(Section):
     """Seeds every random stream; equal seeds give equal adapters, bit for bit."""
     rounds: Annotated[int, Field(ge=1)] = 3
     """Rounds of local training followed by aggregation."""
+    placement: Literal["auto", "local", "split", "cloud"] = "auto"
+    """Where the base runs for edges whose own mode is "auto": on the edge, in a host, or, with the edge's rows, where the coordinator is
+    (for comparison: they leave their owner). "auto": in a host where one is named, else on the edge."""
     compare: tuple[Literal["local-only", "central"], ...] = ()
     """Extra rows in the evaluation: every edge alone, and one trainer that sees all data, each with the same number of examples seen."""
 
@@ -116,15 +119,29 @@ class Select(Section):
     """[select] which modules are active."""
 
     policy: Literal["all", "kill-and-revive", "early-kill", "random", "magnitude", "snip", "last-layers"] = "all"
-    """How the active modules are chosen."""
+    """How the active modules are chosen; those that are not active are killed: no longer trained, until they are revived."""
     keep: Annotated[float, Field(gt=0, le=1)] = 0.125
     """Share of the modules kept active."""
-    observe_steps: Annotated[int, Field(ge=1)] = 10
-    """Steps with every module active before a choice."""
+    observe_steps: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Steps with every module active before a choice; "auto": 10, or 2 % of an epoch where that is more."""
     every: Literal["epoch"] | Annotated[int, Field(ge=1)] = "epoch"
-    """How often the choice is made again."""
+    """How often all modules are revived and the choice is made again (kill-and-revive)."""
     killed: Literal["offload", "skip", "merge"] = "offload"
-    """What becomes of a module that is not active."""
+    """A killed module is evaluated where the base runs, left out until it is revived, or merged into the base's weights (lora)."""
+    variation: Literal["change", "norm-change", "product-change"] = "change"
+    """How a module's movement in the window is measured: norm of its parameters' change per root of their number, difference of their
+    norms, or norm of the change of B A (lora)."""
+    threshold: Literal["keep", "mean", "absolute", "budget"] = "keep"
+    """Keep the share `keep`, what moves more than mean_factor times the mean, more than least_variation, or the modules that move most
+    in all within a byte budget."""
+    mean_factor: Annotated[float, Field(gt=0)] = 1.0
+    """For threshold = "mean"."""
+    least_variation: Annotated[float, Field(gt=0)] | None = None
+    """For threshold = "absolute"."""
+    budget: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """For threshold = "budget": share of the bytes that a step of the whole pool moves between device and host."""
+    killed_moments: Literal["keep", "reset"] = "keep"
+    """Whether a module's Adam moments wait for its revival."""
 
 
 class Plan(Section):
@@ -240,8 +257,8 @@ class Edge(Section):
 
     name: Name
     """Unique; names the edge's folder and its random streams."""
-    mode: Literal["auto", "local", "split"] = "auto"
-    """Where this edge's base runs."""
+    mode: Literal["auto", "local", "split", "cloud"] = "auto"
+    """Where this edge's base runs; "auto": as [run] placement says."""
     memory: Bytes | None = None
     """What the training process may use."""
     flops: FlopsPerSecond | None = None

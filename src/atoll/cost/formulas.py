@@ -53,10 +53,13 @@ def step_flops(
     num_label_tokens: int,
     gradient_checkpointing: bool = False,
     elsewhere: Container[int] = (),
+    killed: Mapping[str, int] = {},
+    factored: bool = False,
 ) -> Flops:
     """Forward and backward through the base, its adapters and its head, for `num_rows` rows of `row_tokens` tokens.
 
-    Blocks that run `elsewhere`, in a host, cost nothing here; their adapters do.
+    `ranks` are those of active modules; `killed` those of modules that are evaluated and not trained. Blocks that run `elsewhere`, in a
+    host, cost nothing here, nor do their killed modules; their active adapters do, on a `factored` wire their first factor only.
 
     With one adapter on the second block's fc1 and 10 label tokens of 2 rows x 6 tokens: forward 2*12*(64+64+128+128) = 9216 a block
     and scores 4*2*36*8 = 2304; backward only fc2's dx, 2*12*128 = 3072.
@@ -68,12 +71,21 @@ def step_flops(
 
         >>> step_flops(base, {m.name: 2 for m in modules}, num_rows=2, row_tokens=6, num_label_tokens=10).block_flops
         49152
+
+    The first example with a killed fc2 above, 2*12*2*24 = 1152 each way, and a killed fc1 below, forward only, as much once.
+
+        >>> killed = {"h.0.mlp.fc1": 2, "h.1.mlp.fc2": 2}
+        >>> step_flops(base, {"h.1.mlp.fc1": 2}, num_rows=2, row_tokens=6, num_label_tokens=10, killed=killed)
+        Flops(block_flops=26112, adapter_flops=6528, head_flops=10240)
     """
     num_tokens = num_rows * row_tokens
     blocks = base_flops(
         shapes, ranks, num_rows=num_rows, row_tokens=row_tokens, gradient_checkpointing=gradient_checkpointing, elsewhere=elsewhere
     )
-    adapters = adapter_flops(shapes, ranks, num_tokens=num_tokens, gradient_checkpointing=gradient_checkpointing)
+    adapters = adapter_flops(
+        shapes, ranks, num_tokens=num_tokens, gradient_checkpointing=gradient_checkpointing, elsewhere=elsewhere, killed=killed,
+        factored=factored,
+    )  # fmt: skip
     return Flops(blocks, adapters, head_flops(shapes, num_label_tokens=num_label_tokens) if ranks else 0)
 
 
@@ -108,23 +120,50 @@ def base_flops(
     return total
 
 
-def adapter_flops(shapes: BaseShapes, ranks: Mapping[str, int], *, num_tokens: int, gradient_checkpointing: bool = False) -> int:
-    """The adapters, forward and backward.
+def adapter_flops(
+    shapes: BaseShapes, ranks: Mapping[str, int], *, num_tokens: int, gradient_checkpointing: bool = False,
+    elsewhere: Container[int] = (), killed: Mapping[str, int] = {}, factored: bool = False,
+) -> int:  # fmt: skip
+    """The adapters, forward and backward: active ones (`ranks`) wherever their block runs, `killed` ones but for blocks `elsewhere`.
 
     Forward is u = A x and B u: 2 n r (d_in + d_out). Backward is twice that: gradients of A and B, of u, and of x; the last one, 2 n r
-    d_in, only above the lowest adapted stage.
+    d_in, only above the lowest active stage.
 
         >>> adapter_flops(base, {"h.0.attn.qkv_proj": 1}, num_tokens=4)
         320
         >>> adapter_flops(base, {"h.0.attn.qkv_proj": 1, "h.1.attn.qkv_proj": 1}, num_tokens=4)
         704
+
+    A killed module has no gradients of A and B: backward, those of u and of x, is as much as forward, and that only above the lowest
+    active stage. Below fc1 of the first block, o_proj costs 2*4*16 = 128; above it, o_proj of the second block costs 256.
+
+        >>> active = {"h.0.mlp.fc1": 1}
+        >>> [adapter_flops(base, active, num_tokens=4, killed={f"h.{b}.attn.o_proj": 1}) for b in (0, 1)]
+        [640, 768]
+        >>> adapter_flops(base, active, num_tokens=4, killed={"h.1.attn.o_proj": 1}, elsewhere={1})
+        512
+
+    Checkpointing runs those in blocks that have a backward pass forward once more; blocks `elsewhere` are not run again.
+
+        >>> adapter_flops(base, active, num_tokens=4, killed={"h.0.attn.o_proj": 1}, gradient_checkpointing=True)
+        960
+        >>> adapter_flops(base, active, num_tokens=4, gradient_checkpointing=True, elsewhere={0})
+        512
+
+    On a `factored` wire the host makes B u and its two gradients for blocks `elsewhere`: of 512, fc1's 2*4*16*3 = 384 are not done here.
+
+        >>> adapter_flops(base, active, num_tokens=4, elsewhere={0}, factored=True)
+        128
     """
     lowest, total = _lowest(shapes, ranks), 0
     for module in shapes.modules:
-        rank = ranks.get(module.name, 0)
-        forward = 2 * num_tokens * module.num_adapter_parameters(rank)
-        no_input_gradient = 2 * num_tokens * rank * module.d_in if _place(module) == lowest else 0
-        total += forward * (4 if gradient_checkpointing else 3) - no_input_gradient
+        here, above = module.block not in elsewhere, _place(module) > lowest
+        again = gradient_checkpointing and here and module.block >= lowest[0]
+        rank, frozen_rank = ranks.get(module.name, 0), killed.get(module.name, 0) if here else 0
+        no_input_gradient = 0 if above else 2 * num_tokens * rank * module.d_in
+        total += 2 * num_tokens * module.num_adapter_parameters(rank) * (3 + again) - no_input_gradient
+        total -= 6 * num_tokens * rank * module.d_out if factored and not here else 0
+        total += 2 * num_tokens * module.num_adapter_parameters(frozen_rank) * (1 + above + again)
     return total
 
 

@@ -52,10 +52,12 @@ def training_memory(
     activation_bytes: int,
     gradient_checkpointing: bool = False,
     elsewhere: Container[int] = (),
+    merged: Container[str] = (),
 ) -> Memory:
     """Peak memory of a process that trains these adapters on batches of `num_rows` rows of `row_tokens` tokens.
 
-    Blocks that run `elsewhere`, in a host, are not held; what their adapters read and add is.
+    Blocks that run `elsewhere`, in a host, are not held; what their adapters read and add is. Modules that are `merged` have a second
+    weight, with the adapter in it, beside the base's.
     """
     kept = [
         (_exchanged_per_token if block in elsewhere else _kept_per_token)(shapes, ranks, block) for block in range(shapes.num_blocks)
@@ -70,9 +72,11 @@ def training_memory(
     slack = CHECKPOINT_SLACK if gradient_checkpointing else ALLOCATOR_SLACK
     # Besides what is kept, one block's gradients and short-lived values.
     rows_of_logits = min(num_label_tokens, max(16, LOGITS_CHUNK_BYTES // (4 * shapes.vocab_size)))
+    away = sum(module.num_weights for module in shapes.modules if module.block in elsewhere)
+    twice = sum(module.num_weights for module in shapes.modules if module.block not in elsewhere and module.name in merged)
     return Memory(
         process_bytes=PROCESS_BYTES,
-        base_bytes=(shapes.num_parameters - sum(m.num_weights for m in shapes.modules if m.block in elsewhere)) * bits // 8,
+        base_bytes=(shapes.num_parameters - away + twice) * bits // 8,
         adapter_bytes=OPTIMIZER_BYTES_PER_PARAMETER * adapter_parameters(shapes, ranks),
         activation_bytes=int(slack * activation_bytes * (stored + largest + ends)),
         logits_bytes=rows_of_logits * shapes.vocab_size * 4,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -16,11 +16,23 @@ from atoll.adapters.attach import attached
 from atoll.base.head import loss_sum
 from atoll.base.load import Base
 from atoll.config.schema import Train
-from atoll.engines.step import Stepper, new_stepper
-from atoll.engines.trainer import Batches, FitPlan, StepReport, TrainState, Update
+from atoll.engines.step import Stepper, cohorts_of, new_stepper
+from atoll.engines.trainer import Batches, FitPlan, OptimizerState, StepReport, TrainState, Update
+from atoll.engines.watching import Stretch, Watcher
 from atoll.seeding import stream
+from atoll.selection.choosing import Chooser
 from atoll.tasks.batches import Batch
 from atoll.threads import suited_threads
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Fit:
+    """What stays the same over the stretches of a fit."""
+
+    batches: Batches
+    accumulate: int
+    watcher: Watcher
+    on_step: Callable[[StepReport], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,24 +48,49 @@ class LocalTrainer:
     edge: str
     attempt: Callable[[Callable[[], StepReport]], StepReport] = lambda step: step()
     """Runs a step; a base in a host may be lost and found again within it."""
+    chooser: Chooser | None = None
+    """Which modules are active when; None: all of them, all the time."""
 
     def fit(self, state: TrainState, batches: Batches, plan: FitPlan, on_step: Callable[[StepReport], None]) -> Update:
         """Train `plan.num_steps` steps from `state`; `state` itself is not changed."""
-        model, reports = self.base.model, []
-        with (
-            suited_threads(model.config.get_text_config().hidden_size),
-            attached(model, state.adapter, dropout=self.dropout) as adapters,
-            _checkpointing(model, plan.gradient_checkpointing),
-        ):
-            stepper = new_stepper(adapters.flat, self.train, self.total_steps, state.optimizer)
+        model, end = self.base.model, state.step + plan.num_steps
+        watcher, now = Watcher(self.chooser, state.watch, state.adapter), state
+        reports: list[StepReport] = []
+
+        def told(report: StepReport) -> None:
+            reports.append(report)
+            on_step(report)
+
+        with suited_threads(model.config.get_text_config().hidden_size), _checkpointing(model, plan.gradient_checkpointing):
+            while now.step < end:
+                stretch = watcher.stretch(now.step)
+                until = end if stretch.end is None else min(end, stretch.end)
+                now = self._stretch(now, stretch, until, _Fit(batches, plan.accumulate, watcher, told))
+                watcher.end(now.step, now.adapter)
+        return Update(replace(now, watch=watcher.watch(now.adapter)), tuple(reports))
+
+    def _stretch(self, state: TrainState, stretch: Stretch, until: int, fit: _Fit) -> TrainState:
+        """Train up to step number `until` with the same modules active."""
+        model, killed = self.base.model, stretch.killed
+        optimizer = self._moments(state.optimizer, stretch)
+        trained = [name for name in state.adapter.modules if name not in killed.names]
+        with attached(model, state.adapter, dropout=self.dropout, killed=killed, cohorts=cohorts_of(trained, optimizer)) as adapters:
+            stepper = new_stepper(adapters, self.train, self.total_steps, optimizer)
             adapters.train(True)
-            for step in range(state.step, state.step + plan.num_steps):
-                parts = [batches.batch(step * plan.accumulate + part).to(model.device) for part in range(plan.accumulate)]
+            for step in range(state.step, until):
+                parts = [fit.batches.batch(step * fit.accumulate + part).to(model.device) for part in range(fit.accumulate)]
                 report = self.attempt(partial(self._step, stepper, parts, step))
-                reports.append(report)
-                on_step(report)
-            end = TrainState(adapters.state(), stepper.optimizer_state(), state.step + plan.num_steps)
-        return Update(end, tuple(reports))
+                if step == state.step:
+                    report = replace(report, turn=stretch.turn, handed_over=() if killed.how == "skip" else tuple(killed.names))
+                fit.watcher.see(adapters, report)
+                fit.on_step(report)
+            return TrainState(adapters.state(), {**optimizer, **stepper.optimizer_state()}, until)
+
+    def _moments(self, optimizer: OptimizerState, stretch: Stretch) -> OptimizerState:
+        assert self.chooser is not None or not stretch.killed.names
+        if self.chooser is None or self.chooser.select.killed_moments == "keep":
+            return optimizer
+        return {name: moments for name, moments in optimizer.items() if name not in stretch.killed.names}
 
     def _step(self, stepper: Stepper, parts: Sequence[Batch], step: int) -> StepReport:
         """One step, the same however often it is begun: adapters and moments change at its end."""

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from atoll.adapters.attach import Attached
 from atoll.config.schema import Train
-from atoll.engines.trainer import OptimizerState, StepReport
+from atoll.engines.trainer import Moments, OptimizerState, StepReport
 from atoll.tasks.batches import Batch
 
 
@@ -25,20 +26,20 @@ def learning_rate_at(train: Train, step: int, total_steps: int) -> float:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stepper:
-    """AdamW on one flat parameter, whose gradient the adapters' matrices write into."""
+    """AdamW on the flat tensors whose gradients the adapters' matrices write into."""
 
-    flat: nn.Parameter
+    adapters: Attached
     optimizer: torch.optim.AdamW
     train: Train
     total_steps: int
 
     def step(self, batches: Sequence[Batch], loss_sum: Callable[[Batch], Tensor], step: int) -> StepReport:
-        """Accumulate the batches' gradients, clip, and move the parameter once.
+        """Accumulate the batches' gradients, clip, and move the adapters once.
 
         The loss is the mean over all label tokens of all batches, so that accumulation equals one large batch.
         """
-        assert self.flat.grad is not None
-        self.flat.grad.zero_()
+        for flat in self.adapters.flats:
+            flat.grad.zero_()
         num_label_tokens = sum(len(batch.target_N) for batch in batches)
         loss = 0.0
         for batch in batches:
@@ -50,30 +51,48 @@ class Stepper:
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.step()
         rows, width = zip(*(batch.input_ids_BT.shape for batch in batches), strict=True)
-        num_tokens = sum(batch.num_tokens for batch in batches)
-        return StepReport(step, loss, rate, grad_norm, num_tokens, num_label_tokens, tuple(zip(rows, width, strict=True)))
+        num_tokens, shapes = sum(batch.num_tokens for batch in batches), tuple(zip(rows, width, strict=True))
+        return StepReport(step, loss, rate, grad_norm, num_tokens, num_label_tokens, shapes, tuple(self.adapters.layers))
 
     def _clip(self) -> float:
-        assert self.flat.grad is not None
-        norm = self.flat.grad.norm().item()
+        grads = [flat.grad for flat in self.adapters.flats]
+        norm = math.hypot(*(grad.norm().item() for grad in grads))
         if self.train.grad_clip and norm > self.train.grad_clip:
-            self.flat.grad.mul_(self.train.grad_clip / (norm + 1e-6))
+            for grad in grads:
+                grad.mul_(self.train.grad_clip / (norm + 1e-6))
         return norm
 
-    def optimizer_state(self) -> OptimizerState:
-        """Adam's moments as they are now, copied."""
-        state = self.optimizer.state[self.flat]
-        return OptimizerState(state["exp_avg"].cpu().clone(), state["exp_avg_sq"].cpu().clone(), int(state["step"].item()))
+    def optimizer_state(self) -> dict[str, Moments]:
+        """The moments of the trained modules as they are now, copied."""
+        found: dict[str, Moments] = {}
+        for flat in self.adapters.flats:
+            state = self.optimizer.state[flat.numbers]
+            first, second = state["exp_avg"].cpu(), state["exp_avg_sq"].cpu()
+            for name, part in flat.parts.items():
+                found[name] = Moments(first[part].clone(), second[part].clone(), int(state["step"].item()))
+        return found
 
 
-def new_stepper(flat: nn.Parameter, train: Train, total_steps: int, start: OptimizerState | None) -> Stepper:
-    """A stepper that goes on from `start`, or with empty moments."""
-    optimizer = torch.optim.AdamW([flat], lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)
-    if start is not None:
-        # `step` is a tensor of its own on the parameter's device: that is what the fused kernel reads.
-        optimizer.state[flat] = {
-            "step": torch.tensor(float(start.num_steps), device=flat.device),
-            "exp_avg": start.first_moment.to(flat.device, copy=True),
-            "exp_avg_sq": start.second_moment.to(flat.device, copy=True),
-        }
-    return Stepper(flat, optimizer, train, total_steps)
+def cohorts_of(names: Sequence[str], start: OptimizerState) -> list[list[str]]:
+    """The modules by how many steps their moments have seen: Adam corrects its bias by one count for a whole tensor."""
+    cohorts: dict[int, list[str]] = {}
+    for name in names:
+        cohorts.setdefault(start[name].num_steps if name in start else 0, []).append(name)
+    return list(cohorts.values())
+
+
+def new_stepper(adapters: Attached, train: Train, total_steps: int, start: OptimizerState) -> Stepper:
+    """A stepper that goes on from `start`; `adapters` were attached in the cohorts of it."""
+    numbers = [flat.numbers for flat in adapters.flats]
+    optimizer = torch.optim.AdamW(numbers, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)
+    for flat in adapters.flats:
+        known = [start[name] for name in flat.parts if name in start]
+        if known:
+            device = flat.numbers.device
+            # `step` is a tensor of its own on the parameter's device: that is what the fused kernel reads.
+            optimizer.state[flat.numbers] = {
+                "step": torch.tensor(float(known[0].num_steps), device=device),
+                "exp_avg": torch.cat([moments.first for moments in known]).to(device),
+                "exp_avg_sq": torch.cat([moments.second for moments in known]).to(device),
+            }
+    return Stepper(adapters, optimizer, train, total_steps)

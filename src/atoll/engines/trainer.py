@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 from torch import Tensor
 
@@ -13,12 +13,34 @@ from atoll.tasks.batches import Batch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class OptimizerState:
-    """Adam's moments, flat in the order of the adapter's modules (down, up, down, up, ...), fp32."""
+class Moments:
+    """Adam's moments of one module, flat (down, up), fp32. They count steps of their own: a killed module has fewer."""
 
-    first_moment: Tensor
-    second_moment: Tensor
+    first: Tensor
+    second: Tensor
     num_steps: int
+
+
+OptimizerState = Mapping[str, Moments]
+"""By module; a module that is absent starts with empty moments."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Watch:
+    """What an edge's choice of modules goes on from: the last choice, and what the open window has seen so far."""
+
+    chosen: tuple[str, ...] | None = None
+    """Active modules between windows; None: nothing was chosen yet."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """By module, what the last choice was made by."""
+    moved: AdapterState | None = None
+    """What the adapters have moved in the open window by this edge's steps: the difference of their matrices."""
+    grad_norms: Mapping[str, float] = field(default_factory=dict)
+    """By module, norms of the gradient added up over the steps of the open window."""
+    num_steps: int = 0
+    """Steps of the open window; the two below are summed over them."""
+    num_tokens: int = 0
+    num_label_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,10 +48,20 @@ class TrainState:
     """Where an edge's training stands: all that the next round goes on from."""
 
     adapter: AdapterState
-    optimizer: OptimizerState | None
-    """None: start with empty moments."""
+    optimizer: OptimizerState
     step: int
     """Optimizer steps of this edge so far; decides batches and learning rate."""
+    watch: Watch = Watch()
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The active set is another from a step on."""
+
+    reason: Literal["window", "choice"]
+    killed: tuple[str, ...]
+    revived: tuple[str, ...]
+    scores: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +88,12 @@ class StepReport:
     num_label_tokens: int
     micro_batches: tuple[tuple[int, int], ...]
     """(rows, padded tokens a row) of each forward pass, for counting work."""
+    active: tuple[str, ...]
+    """Modules that were trained."""
+    handed_over: tuple[str, ...] = ()
+    """Killed modules that were given to whoever runs their blocks right before this step."""
+    turn: Turn | None = None
+    """What changed right before this step."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +102,11 @@ class Update:
 
     state: TrainState
     reports: tuple[StepReport, ...]
+
+    @property
+    def trained(self) -> frozenset[str]:
+        """Modules that were active in any of the steps."""
+        return frozenset(name for active in {report.active for report in self.reports} for name in active)
 
     @property
     def mean_loss(self) -> float:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from atoll.config.schema import Edge
-from atoll.cost.formulas import Flops, round_seconds
-from atoll.cost.traffic import WireBytes
+from atoll.cost.formulas import round_seconds
+from atoll.cost.work import Work
 from atoll.engines.federated.strategy import EdgeResult, RoundResult
 from atoll.jobs.job import Job
 from atoll.runs.summary import Durations, EdgeCompute, EdgeSummary, Evaluation, Summary, Traffic, versions
@@ -34,13 +34,15 @@ class Accounts:
     def summary(self, status: Literal["complete", "interrupted", "failed"], evaluation: Evaluation, seconds: float) -> Summary:
         """The summary of what was counted so far."""
         results = [edge for result in self._rounds for edge in result.edges]
-        flops = sum((edge.flops for edge in results), Flops(0, 0, 0))
+        work = sum((edge.work for edge in results), Work())
+        flops, full_pool = work.flops, work.full_pool_flops
         return Summary(
             status=status,
             eval=evaluation,
-            traffic=_traffic(results, split=any(edge.mode == "split" for edge in self._job.plan.edges)),
-            # Every module is active all the time in this version, so that the full pool is what was done.
-            edge_compute=EdgeCompute(flops.flops, flops.adapter_flops, flops.head_flops, flops.block_flops, flops.adapter_flops),
+            traffic=_traffic(results, work, split=any(edge.mode == "split" for edge in self._job.plan.edges)),
+            edge_compute=EdgeCompute(
+                flops.flops, flops.adapter_flops, flops.head_flops, flops.block_flops, full_pool.adapter_flops, full_pool.block_flops
+            ),
             seconds=Durations(seconds, self._simulated_seconds()),
             edges=tuple(self._edge(name, [edge for edge in results if edge.edge == name]) for name in self._names()),
             versions=versions(),
@@ -54,7 +56,8 @@ class Accounts:
         return EdgeSummary(
             name=name, mode=plan.mode, bits=plan.bits, batch_size=plan.batch_size, ranks=plan.ranks,
             steps=sum(edge.num_steps for edge in results), predicted_peak_bytes=plan.predicted_peak_bytes,
-            measured_peak_bytes=max((edge.peak_bytes for edge in results), default=None), active_share=1.0,
+            measured_peak_bytes=max((edge.peak_bytes for edge in results), default=None) if plan.mode != "cloud" else None,
+            active_share=sum((edge.work for edge in results), Work()).active_share,
             up_bytes=sum(edge.up_bytes for edge in results), down_bytes=sum(edge.down_bytes for edge in results),
             dropped_rounds=self._dropped[name],
         )  # fmt: skip
@@ -77,19 +80,17 @@ class Accounts:
         plan = self._job.plan.edge(result.edge) if result.edge in self._names() else None
         trips = round_trips(self._job.config, self._job.shapes, plan.ranks, result.num_steps) if plan and plan.mode == "split" else 1
         return round_seconds(
-            result.flops.flops, result.up_bytes + result.down_bytes, flops_per_second=declared.flops, bits_per_second=declared.bandwidth,
-            latency_seconds=declared.latency, round_trips=trips,
+            result.work.flops.flops, result.up_bytes + result.down_bytes, flops_per_second=declared.flops,
+            bits_per_second=declared.bandwidth, latency_seconds=declared.latency, round_trips=trips,
         )  # fmt: skip
 
 
-def _traffic(results: Sequence[EdgeResult], *, split: bool) -> Traffic:
+def _traffic(results: Sequence[EdgeResult], work: Work, *, split: bool) -> Traffic:
     up, down = sum(edge.up_bytes for edge in results), sum(edge.down_bytes for edge in results)
     if not split:
         return Traffic(up, down)
-    formula = sum((edge.formula for edge in results), WireBytes())
     sent, received = (sum((getattr(edge.wire, way) for edge in results), Counter[str]()) for way in ("sent", "received"))
-    # Every module is active all the time in this version, so that the full pool is what was done.
-    shared, unshared = formula.shared_bytes, formula.unshared_bytes
-    return Traffic(up, down, shared, unshared, shared, unshared, dict(sent), dict(received))
-
-
+    done, full_pool = work.wire, work.full_pool_wire
+    return Traffic(
+        up, down, done.shared_bytes, done.unshared_bytes, full_pool.shared_bytes, full_pool.unshared_bytes, dict(sent), dict(received)
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from atoll.errors import AdapterFitError
 from atoll.jobs.sources import EdgeRows, base_source, edge_rows, eval_rows
 from atoll.jobs.split import HostAccess, HostLimits, SplitSide, join, largest_batch_tokens, serve, start_host
 from atoll.runs.events import DataLoaded
+from atoll.selection.choosing import Chooser, chooser_of
 from atoll.selection.plan import BITS, EdgePlan, FleetPlan, plan_fleet
 from atoll.shapes import BaseShapes
 from atoll.tasks.batches import check_packing
@@ -36,6 +38,10 @@ class Participant:
     name: str
     examples: Examples
     plan: EdgePlan
+    chooser: Chooser
+    """Which modules are active when."""
+    uploaded_bytes: int = 0
+    """Of its rows, where they are handed over (mode = "cloud")."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,10 +109,30 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | N
         if config.data.batching == "pack":
             check_packing(base.model, config.data.max_length)
         examples = [tokenize(edge.rows, forms[id(edge.rows)], base.tokenizer, config.data.max_length) for edge in rows]
-        edges = tuple(Participant(edge.name, part, plan.edge(edge.name)) for edge, part in zip(rows, examples, strict=True))
+        edges = tuple(
+            replace(participant(config, shapes, edge.name, part, plan.edge(edge.name)), uploaded_bytes=_uploaded_bytes(edge, plan))
+            for edge, part in zip(rows, examples, strict=True)
+        )
         events = tuple(_data_event(edge, part) for edge, part in zip(rows, examples, strict=True))
         opened.pop_all()  # From here on the job closes what is open.
     return Job(loaded, base, shapes, form, edges, held_out, plan, start, events, split, own_host)
+
+
+def participant(config: RunConfig, shapes: BaseShapes, name: str, examples: Examples, plan: EdgePlan) -> Participant:
+    """An edge with the rows it trains on.
+
+    Raises: ConflictError where a window of [select] is as long as its period.
+    """
+    rows_per_step = plan.batch_size * plan.accumulate
+    chooser = chooser_of(config, shapes, plan.ranks, edge=name, num_rows=len(examples), rows_per_step=rows_per_step)
+    return Participant(name, examples, plan, chooser)
+
+
+def _uploaded_bytes(edge: EdgeRows, plan: FleetPlan) -> int:
+    """Bytes of an edge's rows as JSON lines, where it hands them over."""
+    if plan.edge(edge.name).mode != "cloud":
+        return 0
+    return sum(len(json.dumps(dict(edge.rows[number]), ensure_ascii=False, default=str).encode()) + 1 for number in range(len(edge.rows)))
 
 
 def _alone(loaded: LoadedConfig, name: str) -> LoadedConfig:
@@ -127,7 +153,7 @@ def _bases(
         opened.callback(split.close)
         return split.base, split, None
     base = load_base(source, precision=config.model.precision)
-    if modes == {"local"}:
+    if "split" not in modes:
         return base, None, None
     own_host = None
     if access is None:

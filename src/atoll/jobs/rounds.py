@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Protocol
 
 from atoll.adapters.state import AdapterState
 from atoll.cost.formulas import Flops, step_flops
 from atoll.cost.traffic import WireAccount, WireBytes
+from atoll.cost.work import Work
 from atoll.engines.federated.client import EdgeWork, client_app
 from atoll.engines.federated.flower import ConfigRecord, Context, RecordDict
 from atoll.engines.federated.grid import InProcessGrid
@@ -15,7 +17,18 @@ from atoll.engines.federated.strategy import AdapterStrategy, EdgeResult, Observ
 from atoll.engines.local import LocalTrainer
 from atoll.engines.trainer import FitPlan, StepReport
 from atoll.jobs.job import Job, Participant
-from atoll.runs.events import EdgeDropped, EdgeFinished, EventLog, HostLost, Phase, PhaseStarted, RoundFinished, RoundStarted, StepDone
+from atoll.runs.events import (
+    EdgeDropped,
+    EdgeFinished,
+    EventLog,
+    HostLost,
+    ModulesChosen,
+    Phase,
+    PhaseStarted,
+    RoundFinished,
+    RoundStarted,
+    StepDone,
+)
 from atoll.selection.plan import EdgePlan
 from atoll.selection.split import elsewhere, step_bytes
 from atoll.tasks.batches import BatchStream
@@ -76,14 +89,19 @@ def edge_work(job: Job, edge: Participant, phase: Phase, log: EventLog) -> EdgeW
     config, plan = job.config, edge.plan
 
     def on_step(round_number: int, report: StepReport) -> None:
+        if report.turn is not None:
+            turn, policy = report.turn, config.select.policy
+            log.append(ModulesChosen(
+                phase, round_number, edge.name, report.step, turn.reason, policy, report.active, turn.killed, turn.revived, turn.scores
+            ))  # fmt: skip
         log.append(StepDone(
             phase, round_number, edge.name, report.step, report.loss, report.learning_rate, report.grad_norm,
-            report.num_tokens, report.num_label_tokens,
+            report.num_tokens, report.num_label_tokens, len(report.active),
         ))  # fmt: skip
 
     trainer = LocalTrainer(
         job.base, config.train, total_steps=config.run.rounds * plan.num_steps, dropout=config.adapter.dropout, seed=config.run.seed,
-        edge=edge.name,
+        edge=edge.name, chooser=edge.chooser if edge.chooser.schedule.ever else None,
     )  # fmt: skip
     account = WireAccount()
     if plan.mode == "split":
@@ -102,26 +120,39 @@ def edge_work(job: Job, edge: Participant, phase: Phase, log: EventLog) -> EdgeW
         num_examples=len(edge.examples),
         plan=FitPlan(plan.num_steps, plan.accumulate, plan.gradient_checkpointing),
         keep_optimizer=config.train.optimizer_state == "keep",
-        flops_of=lambda report: _flops(job, plan, report),
-        wire_bytes_of=lambda report: _wire_bytes(job, plan, report),
+        work_of=lambda report: _work(job, plan, report),
+        uploaded_bytes=edge.uploaded_bytes if plan.mode == "cloud" else None,
         on_step=on_step,
     )
 
 
-def _flops(job: Job, plan: EdgePlan, report: StepReport) -> Flops:
-    rows, positions = sum(rows for rows, _ in report.micro_batches), sum(rows * width for rows, width in report.micro_batches)
-    return step_flops(
-        job.shapes, plan.ranks, num_rows=rows, row_tokens=round(positions / rows), num_label_tokens=report.num_label_tokens,
-        gradient_checkpointing=plan.gradient_checkpointing, elsewhere=elsewhere(job.config, job.shapes) if plan.mode == "split" else (),
+def _work(job: Job, plan: EdgePlan, report: StepReport) -> Work:
+    active = {name: plan.ranks[name] for name in report.active}
+    if plan.mode == "cloud":  # Nothing is done on the edge.
+        return Work(num_active=len(active), num_pool=len(plan.ranks))
+    killed = {name: rank for name, rank in plan.ranks.items() if name not in active and job.config.select.killed == "offload"}
+    handed_over = {name: plan.ranks[name] for name in report.handed_over}
+    return Work(
+        _flops(job, plan, report, active, killed), _wire_bytes(job, plan, report, active, handed_over),
+        _flops(job, plan, report, plan.ranks, {}), _wire_bytes(job, plan, report, plan.ranks, {}), len(active), len(plan.ranks),
     )  # fmt: skip
 
 
-def _wire_bytes(job: Job, plan: EdgePlan, report: StepReport) -> WireBytes:
-    if plan.mode == "local":
+def _flops(job: Job, plan: EdgePlan, report: StepReport, active: Mapping[str, int], killed: Mapping[str, int]) -> Flops:
+    rows, positions = sum(rows for rows, _ in report.micro_batches), sum(rows * width for rows, width in report.micro_batches)
+    return step_flops(
+        job.shapes, active, num_rows=rows, row_tokens=round(positions / rows), num_label_tokens=report.num_label_tokens,
+        gradient_checkpointing=plan.gradient_checkpointing, elsewhere=elsewhere(job.config, job.shapes) if plan.mode == "split" else (),
+        killed=killed, factored=job.config.wire.mode == "factored",
+    )  # fmt: skip
+
+
+def _wire_bytes(job: Job, plan: EdgePlan, report: StepReport, active: Mapping[str, int], handed_over: Mapping[str, int]) -> WireBytes:
+    if plan.mode != "split":
         return WireBytes()
     return step_bytes(
-        job.config, job.shapes, plan.ranks, num_tokens=report.num_tokens, num_label_tokens=report.num_label_tokens,
-        num_exchanges=len(report.micro_batches),
+        job.config, job.shapes, active, num_tokens=report.num_tokens, num_label_tokens=report.num_label_tokens,
+        num_exchanges=len(report.micro_batches), killed=handed_over,
     )  # fmt: skip
 
 

@@ -85,7 +85,7 @@ def serve(base: Base, source: str, precision: str, bits: int, limits: HostLimits
             tokenizer_digest=tokenizer, num_blocks=num_blocks,
             modules={name: size for name, size in sizes.items() if block_of(name) in middle},
             codecs=("fp32", "bf16", "int8"), wire_modes=("dense", "factored"), precision=precision, kinds=("lora", "bottleneck"),
-            max_tokens=limits.max_tokens, max_rank=MAX_RANK,
+            max_tokens=limits.max_tokens, max_rank=MAX_RANK, killed=("offload", "merge") if bits >= 16 else ("offload",),
         )  # fmt: skip
 
     return Served(base, source, traced, facts, bits, limits.idle_seconds, Turns())
@@ -117,7 +117,7 @@ def join(base_name: str, config: RunConfig, access: HostAccess, max_tokens: int)
     def elsewhere(sizes: Sizes, returns_tuple: bool) -> Elsewhere:
         # The terms hold digests of what is loaded only after this; the client is made last and looked up when the first batch comes.
         blocks = RemoteBlocks(
-            sizes, returns_tuple=returns_tuple, keeps_back=cut.back > 0, connect=lambda pairs: clients[0].connect(pairs),
+            sizes, returns_tuple=returns_tuple, keeps_back=cut.back > 0, connect=lambda adapters: clients[0].connect(adapters),
             patiently=lambda attempt: clients[0].patiently(attempt),
         )
         made.append(blocks)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from atoll.runs.events import (
+    Advised,
     DataLoaded,
     EdgeDropped,
     EdgeFinished,
     Evaluated,
     Event,
     HostLost,
+    ModulesChosen,
     PhaseStarted,
     RoundFinished,
     RunFinished,
@@ -32,6 +34,11 @@ def describe_event(event: Event) -> str:
             return _edge(event)
         case EdgeDropped():
             return f"round {event.round}: edge {event.edge} dropped: {event.reason}"
+        case Advised():
+            return f"edge {event.edge}: {event.advice}"
+        case ModulesChosen() if event.reason == "choice":
+            kept = f"{len(event.active)} of {len(event.active) + len(event.killed)} modules stay active"
+            return f"{event.phase} round {event.round}: {event.edge}, step {event.step}: {kept}"
         case HostLost():
             return f"edge {event.edge}: host lost ({event.reason}); trying to reach it again"
         case RoundFinished():

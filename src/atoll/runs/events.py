@@ -52,6 +52,14 @@ class DataLoaded(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Advised(Event):
+    """A setting that can be kept, and is hardly what was meant."""
+
+    edge: str
+    advice: str
+
+
+@dataclass(frozen=True, slots=True)
 class PhaseStarted(Event):
     """A part of the run with its number of steps over all edges and rounds; "evaluate": of rows."""
 
@@ -81,6 +89,28 @@ class StepDone(Event):
     grad_norm: float
     num_tokens: int
     num_label_tokens: int
+    num_active: int
+    """Modules that were trained in this step."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModulesChosen(Event):
+    """The modules that an edge trains from now on; `step` counts the edge's steps before."""
+
+    phase: Phase
+    round: int
+    edge: str
+    step: int
+    reason: Literal["window", "choice"]
+    """A window opens, with every module active; or a choice was made."""
+    policy: str
+    active: tuple[str, ...]
+    killed: tuple[str, ...]
+    """All that are not active."""
+    revived: tuple[str, ...]
+    """Active from now on, and not before."""
+    scores: Mapping[str, float]
+    """By module, what the choice was made by; empty where nothing was observed."""
 
 
 @dataclass(frozen=True, slots=True)

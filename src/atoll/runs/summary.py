@@ -56,13 +56,14 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class EdgeCompute:
-    """Floating-point operations on the edges, and their parts; `full_pool`: adapters with every module active all the time."""
+    """Floating-point operations on the edges, and their parts; `full_pool`: with every module active all the time."""
 
     flops: float = 0.0
     adapter_flops: float = 0.0
     head_flops: float = 0.0
     block_flops: float = 0.0
     full_pool_adapter_flops: float = 0.0
+    full_pool_block_flops: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class EdgeSummary:
     """One edge; `ranks` by module name."""
 
     name: str
-    mode: Literal["local", "split"]
+    mode: Literal["local", "split", "cloud"]
     bits: int
     batch_size: int
     ranks: Mapping[str, int]

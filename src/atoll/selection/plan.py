@@ -20,6 +20,7 @@ LOCAL_EDGE = "local"
 """The one edge of a run without [[edge]]."""
 BITS = {"fp32": 32, "bf16": 16}
 
+Mode = Literal["local", "split", "cloud"]
 Binding = Literal["none", "memory"]
 
 
@@ -28,7 +29,7 @@ class EdgePlan:
     """What one edge does in every round."""
 
     name: str
-    mode: Literal["local", "split"]
+    mode: Mode
     bits: int
     """Bits per weight of its copy of the base."""
     batch_size: int
@@ -42,7 +43,7 @@ class EdgePlan:
     predicted_seconds: float | None
     """Per round, with every row at full length and every token a label: an upper bound. None where no speed or link is declared."""
     up_bytes: int
-    """Per round."""
+    """Per round, with every module active; rows that an edge hands over are not counted."""
     down_bytes: int
     """Per round."""
     binding: Binding
@@ -101,7 +102,7 @@ def plan_fleet(
     """
     names = tuple(start_ranks) if start_ranks is not None else resolve_targets(config.adapter.targets, shapes.modules)
     edges = config.edge or (Edge(name=LOCAL_EDGE),)
-    edges = tuple(edge.model_copy(update={"mode": _mode(edge, has_host)}) for edge in edges)
+    edges = tuple(_placed(edge, config.run.placement, has_host) for edge in edges)
     settings = [_setting(config, shapes, edge, {name: _rank(config, edge, name, start_ranks) for name in names}) for edge in edges]
     refuse([(edge.name, edge.memory, setting) for edge, setting in zip(edges, settings, strict=True) if edge.memory is not None])
     plans = tuple(_edge_plan(config, edge, setting, edges_rows) for edge, setting in zip(edges, settings, strict=True))
@@ -117,10 +118,13 @@ def steps_per_round(config: RunConfig, num_rows: int | None) -> int:
     return max(1, math.ceil(config.train.local_epochs * num_rows / (config.train.batch_size * config.train.accumulate)))
 
 
-def _mode(edge: Edge, has_host: bool) -> Literal["local", "split"]:
-    if edge.mode == "auto":
-        return "split" if has_host else "local"
-    return edge.mode
+def _placed(edge: Edge, placement: Literal["auto"] | Mode, has_host: bool) -> Edge:
+    """The edge with a mode that is not "auto"; of one that trains nothing itself, no limit counts."""
+    mode: Mode = "split" if has_host else "local"
+    if edge.mode != "auto" or placement != "auto":
+        mode = edge.mode if edge.mode != "auto" else placement  # type: ignore[assignment]
+    limits = {"memory": None, "flops": None, "bandwidth": None, "latency": None} if mode == "cloud" else {}
+    return edge.model_copy(update={"mode": mode, **limits})
 
 
 def _rank(config: RunConfig, edge: Edge, name: str, start_ranks: Mapping[str, int] | None) -> int:
@@ -150,12 +154,17 @@ def _edge_plan(config: RunConfig, edge: Edge, setting: Setting, edges_rows: Mapp
     flops = step_flops(
         setting.shapes, setting.ranks, num_rows=setting.batch_size, row_tokens=setting.row_tokens,
         num_label_tokens=setting.num_label_tokens, gradient_checkpointing=setting.gradient_checkpointing,
-        elsewhere=setting.elsewhere,
+        elsewhere=setting.elsewhere, factored=config.wire.mode == "factored",
     ).times(num_steps * config.train.accumulate)  # fmt: skip
     seconds = round_seconds(
         flops.flops, 2 * payload_bytes + wire.shared_bytes, flops_per_second=edge.flops, bits_per_second=edge.bandwidth,
         latency_seconds=edge.latency, round_trips=trips,
     )  # fmt: skip
+    if edge.mode == "cloud":
+        return EdgePlan(
+            edge.name, "cloud", setting.bits, setting.batch_size, config.train.accumulate, setting.ranks, num_steps,
+            setting.gradient_checkpointing, 0, None, 0, payload_bytes, "none", "for comparison: its rows leave it, and it trains nothing",
+        )  # fmt: skip
     by_itself = setting.gradient_checkpointing and config.train.gradient_checkpointing == "auto"
     return EdgePlan(
         name=edge.name, mode="split" if split else "local", bits=setting.bits, batch_size=setting.batch_size,

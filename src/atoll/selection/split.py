@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from atoll.config.schema import RunConfig
 from atoll.cost.traffic import WireBytes
 from atoll.shapes import BaseShapes
-from atoll.wire.accounting import ModuleSizes, split_bytes
+from atoll.wire.accounting import ModuleSizes, frozen_bytes, split_bytes
 
 
 def elsewhere(config: RunConfig, shapes: BaseShapes) -> range:
@@ -30,9 +30,13 @@ def round_trips(config: RunConfig, shapes: BaseShapes, ranks: Mapping[str, int],
 
 
 def step_bytes(
-    config: RunConfig, shapes: BaseShapes, ranks: Mapping[str, int], *, num_tokens: int, num_label_tokens: int, num_exchanges: int = 1
-) -> WireBytes:
-    """One optimizer step's exchanges: `num_tokens` and `num_label_tokens` over all of them; factors travel with the first only."""
+    config: RunConfig, shapes: BaseShapes, ranks: Mapping[str, int], *, num_tokens: int, num_label_tokens: int, num_exchanges: int = 1,
+    killed: Mapping[str, int] = {},
+) -> WireBytes:  # fmt: skip
+    """One optimizer step's exchanges: `num_tokens` and `num_label_tokens` over all of them; factors travel with the first only.
+
+    `ranks` are those of active modules, `killed` those of modules that are handed over before this step; the host needs its own only.
+    """
     active = groups(config, shapes, ranks)
     front = any(rank and module.block < config.model.cut.front for module in shapes.modules if (rank := ranks.get(module.name, 0)))
     wanted = num_tokens if config.model.cut.back else num_label_tokens
@@ -43,8 +47,9 @@ def step_bytes(
             lowest_needs_input_gradient=front, front_gradient=front, has_factors=first and config.wire.mode == "factored",
         )  # fmt: skip
 
+    handed_over = frozen_bytes([sizes for group in groups(config, shapes, killed) for sizes in group])
     # Gradients of factors come back with every exchange, whatever its tokens: an exchange without tokens counts them alone.
     rest = [count(0, 0, shared=True, first=False)] * (num_exchanges - 1)
     up, down = count(num_tokens, wanted, shared=True, first=True)
     unshared = sum(count(num_tokens, wanted, shared=False, first=True)) + sum(map(sum, rest))
-    return WireBytes(up + sum(u for u, _ in rest), down + sum(d for _, d in rest), unshared)
+    return WireBytes(up + sum(u for u, _ in rest) + handed_over, down + sum(d for _, d in rest), unshared + handed_over)

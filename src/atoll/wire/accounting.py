@@ -31,17 +31,35 @@ def encoded_bytes(shape: Sequence[int], codec: str) -> int:
     return scales + _BYTES_PER_VALUE[codec] * math.prod(shape)
 
 
-def largest_message_bytes(groups: Sequence[Sequence[ModuleSizes]], d_model: int, max_tokens: int) -> int:
+def frozen_bytes(modules: Sequence[ModuleSizes]) -> int:
+    """Tensor bytes of the one message that hands killed modules to the host: both factors of each, in fp32 whatever the codec.
+
+    Two modules: 2 * (8 + 8) and 1 * (8 + 4) numbers.
+
+        >>> frozen_bytes([(8, 8, 2), (8, 4, 1)])
+        176
+        >>> frozen_bytes([])
+        0
+    """
+    return sum(encoded_bytes((rank, d_in + d_out), "fp32") for d_in, d_out, rank in modules)
+
+
+def largest_message_bytes(
+    groups: Sequence[Sequence[ModuleSizes]], d_model: int, max_tokens: int, *, killed: Sequence[ModuleSizes] = ()
+) -> int:
     """Bytes of the largest message that a session of these groups may need, in any mode and codec, its header included.
 
     The hidden states with all factors, or a group's outputs and gradients, in fp32: int8 with its scales is no larger but for one value.
+    Or the `killed` modules, all handed over at once.
 
         >>> largest_message_bytes([[(8, 8, 2), (8, 8, 2)]], 8, 10)
         1049548
+        >>> [largest_message_bytes([[(8, 8, 2)]], 8, 10, killed=[(8, 8, 2)] * count) for count in (0, 3, 4)]
+        [1049084, 1049084, 1049092]
     """
     factors = sum(rank * d_out for group in groups for _, d_out, rank in group)
     widest = max([d_model, *(max(group[0][0], sum(d_out + rank for _, d_out, rank in group)) for group in groups)])
-    return _HEADER_BYTES + _BYTES_PER_VALUE["fp32"] * (max_tokens * (widest + 1) + factors)
+    return _HEADER_BYTES + max(_BYTES_PER_VALUE["fp32"] * (max_tokens * (widest + 1) + factors), frozen_bytes(killed))
 
 
 def split_bytes(
@@ -59,7 +77,8 @@ def split_bytes(
 ) -> tuple[int, int]:
     """Tensor bytes of one training exchange: from the device to the host, and back; without headers and frames.
 
-    `groups` are the active ones in the order of the forward pass. Not `shared`: x and dx would travel once for every module.
+    `groups` are the active ones in the order of the forward pass. Not `shared`: x and dx would travel once for every module. With no
+    group and no front gradient nothing in the host or below needs a backward pass, and g stays where it is.
 
     One group of two modules (8 -> 8, rank 2), 10 tokens of which 4 are wanted, fp32, dense. Up: h 10*8, two deltas 2*10*8, g 4*8, and no
     dx, as nothing below needs it: 272 numbers. Down: x 10*8, h 4*8, two gradients 2*10*8: 272 numbers.
@@ -72,8 +91,14 @@ def split_bytes(
 
         >>> split_bytes([[(8, 8, 2), (8, 8, 2)]], 8, 10, 4, "fp32", "factored", has_factors=True, **rest)
         (736, 736)
+
+    No group at all: h 10*8 up, h 4*8 down.
+
+        >>> split_bytes([], 8, 10, 4, "fp32", "dense", has_factors=False, **rest)
+        (320, 128)
     """
-    up = [(n_tokens, d_model), (n_wanted, d_model)]
+    has_backward = bool(groups) or front_gradient
+    up = [(n_tokens, d_model)] + [(n_wanted, d_model)] * has_backward
     down = [(n_wanted, d_model)] + [(n_tokens, d_model)] * front_gradient
     for number, group in enumerate(groups):
         copies = 1 if shared else len(group)

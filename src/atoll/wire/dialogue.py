@@ -17,13 +17,14 @@ from atoll.wire.frames import Message
 
 Role = Literal["device", "host"]
 State = Literal[
-    "hello", "welcome", "forward", "input", "output", "hidden", "hidden_gradient", "gradient", "input_gradient", "finished", "closed",
+    "hello", "welcome", "killed", "forward", "input", "output", "hidden", "hidden_gradient", "gradient", "input_gradient", "finished",
+    "closed",
 ]  # fmt: skip
 Size = int | None
 """Of one dimension; None where only the engine can know it."""
 
 TURNS: Final[dict[State, Role]] = {
-    "hello": "device", "welcome": "host", "forward": "device", "input": "host", "output": "device", "hidden": "host",
+    "hello": "device", "welcome": "host", "killed": "device", "forward": "device", "input": "host", "output": "device", "hidden": "host",
     "hidden_gradient": "device", "gradient": "host", "input_gradient": "device", "finished": "host",
 }  # fmt: skip
 """Who sends the message that a state is named after."""
@@ -56,6 +57,8 @@ class Dialogue:
         """Active modules by group, from Welcome."""
         self._factored, self._max_tokens = False, 0
         self._ranks: dict[str, int] = {}
+        """Of trained modules."""
+        self._killed_ranks: list[int] = []
         self._d_out: dict[str, int] = {}
         self._group = 0
         self._now = _Exchange(False, False, 0, 0, 0, [])
@@ -92,7 +95,7 @@ class Dialogue:
             self.state = getattr(self, f"_{kind}")(message)
 
     def _check_numbers(self, message: Message) -> None:
-        if self.state in ("hello", "welcome"):
+        if self.state in ("hello", "welcome", "killed"):
             return
         if message.body.exchange != self.exchange:
             self._refuse("a message of another exchange", str(message.body.exchange), str(self.exchange))
@@ -104,7 +107,8 @@ class Dialogue:
     def _hello(self, message: Message) -> State:
         self._check_tensors(message, [])
         self._factored = message.body.wire_mode == "factored"
-        self._ranks = {module.name: module.rank for module in message.body.modules}
+        self._ranks = {module.name: module.rank for module in message.body.modules if not module.killed}
+        self._killed_ranks = [module.rank for module in message.body.modules if module.killed]
         self._max_tokens = message.body.max_tokens
         return "welcome"
 
@@ -113,8 +117,16 @@ class Dialogue:
         groups = tuple(tuple(group.modules) for group in message.body.groups)
         named = [name for group in groups for name in group]
         if sorted(named) != sorted(self._ranks) or not all(groups):
-            self._refuse("groups that are not the modules of Hello", f"{len(named)} modules", f"{len(self._ranks)} modules, each once")
+            expected = f"{len(self._ranks)} modules, each once"
+            self._refuse("groups that are not the trained modules of Hello", f"{len(named)} modules", expected)
         self.groups, self._max_tokens = groups, min(self._max_tokens, message.body.max_tokens or self._max_tokens)
+        return "killed" if self._killed_ranks else "forward"
+
+    def _killed(self, message: Message) -> State:
+        self._check_tensors(message, [size for rank in self._killed_ranks for size in ((rank, None), (None, rank))])
+        codecs = {tensor.codec for tensor in message.tensors}
+        if codecs != {"fp32"}:
+            self._refuse("killed modules in another codec", ", ".join(sorted(codecs)), "fp32, whatever the session's codec")
         return "forward"
 
     def _forward(self, message: Message) -> State:
@@ -209,7 +221,7 @@ class Dialogue:
             for shape, wanted in zip(shapes, sizes, strict=True)
         )
         if not fits:
-            expected = ", ".join(f"({rows}, {'any' if width is None else width})" for rows, width in sizes) or "no tensors"
+            expected = ", ".join(f"({', '.join('any' if size is None else str(size) for size in pair)})" for pair in sizes) or "no tensors"
             self._refuse(f"tensors of {message.kind} that do not fit", ", ".join(map(str, shapes[:8])) or "none", expected)
 
     def _refuse(self, what: str, got: str, expected: str) -> NoReturn:

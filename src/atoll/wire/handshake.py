@@ -9,7 +9,7 @@ from typing import Final
 from atoll.errors import HostLostError, HostRefusedError
 from atoll.wire import protocol_pb2 as pb
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 """Version of the protocol that this code speaks."""
 REFUSAL_CODES: Final = ("unfit", "busy", "frame", "dialogue", "failed")
 """Refusal.code: Hello does not fit; no room for a session; damaged bytes; a message not allowed; a fault of the host."""
@@ -37,6 +37,8 @@ class HostFacts:
     max_tokens: int
     """Positions (rows * positions) of the largest micro-batch."""
     max_rank: int
+    killed: Collection[str]
+    """What it does with killed modules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,4 +111,7 @@ def _module_misfits(hello: pb.Hello, facts: HostFacts) -> Iterator[_Misfit]:
         elif not 1 <= module.rank <= min(facts.max_rank, *facts.modules[module.name]):
             most = min(facts.max_rank, *facts.modules[module.name])
             yield _Misfit("rank", f"1 to {most}", f"{module.rank} for {module.name}", "lower adapter.rank")
+        elif module.killed not in ("", *facts.killed):
+            choices = " or ".join(facts.killed)
+            yield _Misfit("killed", choices, f"{module.killed} for {module.name}", f'write killed = "{choices}" in [select]')
         seen.add(module.name)

@@ -23,7 +23,7 @@ class Frame(_message.Message):
     def __init__(self, message: _Optional[int] = ..., index: _Optional[int] = ..., total: _Optional[int] = ..., length: _Optional[int] = ..., checksum: _Optional[int] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class Message(_message.Message):
-    __slots__ = ("hello", "welcome", "refusal", "forward", "input", "output", "hidden", "hidden_gradient", "gradient", "input_gradient", "finished", "bye", "file_part", "tensors")
+    __slots__ = ("hello", "welcome", "refusal", "forward", "input", "output", "hidden", "hidden_gradient", "gradient", "input_gradient", "finished", "bye", "file_part", "killed", "tensors")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +37,7 @@ class Message(_message.Message):
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     BYE_FIELD_NUMBER: _ClassVar[int]
     FILE_PART_FIELD_NUMBER: _ClassVar[int]
+    KILLED_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     welcome: Welcome
@@ -51,8 +52,9 @@ class Message(_message.Message):
     finished: Finished
     bye: Bye
     file_part: FilePart
+    killed: Killed
     tensors: _containers.RepeatedCompositeFieldContainer[TensorInfo]
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., input: _Optional[_Union[Input, _Mapping]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., hidden: _Optional[_Union[Hidden, _Mapping]] = ..., hidden_gradient: _Optional[_Union[HiddenGradient, _Mapping]] = ..., gradient: _Optional[_Union[Gradient, _Mapping]] = ..., input_gradient: _Optional[_Union[InputGradient, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ..., file_part: _Optional[_Union[FilePart, _Mapping]] = ..., tensors: _Optional[_Iterable[_Union[TensorInfo, _Mapping]]] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., input: _Optional[_Union[Input, _Mapping]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., hidden: _Optional[_Union[Hidden, _Mapping]] = ..., hidden_gradient: _Optional[_Union[HiddenGradient, _Mapping]] = ..., gradient: _Optional[_Union[Gradient, _Mapping]] = ..., input_gradient: _Optional[_Union[InputGradient, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ..., file_part: _Optional[_Union[FilePart, _Mapping]] = ..., killed: _Optional[_Union[Killed, _Mapping]] = ..., tensors: _Optional[_Iterable[_Union[TensorInfo, _Mapping]]] = ...) -> None: ...
 
 class TensorInfo(_message.Message):
     __slots__ = ("codec", "shape")
@@ -91,12 +93,16 @@ class Hello(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., atoll_version: _Optional[str] = ..., base_digest: _Optional[str] = ..., tokenizer_digest: _Optional[str] = ..., cut_front: _Optional[int] = ..., cut_back: _Optional[int] = ..., adapter_kind: _Optional[str] = ..., modules: _Optional[_Iterable[_Union[Module, _Mapping]]] = ..., wire_mode: _Optional[str] = ..., codec: _Optional[str] = ..., precision: _Optional[str] = ..., max_tokens: _Optional[int] = ...) -> None: ...
 
 class Module(_message.Message):
-    __slots__ = ("name", "rank")
+    __slots__ = ("name", "rank", "killed", "scaling")
     NAME_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
+    KILLED_FIELD_NUMBER: _ClassVar[int]
+    SCALING_FIELD_NUMBER: _ClassVar[int]
     name: str
     rank: int
-    def __init__(self, name: _Optional[str] = ..., rank: _Optional[int] = ...) -> None: ...
+    killed: str
+    scaling: float
+    def __init__(self, name: _Optional[str] = ..., rank: _Optional[int] = ..., killed: _Optional[str] = ..., scaling: _Optional[float] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("session", "atoll_version", "groups", "bits", "max_tokens", "idle_seconds")
@@ -133,6 +139,10 @@ class Refusal(_message.Message):
     device_value: str
     do: str
     def __init__(self, code: _Optional[str] = ..., field: _Optional[str] = ..., host_value: _Optional[str] = ..., device_value: _Optional[str] = ..., do: _Optional[str] = ...) -> None: ...
+
+class Killed(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class Forward(_message.Message):
     __slots__ = ("exchange", "rows", "positions", "lengths", "wanted", "position_ids", "train", "want_front_gradient", "has_factors")

@@ -43,7 +43,7 @@ def served(model: PreTrainedModel, turns: Turns | None = None) -> Served:
     def facts(cut: Cut) -> HostFacts:
         return HostFacts(
             PROTOCOL, "test", "base", "tokenizer", len(blocks), middle_sizes(model, cut), ("fp32", "bf16", "int8"), ("dense", "factored"),
-            "fp32", ("lora", "bottleneck"), 4096, 64,
+            "fp32", ("lora", "bottleneck"), 4096, 64, ("offload", "merge"),
         )  # fmt: skip
 
     return Served(Base("host", model, None, False), "", trace(model), facts, 32, 60.0, turns or Turns())  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ import grpc
 
 from atoll.engines.split.certificates import DeviceTls, HostTls, open_channel, server_credentials
 from atoll.engines.split.cut import Cut
-from atoll.engines.split.device.blocks import Session
+from atoll.engines.split.device.blocks import Given, Session
 from atoll.engines.split.device.client import Client, Terms
 from atoll.engines.split.host.server import Host
 from atoll.engines.split.host.session import Served
@@ -65,7 +65,7 @@ def channel_to(host: Host, tls: DeviceTls = OPEN) -> Iterator[grpc.Channel]:
 def session_on(channel: grpc.Channel) -> Iterator[Session]:
     """An open session without adapters."""
     terms = Terms("test", "base", "tokenizer", Cut(0, 0), "lora", "dense", "fp32", "fp32", 512, 32)
-    session = Client("test", terms, lambda: ClientTransport(channel, PATIENCE_SECONDS), 0.0).connect({})
+    session = Client("test", terms, lambda: ClientTransport(channel, PATIENCE_SECONDS), 0.0).connect(Given({}, {}, False))
     try:
         yield session
     finally:

@@ -19,6 +19,7 @@ from atoll.engines.split import certificates
 from atoll.engines.split.certificates import DeviceTls, HostTls, Made, is_loopback, make_certificates, open_channel, server_credentials
 from atoll.engines.split.transport import fetch_status
 from atoll.errors import HostLostError, OutputError, TransportError
+from atoll.wire.handshake import PROTOCOL
 
 from tests.engines.split.running import OPEN, PLAIN, channel_to, llama_host, running, session_on, wait_until
 
@@ -116,7 +117,7 @@ def test_plain_text_goes_through_no_proxy(monkeypatch: pytest.MonkeyPatch) -> No
     for name in ("http_proxy", "https_proxy", "grpc_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     with running(llama_host()) as host, channel_to(host) as channel:
-        assert fetch_status(channel, SECONDS).protocol == 1
+        assert fetch_status(channel, SECONDS).protocol == PROTOCOL
 
 
 def spoilt(name: str, made: Made, foreign: Made, folder: Path) -> HostTls:

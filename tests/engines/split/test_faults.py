@@ -61,7 +61,7 @@ class Breaking:
 def run(transport: Callable[[], Transport], mode: str = "factored", patience: float = 30.0) -> tuple[Update, Client, list[StepReport]]:
     trainer, client = device_trainer("llama", CUT, transport, mode=mode, patience=patience)
     reports: list[StepReport] = []
-    start = TrainState(adapters(random_model("llama", BLOCKS)), None, 0)
+    start = TrainState(adapters(random_model("llama", BLOCKS)), {}, 0)
     return trainer.fit(start, stream(), PLAN, reports.append), client, reports
 
 
@@ -94,7 +94,7 @@ def test_patience_ends() -> None:
     trainer, client = device_trainer("llama", CUT, never, patience=0.6)
     client.on_lost = told.append
     with pytest.raises(HostLostError):
-        trainer.fit(TrainState(adapters(random_model("llama", BLOCKS)), None, 0), stream(), PLAN, Steps([]))
+        trainer.fit(TrainState(adapters(random_model("llama", BLOCKS)), {}, 0), stream(), PLAN, Steps([]))
     assert told == ["cut off by the test"]
 
 

@@ -30,7 +30,7 @@ def local(family: str, start: AdapterState, batching: str = "bucket", plan: FitP
     """What training without a host gives."""
     base = Base(family, random_model(family, BLOCKS), None, family == "gpt2")  # type: ignore[arg-type]
     trainer = LocalTrainer(base, Train(learning_rate=2e-3), STEPS, 0.0, 0, "north")
-    return trainer.fit(TrainState(start, None, 0), stream(batching=batching), plan, Steps([]))
+    return trainer.fit(TrainState(start, {}, 0), stream(batching=batching), plan, Steps([]))
 
 
 def difference(a: AdapterState, b: AdapterState) -> float:
@@ -45,7 +45,7 @@ def difference(a: AdapterState, b: AdapterState) -> float:
 def test_split_equals_local(family: str, cut: str, kind: str, mode: str) -> None:
     start = adapters(random_model(family, BLOCKS), kind)
     trainer, client = device_trainer(family, CUTS[cut], thread_host(served(random_model(family, BLOCKS))), kind=kind, mode=mode)
-    update = trainer.fit(TrainState(start, None, 0), stream(), PLAN, Steps([]))
+    update = trainer.fit(TrainState(start, {}, 0), stream(), PLAN, Steps([]))
     wanted = local(family, start)
     assert difference(wanted.state.adapter, update.state.adapter) < 1e-5
     assert difference(start, update.state.adapter) > 1e-2
@@ -58,10 +58,10 @@ def test_a_quantized_host_is_a_quantized_base(bits: int, mode: str, tmp_path: Pa
     save_model_folder(tmp_path, "llama")
     start = adapters(random_model("llama"))
     whole = LocalTrainer(load_quantized(str(tmp_path), bits), Train(learning_rate=2e-3), STEPS, 0.0, 0, "north")
-    wanted = whole.fit(TrainState(start, None, 0), stream(), PLAN, Steps([]))
+    wanted = whole.fit(TrainState(start, {}, 0), stream(), PLAN, Steps([]))
     host = served(load_quantized(str(tmp_path), bits).model)
     trainer, _ = device_trainer(load_base(str(tmp_path)).model, CUTS["0-0"], thread_host(host), mode=mode)
-    update = trainer.fit(TrainState(start, None, 0), stream(), PLAN, Steps([]))
+    update = trainer.fit(TrainState(start, {}, 0), stream(), PLAN, Steps([]))
     # The library rounds activations to fp16 in its 8-bit product, which multiplies what another order of sums changes.
     assert difference(wanted.state.adapter, update.state.adapter) < (1e-2 if bits == 8 else 1e-5)
     assert difference(start, update.state.adapter) > 1e-2
@@ -75,7 +75,7 @@ def test_a_lossy_codec_is_near_and_not_the_same(codec: str, mode: str) -> None:
     updates, sizes = {}, {}
     for name in ("fp32", codec):
         trainer, client = device_trainer("llama", CUTS["1-0"], thread_host(host), mode=mode, codec=name)
-        updates[name] = trainer.fit(TrainState(start, None, 0), stream(), PLAN, Steps([]))
+        updates[name] = trainer.fit(TrainState(start, {}, 0), stream(), PLAN, Steps([]))
         sizes[name] = client.account.sent.total() + client.account.received.total()
     assert 1e-7 < difference(updates["fp32"].state.adapter, updates[codec].state.adapter) < 0.2
     assert sizes[codec] < (0.62 if codec == "bf16" else 0.5) * sizes["fp32"]
@@ -86,7 +86,7 @@ def test_a_lossy_codec_is_near_and_not_the_same(codec: str, mode: str) -> None:
 def test_accumulated_and_packed_batches(mode: str, batching: str) -> None:
     start, plan = adapters(random_model("llama", BLOCKS)), FitPlan(8, 3, False)
     trainer, _ = device_trainer("llama", CUTS["1-1"], thread_host(served(random_model("llama", BLOCKS))), mode=mode)
-    update = trainer.fit(TrainState(start, None, 0), stream(batching=batching), plan, Steps([]))
+    update = trainer.fit(TrainState(start, {}, 0), stream(batching=batching), plan, Steps([]))
     assert difference(local("llama", start, batching, plan).state.adapter, update.state.adapter) < 1e-5
 
 
@@ -96,7 +96,7 @@ def test_any_choice_of_modules(names: list[str]) -> None:
     every = adapters(random_model("llama", BLOCKS))
     start = AdapterState("lora", {name: one for name, one in every.modules.items() if any(part in name for part in names)})
     trainer, _ = device_trainer("llama", CUTS["1-1"], thread_host(served(random_model("llama", BLOCKS))))
-    update = trainer.fit(TrainState(start, None, 0), stream(), PLAN, Steps([]))
+    update = trainer.fit(TrainState(start, {}, 0), stream(), PLAN, Steps([]))
     wanted = local("llama", start)
     assert difference(wanted.state.adapter, update.state.adapter) < 1e-5
     assert [report.loss for report in update.reports] == pytest.approx([report.loss for report in wanted.reports], rel=1e-5)
@@ -107,7 +107,7 @@ def test_rank_one(mode: str) -> None:
     """A matrix of one row is its own contiguous transpose, and would be the living parameter itself."""
     start = adapters(random_model("llama", BLOCKS), rank=1)
     trainer, _ = device_trainer("llama", CUTS["1-0"], thread_host(served(random_model("llama", BLOCKS))), mode=mode)
-    update = trainer.fit(TrainState(start, None, 0), stream(), PLAN, Steps([]))
+    update = trainer.fit(TrainState(start, {}, 0), stream(), PLAN, Steps([]))
     assert difference(local("llama", start).state.adapter, update.state.adapter) < 1e-4
 
 

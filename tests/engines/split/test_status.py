@@ -43,7 +43,7 @@ def local(edge: str, start: AdapterState) -> Update:
     """What training without a host gives."""
     base = Base("llama", random_model("llama", BLOCKS), None, False)  # type: ignore[arg-type]
     trainer = LocalTrainer(base, Train(learning_rate=2e-3), STEPS, 0.0, 0, edge)
-    return trainer.fit(TrainState(start, None, 0), stream(edge), PLAN, Steps([]))
+    return trainer.fit(TrainState(start, {}, 0), stream(edge), PLAN, Steps([]))
 
 
 def device(channel: grpc.Channel, edge: str = "north") -> tuple[LocalTrainer, Client]:
@@ -54,7 +54,7 @@ def device(channel: grpc.Channel, edge: str = "north") -> tuple[LocalTrainer, Cl
 def train(trainer: LocalTrainer, edge: str = "north") -> Update:
     """A few steps from fresh adapters of the tenant's rank."""
     start = adapters(random_model("llama", BLOCKS), rank=TENANTS[edge])
-    return trainer.fit(TrainState(start, None, 0), stream(edge), PLAN, Steps([]))
+    return trainer.fit(TrainState(start, {}, 0), stream(edge), PLAN, Steps([]))
 
 
 def end(client: Client) -> None:
@@ -115,7 +115,7 @@ def test_two_tenants_at_once_get_what_each_gets_alone(tmp_path: Path) -> None:
 
         def tenant(edge: str) -> Update:
             trainer, _ = devices[edge]
-            update = trainer.fit(TrainState(starts[edge], None, 0), stream(edge), PLAN, lambda step: None)
+            update = trainer.fit(TrainState(starts[edge], {}, 0), stream(edge), PLAN, lambda step: None)
             both.wait(PATIENCE_SECONDS)  # Both have a session until both are done.
             return update
 

@@ -64,7 +64,7 @@ def test_no_tokens_and_no_labels(mode: str, codec: str, batching: str) -> None:
     connect = thread_host(served(random_model("llama", BLOCKS)))
     trainer, _ = device_trainer("llama", Cut(1, 0), lambda: Recording(connect(), kept), mode=mode, codec=codec)
     data = stream(batching=batching)
-    trainer.fit(TrainState(adapters(random_model("llama", BLOCKS)), None, 0), data, FitPlan(STEPS, 1, False), Steps([]))
+    trainer.fit(TrainState(adapters(random_model("llama", BLOCKS)), {}, 0), data, FitPlan(STEPS, 1, False), Steps([]))
     heard = b"".join(kept)
     wanted = [data.batch(step) for step in range(STEPS)]
     found = [values for values in windows(wanted) for way in encodings(values) if way in heard]
@@ -81,7 +81,7 @@ def test_the_search_finds_what_is_there() -> None:
     kept: list[bytes] = []
     connect = thread_host(served(random_model("llama", BLOCKS)))
     trainer, _ = device_trainer("llama", Cut(0, 0), lambda: Recording(connect(), kept))
-    trainer.fit(TrainState(adapters(random_model("llama", BLOCKS)), None, 0), stream(), FitPlan(1, 1, False), Steps([]))
+    trainer.fit(TrainState(adapters(random_model("llama", BLOCKS)), {}, 0), stream(), FitPlan(1, 1, False), Steps([]))
     embedding_VD = random_model("llama", BLOCKS).get_input_embeddings().weight
     sent = embedding_VD[int(batch.input_ids_BT[0, 0])].detach().to(torch.float32).numpy().tobytes()
     assert sent in b"".join(kept)

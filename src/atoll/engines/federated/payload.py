@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from atoll.adapters.state import AdapterState, Kind, ModuleAdapter
-from atoll.engines.federated.flower import Array, ArrayRecord, ConfigRecord, RecordDict
-from atoll.engines.trainer import OptimizerState
+from atoll.engines.federated.flower import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from atoll.engines.trainer import Moments, OptimizerState, Watch
 from atoll.errors import UpdateRefusedError
 
 RAW = "atoll.raw.le"
@@ -20,23 +20,23 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 assert sys.byteorder == "little", "tensors travel in memory order, which must be little-endian"
 
 
-def put_adapter(record: RecordDict, state: AdapterState) -> None:
-    """Write a state into a record, under "adapter" and "adapter_config"."""
+def put_adapter(record: RecordDict, state: AdapterState, key: str = "adapter") -> None:
+    """Write a state into a record, under the key and the key with "_config"."""
     arrays = {}
     for name, adapter in state.modules.items():
         arrays[f"{name}/down"], arrays[f"{name}/up"] = to_array(adapter.down_RI), to_array(adapter.up_OR)
-    record["adapter"] = ArrayRecord(arrays)
+    record[key] = ArrayRecord(arrays)
     scalings = [adapter.scaling for adapter in state.modules.values()]
-    record["adapter_config"] = ConfigRecord({"kind": state.kind, "modules": list(state.modules), "scalings": scalings})
+    record[f"{key}_config"] = ConfigRecord({"kind": state.kind, "modules": list(state.modules), "scalings": scalings})
 
 
-def get_adapter(record: RecordDict) -> AdapterState:
+def get_adapter(record: RecordDict, key: str = "adapter") -> AdapterState:
     """Read what `put_adapter` wrote.
 
     Raises: UpdateRefusedError where records or arrays are missing or malformed.
     """
     try:
-        arrays, config = record.array_records["adapter"], record.config_records["adapter_config"]
+        arrays, config = record.array_records[key], record.config_records[f"{key}_config"]
         names, scalings, kind = _list_of(config, "modules"), _list_of(config, "scalings"), _kind_of(config)
         pairs = [(to_tensor(arrays[f"{name}/down"]), to_tensor(arrays[f"{name}/up"])) for name in names]
         modules = {
@@ -52,18 +52,50 @@ def get_adapter(record: RecordDict) -> AdapterState:
 
 
 def put_optimizer(record: RecordDict, state: OptimizerState) -> None:
-    """Write Adam's moments into a record, under "optimizer" and "optimizer_config"."""
-    record["optimizer"] = ArrayRecord({"first": to_array(state.first_moment), "second": to_array(state.second_moment)})
-    record["optimizer_config"] = ConfigRecord({"num_steps": state.num_steps})
+    """Write Adam's moments into a record, under "optimizer" and "optimizer_steps"."""
+    arrays = {}
+    for name, moments in state.items():
+        arrays[f"{name}/first"], arrays[f"{name}/second"] = to_array(moments.first), to_array(moments.second)
+    record["optimizer"] = ArrayRecord(arrays)
+    steps: dict[str, int | float | list[int] | list[float]] = {name: moments.num_steps for name, moments in state.items()}
+    record["optimizer_steps"] = MetricRecord(steps)
 
 
-def get_optimizer(record: RecordDict) -> OptimizerState | None:
-    """Read what `put_optimizer` wrote; None where nothing was written yet."""
+def get_optimizer(record: RecordDict) -> OptimizerState:
+    """Read what `put_optimizer` wrote; empty where nothing was written yet."""
     if "optimizer" not in record:
-        return None
-    arrays, num_steps = record.array_records["optimizer"], record.config_records["optimizer_config"]["num_steps"]
-    assert isinstance(num_steps, int)
-    return OptimizerState(to_tensor(arrays["first"]), to_tensor(arrays["second"]), num_steps)
+        return {}
+    arrays, steps = record.array_records["optimizer"], record.metric_records["optimizer_steps"]
+    return {
+        name: Moments(to_tensor(arrays[f"{name}/first"]), to_tensor(arrays[f"{name}/second"]), int(num_steps))  # type: ignore[arg-type]
+        for name, num_steps in steps.items()
+    }
+
+
+def put_watch(record: RecordDict, watch: Watch) -> None:
+    """Write what the choice of modules goes on from, under "watch...": the edge's own, like the moments."""
+    record["watch"] = MetricRecord(
+        {"num_steps": watch.num_steps, "num_tokens": watch.num_tokens, "num_label_tokens": watch.num_label_tokens}
+    )
+    for key in ("watch_chosen", "watch_moved", "watch_moved_config"):
+        if key in record:
+            del record[key]
+    if watch.chosen is not None:
+        record["watch_chosen"] = ConfigRecord({"modules": list(watch.chosen)})
+    record["watch_scores"], record["watch_grad_norms"] = MetricRecord(dict(watch.scores)), MetricRecord(dict(watch.grad_norms))
+    if watch.moved is not None:
+        put_adapter(record, watch.moved, "watch_moved")
+
+
+def get_watch(record: RecordDict) -> Watch:
+    """Read what `put_watch` wrote; an empty one where nothing was written yet."""
+    if "watch" not in record:
+        return Watch()
+    counts = {key: int(value) for key, value in record.metric_records["watch"].items()}  # type: ignore[arg-type]
+    scores, norms = ({k: float(v) for k, v in record.metric_records[key].items()} for key in ("watch_scores", "watch_grad_norms"))  # type: ignore[arg-type]
+    chosen = tuple(map(str, _list_of(record.config_records["watch_chosen"], "modules"))) if "watch_chosen" in record else None
+    moved = get_adapter(record, "watch_moved") if "watch_moved" in record else None
+    return Watch(chosen, scores, moved, norms, counts["num_steps"], counts["num_tokens"], counts["num_label_tokens"])
 
 
 def to_array(tensor: Tensor) -> Array:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from atoll.adapters.state import AdapterState
-from atoll.cost.formulas import Flops
-from atoll.cost.traffic import WireAccount, WireBytes
+from atoll.cost.traffic import WireAccount
+from atoll.cost.work import Work
 from atoll.engines.federated.aggregation import Contribution, aggregate, check_update, for_edge
 from atoll.engines.federated.flower import ArrayRecord, ConfigRecord, Grid, Message, MessageType, MetricRecord, RecordDict, Strategy
 from atoll.engines.federated.payload import get_adapter, num_bytes, put_adapter
@@ -27,14 +27,13 @@ class EdgeResult:
     num_label_tokens: int
     mean_loss: float
     peak_bytes: int
-    flops: Flops
+    work: Work
+    """By formula."""
     up_bytes: int
     """Of the update, and of the exchanges with a host where there is one."""
     down_bytes: int
     wire: WireAccount
     """Of these, the exchanges with a host, by message kind."""
-    formula: WireBytes
-    """The same exchanges by formula."""
     seconds: float
 
 
@@ -147,12 +146,13 @@ class AdapterStrategy(Strategy):
         metrics = reply.content.metric_records["metrics"]
         contribution = Contribution(edge, get_adapter(reply.content), int(metrics["num_examples"]))  # type: ignore[arg-type]
         counts = {key: int(metrics[key]) for key in ("num_examples", "num_steps", "num_tokens", "num_label_tokens", "peak_bytes")}  # type: ignore[arg-type]
-        flops = Flops(**{key: int(metrics[key]) for key in ("block_flops", "adapter_flops", "head_flops")})  # type: ignore[arg-type]
-        formula = WireBytes(*(int(metrics[f"formula_{key}_bytes"]) for key in ("up", "down", "unshared")))  # type: ignore[arg-type]
         up, down = (Counter({k: int(v) for k, v in reply.content.metric_records[key].items()}) for key in ("wire_up", "wire_down"))  # type: ignore[arg-type]
+        # Rows that were handed over are trained here: nothing comes back from the edge that could be counted.
+        uploaded = reply.content.metric_records.get("uploaded")
+        sent = num_bytes(reply.content) if uploaded is None else int(uploaded["bytes"])  # type: ignore[arg-type]
         result = EdgeResult(
-            edge=edge, mean_loss=float(metrics["mean_loss"]), up_bytes=num_bytes(reply.content) + up.total(),  # type: ignore[arg-type]
-            down_bytes=down_bytes + down.total(), wire=WireAccount(up, down), formula=formula, flops=flops,
+            edge=edge, mean_loss=float(metrics["mean_loss"]), up_bytes=sent + up.total(),  # type: ignore[arg-type]
+            down_bytes=down_bytes + down.total(), wire=WireAccount(up, down), work=Work.from_numbers(metrics),
             seconds=time.monotonic() - started, **counts,
         )  # fmt: skip
         check_update(contribution, self.state)

@@ -49,12 +49,12 @@ class Conversation:
         """Take larger messages from now on: before both sides know each other, only a greeting."""
         self._assembler.max_message_bytes = max_message_bytes
 
-    def send(self, body: Any, tensors: Sequence[Tensor] = ()) -> None:
-        """Send a message with its tensors, encoded.
+    def send(self, body: Any, tensors: Sequence[Tensor] = (), codec: Codec | None = None) -> None:
+        """Send a message with its tensors, encoded in the session's codec or in this one.
 
         Raises: ProtocolError where the dialogue does not allow it now; HostLostError.
         """
-        message = Message(body, tuple(encode(tensor, self.codec) for tensor in tensors))
+        message = Message(body, tuple(encode(tensor, codec or self.codec) for tensor in tensors))
         self.dialogue.sent(message)
         for frame in self._packer.frames(message):
             self.sent_bytes[message.kind] += len(frame)

@@ -37,33 +37,51 @@ class Session:
     """Its address, for errors."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Given:
+    """The adapters of a session, by module: those trained here, and those that the host evaluates or (`merges`) merges."""
+
+    trained: Mapping[str, LowRankPair]
+    killed: Mapping[str, LowRankPair]
+    merges: bool
+
+    def fits(self, other: Given) -> bool:
+        """Whether a session that was opened for the other serves these: it knows ranks of trained ones, and killed ones themselves."""
+
+        def known(given: Given) -> object:
+            return {name: (pair.size, pair.kind) for name, pair in given.trained.items()}, given.killed, given.merges
+
+        return known(self) == known(other)
+
+
 class RemoteBlocks(Elsewhere):
     """The middle blocks of a base, in a host. `connect` opens a session for adapters, `patiently` does something again after a loss."""
 
     def __init__(
         self, sizes: Mapping[str, tuple[int, int]], *, returns_tuple: bool, keeps_back: bool,
-        connect: Callable[[Mapping[str, LowRankPair]], Session], patiently: Callable[[Callable[[], Tensor]], Tensor],
+        connect: Callable[[Given], Session], patiently: Callable[[Callable[[], Tensor]], Tensor],
     ) -> None:  # fmt: skip
         super().__init__(sizes)
         self.returns_tuple, self.keeps_back, self.connect, self.patiently = returns_tuple, keeps_back, connect, patiently
         self.session: Session | None = None
-        self._ranks: Mapping[str, tuple[int, str]] = {}
+        self._given = Given({}, {}, False)
         self._sent_factors: list[Tensor] = []
         self._anchor = torch.zeros((), requires_grad=True)  # no parameter: it is no part of the base
 
     def forward(self, h_BTD: Tensor) -> Any:
         """What the last middle block gives for the hidden states that enter the first; zeros where nobody will look."""
         layout = self.layout or Layout(lengths=(h_BTD.shape[1],) * h_BTD.shape[0])
-        out: Tensor = _Away.apply(h_BTD, self._anchor, self, layout, torch.is_grad_enabled())
+        # Without an adapter of its own, what comes out needs a gradient only where what goes in does.
+        anchor = self._anchor if self.adapters else None
+        out: Tensor = _Away.apply(h_BTD, anchor, self, layout, torch.is_grad_enabled())
         return (out, None) if self.returns_tuple else out
 
     def open(self) -> Session:
         """The session for the adapters that are attached now; another one ends first."""
-        pairs: dict[str, LowRankPair] = self.adapters  # type: ignore[assignment]
-        ranks = {name: (pair.down_RI.shape[0], pair.kind) for name, pair in pairs.items()}
-        if self.session is None or ranks != self._ranks:
+        given = Given(dict(self.adapters), dict(self.killed), self.merges)  # type: ignore[arg-type]
+        if self.session is None or not given.fits(self._given):
             self.end()
-            self.session, self._ranks = self.connect(pairs), ranks
+            self.session, self._given = self.connect(given), given
             self._sent_factors = []
         return self.session
 
@@ -101,7 +119,7 @@ class _Away(torch.autograd.Function):
     """The middle blocks as one function. Gradients by the adapters go straight to them: they are no inputs of it."""
 
     @staticmethod
-    def forward(ctx: Any, h_BTD: Tensor, anchor: Tensor, blocks: RemoteBlocks, layout: Layout, grads: bool) -> Tensor:
+    def forward(ctx: Any, h_BTD: Tensor, anchor: Tensor | None, blocks: RemoteBlocks, layout: Layout, grads: bool) -> Tensor:
         front_gradient = grads and ctx.needs_input_grad[0]
         train = front_gradient or (grads and bool(blocks.adapters))
         if not train:  # Such an exchange leaves nothing behind, and can be had again.
@@ -114,6 +132,16 @@ class _Away(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         grad = None if ctx.exchange is None else ctx.exchange.backward(grads[0])
         return grad, None, None, None, None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Passed:
+    """What the backward pass of a group needs: its input; by module A x, the same cut off from it, and what the adapter gives."""
+
+    x_NI: Tensor
+    lows: list[Tensor]
+    cut: list[Tensor]
+    parts: list[Tensor]
 
 
 class Exchange:
@@ -131,7 +159,7 @@ class Exchange:
         self._real = real_positions(layout.lengths, h_BTD.shape[1], h_BTD.device)
         self._wanted = self._real if wanted_N is None else wanted_N
         self._wanted_N = wanted_N
-        self._passed: list[tuple[Tensor, list[Tensor]]] = []
+        self._passed: list[_Passed] = []
 
     def forward(self, h_BTD: Tensor) -> Tensor:
         """Hidden states out of the last middle block, at the wanted positions; zeros elsewhere."""
@@ -144,10 +172,12 @@ class Exchange:
             with torch.set_grad_enabled(self.train):
                 x_NI.requires_grad_(wants)
                 lows = [self._pairs[name].low(x_NI) for name in names]
-                parts = lows if self.session.factored else [self._pairs[name].high(u) for name, u in zip(names, lows, strict=True)]
+                # Cut in two, so that the gradient by u is made once for both that need it.
+                cut = [low.detach().requires_grad_(self.train) for low in lows]
+                parts = lows if self.session.factored else [self._pairs[name].high(u) for name, u in zip(names, cut, strict=True)]
             conversation.send(pb.Output(exchange=self.number, group=number), [part.detach() for part in parts])
             if self.train:
-                self._passed.append((x_NI, parts))
+                self._passed.append(_Passed(x_NI, lows, cut, parts))
         (hidden_ND,) = self._tensors(self._receive("hidden"))
         return spread(hidden_ND, self._wanted, self._shape[0], self._shape[1])
 
@@ -158,16 +188,19 @@ class Exchange:
         for number in reversed(range(len(self.session.groups))):
             message = self._receive("gradient")
             grads = self._tensors(message)
-            x_NI, parts = self._passed.pop()
-            if self.session.factored:
-                ups_RO, grads = grads[1::2], grads[::2]
-                for name, up_RO in zip(self.session.groups[number], ups_RO, strict=True):
-                    self._pairs[name].up_OR.grad += up_RO.T
+            passed, pairs = self._passed.pop(), [self._pairs[name] for name in self.session.groups[number]]
+            factored = self.session.factored
+            low_grads = grads[::2] if factored else torch.autograd.grad(passed.parts, passed.cut, grads, retain_graph=True)
             if message.body.want_input_gradient:
                 # What the host waits for goes first; the adapters' own gradients are made while it works.
-                (grad_NI,) = torch.autograd.grad(parts, x_NI, grads, retain_graph=True)
+                (grad_NI,) = torch.autograd.grad(passed.lows, passed.x_NI, low_grads, retain_graph=True)
                 conversation.send(pb.InputGradient(exchange=self.number, group=number), [grad_NI])
-            torch.autograd.backward(parts, grads, inputs=self._leaves(number))
+            torch.autograd.backward(passed.lows, low_grads, inputs=[pair.down_RI for pair in pairs])
+            if factored:
+                for pair, up_RO in zip(pairs, grads[1::2], strict=True):
+                    pair.up_OR.grad += up_RO.T
+            else:
+                torch.autograd.backward(passed.parts, grads, inputs=[pair.up_OR for pair in pairs])
         rest = self._tensors(self._receive("finished"))
         return spread(rest[0], self._real, self._shape[0], self._shape[1]) if self.front_gradient else None
 
@@ -178,11 +211,6 @@ class Exchange:
             position_ids=[] if self.layout.position_ids_BT is None else self.layout.position_ids_BT.flatten().tolist(),
             train=self.train, want_front_gradient=self.front_gradient, has_factors=has_factors,
         )  # fmt: skip
-
-    def _leaves(self, group: int) -> list[Tensor]:
-        """The matrices whose gradients are made here; in factored mode those of the second factors come from the host."""
-        pairs = [self._pairs[name] for name in self.session.groups[group]]
-        return [pair.down_RI for pair in pairs] + ([] if self.session.factored else [pair.up_OR for pair in pairs])
 
     def _receive(self, kind: str) -> Message:
         message = self.session.conversation.receive()

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from atoll.adapters.layers import LowRankPair
 from atoll.cost.traffic import WireAccount
 from atoll.engines.split.conversation import Conversation, Transport
 from atoll.engines.split.cut import Cut
-from atoll.engines.split.device.blocks import RemoteBlocks, Session
+from atoll.engines.split.device.blocks import Given, RemoteBlocks, Session
 from atoll.errors import FrameError, HostLostError
 from atoll.wire import protocol_pb2 as pb
 from atoll.wire.accounting import largest_message_bytes
@@ -52,7 +51,7 @@ class Client:
         self.account = WireAccount()
         self.blocks: RemoteBlocks | None = None
 
-    def connect(self, pairs: Mapping[str, LowRankPair]) -> Session:
+    def connect(self, adapters: Given) -> Session:
         """A session for these adapters.
 
         Raises: HostRefusedError, HostLostError, ProtocolError.
@@ -60,15 +59,17 @@ class Client:
         conversation = Conversation(Dialogue("device"), self._transport(), self._terms.codec)
         conversation.sent_bytes, conversation.received_bytes = self.account.sent, self.account.received
         try:
-            groups = self._greet(conversation, pairs)
+            groups = self._greet(conversation, adapters)
         except BaseException:
             conversation.transport.close()  # Else its threads and the stream would outlast what failed.
             raise
         return Session(conversation, groups, self._terms.mode == "factored", self._host)
 
-    def _greet(self, conversation: Conversation, pairs: Mapping[str, LowRankPair]) -> tuple[tuple[str, ...], ...]:
-        terms = self._terms
-        modules = [pb.Module(name=name, rank=pair.down_RI.shape[0]) for name, pair in pairs.items()]
+    def _greet(self, conversation: Conversation, adapters: Given) -> tuple[tuple[str, ...], ...]:
+        terms, pairs, killed = self._terms, adapters.trained, adapters.killed
+        modules = [pb.Module(name=name, rank=pair.size[2]) for name, pair in pairs.items()]
+        how = "merge" if adapters.merges else "offload"
+        modules += [pb.Module(name=name, rank=pair.size[2], killed=how, scaling=pair.scaling) for name, pair in killed.items()]
         conversation.send(pb.Hello(
             protocol=PROTOCOL, atoll_version=terms.atoll_version, base_digest=terms.base_digest, tokenizer_digest=terms.tokenizer_digest,
             cut_front=terms.cut.front, cut_back=terms.cut.back, adapter_kind=terms.kind, modules=modules, wire_mode=terms.mode,
@@ -80,6 +81,8 @@ class Client:
         groups = tuple(tuple(group.modules) for group in answer.body.groups)
         sizes = [[pairs[name].size for name in names] for names in groups]
         conversation.allow(largest_message_bytes(sizes, terms.d_model, terms.max_tokens))
+        if killed:
+            conversation.send(pb.Killed(), [matrix for pair in killed.values() for matrix in (pair.down_RI, pair.up_OR)], "fp32")
         return groups
 
     def end(self) -> None:

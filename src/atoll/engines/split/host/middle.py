@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from transformers import PreTrainedModel
 
+from atoll.adapters.layers import adapted, frozen_pair, merged
+from atoll.adapters.state import Kind, ModuleAdapter
 from atoll.base.blocks import Skip, blocks_path
 from atoll.elsewhere import Layout
 from atoll.engines.split.cut import Cut, add_at, gather, plus_at, real_positions, spread
@@ -48,12 +51,24 @@ def shared_view(module: nn.Module) -> nn.Module:
     return clone
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class KilledModule:
+    """An adapter that the device does not train."""
+
+    name: str
+    kind: Kind
+    adapter: ModuleAdapter
+    merge: bool
+    """Add it to the session's own copy of the weight, rather than evaluate it beside the shared one."""
+
+
 class Middle:
-    """One session's way through the shared blocks. Nothing of the device stays here after an exchange but the factors it sent."""
+    """One session's way through the shared blocks. Of the device, killed modules and the last factors stay here after an exchange."""
 
     def __init__(
-        self, model: PreTrainedModel, cut: Cut, groups: Sequence[Sequence[str]], *, returns_tuple: bool, factored: bool, peer: Peer
-    ) -> None:
+        self, model: PreTrainedModel, cut: Cut, groups: Sequence[Sequence[str]], *, returns_tuple: bool, factored: bool, peer: Peer,
+        killed: Sequence[KilledModule] = (),
+    ) -> None:  # fmt: skip
         self._model = model
         self._embedding_width = int(model.get_input_embeddings().embedding_dim)  # type: ignore[arg-type]
         self._takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
@@ -66,6 +81,9 @@ class Middle:
         self._wanted: Tensor | None = None
         self._view: Any = shared_view(model)
         self._install_blocks(cut, returns_tuple)
+        for module in killed:
+            base, pair = self._view.get_submodule(module.name), frozen_pair(module.kind, module.adapter, model.device)
+            self._view.set_submodule(module.name, merged(module.name, base, pair) if module.merge else adapted(base, pair))
         self._groups = [_Group(number, names, self._view, self, peer, factored) for number, names in enumerate(groups)]
 
     def forward(self, h_ND: Tensor, layout: Layout, positions: int, *, train: bool, front_gradient: bool) -> Tensor:

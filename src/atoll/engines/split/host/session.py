@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from atoll.adapters.state import ModuleAdapter
 from atoll.base.blocks import Trace
 from atoll.base.load import Base
 from atoll.elsewhere import Layout
 from atoll.engines.split.conversation import Conversation, tensors_of
 from atoll.engines.split.cut import Cut
-from atoll.engines.split.host.middle import Middle
+from atoll.engines.split.host.middle import KilledModule, Middle
 from atoll.engines.split.host.turns import Turns
 from atoll.errors import AtollError, FrameError, HostLostError, ProtocolError
 from atoll.wire import protocol_pb2 as pb
@@ -145,23 +146,41 @@ class HostSession:
         if refusal is not None:
             self._refuse(refusal)
             return
-        ranks = {module.name: module.rank for module in hello.modules}
+        ranks = {module.name: module.rank for module in hello.modules if not module.killed}
         groups = [kept for group in self._served.trace.groups if (kept := [name for name in group if name in ranks])]
         self._conversation.codec = hello.codec
         peer = DevicePeer(self._conversation, groups, facts, ranks, self._served)
         peer.factored = hello.wire_mode == "factored"
-        middle = Middle(
-            self._served.base.model, cut, groups, returns_tuple=self._served.trace.returns_tuple, factored=peer.factored, peer=peer
-        )
         self._conversation.send(pb.Welcome(
             session=self._figures.session, atoll_version=facts.atoll_version, groups=[pb.Group(modules=names) for names in groups],
             bits=self._served.bits, max_tokens=facts.max_tokens, idle_seconds=self._served.idle_seconds,
         ))  # fmt: skip
         widths = [[(*facts.modules[name], ranks[name]) for name in group] for group in groups]
-        self._conversation.allow(largest_message_bytes(widths, self._served.width, min(hello.max_tokens, facts.max_tokens)))
+        killed = [(*facts.modules[module.name], module.rank) for module in hello.modules if module.killed]
+        max_tokens = min(hello.max_tokens, facts.max_tokens)
+        self._conversation.allow(largest_message_bytes(widths, self._served.width, max_tokens, killed=killed))
         self._conversation.transport.idle_seconds = self._served.idle_seconds
+        middle = Middle(
+            self._served.base.model, cut, groups, returns_tuple=self._served.trace.returns_tuple, factored=peer.factored, peer=peer,
+            killed=self._killed(hello, facts),
+        )  # fmt: skip
         while self._exchange(peer, middle):
             self._count(peer.num_tokens)
+
+    def _killed(self, hello: Any, facts: HostFacts) -> list[KilledModule]:
+        """The adapters of killed modules, which the device sends once."""
+        modules = [module for module in hello.modules if module.killed]
+        if not modules:
+            return []
+        message = self._conversation.receive()
+        sizes = [(facts.modules[module.name], module.rank) for module in modules]
+        check_shapes(message, [shape for (d_in, d_out), rank in sizes for shape in ((rank, d_in), (d_out, rank))])
+        matrices = iter(tensors_of(message, torch.float32, torch.device("cpu")))
+        adapters = [ModuleAdapter(next(matrices), next(matrices), module.scaling) for module in modules]
+        return [
+            KilledModule(module.name, hello.adapter_kind, adapter, module.killed == "merge")
+            for module, adapter in zip(modules, adapters, strict=True)
+        ]
 
     def _refuse(self, refusal: Any) -> None:
         self._figures.refusal = refusal.code

@@ -1,0 +1,61 @@
+"""What training work cost by formula, beside what the same steps would cost with every module active."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Self
+
+from atoll.cost.formulas import Flops
+from atoll.cost.traffic import WireBytes
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Some optimizer steps of an edge."""
+
+    flops: Flops = field(default_factory=lambda: Flops(0, 0, 0))
+    wire: WireBytes = field(default_factory=WireBytes)
+    full_pool_flops: Flops = field(default_factory=lambda: Flops(0, 0, 0))
+    full_pool_wire: WireBytes = field(default_factory=WireBytes)
+    num_active: int = 0
+    """Modules trained, summed over the steps."""
+    num_pool: int = 0
+    """Modules that could have been."""
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.flops + other.flops, self.wire + other.wire, self.full_pool_flops + other.full_pool_flops,
+            self.full_pool_wire + other.full_pool_wire, self.num_active + other.num_active, self.num_pool + other.num_pool,
+        )  # fmt: skip
+
+    @property
+    def active_share(self) -> float:
+        """Mean over the steps of the share of modules that were trained; 1 for no steps."""
+        return self.num_active / self.num_pool if self.num_pool else 1.0
+
+    def to_numbers(self) -> dict[str, int]:
+        """As a flat record: "wire.up_bytes", "num_active", ..."""
+        found: dict[str, int] = {}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, int):
+                found[entry.name] = value
+            else:
+                found |= {f"{entry.name}.{part.name}": getattr(value, part.name) for part in fields(value)}
+        return found
+
+    @classmethod
+    def from_numbers(cls, numbers: Mapping[str, object]) -> Self:
+        """What `to_numbers` made, among other things.
+
+        Raises: KeyError, TypeError, ValueError where something is missing or no number.
+        """
+
+        def read(kind: type[Flops] | type[WireBytes], name: str) -> Flops | WireBytes:
+            return kind(**{part.name: int(numbers[f"{name}.{part.name}"]) for part in fields(kind)})  # type: ignore[call-overload]
+
+        return cls(
+            read(Flops, "flops"), read(WireBytes, "wire"), read(Flops, "full_pool_flops"), read(WireBytes, "full_pool_wire"),  # type: ignore[arg-type]
+            int(numbers["num_active"]), int(numbers["num_pool"]),  # type: ignore[call-overload]
+        )  # fmt: skip

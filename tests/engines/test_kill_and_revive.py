@@ -1,0 +1,128 @@
+"""Kill-and-Revive on a whole base: the same sets and the same adapters as when it is written out, and going on where it stopped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from atoll.adapters.attach import Killed, attached
+from atoll.adapters.state import AdapterState
+from atoll.engines.federated.flower import RecordDict
+from atoll.engines.federated.payload import get_watch, put_watch
+from atoll.engines.local import LocalTrainer
+from atoll.engines.trainer import FitPlan, TrainState, Update, Watch
+from atoll.errors import AdapterFitError
+from atoll.selection.schedule import Schedule
+
+from tests.conftest import random_model
+from tests.engines.conftest import HOW_KILLED, adapters, chooser, stream, trainer
+from tests.engines.naive import kill_and_revive
+
+STEPS, WINDOW, PERIOD = 14, 2, 6
+SCHEDULE = Schedule(WINDOW, PERIOD, ever=True)
+
+
+def engine(state: AdapterState, schedule: Schedule = SCHEDULE, **select: object) -> LocalTrainer:
+    select = {"policy": "kill-and-revive", "keep": 0.2} | select
+    return replace(trainer(total_steps=STEPS, schedule="constant"), chooser=chooser(state, schedule, **select))
+
+
+def fit(one: LocalTrainer, state: TrainState, steps: int = STEPS) -> Update:
+    return one.fit(state, stream(), FitPlan(steps, 1, False), lambda report: None)
+
+
+def sets(update: Update) -> list[frozenset[str]]:
+    return [frozenset(report.active) for report in update.reports]
+
+
+def difference(a: AdapterState, b: AdapterState) -> float:
+    flat = [torch.cat([t.flatten() for m in state.modules.values() for t in (m.down_RI, m.up_OR)]) for state in (a, b)]
+    return float((flat[0] - flat[1]).norm() / flat[0].norm())
+
+
+@pytest.mark.parametrize("moments", ["keep", "reset"])
+@pytest.mark.parametrize(("kind", "killed"), HOW_KILLED)
+def test_it_is_what_is_written_out(kind: str, killed: str, moments: str) -> None:
+    start = adapters(random_model("llama"), kind)
+    one = engine(start, killed=killed, killed_moments=moments)
+    assert one.chooser is not None
+    ours = fit(one, TrainState(start, {}, 0))
+    size = max(1, int(0.2 * len(start.modules)))
+    theirs, told = kill_and_revive(
+        random_model("llama"), start, stream(), lambda scores: sorted(scores, key=scores.__getitem__)[-size:], steps=STEPS, window=WINDOW,
+        period=PERIOD, killed=killed, learning_rate=1e-2, reset=moments == "reset",
+    )  # fmt: skip
+    assert sets(ours) == [frozenset(active) for active in told]
+    assert len({active for active in sets(ours) if len(active) == size}) > 1, "a second choice that is another"
+    assert difference(theirs, ours.state.adapter) < 2e-4
+    assert difference(start, ours.state.adapter) > 1e-2
+
+
+@pytest.mark.parametrize("stops", [(1, 3), (2, 6), (5, 9), (8, 14)])
+@pytest.mark.parametrize("policy", ["kill-and-revive", "snip", "magnitude", "random"])
+def test_stopping_anywhere_and_going_on(policy: str, stops: tuple[int, int]) -> None:
+    """Also within a window, and at its end, with the watch going through the records of an edge's context."""
+    start = adapters(random_model("llama"))
+    schedule = {"kill-and-revive": SCHEDULE, "random": Schedule(0, None, ever=True)}.get(policy, Schedule(WINDOW, None, ever=True))
+    one = engine(start, schedule, policy=policy)
+    whole = fit(one, TrainState(start, {}, 0))
+    now, reports = TrainState(start, {}, 0), ()
+    record = RecordDict()
+    for stop in (*stops, STEPS):
+        update = fit(one, now, stop - now.step)
+        put_watch(record, update.state.watch)
+        now, reports = replace(update.state, watch=get_watch(record)), (*reports, *update.reports)
+    assert sets(whole) == [frozenset(report.active) for report in reports]
+    assert difference(whole.state.adapter, now.adapter) < 1e-6
+    assert [report.turn for report in reports if report.turn] == pytest.approx([report.turn for report in whole.reports if report.turn])
+
+
+def test_an_empty_watch_comes_back_empty() -> None:
+    record = RecordDict()
+    assert get_watch(record).chosen is None
+    put_watch(record, Watch())
+    read = get_watch(record)
+    assert (read.chosen, read.scores, read.moved, read.num_steps) == (None, {}, None, 0)
+
+
+def test_what_is_told_of_every_change() -> None:
+    start = adapters(random_model("llama"))
+    turns = [(report.step, report.turn) for report in fit(engine(start), TrainState(start, {}, 0)).reports if report.turn is not None]
+    assert [(step, turn.reason) for step, turn in turns] == [
+        (0, "window"), (2, "choice"), (6, "window"), (8, "choice"), (12, "window"),
+    ]  # fmt: skip
+    for _, turn in turns:
+        assert set(turn.scores) == (set(start.modules) if turn.reason == "choice" else set())
+    first, second = turns[1][1], turns[2][1]
+    assert set(second.revived) == set(first.killed)
+    assert turns[0][1].revived == ()
+
+
+def test_killed_modules_do_not_move_and_are_handed_over_once() -> None:
+    start = adapters(random_model("llama"))
+    update = fit(engine(start), TrainState(start, {}, 0), 5)
+    later = fit(engine(start), update.state, 1)
+    assert [bool(report.handed_over) for report in update.reports] == [False, False, True, False, False]
+    killed = set(start.modules) - set(later.reports[0].active)
+    assert set(later.reports[0].handed_over) == killed, "a new fit: the adapters may be others"
+    before, after = update.state.adapter.modules, later.state.adapter.modules
+    assert all(torch.equal(before[name].up_OR, after[name].up_OR) for name in killed)
+    assert all(not torch.equal(before[name].up_OR, after[name].up_OR) for name in later.reports[0].active)
+
+
+def test_the_base_comes_back_unharmed() -> None:
+    start = adapters(random_model("llama"))
+    for killed in ("offload", "skip", "merge"):
+        one = engine(start, killed=killed)
+        digest = one.base.digest()
+        fit(one, TrainState(start, {}, 0))
+        assert one.base.digest() == digest
+
+
+def test_what_cannot_be_merged_is_refused() -> None:
+    model = random_model("llama")
+    state = adapters(model, "bottleneck")
+    with pytest.raises(AdapterFitError, match="cannot be merged"), attached(model, state, killed=Killed(tuple(state.modules), "merge")):
+        pass
