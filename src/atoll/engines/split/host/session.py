@@ -142,6 +142,7 @@ class HostSession:
 
     def _serve(self) -> None:
         hello = self._conversation.receive().body
+        self._conversation.transport.left_seconds = self._served.idle_seconds  # Who has greeted has more time.
         cut = Cut(hello.cut_front, hello.cut_back)
         facts = self._served.facts(cut)
         refusal = check_hello(hello, facts)
