@@ -7,14 +7,12 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from accelerate import init_empty_weights
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, LlamaForCausalLM
@@ -484,26 +482,51 @@ def test_tiny_has_a_part() -> None:
     assert part.name == "tiny"
 
 
-def test_threads_that_look_at_parts_do_not_take_the_memory_from_others(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    digest, plain = part_digest(str(llama), 1, 0), nn.Module.register_parameter
-    meeting, inside, most = threading.Barrier(4), [0], [0]
+def test_threads_may_make_modules_and_look_at_parts_at_once(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All four have begun their empty model before any ends it, and between the two another thread makes a module."""
+    digest, number_type = part_digest(str(llama), 1, 0), torch.get_default_dtype()
+    begun, made = threading.Barrier(4), threading.Barrier(4)
+    plain: Callable[..., Any] = LlamaForCausalLM.__init__
+    modules: list[nn.Module] = []
 
-    @contextmanager
-    def waits_for_the_others(include_buffers: bool) -> Iterator[None]:
-        with init_empty_weights(include_buffers=include_buffers):
-            inside[0] += 1
-            most[0] = max(most[0], inside[0])
-            with suppress(threading.BrokenBarrierError):
-                meeting.wait(0.5)
-            yield
-            inside[0] -= 1
+    def slow(self: LlamaForCausalLM, *inputs: Any, **named: Any) -> None:
+        begun.wait(60)
+        assert torch.empty(1).is_meta
+        assert torch.get_default_dtype() == number_type
+        with ThreadPoolExecutor(1) as other:
+            modules.append(other.submit(nn.BatchNorm1d, 3).result(60))
+        made.wait(60)
+        plain(self, *inputs, **named)
 
-    monkeypatch.setattr("atoll.base.part.init_empty_weights", waits_for_the_others)
+    monkeypatch.setattr(LlamaForCausalLM, "__init__", slow)
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lambda _: part_digest(str(llama), 1, 0), range(4))) == [digest] * 4
-    changed, nn.Module.register_parameter = nn.Module.register_parameter, plain  # type: ignore[method-assign]
-    assert changed is plain
-    assert most == [1]
+    modules.append(nn.BatchNorm1d(3))
+    assert not any(tensor.is_meta for module in modules for tensor in (*module.parameters(), *module.buffers()))
+    assert len(modules) == 5
+
+
+ROTARY: dict[str, dict[str, object]] = {
+    "linear": {"factor": 2.0},
+    "dynamic": {"factor": 2.0},
+    "yarn": {"factor": 2.0, "original_max_position_embeddings": 64},
+    "llama3": {"factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
+    "longrope": {"factor": 2.0, "short_factor": [1.5] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 64},
+}
+
+
+@pytest.mark.parametrize("kind", sorted(ROTARY))
+def test_rotary_tables_are_computed_as_for_the_whole_model(kind: str, llama: Path) -> None:
+    edit_config(llama, rope_parameters={"rope_type": kind, "rope_theta": 5000.0} | ROTARY[kind])
+    whole = load_base(str(llama))
+    seed = torch.get_rng_state()
+    part = part_of(whole, llama, 1, 1)
+    assert torch.equal(torch.get_rng_state(), seed)
+    expected = dict(whole.model.named_buffers())
+    assert expected
+    for name, buffer in part.model.named_buffers():
+        assert torch.equal(buffer, expected[name])
+    assert part.model.model.rotary_emb.attention_scaling == whole.model.model.rotary_emb.attention_scaling
 
 
 CODE = """

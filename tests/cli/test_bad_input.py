@@ -134,6 +134,7 @@ LINES = (
     BadLine(("host",), ("C107", "missing option '--model'")),
     BadLine(("host", "--model", "tiny", "--quantize", "3"), ("C107", "--quantize 3", "16, 8 or 4")),
     BadLine(("host", "--model", "tiny", "--tenant", "north"), ("C107", "--tenant goes with --make-certificates")),
+    BadLine(("host", "--model", "tiny", "--max-tenant-sessions", "2"), ("C107", "needs certificates", "--client-ca")),
     BadLine(("generate", "runs/x", "Hello", "--ca", "ca.pem"), ("C107", "go with --host")),
     BadLine(("audit", "run.toml"), ("C107", "not in this version")),
     BadLine(("train",), ("C107", "missing argument 'RUN.toml'", "atoll train [OPTIONS] RUN.toml")),

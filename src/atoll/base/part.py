@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 import struct
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -37,9 +35,6 @@ BESIDE_WEIGHTS = (
 _HEADS = ("lm_head.weight", "embed_out.weight")
 """GPT-NeoX keeps its head under the one name in checkpoints and under the other in the model."""
 _CHUNK_BYTES = 2**22
-_EMPTY_WEIGHTS = threading.Lock()
-"""Accelerate gives nn.Module another register_parameter and puts back what it found: of two uses that overlap, the one that ends last may
-put back the other's, after which every module of the process is made without memory."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,12 +84,13 @@ def load_part(name: str, front: int, back: int, *, precision: str, elsewhere: Ca
 
     Raises: BadValueError for a cut that leaves no middle block; BaseFolderError, ArchitectureError, TokenizerError, WeightsError.
     """
-    skeleton = _skeleton(name, front, back, precision)
+    skeleton = _skeleton(name, front, back, DTYPES[precision])
     folder, model = str(skeleton.folder), skeleton.model
     transposed = any(type(module).__name__ == "Conv1D" for module in model.modules())
     with quiet():
         tokenizer = load_tokenizer(folder)
         sizes, returns_tuple = _skip_middle(skeleton)
+        _make_buffers(model)
         _fill(skeleton, DTYPES[precision])
         _load_generation_config(skeleton)
     check_vocabulary(folder, model, tokenizer)
@@ -156,16 +152,18 @@ def write_part(source: str, front: int, back: int, folder: Path) -> None:
     (folder / PART).write_text(json.dumps({"front": front, "back": back, "tensors": tensors}), encoding="utf-8")
 
 
-def _skeleton(name: str, front: int, back: int, precision: str = "fp32") -> _Skeleton:
+def _skeleton(name: str, front: int, back: int, dtype: torch.dtype | None = None) -> _Skeleton:
+    """The base without weights and buffers. A `dtype` is torch's default for all threads while the model is made; names and shapes of
+    tensors, which are all that threads of a host want, need none."""
     source = str(tiny_path()) if name == "tiny" else name
     check_folder(source)
     folder = Path(source) if Path(source).is_dir() else fetch(source, (*BESIDE_WEIGHTS, INDEX, PART))
     with quiet():
         config = load_config(str(folder))
         try:
-            # Buffers are made: what is not in the checkpoint, such as rotary tables, cannot be read from there.
-            with _EMPTY_WEIGHTS, init_empty_weights(include_buffers=False):
-                model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[precision], trust_remote_code=False)
+            # Unlike accelerate's init_empty_weights this holds for one thread only: others may make modules meanwhile.
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
         except (OSError, ValueError, RuntimeError, KeyError) as problem:
             raise weights_error(source, first_line(problem)) from None
     skeleton = _Skeleton(source, folder, model, blocks_path(model), front, back)
@@ -242,6 +240,14 @@ def _skip_middle(skeleton: _Skeleton) -> tuple[Sizes, bool]:
     for number in skeleton.middle:
         blocks[number] = Skip(found.returns_tuple)
     return sizes, found.returns_tuple
+
+
+def _make_buffers(model: PreTrainedModel) -> None:
+    """Compute what is in no checkpoint, such as rotary tables, as from_pretrained does; weights stay without memory."""
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty_like(buffer, device="cpu"))
+    model.initialize_weights()
 
 
 def _fill(skeleton: _Skeleton, dtype: torch.dtype) -> None:

@@ -143,8 +143,14 @@ def host(
     ] = None,
     insecure: Insecure = False,
     max_sessions: Annotated[int, typer.Option("--max-sessions", min=1, metavar="N", help="Devices at a time.")] = 16,
+    max_tenant_sessions: Annotated[
+        int | None, typer.Option("--max-tenant-sessions", min=1, metavar="N", help="Devices at a time with the same certificate name.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, metavar="N", help="Largest micro-batch, with padding.")] = 16_384,
     idle: Annotated[float, typer.Option("--idle", min=0.1, metavar="SECONDS", help="End a session that is silent for longer.")] = 600.0,
+    exchange: Annotated[
+        float, typer.Option("--exchange", min=0.1, metavar="SECONDS", help="End a session that keeps one micro-batch waiting for longer.")
+    ] = 3600.0,
     metrics: Annotated[str | None, typer.Option("--metrics", metavar="HOST:PORT", help="Prometheus metrics there.")] = None,
 ) -> Action:
     """Serve a frozen base to edges.
@@ -161,10 +167,16 @@ def host(
         raise CommandLineError(
             "--tenant goes with --make-certificates", where="atoll host", got="--tenant alone", expected="both", do="add the folder",
         )  # fmt: skip
+    if max_tenant_sessions is not None and client_ca is None and not tenant:
+        raise CommandLineError(
+            "--max-tenant-sessions needs certificates that name the devices", where="atoll host", got="no certificates of devices",
+            expected="--client-ca, or --make-certificates with --tenant", do="add them, or use --max-sessions",
+        )  # fmt: skip
     settings = {
         "model": model, "listen": listen, "quantize": quantize, "precision": precision, "tls_cert": tls_cert, "tls_key": tls_key,
         "client_ca": client_ca, "insecure": insecure, "make_certificates": make_certificates, "tenants": tuple(tenant or ()),
         "metrics": metrics, "max_sessions": max_sessions, "max_tokens": max_tokens, "idle_seconds": idle,
+        "max_tenant_sessions": max_tenant_sessions, "exchange_seconds": exchange,
     }  # fmt: skip
     return partial(actions.host, settings)
 

@@ -42,6 +42,9 @@ class HostSettings:
     max_sessions: int = 16
     max_tokens: int = 16_384
     idle_seconds: float = 600.0
+    max_tenant_sessions: int | None = None
+    """Of devices whose certificates have the same name; without certificates all are one tenant. None: as many as of all together."""
+    exchange_seconds: float = 3600.0
 
 
 def host(settings: HostSettings, on_ready: Callable[[str], None], stop: threading.Event | None = None) -> None:
@@ -56,7 +59,9 @@ def host(settings: HostSettings, on_ready: Callable[[str], None], stop: threadin
     credentials = server_credentials(settings.listen, tls, insecure=settings.insecure)
     base = _base(settings)
     bits = settings.quantize if settings.quantize < 16 else BITS[settings.precision]
-    limits = HostLimits(settings.max_sessions, settings.max_tokens, settings.idle_seconds)
+    limits = HostLimits(
+        settings.max_sessions, settings.max_tokens, settings.idle_seconds, settings.max_tenant_sessions, settings.exchange_seconds
+    )
     served = serve(base, settings.model, settings.precision, bits, limits)
     with suited_threads(base.model.config.get_text_config().hidden_size):
         running = start_host(served, limits, settings.listen, credentials)

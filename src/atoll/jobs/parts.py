@@ -14,7 +14,7 @@ from atoll.jobs.split import HostAccess
 def with_fetched_base(loaded: LoadedConfig, access: HostAccess, folder: Path) -> LoadedConfig:
     """The config with its base in `folder`, which is fetched from the host where it is not there yet.
 
-    Raises: TransportError, HostLostError, FrameError, OutputError.
+    Raises: TransportError, HostLostError, HostRefusedError, FrameError, OutputError.
     """
     cut = loaded.config.model.cut
     if not folder.exists():

@@ -49,6 +49,9 @@ class HostLimits:
     max_tokens: int = 16_384
     """Padded tokens of one micro-batch."""
     idle_seconds: float = 600.0
+    max_tenant_sessions: int | None = None
+    """Of devices whose certificates have the same name; without certificates all are one tenant. None: as many as of all together."""
+    exchange_seconds: float = 3600.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,12 +91,12 @@ def serve(base: Base, source: str, precision: str, bits: int, limits: HostLimits
             max_tokens=limits.max_tokens, max_rank=MAX_RANK, killed=("offload", "merge") if bits >= 16 else ("offload",),
         )  # fmt: skip
 
-    return Served(base, source, traced, facts, bits, limits.idle_seconds, Turns())
+    return Served(base, source, traced, facts, bits, limits.idle_seconds, Turns(), limits.exchange_seconds)
 
 
 def start_host(served: Served, limits: HostLimits, listen: str, credentials: grpc.ServerCredentials | None) -> Host:
     """A host that listens."""
-    host = Host(served, limits.max_sessions, listen, credentials)
+    host = Host(served, limits.max_sessions, listen, credentials, limits.max_tenant_sessions)
     host.start()
     return host
 

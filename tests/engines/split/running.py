@@ -29,20 +29,20 @@ PATIENCE_SECONDS = 10.0
 """A test that waits so long has failed."""
 
 
-def llama_host(idle_seconds: float = 60.0) -> Served:
+def llama_host(idle_seconds: float = 60.0, exchange_seconds: float = 60.0) -> Served:
     """A host of a tiny llama, with its facts worked out before anybody trains: they are read off the model's own run."""
     host = served(random_model("llama", BLOCKS))
     facts = functools.cache(host.facts)
     for front in range(BLOCKS):
         facts(Cut(front, 0))
-    return replace(host, facts=facts, idle_seconds=idle_seconds)
+    return replace(host, facts=facts, idle_seconds=idle_seconds, exchange_seconds=exchange_seconds)
 
 
 @contextmanager
-def running(host: Served, max_sessions: int = 4, tls: HostTls = PLAIN) -> Iterator[Host]:
+def running(host: Served, max_sessions: int = 4, tls: HostTls = PLAIN, max_tenant_sessions: int | None = None) -> Iterator[Host]:
     """The host, served; when it has stopped, none of its threads is left, nor of its devices."""
     before = set(threading.enumerate())
-    running = Host(host, max_sessions, LOOPBACK, server_credentials(LOOPBACK, tls, insecure=False))
+    running = Host(host, max_sessions, LOOPBACK, server_credentials(LOOPBACK, tls, insecure=False), max_tenant_sessions)
     running.start()
     try:
         yield running

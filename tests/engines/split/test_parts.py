@@ -22,7 +22,7 @@ from atoll.engines.split.device import parts as device_parts
 from atoll.engines.split.device.parts import fetch_part
 from atoll.engines.split.host import parts as host_parts
 from atoll.engines.split.transport import SERVICE
-from atoll.errors import FrameError, HostLostError, OutputError
+from atoll.errors import FrameError, HostLostError, HostRefusedError, OutputError
 from atoll.wire import protocol_pb2 as pb
 from atoll.wire.codec import Encoded, raw
 from atoll.wire.frames import CHUNK_BYTES, Message, Packer
@@ -92,6 +92,29 @@ def test_a_cut_that_cannot_be_is_refused(channel: grpc.Channel, tmp_path: Path) 
         fetch_part(channel, Cut(2, 1), tmp_path / "part")
     assert "the cut leaves no block to the host" in caught.value.got
     assert not list(tmp_path.iterdir())
+
+
+def test_a_host_whose_disk_is_full_says_so(channel: grpc.Channel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first file, and after some of them have crossed."""
+    here, plain = tmp_path / "device", Path.open
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "/secret/folder")
+
+    def vanished(self: Path, mode: str = "r", *rest: Any, **named: Any) -> Any:
+        is_copy = self.name == WEIGHTS and self.parent.name.startswith("atoll-part-")
+        return full() if is_copy and mode == "rb" else plain(self, mode, *rest, **named)
+
+    for owner, name, fault in ((host_parts, "write_part", full), (Path, "open", vanished)):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, fault)
+            with pytest.raises(HostRefusedError, match="part of the base") as caught:
+                fetch_part(channel, CUT, here / "part")
+        assert caught.value.got == "No space left on device"
+        assert "the host's log" in caught.value.do
+        assert "secret" not in caught.value.page()
+        assert not here.exists()
+    assert fetched(channel, here / "part")
 
 
 def write_large_part(source: str, front: int, back: int, folder: Path) -> None:

@@ -8,23 +8,28 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import pytest
+import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from atoll.adapters.state import AdapterState
 from atoll.base.load import Base
 from atoll.config.schema import Train
 from atoll.engines.local import LocalTrainer
+from atoll.engines.split import transport
 from atoll.engines.split.certificates import make_certificates
 from atoll.engines.split.cut import Cut
 from atoll.engines.split.device.client import Client
 from atoll.engines.split.host import metrics
 from atoll.engines.split.host.metrics import HostAccount, TokenRate, serve_metrics
-from atoll.engines.split.transport import FRAMES_ON_THEIR_WAY, SERVICE, ClientTransport, fetch_status
+from atoll.engines.split.host.session import SessionFigures
+from atoll.engines.split.transport import FRAMES_ON_THEIR_WAY, SERVICE, ClientTransport, ServerTransport, fetch_status
 from atoll.engines.trainer import FitPlan, TrainState, Update
 from atoll.errors import HostLostError, TransportError
+from atoll.wire import protocol_pb2 as pb
 
 from tests.conftest import random_model
 from tests.engines.conftest import Steps, adapters, stream
@@ -146,6 +151,48 @@ def test_one_session_too_many_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         assert host.account.totals().refused == {"busy": 1}
 
 
+def test_a_tenant_beyond_its_limit_is_refused_and_others_are_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "ROOM_SECONDS", 0.05)
+    made = make_certificates(tmp_path, [], list(TENANTS))
+    with running(llama_host(), 4, made.host, max_tenant_sessions=2) as host, ExitStack() as stack:
+        north, south = (stack.enter_context(channel_to(host, made.devices[tenant])) for tenant in TENANTS)
+        again = stack.enter_context(channel_to(host, made.devices["north"]))  # Another connection is the same tenant.
+        with session_on(north):
+            with session_on(again):
+                for channel in (north, again):
+                    with pytest.raises(HostLostError, match="tenant_sessions") as caught, session_on(channel):
+                        pass
+                assert (caught.value.got, caught.value.expected) == ("one more", "at most 2")
+                assert "--max-tenant-sessions" in caught.value.do
+                with session_on(south), session_on(south):
+                    assert [session.tenant for session in host.status().open] == ["north", "north", "south", "south"]
+                    with pytest.raises(HostLostError, match="tenant_sessions"), session_on(south):
+                        pass
+            with session_on(north):  # One ended, so there is room.
+                pass
+        assert host.account.totals().refused == {"busy": 3}
+
+
+def test_room_for_one_tenant_is_given_though_another_waits_for_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """North, at its limit, and south, for which the host is full, wait in this order; a session of south's ends."""
+    monkeypatch.setattr(metrics, "ROOM_SECONDS", PATIENCE_SECONDS)
+    account = HostAccount(2, 1)
+    first, second = account.open("north"), account.open("south")
+    assert isinstance(first, SessionFigures) and isinstance(second, SessionFigures)  # noqa: PT018
+    waiting: list[object] = account._room._waiters  # type: ignore[attr-defined]
+    with ThreadPoolExecutor(2) as pool:
+        north = pool.submit(account.open, "north")
+        wait_until(lambda: len(waiting) == 1)
+        west = pool.submit(account.open, "west")
+        wait_until(lambda: len(waiting) == 2)
+        account.end(second, "")
+        assert west.result() in account.sessions("west")
+        assert not north.done()
+        account.end(first, "")
+        assert north.result() in account.sessions("north")
+    assert not account.totals().refused
+
+
 def test_a_device_may_end_its_session_and_open_another_at_once() -> None:
     with running(llama_host(), max_sessions=1) as host, channel_to(host) as channel:
         for _ in range(20):
@@ -158,7 +205,7 @@ def test_a_full_host_waits_a_little_for_room(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(metrics, "ROOM_SECONDS", PATIENCE_SECONDS)
     account = HostAccount(1)
     first = account.open("north")
-    assert first is not None
+    assert isinstance(first, SessionFigures)
     with ThreadPoolExecutor(1) as pool:
         second = pool.submit(account.open, "south")
         wait_until(lambda: second.done() or bool(account._room._waiters))  # type: ignore[attr-defined]
@@ -188,6 +235,42 @@ def test_a_silent_device_loses_its_session_and_the_host_lives_on() -> None:
         trainer, client = device(channel)
         train(trainer)
         end(client)
+
+
+def test_a_device_that_keeps_an_exchange_waiting_loses_its_session() -> None:
+    """It greets and sends a Forward, within what a device may be silent, and then no more."""
+    with running(llama_host(exchange_seconds=0.3)) as host, channel_to(host) as channel, session_on(channel) as session:
+        session.conversation.send(pb.Forward(exchange=0, rows=1, positions=2, train=True), [torch.zeros(2, 32)])
+        assert session.conversation.receive().kind == "hidden"
+        with pytest.raises(HostLostError, match="lost") as caught:
+            session.conversation.transport.read()
+        assert "slow or silent for longer than it allows" in caught.value.got
+        wait_until(lambda: host.account.totals().sessions == 0)
+        assert host.account.totals().refused == {"idle": 1}
+
+
+def test_a_frame_now_and_then_keeps_no_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No wait is as long as a device may be silent; all together they are too long. Time is the test's own."""
+    now, ended = [0.0], threading.Event()
+    monkeypatch.setattr(transport, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def frames() -> Iterator[bytes]:
+        for number in range(4):
+            now[0] += 8
+            yield bytes([number])
+        now[0] += 8
+        assert ended.wait(PATIENCE_SECONDS), "nobody ends it"
+        raise ValueError("the call has ended")
+
+    slow = ServerTransport(frames(), ended.set, 10.0)
+    for number, left in enumerate((27.0, 19.0, 11.0, 3.0)):
+        slow.left_seconds = 35.0 if number == 0 else slow.left_seconds
+        assert slow.read() == bytes([number])
+        assert slow.left_seconds == left
+    with pytest.raises(HostLostError):
+        slow.read()
+    assert slow.silent
+    slow.close()
 
 
 def test_a_host_that_stops_ends_its_sessions(monkeypatch: pytest.MonkeyPatch) -> None:

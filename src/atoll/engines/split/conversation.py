@@ -23,6 +23,8 @@ class Transport(Protocol):
 
     idle_seconds: float
     """How long the other side may be waited for, to say something or to take something."""
+    left_seconds: float
+    """How long it may be waited for all told, until this is set anew."""
     waiting: Callable[[], AbstractContextManager[None]]
     """Opened around a wait for the other side to take something."""
 

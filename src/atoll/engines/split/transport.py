@@ -98,6 +98,8 @@ class Outbox:
 class ClientTransport:
     """The device's end of a gRPC stream."""
 
+    left_seconds = float("inf")
+
     def __init__(self, channel: grpc.Channel, idle_seconds: float) -> None:
         self._outbox, self.idle_seconds = Outbox(), idle_seconds
         self.waiting: Waiting = nullcontext
@@ -149,25 +151,24 @@ class ServerTransport:
 
     def __init__(self, requests: Iterator[bytes], cancel: Callable[[], None], idle_seconds: float) -> None:
         self.outbox = Outbox()
-        self.idle_seconds = idle_seconds
+        self.idle_seconds = self.left_seconds = idle_seconds
         self.waiting: Waiting = nullcontext
         self._requests = requests
         self._alarm = Alarm(cancel)
 
     @property
     def silent(self) -> bool:
-        """Whether the session was ended because the device said nothing."""
+        """Whether the session was ended because the device let it wait."""
         return self._alarm.rang
 
     def write(self, frame: bytes) -> None:
         """Hand a frame to gRPC."""
-        with self._alarm.within(self.idle_seconds):
-            self.outbox.put(frame, self.waiting)
+        self.outbox.put(frame, self._full)
 
     def read(self) -> bytes:
         """The next frame of the device."""
         try:
-            with self._alarm.within(self.idle_seconds):
+            with self._device_time():
                 return next(self._requests)
         except (grpc.RpcError, StopIteration, ValueError):
             raise lost("the device ended the stream") from None
@@ -181,6 +182,21 @@ class ServerTransport:
         """End the call after what was written."""
         self.outbox.close()
         self._alarm.close()
+
+    @contextmanager
+    def _full(self) -> Iterator[None]:
+        # What the session then waits for to go on, such as its turn to compute, is not the device's time.
+        with self.waiting(), self._device_time():
+            yield
+
+    @contextmanager
+    def _device_time(self) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            with self._alarm.within(min(self.idle_seconds, self.left_seconds)):
+                yield
+        finally:
+            self.left_seconds -= time.monotonic() - start
 
 
 class Alarm:
@@ -218,7 +234,7 @@ class Alarm:
 class ThreadTransport:
     """Two ends of a session within one process, for tests of the dialogue without sockets."""
 
-    idle_seconds = float("inf")
+    idle_seconds = left_seconds = float("inf")
     waiting: Waiting = nullcontext
 
     def __init__(self, inbox: queue.SimpleQueue[bytes | None], outbox: queue.SimpleQueue[bytes | None]) -> None:
@@ -258,6 +274,8 @@ class SlowLink:
 
 class SlowTransport:
     """Delays frames as a slow link would: each waits for those before it, takes its bytes' time, and arrives one latency later."""
+
+    left_seconds = float("inf")
 
     def __init__(self, inner: Transport, link: SlowLink) -> None:
         self._inner, self._link = inner, link
@@ -337,7 +355,7 @@ def lost_call(code: grpc.StatusCode | None, details: str | None) -> HostLostErro
     if code is None or code is grpc.StatusCode.OK:
         return lost("the stream ended")
     if code is grpc.StatusCode.CANCELLED:
-        return lost("the host ended the session, which was silent for longer than it allows")
+        return lost("the host ended the session, which was slow or silent for longer than it allows")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return lost(f"the host has too many calls at once ({details})", "try again later, or start the host with more sessions")
     if code is grpc.StatusCode.UNAVAILABLE and ("failed to connect" in details or "resol" in details):

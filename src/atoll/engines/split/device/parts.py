@@ -20,7 +20,7 @@ from atoll.engines.split.transport import SERVICE, Alarm, lost, lost_call
 from atoll.errors import FrameError, OutputError
 from atoll.wire import protocol_pb2 as pb
 from atoll.wire.frames import CHUNK_BYTES, Assembler, Message
-from atoll.wire.handshake import PROTOCOL
+from atoll.wire.handshake import PROTOCOL, refusal_error
 
 LARGEST_PIECE_BYTES = 2 * CHUNK_BYTES
 SILENCE_SECONDS = 60.0
@@ -32,8 +32,8 @@ _NAMES = frozenset((*BESIDE_WEIGHTS, *_NEEDED))
 def fetch_part(channel: grpc.Channel, cut: Cut, folder: Path) -> None:
     """Fetch the device's part of the host's base into `folder`, whole or not at all.
 
-    Raises: HostLostError, FrameError for files that are not what the host said or may not be here, OutputError where the folder cannot be
-        written.
+    Raises: HostLostError; HostRefusedError where the host cannot send it; FrameError for files that are not what the host said or may not
+        be here; OutputError where the folder cannot be written.
     """
     try:
         with _staging(folder) as staging:
@@ -71,6 +71,8 @@ def _receive(channel: grpc.Channel, cut: Cut, folder: Path) -> None:
     try:
         for frame in _frames(call, alarm):
             message = assembler.add(frame)
+            if message is not None and message.kind == "refusal":
+                raise refusal_error(message.body, "the host's part of the base")
             if message is not None:
                 files.keep(message)
         if assembler.inside:

@@ -61,21 +61,32 @@ class Totals:
     """Sessions that the host refused or ended, by code."""
 
 
+@dataclass(frozen=True, slots=True)
+class NoRoom:
+    """Why a session cannot open now: the limit that is reached, as a Refusal tells it."""
+
+    field: str
+    limit: int
+    do: str
+
+
 class HostAccount:
     """The sessions of a host: those that are open, and the sums over those that ended."""
 
-    def __init__(self, max_sessions: int) -> None:
-        self._max_sessions, self._rate = max_sessions, TokenRate()
+    def __init__(self, max_sessions: int, max_tenant_sessions: int | None = None) -> None:
+        self._max_sessions, self._max_tenant_sessions, self._rate = max_sessions, max_tenant_sessions, TokenRate()
         self._open: dict[str, SessionFigures] = {}
         self._past, self._refused = Counter[str](), Counter[str]()
         self._numbers, self._room = itertools.count(1), threading.Condition()
 
-    def open(self, tenant: str) -> SessionFigures | None:
-        """The figures of a new session; None, and one refusal more, where there is no room for it."""
+    def open(self, tenant: str) -> SessionFigures | NoRoom:
+        """The figures of a new session; what is in its way, and one refusal more, where there is no room for it."""
         with self._room:
-            if not self._room.wait_for(lambda: len(self._open) < self._max_sessions, ROOM_SECONDS):
+            self._room.wait_for(lambda: self._no_room(tenant) is None, ROOM_SECONDS)
+            no_room = self._no_room(tenant)
+            if no_room is not None:
                 self._refused["busy"] += 1
-                return None
+                return no_room
             figures = SessionFigures(f"{next(self._numbers)}-{secrets.token_hex(4)}", tenant, on_tokens=self._rate.add)
             self._open[figures.session] = figures
             return figures
@@ -87,7 +98,16 @@ class HostAccount:
             self._past += _sums(figures)
             if code:
                 self._refused[code] += 1
-            self._room.notify()
+            self._room.notify_all()  # Not everybody who waits has room now: a tenant may still be at its own limit.
+
+    def _no_room(self, tenant: str) -> NoRoom | None:
+        of_tenant = sum(figures.tenant == tenant for figures in self._open.values())
+        if self._max_tenant_sessions is not None and of_tenant >= self._max_tenant_sessions:
+            do = "end another session with the same certificate, or start the host with a larger --max-tenant-sessions"
+            return NoRoom("tenant_sessions", self._max_tenant_sessions, do)
+        if len(self._open) >= self._max_sessions:
+            return NoRoom("sessions", self._max_sessions, "try again later, or start the host with a larger --max-sessions")
+        return None
 
     def sessions(self, tenant: str | None) -> list[SessionFigures]:
         """Open sessions of a tenant; None: of all."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ AT_ONCE = 4
 """Calls at once: each keeps a thread, and a copy of the part on disk."""
 STALL_SECONDS = 60.0
 """How long a device may leave a frame where it is."""
+log = logging.getLogger(__name__)
 
 
 class Parts:
@@ -51,15 +53,24 @@ class Parts:
 
 
 def send_part(source: str, cut: Cut) -> Iterator[bytes]:
-    """The frames that carry the files of a device's part of the base.
+    """The frames that carry the files of a device's part of the base; a refusal where this machine's disk does not let it.
 
-    Raises: what write_part raises.
+    Raises: what write_part raises, but for OSError.
     """
     packer = Packer()
-    with tempfile.TemporaryDirectory(prefix="atoll-part-") as folder:
-        write_part(source, cut.front, cut.back, Path(folder))
-        for file in sorted(Path(folder).iterdir()):
-            yield from _send_file(file, packer)
+    try:
+        with tempfile.TemporaryDirectory(prefix="atoll-part-") as folder:
+            write_part(source, cut.front, cut.back, Path(folder))
+            for file in sorted(Path(folder).iterdir()):
+                yield from _send_file(file, packer)
+    except OSError as problem:
+        log.exception("a device's part of the base cannot be sent")
+        # Without the folder, which is nobody's business elsewhere.
+        yield from packer.frames(Message(pb.Refusal(
+            code="failed", field="part of the base", host_value="a copy of the part among the host's temporary files",
+            device_value=problem.strerror or type(problem).__name__,
+            do="look into the host's log; where its disk is full, make room or give it another TMPDIR",
+        )))  # fmt: skip
 
 
 def _send_file(file: Path, packer: Packer) -> Iterator[bytes]:

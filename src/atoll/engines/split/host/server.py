@@ -14,7 +14,7 @@ import grpc
 from atoll.cost.meters import resident_bytes
 from atoll.engines.split.conversation import Conversation
 from atoll.engines.split.cut import Cut
-from atoll.engines.split.host.metrics import HostAccount
+from atoll.engines.split.host.metrics import HostAccount, NoRoom
 from atoll.engines.split.host.parts import Parts
 from atoll.engines.split.host.session import HostSession, Served, SessionFigures
 from atoll.engines.split.transport import OPTIONS, SERVICE, ServerTransport
@@ -31,11 +31,14 @@ log = logging.getLogger(__name__)
 
 
 class Host:
-    """Serves until `stop`. `credentials` None: without TLS."""
+    """Serves until `stop`. `credentials` None: without TLS. `max_tenant_sessions` None: a tenant may have all sessions."""
 
-    def __init__(self, served: Served, max_sessions: int, listen: str, credentials: grpc.ServerCredentials | None) -> None:
+    def __init__(
+        self, served: Served, max_sessions: int, listen: str, credentials: grpc.ServerCredentials | None,
+        max_tenant_sessions: int | None = None,
+    ) -> None:  # fmt: skip
         self._served, self._max_sessions = served, max_sessions
-        self.account, self._started = HostAccount(max_sessions), time.monotonic()
+        self.account, self._started = HostAccount(max_sessions, max_tenant_sessions), time.monotonic()
         self._threads: set[threading.Thread] = set()
         self._at_stop: list[Callable[[], None]] = []
         # A few more threads than sessions, so that a device beyond the limit is told so, and status is answered, while all are busy.
@@ -95,10 +98,9 @@ class Host:
             transport.close()  # The device is gone already, and nobody else would end the transport's thread.
         conversation = Conversation(Dialogue("host"), transport, "fp32")
         figures = self.account.open(tenant_of(context))
-        if figures is None:
+        if isinstance(figures, NoRoom):
             yield from Packer().frames(Message(pb.Refusal(
-                code="busy", field="sessions", host_value=f"at most {self._max_sessions}", device_value="one more",
-                do="try again later, or start the host with a larger --max-sessions",
+                code="busy", field=figures.field, host_value=f"at most {figures.limit}", device_value="one more", do=figures.do
             )))  # fmt: skip
             return
         name = f"atoll-session-{figures.session}"

@@ -61,7 +61,10 @@ class Served:
     """What a device with this cut must agree with."""
     bits: int
     idle_seconds: float
+    """How long a device may be silent."""
     turns: Turns
+    exchange_seconds: float = float("inf")
+    """How long a device may be waited for within one exchange, all told: else a frame now and then would keep a session for ever."""
 
     @property
     def width(self) -> int:
@@ -140,6 +143,7 @@ class HostSession:
 
     def _serve(self) -> None:
         hello = self._conversation.receive().body
+        self._conversation.transport.left_seconds = self._served.idle_seconds  # Who has greeted has more time.
         cut = Cut(hello.cut_front, hello.cut_back)
         facts = self._served.facts(cut)
         refusal = check_hello(hello, facts)
@@ -189,10 +193,13 @@ class HostSession:
 
     def _exchange(self, peer: DevicePeer, middle: Middle) -> bool:
         """The next exchange, of which nothing is held when this returns; False where the device said goodbye."""
+        transport = self._conversation.transport
+        transport.left_seconds = self._served.idle_seconds
         message = self._conversation.receive()
         if message.kind != "forward":
             return False
-        request, model, transport = message.body, self._served.base.model, self._conversation.transport
+        transport.left_seconds = self._served.exchange_seconds
+        request, model = message.body, self._served.base.model
         layout = self._layout(request)
         peer.exchange, peer.num_tokens = request.exchange, sum(layout.lengths)
         shapes = [(peer.num_tokens, self._served.width), *(peer.factor_shapes() if request.has_factors else [])]
