@@ -84,7 +84,7 @@ def train(base: Base, folder: Path, steps: int, attempt: Callable | None = None)
     between: list[int] = []
     trainer = LocalTrainer(base, Train(), steps, 0.0, 0, "device", *([attempt] if attempt else []))
     with PeakMemory() as peak:
-        trainer.fit(TrainState(adapters(folder, "all"), None, 0), SameBatch(), FitPlan(steps, 1, False),
+        trainer.fit(TrainState(adapters(folder, "all"), {}, 0), SameBatch(), FitPlan(steps, 1, False),
                     lambda report: between.append(resident_bytes()))  # fmt: skip
     # The first step loads what is loaded lazily.
     steady = int(statistics.median(between[1:]))

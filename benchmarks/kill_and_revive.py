@@ -1,0 +1,125 @@
+"""Ways of choosing which modules are trained, side by side: quality, traffic and device compute against the full pool, on three real tasks.
+
+Every run is the real thing: `atoll.train` in split mode against a host on loopback, so that bytes are measured, in a process of its own.
+All policies take the same number of steps and choose their learning rate from the same grid, on dev rows with a seed of its own;
+what is reported comes from test rows and other seeds. A finished run is a line in WORK/results.jsonl and is not done again.
+
+Usage: python benchmarks/kill_and_revive.py [prepare | run | table | all] [--work build/kr] [--groups main wire curve] ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # before torch
+
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from sides import kr_curve, kr_table
+from sides.kr_runs import BASE_SETTING, Results, Spec, perform_all
+from sides.kr_settings import GROUPS, Setting, settings
+from sides.kr_tasks import SHARED, TASKS, Sizes, prepare
+
+TUNING_SEED = 100
+DEFAULT_TASKS = ("e2e", "20news", "openbookqa")
+
+
+def tuning_specs(task: str, chosen: Sequence[Setting], rates: Sequence[float]) -> Iterator[Spec]:
+    """One run on dev rows for each policy and learning rate; the settings of one policy share its learning rate."""
+    for setting in chosen:
+        if setting.tuned:
+            for rate in rates:
+                yield Spec(task, setting.name, setting.overrides, rate, TUNING_SEED, "dev")
+
+
+def learning_rates(task: str, chosen: Sequence[Setting], rates: Sequence[float], results: Results) -> dict[str, float]:
+    """By policy the rate with the least dev loss, where all rates of the grid are there."""
+    found: dict[str, dict[float, float]] = {}
+    for spec in tuning_specs(task, chosen, rates):
+        record = results.get(spec)
+        if record is not None:
+            loss = record["scores"]["loss"]
+            found.setdefault(spec.setting, {})[spec.learning_rate] = loss if math.isfinite(loss) else math.inf
+    return {policy: min(losses, key=losses.__getitem__) for policy, losses in found.items() if len(losses) == len(rates)}
+
+
+def reporting_specs(task: str, chosen: Sequence[Setting], best: dict[str, float], seeds: Sequence[int]) -> Iterator[Spec]:
+    """The runs that are reported: the base once, and every setting whose policy has its learning rate, for every seed."""
+    yield Spec(task, BASE_SETTING, (), 0.0, 0, "test")
+    for seed in seeds:
+        for setting in chosen:
+            if setting.policy in best:
+                yield Spec(task, setting.name, setting.overrides, best[setting.policy], seed, "test")
+
+
+def main() -> None:
+    """Do what the command line says."""
+    given = _arguments()
+    if not (SHARED / "models").is_dir():
+        raise SystemExit("needs the models and data in ../shared beside the project's folder")
+    given.work.mkdir(parents=True, exist_ok=True)
+    prepare(given.work, given.tasks, Sizes(given.batch_size, given.steps, given.epochs), given.what == "prepare")
+    everything, results = settings(given.set), Results(given.work)
+    problems = _run(given, everything, results) if given.what in ("run", "all") else []
+    if given.what in ("table", "all"):
+        _report(given, everything, results)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    raise SystemExit(bool(problems))
+
+
+def _run(given: argparse.Namespace, everything: Sequence[Setting], results: Results) -> list[str]:
+    chosen = [one for one in everything if one.group in given.groups and (not given.settings or one.name in given.settings)]
+    deadline = time.monotonic() + 60 * given.minutes
+    tuned = {one.policy for one in chosen}
+    tuning = [one for one in everything if one.tuned and one.policy in tuned]
+    trials = [spec for task in given.tasks for spec in tuning_specs(task, tuning, given.rates)]
+    problems = perform_all(trials, results, given.jobs, deadline)
+    reporting: list[Spec] = []
+    for task in given.tasks:
+        best = learning_rates(task, tuning, given.rates, results)
+        print(f"{task}: learning rates {best}", flush=True)
+        reporting += reporting_specs(task, chosen, best, given.seeds)
+    return problems + perform_all(reporting, results, given.jobs, deadline)
+
+
+def _report(given: argparse.Namespace, everything: Sequence[Setting], results: Results) -> None:
+    tuning, found = [one for one in everything if one.tuned], {}
+    for task in given.tasks:
+        best = learning_rates(task, tuning, given.rates, results)
+        records = [results.get(spec) for spec in reporting_specs(task, everything, best, given.seeds)]
+        found[task] = [record for record in records if record is not None]
+    config = {
+        "tasks": list(given.tasks), "batch_size": given.batch_size, "steps": given.steps, "epochs": given.epochs, "rates": given.rates,
+        "seeds": given.seeds, "tuning_seed": TUNING_SEED, "model": "house-4M", "rank": Sizes().rank, "alpha": Sizes().alpha,
+        "cut": "front 0, back 0", "set": given.set,
+    }  # fmt: skip
+    kr_table.write(found, config)
+    kr_curve.draw(found)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", nargs="?", choices=("prepare", "run", "table", "all"), default="all")
+    parser.add_argument("--work", type=Path, default=Path(__file__).resolve().parents[1] / "build" / "kr", help="runs and results")
+    parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=DEFAULT_TASKS)
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=["main", "wire"])
+    parser.add_argument("--settings", nargs="+", default=[], help="only these of the groups, by name")
+    parser.add_argument("--set", action="append", default=[], metavar="POLICY:section.key=value", help="for all settings of a policy")
+    parser.add_argument("--rates", nargs="+", type=float, default=[3e-3, 1e-2, 3e-2])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--batch-size", type=int, default=Sizes().batch_size)
+    parser.add_argument("--steps", type=int, default=Sizes().steps)
+    parser.add_argument("--epochs", type=int, default=Sizes().epochs)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=1e6, help="start nothing new after so long")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""One run of the comparison of module choices: `atoll.train` in split mode and the scores of its adapter, as one JSON line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import atoll
+from atoll.adapters.attach import attached
+from atoll.adapters.peft_files import load_adapter
+from atoll.base.load import load_base
+from atoll.commands.train import train
+from atoll.config.load import config_hash, load
+from atoll.config.schema import Evaluate
+from atoll.errors import AtollError, InputError, PeerError
+from atoll.runs.events import Event
+from atoll.tasks.evaluate import evaluate
+from atoll.tasks.rows import load_rows
+from atoll.tasks.text import text_form
+from sides.kr_tasks import TASKS
+
+BASE_SETTING = "base"
+"""No training at all: the scores of the base."""
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What to run. `setting` names the choice of modules in tables; `overrides` are section.key=value."""
+
+    task: str
+    setting: str
+    overrides: tuple[str, ...]
+    learning_rate: float
+    seed: int
+    part: str
+    """"dev" or "test": the rows that are scored."""
+
+    @property
+    def all_overrides(self) -> list[str]:
+        """Everything that is put on top of the task's run.toml."""
+        return [*self.overrides, f"train.learning_rate={self.learning_rate}", f"run.seed={self.seed}"]
+
+    def key(self, work: Path) -> str:
+        """Equal for specs that ask for the same run and the same scores."""
+        if self.setting == BASE_SETTING:
+            return f"{self.task}-base-{self.part}"
+        asked = config_hash(load(work / f"{self.task}.toml", self.all_overrides).config)
+        return f"{self.task}-{self.part}-{asked[:16]}"
+
+
+def perform(spec: Spec, work: Path, key: str) -> dict[str, Any]:
+    """Train, score, and return what the results file keeps."""
+    started, config_path = time.monotonic(), work / f"{spec.task}.toml"
+    record: dict[str, Any] = {"key": key} | asdict(spec) | {"source": source_digest()}
+    if spec.setting == BASE_SETTING:
+        return record | {"scores": _scores(config_path, None, spec), "wall_seconds": time.monotonic() - started}
+    out = work / "runs" / key
+    shutil.rmtree(out, ignore_errors=True)
+    seen: list[Event] = []
+    try:
+        result = train(config_path, out=out, overrides=spec.all_overrides, observers=[seen.append])
+    except PeerError as error:
+        if spec.part != "dev":
+            raise
+        return record | {"scores": {"loss": math.inf}, "failed": error.page()}  # A learning rate at which training breaks is not chosen.
+    trained = time.monotonic()
+    summary = result.summary.to_json()
+    losses = [event.loss for event in seen if event.kind() == "step_done"]  # type: ignore[attr-defined]
+    (edge,) = result.summary.edges
+    record |= {
+        "select": load(config_path, spec.all_overrides).config.select.model_dump(mode="json"), "steps": edge.steps,
+        "num_modules": len(edge.ranks), "scores": _scores(config_path, result.adapter, spec), "traffic": summary["traffic"],
+        "edge_compute": summary["edge_compute"], "active_share": edge.active_share, "choices": list(_choices(seen)),
+        "train_loss": statistics.mean(losses[-len(losses) // 5 :]), "train_seconds": trained - started,
+        "wall_seconds": time.monotonic() - started, "processor_seconds": time.process_time(), "versions": summary["versions"],
+    }  # fmt: skip
+    shutil.rmtree(out)
+    return record
+
+
+def _choices(seen: Sequence[Event]) -> Iterator[dict[str, Any]]:
+    """Which modules were active from which step on, where the run chose any."""
+    for event in seen:
+        if event.kind() == "modules_chosen" and event.reason == "choice":  # type: ignore[attr-defined]
+            yield {"step": event.step, "active": list(event.active)}  # type: ignore[attr-defined]
+
+
+def _scores(config_path: Path, adapter: Path | None, spec: Spec) -> dict[str, float]:
+    """Loss per completion token, and the task's metric on test rows, by the whole base in this process."""
+    task, config = TASKS[spec.task], load(config_path).config
+    rows = load_rows(f"data/{spec.task}-{spec.part}.jsonl", base_dir=config_path.parent, limit=None, on_bad_row="error")
+    metrics = (task.metric,) if task.metric is not None and spec.part == "test" else ()
+    settings = Evaluate.model_validate({"metrics": metrics, **task.evaluate})
+    base, form = load_base(config.model.base), text_form(config.data, rows.columns)
+    if adapter is None:
+        return evaluate(base, rows, form, settings, max_length=config.data.max_length)
+    with attached(base.model, load_adapter(adapter)):
+        return evaluate(base, rows, form, settings, max_length=config.data.max_length)
+
+
+def source_digest() -> str:
+    """Of the code that ran: results of different code do not belong into one table."""
+    root, digest = Path(atoll.__file__).parent, hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+class Results:
+    """results.jsonl in the work folder: one line for every run that finished."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self._path = work / "results.jsonl"
+        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
+        self.records: dict[str, Record] = {record["key"]: record for record in map(json.loads, lines)}
+
+    def get(self, spec: Spec) -> Record | None:
+        """The finished run of this spec, under this spec's name; None where there is none, or can be none."""
+        try:
+            found = self.records.get(spec.key(self.work))
+        except InputError:
+            return None
+        return None if found is None else dict(found) | {"setting": spec.setting}
+
+    def add(self, record: Record) -> None:
+        """Append one line."""
+        self.records[record["key"]] = record
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def perform_all(specs: Sequence[Spec], results: Results, jobs: int, deadline: float) -> list[str]:
+    """Run what is not finished, several at once, each in a process of its own; after the deadline nothing new starts.
+
+    Returns a line for every run that failed or was left.
+    """
+    keyed, problems, done = {}, [], 0
+    for spec in specs:
+        try:
+            keyed[spec.key(results.work)] = spec
+        except AtollError as error:
+            problems.append(f"{_name(spec)}: {_page(error)}")
+    keyed = {key: spec for key, spec in keyed.items() if key not in results.records}
+    context, waiting = get_context("forkserver"), list(keyed.items())
+    context.set_forkserver_preload([__name__])  # Imports take longer than some runs; a fork of a process that has them does not.
+    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
+        running: dict[Future[dict[str, Any]], Spec] = {}
+        while running or waiting:
+            while waiting and len(running) < jobs and time.monotonic() < deadline:
+                key, spec = waiting.pop(0)
+                running[pool.submit(perform, spec, results.work, key)] = spec
+            if not running:
+                break
+            future = next(as_completed(running))
+            spec, done = running.pop(future), done + 1
+            problem = future.exception()
+            if problem is not None:
+                problems.append(f"{_name(spec)}: {_page(problem)}")
+                print(f"[{done}/{len(keyed)}] failed {problems[-1]}", flush=True)
+                continue
+            results.add(future.result())
+            print(f"[{done}/{len(keyed)}] {_line(spec, future.result())}", flush=True)
+    return problems + [f"{_name(spec)}: not started" for _, spec in waiting]
+
+
+def _page(problem: BaseException) -> str:
+    return problem.page() if isinstance(problem, AtollError) else f"{type(problem).__name__}: {problem}"
+
+
+def _name(spec: Spec) -> str:
+    return f"{spec.task} {spec.setting} lr {spec.learning_rate:g} seed {spec.seed} {spec.part}"
+
+
+def _line(spec: Spec, record: Record) -> str:
+    scores = {name: round(value, 4) for name, value in record["scores"].items() if not name.startswith("num_")}
+    if "traffic" not in record:
+        return f"{_name(spec)}: {scores}"
+    written = (record["traffic"]["up_bytes"] + record["traffic"]["down_bytes"]) / 1e6
+    seconds = f"{record['train_seconds']:.0f} s of {record['wall_seconds']:.0f} s"
+    return f"{_name(spec)}: {scores}, {written:.0f} MB, active {record['active_share']:.3f}, {seconds}"

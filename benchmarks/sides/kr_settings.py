@@ -1,0 +1,67 @@
+"""What is compared: every policy at its defaults, the wire at its leanest, and points of the curve of quality against traffic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+FULL, KR = "all", "kill-and-revive"
+OTHERS = ("early-kill", "random", "magnitude", "snip", "last-layers")
+WINDOWED = (KR, "early-kill", "magnitude", "snip")
+LEAN = (f"{KR}, factored int8", f"{FULL}, factored int8")
+GROUPS = ("main", "wire", "curve", "others")
+KEEPS = {"1/4": 1 / 4, "1/8": 1 / 8, "1/16": 1 / 16, "1/24": 1 / 24}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row of a table, or one point of the curve."""
+
+    name: str
+    policy: str
+    group: str
+    overrides: tuple[str, ...]
+
+    @property
+    def tuned(self) -> bool:
+        """Whether the learning rate of its policy is chosen with this setting."""
+        return self.group == "main"
+
+
+def settings(extra: Sequence[str]) -> list[Setting]:
+    """All settings, with POLICY:section.key=value on top of those of a policy, "windows" for all that have a window.
+
+    Raises: SystemExit for an extra that names no policy.
+    """
+    for one in extra:
+        if one.partition(":")[0] not in (FULL, KR, *OTHERS, "windows") or "=" not in one:
+            raise SystemExit(f"--set {one}: expected POLICY:section.key=value")
+    found: list[Setting] = []
+
+    def add(group: str, policy: str, name: str, *overrides: str) -> None:
+        names = {policy, "windows"} if policy in WINDOWED else {policy}
+        given = tuple(one.partition(":")[2] for one in extra if one.partition(":")[0] in names)
+        # A point of the curve wins over what holds for the whole policy.
+        found.append(Setting(name, policy, group, (f"select.policy={policy}", *given, *overrides)))
+
+    for policy in (FULL, KR, *OTHERS):
+        add("main", policy, policy)
+    add("wire", KR, LEAN[0], "wire.mode=factored", "wire.codec=int8")
+    add("wire", FULL, LEAN[1], "wire.mode=factored", "wire.codec=int8")
+    _curve(add)
+    return found
+
+
+def _curve(add) -> None:  # type: ignore[no-untyped-def]
+    """Kill-and-Revive along each of its options, and the other policies along `keep`."""
+    for name, keep in KEEPS.items():
+        add("curve", KR, f"{KR}, keep {name}", "select.threshold=keep", f"select.keep={keep}")
+    for budget in (0.05, 0.1, 0.2, 0.4):
+        add("curve", KR, f"{KR}, budget {budget:g}", "select.threshold=budget", f"select.budget={budget}")
+    for observe in (2, 5, 20):
+        add("curve", KR, f"{KR}, observe {observe}", f"select.observe_steps={observe}")
+    for every in (40, 80):
+        add("curve", KR, f"{KR}, every {every}", f"select.every={every}")
+    for policy in OTHERS:
+        for name, keep in KEEPS.items():
+            add("others", policy, f"{policy}, keep {name}", f"select.keep={keep}")

@@ -1,0 +1,189 @@
+"""benchmarks/results/kill_and_revive.md and .json: one table for each task, relative to the full pool."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sides import results
+from sides.kr_runs import BASE_SETTING, Record
+from sides.kr_settings import FULL, KR, LEAN, OTHERS
+from sides.kr_tasks import TASKS
+
+NAME = "kill_and_revive"
+GOALS = {"loss above the full pool's, in its standard deviations": 1.0, "traffic less": 0.875, "compute without head less": 0.82,
+         "bytes of the lean wire less than the naive full pool": 0.97}  # fmt: skip
+LISTED = (FULL, KR, *OTHERS, *LEAN)
+METRICS = {"bleu": "BLEU", "label_accuracy": "accuracy"}
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Mean and standard deviation over seeds; one run has none."""
+
+    mean: float
+    deviation: float | None
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Of at least one value."""
+        return cls(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+    def text(self, digits: int) -> str:
+        """As people write it."""
+        return f"{self.mean:.{digits}f}" + ("" if self.deviation is None else f" ± {self.deviation:.{digits}f}")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One setting on one task; shares are of the full pool's."""
+
+    setting: str
+    learning_rate: float
+    loss: Spread
+    score: Spread | None
+    shared: Spread
+    unshared: Spread
+    written: Spread
+    flops: Spread
+    flops_with_head: Spread
+    active: Spread
+    naive: Spread
+    """Bytes by formula ÷ those of the dense unshared full pool in fp16: half of what the full pool needs unshared in dense fp32."""
+
+
+def lines(task: str, records: Sequence[Record]) -> list[Line]:
+    """One for each setting that has runs; measured bytes need the full pool's run of the same seed."""
+    full = {record["seed"]: record for record in records if record["setting"] == FULL}
+    found = []
+    keys: set[str] = set()
+    for setting in dict.fromkeys(record["setting"] for record in records):
+        mine = [record for record in records if record["setting"] == setting and record["seed"] in full and setting != BASE_SETTING]
+        if mine and mine[0]["key"] not in keys:  # Two settings may ask for the same run: "keep 1/8" and the default.
+            keys.add(mine[0]["key"])
+            found.append(_line(task, setting, mine, full))
+    return found
+
+
+def _line(task: str, setting: str, mine: Sequence[Record], full: Mapping[int, Record]) -> Line:
+    def spread(value: Any) -> Spread:
+        return Spread.of([value(record, full[record["seed"]]) for record in mine])
+
+    metric = TASKS[task].metric
+    return Line(
+        setting, mine[0]["learning_rate"], spread(lambda one, _: one["scores"]["loss"]),
+        spread(lambda one, _: one["scores"][metric]) if metric else None,
+        spread(lambda one, whole: _formula(one, "shared") / _formula(whole, "shared")),
+        spread(lambda one, whole: _formula(one, "unshared") / _formula(whole, "unshared")),
+        spread(lambda one, whole: _written(one) / _written(whole)),
+        spread(lambda one, whole: _flops(one, ("adapter", "block")) / _flops(whole, ("adapter", "block"))),
+        spread(lambda one, whole: _flops(one, ("adapter", "block", "head")) / _flops(whole, ("adapter", "block", "head"))),
+        spread(lambda one, _: one["active_share"]), spread(lambda one, whole: _formula(one, "shared") / (_formula(whole, "unshared") / 2)),
+    )  # fmt: skip
+
+
+def _formula(record: Record, rule: str) -> float:
+    return record["traffic"][f"formula_{rule}_bytes"]
+
+
+def _written(record: Record) -> float:
+    return record["traffic"]["up_bytes"] + record["traffic"]["down_bytes"]
+
+
+def _flops(record: Record, parts: Iterable[str]) -> float:
+    return sum(record["edge_compute"][f"{part}_flops"] for part in parts)
+
+
+def write(found: Mapping[str, Sequence[Record]], config: Mapping[str, Any]) -> None:
+    """Both files, and the tables on the terminal."""
+    by_task = {task: lines(task, records) for task, records in found.items()}
+    text = "\n".join([_heading(config), *(_table(task, found[task], by_task[task]) for task in found), _notes()])
+    print(text)
+    (results.RESULTS / f"{NAME}.md").write_text(text, encoding="utf-8")
+    results.write(NAME, config | {"goals": GOALS, "source": sorted({r["source"] for records in found.values() for r in records})}, {
+        task: {"goals": _goals(by_task[task]), "runs": [_kept(record) for record in records]} for task, records in found.items()
+    })  # fmt: skip
+
+
+def _kept(record: Record) -> dict[str, Any]:
+    """What one run leaves in the file; the choices by block and letter, "5.q" for model.layers.5.self_attn.q_proj."""
+    kept = {key: record[key] for key in ("setting", "learning_rate", "seed", "overrides", "scores", "wall_seconds")}
+    if "traffic" in record:
+        kept |= {key: record[key] for key in ("traffic", "edge_compute", "active_share", "train_loss", "train_seconds")}
+        kept["choices"] = [f"{choice['step']}: {' '.join(map(short_name, choice['active']))}" for choice in record["choices"]]
+    return kept
+
+
+def short_name(module: str) -> str:
+    """Block and first letter of a module of this base."""
+    parts = module.split(".")
+    return f"{parts[2]}.{parts[-1][0]}"
+
+
+def _heading(config: Mapping[str, Any]) -> str:
+    seeds = ", ".join(map(str, config["seeds"]))
+    return (
+        "# Which modules to train, side by side\n\nMade by `python benchmarks/kill_and_revive.py`. "
+        f"{config['model']} (24 query, key and value modules), LoRA rank {config['rank']}, {config['steps']} steps of "
+        f"{config['batch_size']} rows, {config['epochs']} passes; cut ({config['cut']}), wire dense fp32; mean ± standard deviation over "
+        f"seeds {seeds}. Traffic and FLOPs in % of the full pool's; FLOPs of the device.\n"
+    )
+
+
+def _table(task: str, records: Sequence[Record], rows: Sequence[Line]) -> str:
+    metric = TASKS[task].metric
+    named = f" {METRICS[metric]} |" if metric else ""
+    head = f"| policy | lr | runs | loss |{named} active | shared | unshared | written | FLOPs | with head |"
+    table = [f"## {TASKS[task].title}", "", head, "|" + "---|" * (head.count("|") - 1)]
+    for base in (record["scores"] for record in records if record["setting"] == BASE_SETTING):
+        score = f" {_score_text(metric, Spread(base[metric], None, 1))} |" if metric else ""
+        table.append(f"| no training | | | {base['loss']:.3f} |{score}" + " |" * 6)
+    for row in sorted(rows, key=lambda row: row.setting not in LISTED):  # Points of the curve come after all policies.
+        score = f" {_score_text(metric, row.score)} |" if metric and row.score else ""
+        shares = " | ".join(map(_share, (row.active, row.shared, row.unshared, row.written, row.flops, row.flops_with_head)))
+        table.append(f"| {row.setting} | {row.learning_rate:g} | {row.loss.count} | {row.loss.text(3)} |{score} {shares} |")
+    goals = [f"* {name}: {value}" for name, value in _goals(rows).items()]
+    return "\n".join([*table, "", *goals, ""])
+
+
+def _share(spread: Spread) -> str:
+    return Spread(100 * spread.mean, spread.deviation and 100 * spread.deviation, spread.count).text(1)
+
+
+def _score_text(metric: str, spread: Spread) -> str:
+    return spread.text(2) if metric == "bleu" else _share(spread) + " %"
+
+
+def _goals(rows: Sequence[Line]) -> dict[str, str]:
+    """What Kill-and-Revive comes to, goal by goal."""
+    by_name = {row.setting: row for row in rows}
+    found: dict[str, str] = {}
+    if KR in by_name and by_name[FULL].loss.deviation is not None:
+        kr, full = by_name[KR], by_name[FULL]
+        above = (kr.loss.mean - full.loss.mean) / (full.loss.deviation or 1.0)
+        found["loss above the full pool's, in its standard deviations"] = _met(above <= 1, f"{above:.2f} (goal: at most 1)")
+        for what, share, goal in (
+            ("traffic, shared", kr.shared, 0.875), ("traffic, unshared", kr.unshared, 0.875), ("compute without head", kr.flops, 0.82),
+        ):  # fmt: skip
+            found[what] = _met(1 - share.mean >= goal, f"{100 * (1 - share.mean):.1f} % lower (goal: {100 * goal:g} %)")
+    if LEAN[0] in by_name:
+        lean, full = by_name[LEAN[0]], by_name[FULL]
+        less, above = 1 - lean.naive.mean, lean.loss.mean - full.loss.mean
+        said = f"{100 * less:.2f} % lower than the dense unshared fp16 full pool (goal: 97 %), at a loss {above:+.3f} from the full pool's"
+        found[LEAN[0]] = _met(less >= 0.97 and above <= (full.loss.deviation or 0.0), f"{said} (goal: one standard deviation)")
+    return found
+
+
+def _met(is_met: bool, text: str) -> str:
+    return f"{text}: {'met' if is_met else 'missed'}"
+
+
+def _notes() -> str:
+    return (
+        "loss: nats per completion token on test rows; active: mean share of modules trained in a step; shared, unshared: tensor bytes by "
+        "formula, what several modules read counted once or once for each; written: whole frames on the socket, both ways; the fp16 "
+        "yardstick is half of the unshared bytes of the dense fp32 full pool, by formula.\n"
+    )

@@ -1,0 +1,170 @@
+"""The tasks of the comparison of module choices: rows drawn once from ../shared/data, and a run.toml for each of them.
+
+Dev rows choose learning rates, test rows are reported; rows are drawn in the order of a hash, so that a sample needs no seed.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+MODEL = "house-4M"
+MOST_TRAIN_ROWS = 4000
+PARTS = ("train", "dev", "test")
+Row = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Where rows come from, how they become tokens, and what is scored beside the loss."""
+
+    name: str
+    title: str
+    rows: Callable[[], Mapping[str, Sequence[Row]]]
+    """Rows by part: "train", "dev", "test"."""
+    prompt: str
+    completion: str
+    max_length: int
+    metric: str | None
+    evaluate: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How long a run is."""
+
+    batch_size: int = 2
+    steps: int = 320
+    epochs: int = 2
+    """The rows are as many as make so many passes."""
+    rank: int = 8
+    alpha: float = 16
+
+    @property
+    def train_rows(self) -> int:
+        """Rows that are used."""
+        return self.steps // self.epochs * self.batch_size
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def _drawn(rows: Iterable[Row], key: str, count: int) -> list[Row]:
+    """The first rows in the order of a hash of one column, rows of equal hash in their own order."""
+    return sorted(rows, key=lambda row: _hash(row[key]))[:count]
+
+
+def _e2e() -> Mapping[str, Sequence[Row]]:
+    """Train and dev rows one by one; of the test set whole questions, each with all its references, for BLEU."""
+
+    def read(name: str) -> list[Row]:
+        with open(SHARED / "data" / "e2e" / f"{name}.csv", encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    test = read("testset_w_refs")
+    asked = set(sorted({row["mr"] for row in test}, key=_hash)[:60])
+    return {
+        "train": _drawn(read("trainset"), "ref", MOST_TRAIN_ROWS), "dev": _drawn(read("devset"), "ref", 300),
+        "test": _drawn((row for row in test if row["mr"] in asked), "mr", len(test)),
+    }  # fmt: skip
+
+
+def _newsgroups() -> Mapping[str, Sequence[Row]]:
+    """Subject and the beginning of the body, as headers name the group; a fifth by hash of the id is test, another one dev."""
+    parts: dict[str, dict[str, Row]] = {"train": {}, "dev": {}, "test": {}}
+    with gzip.open(SHARED / "data" / "20news" / "20news.jsonl.gz", "rt", encoding="utf-8") as file:
+        for line in file:
+            post = json.loads(line)
+            header, _, body = post["text"].partition("\n\n")
+            subjects = [line[8:].strip() for line in header.split("\n") if line.startswith("Subject:")]
+            text = " ".join(f"{subjects[0] if subjects else ''}: {body}".split())[:220]
+            part = {0: "test", 1: "dev"}.get(_hash(post["id"]) % 5, "train")
+            parts[part][text] = {"text": text, "label": post["label"]}
+    for part in ("dev", "test"):
+        parts[part] = {text: row for text, row in parts[part].items() if text not in parts["train"]}
+    counts = {"train": MOST_TRAIN_ROWS, "dev": 400, "test": 500}
+    return {part: _drawn(parts[part].values(), "text", count) for part, count in counts.items()}
+
+
+def _openbookqa() -> Mapping[str, Sequence[Row]]:
+    """The train file less 400 rows, which are dev; the test file whole."""
+
+    def read(name: str) -> list[Row]:
+        return json.loads((SHARED / "data" / "commonsense" / "openbookqa" / f"{name}.json").read_text(encoding="utf-8"))
+
+    train = _drawn(read("train"), "instruction", 10**9)
+    return {"dev": train[:400], "train": train[400:][:MOST_TRAIN_ROWS], "test": read("test")}
+
+
+def _alpaca() -> Mapping[str, Sequence[Row]]:
+    """Instructions with an input in one column; 400 rows are dev, 400 test."""
+    whole = json.loads((SHARED / "data" / "alpaca" / "alpaca_5000.json").read_text(encoding="utf-8"))
+    rows = [{"ask": " ".join(f"{row['instruction']} {row['input']}".split())[:220], "output": row["output"]} for row in whole]
+    drawn = _drawn((row for row in rows if row["output"].strip()), "ask", 10**9)
+    return {"dev": drawn[:400], "test": drawn[400:800], "train": drawn[800:][:MOST_TRAIN_ROWS]}
+
+
+ANSWERS = [f" the correct answer is answer{number}" for number in (1, 2, 3, 4)]
+TASKS = {
+    task.name: task
+    for task in (
+        Task("e2e", "E2E", _e2e, "{mr} ->", " {ref}", 128, "bleu", {"generate_rows": 60, "max_new_tokens": 48}),
+        Task("20news", "20 Newsgroups", _newsgroups, "{text}\\nGroup:", " {label}", 256, "label_accuracy", {}),
+        Task("openbookqa", "OpenBookQA", _openbookqa, "{instruction}\\n", " {output}", 256, "label_accuracy", {}),
+        Task("alpaca", "Alpaca", _alpaca, "{ask}\\n", "{output}", 128, None, {}),
+    )
+}
+
+
+def prepare(work: Path, names: Sequence[str], sizes: Sizes, anew: bool) -> None:
+    """Write TASK.toml for every task, and data/TASK-PART.jsonl where it is missing or to be made anew."""
+    (work / "data").mkdir(parents=True, exist_ok=True)
+    for task in (TASKS[name] for name in names):
+        (work / f"{task.name}.toml").write_text(_toml(task, sizes), encoding="utf-8")
+        files = {part: work / "data" / f"{task.name}-{part}.jsonl" for part in PARTS}
+        if anew or not all(file.exists() for file in files.values()):
+            for part, rows in task.rows().items():
+                files[part].write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def _toml(task: Task, sizes: Sizes) -> str:
+    return f"""# One device trains on {task.title} against a host on loopback; embedding, last norm and head stay on the device.
+[run]
+name = "{task.name}"
+rounds = 1
+
+[model]
+base = "{SHARED / "models" / MODEL}"
+cut = {{ front = 0, back = 0 }}
+
+[data]
+train = "data/{task.name}-train.jsonl"
+prompt = "{task.prompt}"
+completion = "{task.completion}"
+max_length = {task.max_length}
+train_rows = {sizes.train_rows}
+
+[adapter]
+targets = ["q_proj", "k_proj", "v_proj"]
+rank = {sizes.rank}
+alpha = {sizes.alpha}
+
+[train]
+batch_size = {sizes.batch_size}
+local_steps = {sizes.steps}
+
+[wire]
+mode = "dense"
+codec = "fp32"
+
+[[edge]]
+name = "device"
+mode = "split"
+"""
