@@ -111,7 +111,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=["main", "wire"])
     parser.add_argument("--settings", nargs="+", default=[], help="only these of the groups, by name")
     parser.add_argument("--set", action="append", default=[], metavar="POLICY:section.key=value", help="for all settings of a policy")
-    parser.add_argument("--rates", nargs="+", type=float, default=[3e-3, 1e-2, 3e-2])
+    parser.add_argument("--rates", nargs="+", type=float, default=[3e-3, 1e-2])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--batch-size", type=int, default=Sizes().batch_size)
     parser.add_argument("--steps", type=int, default=Sizes().steps)

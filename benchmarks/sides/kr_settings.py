@@ -8,7 +8,11 @@ from dataclasses import dataclass
 FULL, KR = "all", "kill-and-revive"
 OTHERS = ("early-kill", "random", "magnitude", "snip", "last-layers")
 WINDOWED = (KR, "early-kill", "magnitude", "snip")
-LEAN = (f"{KR}, factored int8", f"{FULL}, factored int8")
+OBSERVING = (KR, "early-kill", "magnitude", "snip")
+OBSERVE = "select.observe_steps=3"
+"""The automatic window of 10 steps would be 8 % of an epoch as short as these."""
+BUDGET = f"{KR}, budget 0.105"
+LEAN = (f"{KR}, budget 0.25, factored int8", f"{FULL}, factored int8")
 GROUPS = ("main", "wire", "curve", "others")
 KEEPS = {"1/4": 1 / 4, "1/8": 1 / 8, "1/16": 1 / 16, "1/24": 1 / 24}
 
@@ -42,11 +46,13 @@ def settings(extra: Sequence[str]) -> list[Setting]:
         names = {policy, "windows"} if policy in WINDOWED else {policy}
         given = tuple(one.partition(":")[2] for one in extra if one.partition(":")[0] in names)
         # A point of the curve wins over what holds for the whole policy.
-        found.append(Setting(name, policy, group, (f"select.policy={policy}", *given, *overrides)))
+        window = (OBSERVE,) if policy in OBSERVING else ()
+        found.append(Setting(name, policy, group, (f"select.policy={policy}", *window, *given, *overrides)))
 
     for policy in (FULL, KR, *OTHERS):
         add("main", policy, policy)
-    add("wire", KR, LEAN[0], "wire.mode=factored", "wire.codec=int8")
+    add("wire", KR, BUDGET, "select.threshold=budget", "select.budget=0.105")
+    add("wire", KR, LEAN[0], "wire.mode=factored", "wire.codec=int8", "select.threshold=budget", "select.budget=0.25")
     add("wire", FULL, LEAN[1], "wire.mode=factored", "wire.codec=int8")
     _curve(add)
     return found

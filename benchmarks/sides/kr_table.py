@@ -9,13 +9,13 @@ from typing import Any
 
 from sides import results
 from sides.kr_runs import BASE_SETTING, Record
-from sides.kr_settings import FULL, KR, LEAN, OTHERS
+from sides.kr_settings import BUDGET, FULL, KR, LEAN, OTHERS
 from sides.kr_tasks import TASKS
 
 NAME = "kill_and_revive"
 GOALS = {"loss above the full pool's, in its standard deviations": 1.0, "traffic less": 0.875, "compute without head less": 0.82,
          "bytes of the lean wire less than the naive full pool": 0.97}  # fmt: skip
-LISTED = (FULL, KR, *OTHERS, *LEAN)
+LISTED = (FULL, KR, BUDGET, *OTHERS, *LEAN)
 METRICS = {"bleu": "BLEU", "label_accuracy": "accuracy"}
 
 
@@ -161,16 +161,19 @@ def _goals(rows: Sequence[Line]) -> dict[str, str]:
     """What Kill-and-Revive comes to, goal by goal."""
     by_name = {row.setting: row for row in rows}
     found: dict[str, str] = {}
-    if KR in by_name and by_name[FULL].loss.deviation is not None:
-        kr, full = by_name[KR], by_name[FULL]
-        above = (kr.loss.mean - full.loss.mean) / (full.loss.deviation or 1.0)
-        found["loss above the full pool's, in its standard deviations"] = _met(above <= 1, f"{above:.2f} (goal: at most 1)")
+    full = by_name.get(FULL)
+    for name in (KR, BUDGET):
+        if name not in by_name or full is None or full.loss.deviation is None:
+            continue
+        kr = by_name[name]
+        above = (kr.loss.mean - full.loss.mean) / full.loss.deviation
+        found[f"{name}: loss above the full pool's, in its standard deviations"] = _met(above <= 1, f"{above:.2f} (goal: at most 1)")
         for what, share, goal in (
             ("traffic, shared", kr.shared, 0.875), ("traffic, unshared", kr.unshared, 0.875), ("compute without head", kr.flops, 0.82),
         ):  # fmt: skip
-            found[what] = _met(1 - share.mean >= goal, f"{100 * (1 - share.mean):.1f} % lower (goal: {100 * goal:g} %)")
-    if LEAN[0] in by_name:
-        lean, full = by_name[LEAN[0]], by_name[FULL]
+            found[f"{name}: {what}"] = _met(1 - share.mean >= goal, f"{100 * (1 - share.mean):.1f} % lower (goal: {100 * goal:g} %)")
+    if LEAN[0] in by_name and full is not None:
+        lean = by_name[LEAN[0]]
         less, above = 1 - lean.naive.mean, lean.loss.mean - full.loss.mean
         said = f"{100 * less:.2f} % lower than the dense unshared fp16 full pool (goal: 97 %), at a loss {above:+.3f} from the full pool's"
         found[LEAN[0]] = _met(less >= 0.97 and above <= (full.loss.deviation or 0.0), f"{said} (goal: one standard deviation)")

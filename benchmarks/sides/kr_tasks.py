@@ -40,7 +40,7 @@ class Sizes:
     """How long a run is."""
 
     batch_size: int = 2
-    steps: int = 320
+    steps: int = 240
     epochs: int = 2
     """The rows are as many as make so many passes."""
     rank: int = 8

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from atoll.commands.edge import edge
+from atoll.commands.plan import plan
 from atoll.commands.train import RunResult, train
 from atoll.config.schema import Select
 from atoll.errors import ConflictError
+from atoll.jobs.split import HostAccess
 from atoll.runs.events import read_events
 
 from tests.conftest import save_model_folder
@@ -105,6 +108,63 @@ def test_every_change_is_an_event(config: Path) -> None:
 
 
 def test_a_window_without_an_end_is_refused_before_anything_is_written(config: Path) -> None:
+    settings = ['select.policy="kill-and-revive"', "select.every=2"]
     with pytest.raises(ConflictError, match="no shorter than its period"):
-        train(config, out=config.parent / "out", overrides=['select.policy="kill-and-revive"', "select.every=2"])
+        train(config, out=config.parent / "out", overrides=settings)
+    with pytest.raises(ConflictError, match="no shorter than its period"):
+        plan(config, overrides=['select.policy="kill-and-revive"', 'select.every="epoch"', "select.observe_steps=4"])
     assert not (config.parent / "out").exists()
+
+
+def test_the_comparison_with_all_rows_can_have_a_schedule_too(config: Path) -> None:
+    """Of many rows an automatic window is longer; that is found before the edges are trained."""
+    rows = "\n".join(f"{number},{number}" for number in range(600))
+    for name in ("a", "b"):
+        (config.parent / f"{name}.csv").write_text(f"q,a\n{rows}\n")
+    edges = "".join(f'[[edge]]\nname = "{name}"\ndata = "{name}.csv"\n' for name in ("a", "b"))
+    config.write_text(RUN.replace("observe_steps = 2\nevery = 8", "every = 13").replace("batch_size = 4", "batch_size = 1") + edges)
+    settings = ['select.policy="kill-and-revive"']
+    assert len(plan(config, overrides=settings).edges) == 2
+    with pytest.raises(ConflictError, match="no shorter than its period"):
+        train(config, out=config.parent / "out", overrides=[*settings, 'run.compare=["central"]'])
+    assert not (config.parent / "out").exists()
+
+
+@pytest.mark.parametrize("placement", ["local", "cloud"])
+def test_an_edge_with_a_host_does_not_train_elsewhere(placement: str, config: Path) -> None:
+    with pytest.raises(ConflictError, match="not to train against a host"):
+        edge(config, HostAccess("127.0.0.1:1"), overrides=[f'run.placement="{placement}"'])
+
+
+def test_what_cannot_be_merged_is_refused_where_it_would_be(config: Path) -> None:
+    merging = ["select.killed=merge", "model.precision=bf16"]
+    with pytest.raises(ConflictError, match="rounds away"):
+        plan(config, overrides=["select.policy=snip", *merging])
+    assert plan(config, overrides=merging).edges, "where every module is trained, nothing is merged"
+
+
+def test_a_figure_that_cannot_be_written_takes_nothing_away(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(run: object) -> tuple[Path, ...]:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("atoll.commands.train.write_figures", full)
+    result = run(config, select__policy="snip")
+    assert (result.summary.status, result.figures) == ("complete", ())
+    assert list(read_events(result.run_dir / "events.jsonl"))[-1]["event"] == "advised"
+
+
+def test_simulated_time_counts_the_round_trips_of_active_modules(config: Path) -> None:
+    """Latency alone is declared: 10 ms each way. Two blocks with one group each; the last layers are one, whose stretch begins anew with
+    each of 2 rounds of 10 steps: the other's modules are handed over, where they are not skipped.
+    """
+    config.write_text(RUN.replace("local_steps = 10", "local_steps = 10\naccumulate = 2") + '[[edge]]\nname = "north"\nlatency = "10 ms"\n')
+
+    def simulated(**settings: str) -> float | None:
+        return run(config, **settings).summary.seconds.simulated
+
+    every, last = (simulated(run__placement="split", select__policy=policy) for policy in ("all", "last-layers"))
+    skipped = simulated(run__placement="split", select__policy="last-layers", select__killed="skip")
+    assert every == pytest.approx(2 * 0.010 * 2 * (1 + 10 * 2 * (2 * 2 + 1)))
+    assert last == pytest.approx(2 * 0.010 * 2 * (1 + 1 + 10 * 2 * (2 * 1 + 1)))
+    assert skipped == pytest.approx(2 * 0.010 * 2 * (1 + 10 * 2 * (2 * 1 + 1)))
+    assert simulated(run__placement="local") == pytest.approx(2 * 0.010 * 2)

@@ -18,24 +18,28 @@ Pick = Callable[[Mapping[str, float]], Sequence[str]]
 
 def kill_and_revive(
     model: PreTrainedModel, start: AdapterState, batches: Batches, pick: Pick, *, steps: int, window: int, period: int, killed: str,
-    learning_rate: float, grad_clip: float = 1.0, reset: bool = False,
+    learning_rate: float, grad_clip: float = 1.0, reset: bool = False, variation: str = "change",
 ) -> tuple[AdapterState, list[tuple[str, ...]]]:  # fmt: skip
     """The adapters after so many steps at a constant rate, and the active modules of each step."""
     pairs: Pairs = {n: (nn.Parameter(a.down_RI.clone()), nn.Parameter(a.up_OR.clone())) for n, a in start.modules.items()}
     optimizers = {name: torch.optim.AdamW(pair, lr=learning_rate, weight_decay=0.0) for name, pair in pairs.items()}
     before: dict[str, Tensor] = {}
+    norms: dict[str, float] = {}
     active, told = tuple(pairs), []
     for step in range(steps):
         if step % period == 0:
             active, before = tuple(pairs), {name: _flat(pair) for name, pair in pairs.items()}
+            norms = dict.fromkeys(pairs, 0.0)
         if step % period == window:
-            scores = {name: float((_flat(pair) - before[name]).norm()) / math.sqrt(before[name].numel()) for name, pair in pairs.items()}
+            far = norms if variation == "gradient" else {name: float((_flat(pair) - before[name]).norm()) for name, pair in pairs.items()}
+            scores = {name: value / math.sqrt(before[name].numel()) for name, value in far.items()}
             active = tuple(pick(scores))
             if reset:
                 for name in set(pairs) - set(active):
                     optimizers[name].state.clear()
         told.append(active)
-        _step(model, start, pairs, optimizers, batches, step, active, killed, grad_clip)
+        for name, norm in _step(model, start, pairs, optimizers, batches, step, active, killed, grad_clip).items():
+            norms[name] += norm
     modules = {n: ModuleAdapter(d.detach().clone(), u.detach().clone(), start.modules[n].scaling) for n, (d, u) in pairs.items()}
     return AdapterState(start.kind, modules), told
 
@@ -43,7 +47,8 @@ def kill_and_revive(
 def _step(
     model: PreTrainedModel, start: AdapterState, pairs: Pairs, optimizers: Mapping[str, torch.optim.AdamW], batches: Batches, step: int,
     active: Sequence[str], killed: str, grad_clip: float,
-) -> None:  # fmt: skip
+) -> dict[str, float]:  # fmt: skip
+    """One step; the norm of each active module's gradient."""
     evaluated = [name for name in pairs if name in active or killed != "skip"]
     hooks = [model.get_submodule(name).register_forward_hook(_adds(start, name, pairs[name])) for name in evaluated]
     batch = batches.batch(step)
@@ -54,11 +59,13 @@ def _step(
     trained = [matrix for name in active for matrix in pairs[name]]
     if grad_clip:
         nn.utils.clip_grad_norm_(trained, grad_clip)
+    norms = {name: float(torch.cat([matrix.grad.flatten() for matrix in pairs[name]]).norm()) for name in active}  # type: ignore[union-attr]
     for name in active:
         optimizers[name].step()
     for pair in pairs.values():
         for matrix in pair:
             matrix.grad = None
+    return norms
 
 
 def _adds(start: AdapterState, name: str, pair: tuple[nn.Parameter, nn.Parameter]) -> Callable[..., Tensor]:

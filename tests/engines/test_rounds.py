@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,9 +18,11 @@ from atoll.engines.federated.payload import get_adapter, get_optimizer, put_adap
 from atoll.engines.federated.strategy import AdapterStrategy, EdgeResult, Observer, RoundResult
 from atoll.engines.trainer import FitPlan, Moments, StepReport, Trainer, TrainState, Update
 from atoll.errors import AtollError, EdgesLostError, UpdateRefusedError
+from atoll.selection.choosing import StepTokens
+from atoll.selection.schedule import Schedule
 
 from tests.conftest import random_model
-from tests.engines.conftest import adapters, stream, trainer
+from tests.engines.conftest import adapters, chooser, stream, trainer
 
 STEPS = 3
 
@@ -85,6 +88,26 @@ def test_forgetting_the_optimizer_is_another_training() -> None:
     kept, _ = run({"north": trainer()}, {"north": 4})
     reset, _ = run({"north": trainer()}, {"north": 4}, keep=False)
     assert kept.digest() != reset.digest()
+
+
+def test_an_edge_has_no_say_in_modules_that_it_did_not_train() -> None:
+    """Each edge trains one end of the model; the other's modules come out as the other trained them, bit for bit."""
+    start = adapters(random_model("llama"))
+    ends = {"north": "last-layers", "south": "random"}
+    edges = {
+        name: replace(trainer(edge=name), chooser=chooser(start, Schedule(0, None, ever=True), policy=policy, keep=0.2))
+        for name, policy in ends.items()
+    }
+    together, told = run(edges, {"north": 4, "south": 4}, rounds=1)  # type: ignore[arg-type]
+    trained = {name: set(edge.chooser.choose({}, StepTokens(1, 1))) for name, edge in edges.items()}  # type: ignore[union-attr]
+    assert trained["north"] != trained["south"]
+    for name, names in trained.items():
+        alone, _ = run({name: edges[name]}, {name: 4}, rounds=1)  # type: ignore[dict-item]
+        for module in names - trained["south" if name == "north" else "north"]:
+            assert torch.equal(together.modules[module].up_OR, alone.modules[module].up_OR)
+    for module in set(start.modules) - trained["north"] - trained["south"]:
+        assert torch.equal(together.modules[module].up_OR, start.modules[module].up_OR)
+    assert all(edge.up_bytes < edge.down_bytes for edge in told.rounds[0].edges), "what was not trained does not travel"
 
 
 class Broken:

@@ -40,7 +40,7 @@ def _chooser(policy: str = "kill-and-revive", names: tuple[str, ...] = ("a", "b"
     """Over modules of one size, one at each place, all in the host."""
     select = Select.model_validate({"policy": policy, "observe_steps": 2, "every": 20, **more})
     pool = tuple(PoolModule(name, (number, 0), (8, 8, 2), remote=True) for number, name in enumerate(names))
-    return Chooser(select, pool, schedule_of(select, 800, 8), seed, 8, Wire(), keeps_back=False)
+    return Chooser(select, pool, schedule_of(select, 100), seed, 8, Wire(), keeps_back=False)
 
 
 def _choose(scores: list[float], **settings: object) -> str:
@@ -64,17 +64,17 @@ def test_the_pool_is_in_execution_order_and_knows_where_each_module_runs() -> No
 
 @pytest.mark.parametrize(
     ("policy", "kind"),
-    [("all", None), ("kill-and-revive", "change"), ("early-kill", "change"), ("random", None), ("magnitude", "magnitude"),
-     ("snip", "gradient"), ("last-layers", None)],
+    [("all", None), ("kill-and-revive", "gradient"), ("early-kill", "gradient"), ("random", None), ("magnitude", "magnitude"),
+     ("snip", "saliency"), ("last-layers", None)],
 )  # fmt: skip
 def test_every_policy_says_what_it_needs_to_know(policy: str, kind: str | None) -> None:
     assert _chooser(policy).score_kind == kind
 
 
-@pytest.mark.parametrize("variation", ["change", "norm-change", "product-change"])
+@pytest.mark.parametrize("variation", ["change", "norm-change", "product-change", "gradient"])
 def test_the_variation_is_a_setting_of_two_policies(variation: str) -> None:
     found = {policy: _chooser(policy, variation=variation).score_kind for policy in (*SCORED, "random")}
-    assert found == {"kill-and-revive": variation, "early-kill": variation, "magnitude": "magnitude", "snip": "gradient", "random": None}
+    assert found == {"kill-and-revive": variation, "early-kill": variation, "magnitude": "magnitude", "snip": "saliency", "random": None}
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_what_moves_most_may_cost_too_much() -> None:
     select = Select(policy="kill-and-revive", threshold="budget", budget=0.6)
     sizes = {"wide": (0, 160), "left": (1, 8), "right": (1, 8)}
     pool = tuple(PoolModule(name, (place, 0), (8, d_out, 2), remote=True) for name, (place, d_out) in sizes.items())
-    chooser = Chooser(select, pool, schedule_of(select, 800, 8), 0, 8, Wire(), keeps_back=False)
+    chooser = Chooser(select, pool, schedule_of(select, 100), 0, 8, Wire(), keeps_back=False)
     scores = {"wide": 3.0, "left": 2.0, "right": 2.0}
     assert chooser.choose(scores, TOKENS) == ("left", "right")
     assert replace(chooser, select=select.model_copy(update={"threshold": "keep"})).choose(scores, TOKENS) == ("wide",)
@@ -205,14 +205,14 @@ def test_all_are_active_in_a_window_and_the_chosen_between(window_steps: int, pe
 
 def test_a_chooser_comes_from_the_configuration() -> None:
     config = RunConfig.model_validate({"select": {"policy": "random", "keep": 0.5}, "wire": {"mode": "factored"}, "run": {"seed": 3}})
-    north, again, south = (chooser_of(config, SHAPES, RANKS, edge=edge, num_rows=80, rows_per_step=8) for edge in ("n", "n", "s"))
+    north, again, south = (chooser_of(config, SHAPES, RANKS, edge=edge, epoch_steps=10) for edge in ("n", "n", "s"))
     assert north == again
     assert (north.d_model, north.wire.mode, len(north.pool), north.schedule.window_steps) == (8, "factored", 20, 0)
     assert len(north.choose({}, TOKENS)) == 10
     assert north.choose({}, TOKENS) != south.choose({}, TOKENS)
     revive = config.model_copy(update={"select": Select(policy="kill-and-revive")})
     with pytest.raises(ConflictError, match="no shorter than its period") as caught:
-        chooser_of(revive, SHAPES, RANKS, edge="n", num_rows=80, rows_per_step=8)
+        chooser_of(revive, SHAPES, RANKS, edge="n", epoch_steps=10)
     assert "edge n" in caught.value.where
 
 

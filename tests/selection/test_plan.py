@@ -83,6 +83,28 @@ def test_rows_are_never_longer_than_the_base_has_positions() -> None:
     assert plan(data={"max_length": 9999}).edges[0].predicted_peak_bytes == short
 
 
+@pytest.mark.parametrize("policy", ["kill-and-revive", "last-layers"])
+def test_merged_modules_have_a_second_weight_where_their_blocks_run(policy: str) -> None:
+    def peak(killed: str, policy: str = policy, **fields: object) -> int:
+        select = {"policy": policy, "killed": killed}
+        (only,) = plan((edge(**fields),), select=select, adapter={"targets": "attention"}, model={"cut": {"front": 1, "back": 2}}).edges
+        return only.predicted_peak_bytes
+
+    per_block = 4 * 2 * 512 * 512
+    assert peak("skip") == peak("offload")
+    assert peak("merge") - peak("offload") == NUM_BLOCKS * per_block
+    assert peak("merge", mode="split") - peak("offload", mode="split") == 3 * per_block
+    assert peak("merge", policy="all") == peak("offload", policy="all")
+
+
+def test_memory_that_is_too_small_for_merged_copies_is_refused() -> None:
+    select = {"policy": "random", "killed": "offload"}
+    least = plan(select=select, train={"gradient_checkpointing": True}).edges[0].predicted_peak_bytes
+    plan((edge(memory=least),), select=select)
+    with pytest.raises(InfeasibleError):
+        plan((edge(memory=least),), select=select | {"killed": "merge"})
+
+
 def test_declared_memory_switches_recomputation_on_only_where_it_must() -> None:
     free = plan().edges[0].predicted_peak_bytes
     roomy, tight = plan((edge("roomy", memory=2 * free), edge("tight", memory=free - 1))).edges
@@ -146,6 +168,19 @@ def test_seconds_come_from_declared_speed_and_link() -> None:
     assert fast.predicted_seconds is not None
     transfer = 8 * (slow.up_bytes + slow.down_bytes) / 1e6 + 1.0
     assert slow.predicted_seconds == pytest.approx(1000 * fast.predicted_seconds + transfer)
+
+
+def test_a_split_edge_waits_for_every_exchange_of_its_whole_pool() -> None:
+    """21 blocks in the host, each with two groups: into attention and out of it. Only latency is declared: bytes take no time."""
+    train = {"local_steps": 5, "accumulate": 3}
+    for policy in ("all", "last-layers"):
+        (only,) = plan(
+            (edge(mode="split", latency=0.5),), train=train, adapter={"targets": "attention"}, model={"cut": {"front": 1, "back": 2}},
+            select={"policy": policy},
+        ).edges  # fmt: skip
+        assert only.predicted_seconds == 1 + 5 * 3 * (2 * 42 + 2)
+    (local,) = plan((edge(latency=0.5),), train=train).edges
+    assert local.predicted_seconds == 1
 
 
 def test_the_run_lasts_as_long_as_its_slowest_edge() -> None:

@@ -73,31 +73,31 @@ def test_the_share_is_what_counting_gives(schedule: Schedule, total_steps: int) 
 )
 def test_every_policy_has_its_windows(settings: dict[str, object], window_steps: int, period_steps: int | None) -> None:
     """199 rows at 4 a step are an epoch of 50 steps."""
-    assert schedule_of(Select.model_validate(settings), 199, 4) == Schedule(window_steps, period_steps, ever=True)
+    assert schedule_of(Select.model_validate(settings), 50) == Schedule(window_steps, period_steps, ever=True)
 
 
 def test_nothing_is_ever_chosen_where_all_are_active() -> None:
-    schedule = schedule_of(Select(observe_steps=3), 100, 1)
+    schedule = schedule_of(Select(observe_steps=3), 100)
     assert not any(schedule.observes(step) or schedule.decides(step) or schedule.until(step) for step in range(NUM_STEPS))
 
 
 @pytest.mark.parametrize(("epoch_steps", "window_steps"), [(11, 10), (500, 10), (501, 11), (550, 11), (551, 12), (5000, 100)])
 def test_an_automatic_window_is_2_percent_of_an_epoch_or_10_steps(epoch_steps: int, window_steps: int) -> None:
-    assert schedule_of(Select(policy="kill-and-revive"), 8 * epoch_steps, 8).window_steps == window_steps
+    assert schedule_of(Select(policy="kill-and-revive"), epoch_steps).window_steps == window_steps
 
 
 @pytest.mark.parametrize(
-    ("settings", "num_rows", "got"),
+    ("settings", "epoch_steps", "got"),
     [
-        ({}, 80, "observe_steps = 10 (auto); an epoch of 80 rows has 10 steps"),
-        ({"observe_steps": 20}, 160, "observe_steps = 20; an epoch of 160 rows has 20 steps"),
-        ({"every": 9}, 10**4, "observe_steps = 25 (auto); every = 9"),
-        ({"observe_steps": 1, "every": 1}, 10**4, "observe_steps = 1; every = 1"),
+        ({}, 10, "observe_steps = 10 (auto); an epoch has 10 steps"),
+        ({"observe_steps": 20}, 20, "observe_steps = 20; an epoch has 20 steps"),
+        ({"every": 9}, 1250, "observe_steps = 25 (auto); every = 9"),
+        ({"observe_steps": 1, "every": 1}, 1250, "observe_steps = 1; every = 1"),
     ],
 )
-def test_a_window_as_long_as_its_period_is_refused(settings: dict[str, object], num_rows: int, got: str) -> None:
+def test_a_window_as_long_as_its_period_is_refused(settings: dict[str, object], epoch_steps: int, got: str) -> None:
     with pytest.raises(ConflictError) as caught:
-        schedule_of(Select.model_validate({"policy": "kill-and-revive", **settings}), num_rows, 8, edge="north")
+        schedule_of(Select.model_validate({"policy": "kill-and-revive", **settings}), epoch_steps, edge="north")
     assert (caught.value.got, caught.value.exit_status) == (got, 2)
     assert "edge north" in caught.value.where
     assert "every = " in caught.value.do

@@ -14,7 +14,7 @@ from atoll.base.shapes import read_shapes
 from atoll.config.schema import RunConfig
 from atoll.cost.traffic import WireBytes
 from atoll.engines.split.cut import Cut
-from atoll.selection.split import groups, step_bytes
+from atoll.selection.split import groups, step_bytes, step_round_trips
 from atoll.shapes import BaseShapes, ModuleShape
 from atoll.wire.dialogue import Dialogue
 from atoll.wire.frames import Message
@@ -77,6 +77,29 @@ def test_killed_modules_of_the_host_travel_once_in_fp32() -> None:
             plain = count("h.1.attn.v_proj", num_exchanges=num_exchanges, **wire)
             first = count("h.1.attn.v_proj", num_exchanges=num_exchanges, killed=killed, **wire)
             assert first == plain + WireBytes(224, 0, 224)
+
+
+def trips(*names: str, killed: tuple[str, ...] = (), num_exchanges: int = 1) -> int:
+    return step_round_trips(config(), BASE, dict.fromkeys(names, 2), num_exchanges=num_exchanges, killed=dict.fromkeys(killed, 2))
+
+
+def test_an_exchange_waits_twice_for_each_group_with_an_active_module_and_once_more() -> None:
+    assert trips("h.1.attn.q_proj") == trips("h.1.attn.q_proj", "h.1.attn.v_proj", "h.3.mlp.fc1") == 3
+    assert trips("h.1.attn.q_proj", "h.1.mlp.fc1", "h.2.attn.v_proj", num_exchanges=3) == 3 * 7
+    assert trips("h.0.attn.q_proj", num_exchanges=2) == 2 * 2, "gradients go on to the front"
+    assert trips("h.0.attn.q_proj", "h.1.attn.q_proj") == 4
+
+
+def test_an_exchange_without_a_backward_pass_waits_once() -> None:
+    assert trips("h.3.attn.q_proj") == 1
+    assert trips("h.3.attn.q_proj", num_exchanges=3) == 3
+
+
+def test_handing_over_opens_one_session_whatever_the_exchanges() -> None:
+    """Killed modules of the device's own blocks are handed over to nobody."""
+    assert trips("h.1.attn.q_proj", killed=("h.2.attn.q_proj", "h.1.mlp.fc1"), num_exchanges=3) == 3 * 3 + 1
+    assert trips("h.3.attn.q_proj", killed=("h.2.attn.q_proj",)) == 2
+    assert trips("h.1.attn.q_proj", killed=("h.0.attn.q_proj", "h.3.mlp.fc1")) == 3
 
 
 ACTIVE = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -24,7 +25,8 @@ def hello(**changes: object) -> pb.Hello:
         "adapter_kind": "lora", "modules": [(Q1, 5), ("model.layers.2.mlp.down_proj", 1)], "wire_mode": "dense", "codec": "fp32",
         "precision": "fp32", "max_tokens": 100,
     } | changes  # fmt: skip
-    fields["modules"] = [pb.Module(name=name, rank=rank, killed="".join(how)) for name, rank, *how in fields["modules"]]
+    scaling = fields.pop("scaling", 0.5)
+    fields["modules"] = [pb.Module(name=name, rank=rank, killed="".join(how), scaling=scaling) for name, rank, *how in fields["modules"]]
     return pb.Hello(**fields)
 
 
@@ -58,12 +60,21 @@ def test_what_fits_passes(changes: dict[str, object]) -> None:
     ({"modules": [(Q1, 0)]}, "rank", "1 to 5", f"0 for {Q1}"),
     ({"modules": [(Q1, 6)]}, "rank", "1 to 5", f"6 for {Q1}"),
     ({"modules": [(Q1, 1, "merge")]}, "killed", "offload", f"merge for {Q1}"),
+    ({"modules": [(Q1, 1, "offload")], "scaling": math.nan}, "scaling", "a finite number other than 0", f"nan for {Q1}"),
+    ({"modules": [(Q1, 1, "offload")], "scaling": 0.0}, "scaling", "a finite number other than 0", f"0.0 for {Q1}"),
 ], ids=lambda value: str(value)[:40])  # fmt: skip
 def test_each_field_that_does_not_fit_is_named(changes: dict[str, object], field: str, host: str, device: str) -> None:
     refusal = check_hello(hello(**changes), FACTS)
     assert refusal is not None
     assert (refusal.code, refusal.field, refusal.host_value, refusal.device_value) == ("unfit", field, host, device)
     assert refusal.do
+
+
+def test_only_lora_adapters_are_merged() -> None:
+    facts = replace(FACTS, killed=("offload", "merge"))
+    assert check_hello(hello(modules=[(Q1, 1, "merge")]), facts) is None
+    refusal = check_hello(hello(modules=[(Q1, 1, "merge")], adapter_kind="bottleneck"), facts)
+    assert (refusal.field, refusal.host_value) == ("killed", "offload")
 
 
 def test_a_rank_is_bounded_by_the_module_too() -> None:

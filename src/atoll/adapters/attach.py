@@ -123,6 +123,7 @@ class _Places:
         if self.elsewhere is not None:
             self.elsewhere.adapters.clear()
             self.elsewhere.killed.clear()
+            self.elsewhere.merges = False
         for name, module in self._originals.items():
             self.model.set_submodule(name, module)
 

@@ -151,6 +151,9 @@ def host(
     exchange: Annotated[
         float, typer.Option("--exchange", min=0.1, metavar="SECONDS", help="End a session that keeps one micro-batch waiting for longer.")
     ] = 3600.0,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Let devices merge killed modules: a copy of a weight for each, in every session.")
+    ] = False,
     metrics: Annotated[str | None, typer.Option("--metrics", metavar="HOST:PORT", help="Prometheus metrics there.")] = None,
 ) -> Action:
     """Serve a frozen base to edges.
@@ -176,7 +179,7 @@ def host(
         "model": model, "listen": listen, "quantize": quantize, "precision": precision, "tls_cert": tls_cert, "tls_key": tls_key,
         "client_ca": client_ca, "insecure": insecure, "make_certificates": make_certificates, "tenants": tuple(tenant or ()),
         "metrics": metrics, "max_sessions": max_sessions, "max_tokens": max_tokens, "idle_seconds": idle,
-        "max_tenant_sessions": max_tenant_sessions, "exchange_seconds": exchange,
+        "max_tenant_sessions": max_tenant_sessions, "exchange_seconds": exchange, "merges": merge,
     }  # fmt: skip
     return partial(actions.host, settings)
 

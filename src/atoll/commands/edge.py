@@ -45,6 +45,7 @@ def _which(loaded: LoadedConfig, name: str | None) -> str | None:
     edges = loaded.config.edge
     names = ", ".join(edge.name for edge in edges)
     if not edges and name is None:
+        _check_split("[run]", "placement", loaded.config.run.placement)
         return None
     chosen = [edge for edge in edges if edge.name == name or (name is None and len(edges) == 1)]
     if not chosen:
@@ -52,9 +53,15 @@ def _which(loaded: LoadedConfig, name: str | None) -> str | None:
             "it is not clear which edge this machine is", where="atoll edge", got=name or "no --edge",
             expected=f"one of {names}" if names else "no --edge, as run.toml has no [[edge]]", do="name it with --edge NAME",
         )  # fmt: skip
-    if chosen[0].mode == "local":
-        raise ConflictError(
-            "the edge is to train with the whole base", where=f"edge {chosen[0].name}", got='mode = "local"', expected='"split" or "auto"',
-            do="use `atoll train`, or change the mode",
-        )  # fmt: skip
+    _check_split(f"edge {chosen[0].name}", "mode", chosen[0].mode)
+    if chosen[0].mode == "auto":
+        _check_split("[run]", "placement", loaded.config.run.placement)
     return chosen[0].name
+
+
+def _check_split(where: str, key: str, value: str) -> None:
+    if value not in ("auto", "split"):
+        raise ConflictError(
+            "the edge is not to train against a host", where=where, got=f'{key} = "{value}"', expected='"split" or "auto"',
+            do=f"use `atoll train`, or change the {key}",
+        )  # fmt: skip

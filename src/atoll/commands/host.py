@@ -42,6 +42,8 @@ class HostSettings:
     max_sessions: int = 16
     max_tokens: int = 16_384
     idle_seconds: float = 600.0
+    merges: bool = False
+    """Whether devices may have killed modules merged: a copy of a weight for each of them, in every session."""
     max_tenant_sessions: int | None = None
     """Of devices whose certificates have the same name; without certificates all are one tenant. None: as many as of all together."""
     exchange_seconds: float = 3600.0
@@ -60,8 +62,9 @@ def host(settings: HostSettings, on_ready: Callable[[str], None], stop: threadin
     base = _base(settings)
     bits = settings.quantize if settings.quantize < 16 else BITS[settings.precision]
     limits = HostLimits(
-        settings.max_sessions, settings.max_tokens, settings.idle_seconds, settings.max_tenant_sessions, settings.exchange_seconds
-    )
+        settings.max_sessions, settings.max_tokens, settings.idle_seconds, settings.merges, settings.max_tenant_sessions,
+        settings.exchange_seconds,
+    )  # fmt: skip
     served = serve(base, settings.model, settings.precision, bits, limits)
     with suited_threads(base.model.config.get_text_config().hidden_size):
         running = start_host(served, limits, settings.listen, credentials)

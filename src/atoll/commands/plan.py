@@ -11,6 +11,7 @@ from atoll.config.load import load
 from atoll.errors import AdapterFolderError
 from atoll.jobs.sources import base_source, edge_rows
 from atoll.selection.plan import FleetPlan, plan_fleet
+from atoll.selection.schedule import check_schedules
 
 _DOWN = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_A\.weight")
 
@@ -24,7 +25,9 @@ def plan(config_path: str | Path, *, overrides: Sequence[str] = ()) -> FleetPlan
     shapes = read_shapes(base_source(loaded))
     rows = {edge.name: len(edge.rows) for edge in edge_rows(loaded)}
     start = loaded.config.adapter.start
-    return plan_fleet(loaded.config, shapes, rows, start_ranks=None if start is None else _start_ranks(loaded.resolve(start)))
+    planned = plan_fleet(loaded.config, shapes, rows, start_ranks=None if start is None else _start_ranks(loaded.resolve(start)))
+    check_schedules(loaded.config, planned, rows)
+    return planned
 
 
 def _start_ranks(folder: Path) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from atoll.adapters.state import AdapterState
 from atoll.config.load import config_hash, load, resolved
 from atoll.engines.federated.strategy import RoundResult
 from atoll.jobs.accounts import Accounts
-from atoll.jobs.job import Job, participant, prepare
+from atoll.jobs.job import Job, prepare
 from atoll.jobs.rounds import run_rounds
 from atoll.jobs.sources import eval_rows
 from atoll.jobs.split import HostAccess
@@ -83,7 +82,8 @@ def _run(job: Job, out: Path | None, observers: Sequence[Callable[[Event], None]
             _finish(run, log, accounts, "interrupted" if isinstance(problem, KeyboardInterrupt) else "failed", Evaluation(), started)
             raise
         summary = _finish(run, log, accounts, "complete", evaluation, started)
-    return RunResult(run.path, run.adapter, summary, write_figures(run))
+        figures = _figures(run, log)
+    return RunResult(run.path, run.adapter, summary, figures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def _train(job: Job, run: RunDirectory, accounts: Accounts, log: EventLog) -> Ev
     _save(job, state, run.adapter)
     adapted = _score(job, state, "federated", log)
     local_only = _local_only(job, run, log) if "local-only" in job.config.run.compare else None
-    central = _central(job, log) if "central" in job.config.run.compare else None
+    central = None if job.central is None else _score(job, run_rounds(job, (job.central,), "central", log), "central", log)
     return Evaluation(base, adapted, local_only, central)
 
 
@@ -125,15 +125,6 @@ def _local_only(job: Job, run: RunDirectory, log: EventLog) -> LocalOnly:
         scores[edge.name] = _score(job, state, f"local-only:{edge.name}", log) or {}
     keys = next(iter(scores.values()))
     return LocalOnly({key: sum(row[key] or 0.0 for row in scores.values()) / len(scores) for key in keys}, scores)
-
-
-def _central(job: Job, log: EventLog) -> Scores | None:
-    """One trainer that sees all rows, for as many steps as all edges together."""
-    steps = sum(edge.plan.num_steps for edge in job.edges)
-    plan = dataclasses.replace(job.edges[0].plan, name="central", num_steps=steps, ranks=job.start.ranks)
-    rows = job.edges[0].examples.joined(*(edge.examples for edge in job.edges[1:]))
-    pooled = participant(job.config, job.shapes, "central", rows, plan)
-    return _score(job, run_rounds(job, (pooled,), "central", log), "central", log)
 
 
 def _score(job: Job, state: AdapterState | None, row: str, log: EventLog) -> Scores | None:
@@ -165,6 +156,15 @@ def _finish(run: RunDirectory, log: EventLog, accounts: Accounts, status: str, e
     write_summary(run.summary_path, summary)
     log.append(RunFinished(status, seconds))  # type: ignore[arg-type]
     return summary
+
+
+def _figures(run: RunDirectory, log: EventLog) -> tuple[Path, ...]:
+    """A figure that cannot be written takes nothing away from the run."""
+    try:
+        return write_figures(run)
+    except OSError as problem:
+        log.append(Advised("", f"the figures could not be written: {problem}"))
+        return ()
 
 
 def example_prompt(config_path: str | Path, *, overrides: Sequence[str] = ()) -> str:

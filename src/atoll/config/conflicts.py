@@ -39,6 +39,8 @@ def _templates(config: RunConfig, document: Document) -> list[InputError]:
 
 def _selection(config: RunConfig, document: Document) -> list[InputError]:
     select = config.select
+    if select.policy == "all":
+        return []
     errors: list[InputError] = []
 
     def add(key: str, what: str, got: str, expected: str, do: str) -> None:
@@ -59,6 +61,9 @@ def _selection(config: RunConfig, document: Document) -> list[InputError]:
             what = f'select.{key} = "{value}" needs a product B A, which a bottleneck does not have'
             do = f'choose another {key}, or write kind = "lora" below [adapter]'
             add(key, what, 'adapter.kind = "bottleneck"', 'adapter.kind = "lora"', do)
+    if config.model.precision == "bf16" and select.killed == "merge":
+        what = 'select.killed = "merge" rounds away what a young adapter adds to weights in bf16'
+        add("killed", what, 'model.precision = "bf16"', 'model.precision = "fp32"', 'write killed = "offload", or precision = "fp32"')
     window, period = select.observe_steps, select.every
     if select.policy == "kill-and-revive" and isinstance(window, int) and isinstance(period, int) and period <= window:
         what = "a window of observation is no shorter than its period, so that no module would ever be killed"

@@ -128,9 +128,10 @@ class Select(Section):
     """How often all modules are revived and the choice is made again (kill-and-revive)."""
     killed: Literal["offload", "skip", "merge"] = "offload"
     """A killed module is evaluated where the base runs, left out until it is revived, or merged into the base's weights (lora)."""
-    variation: Literal["change", "norm-change", "product-change"] = "change"
+    variation: Literal["change", "norm-change", "product-change", "gradient"] = "gradient"
     """How a module's movement in the window is measured: norm of its parameters' change per root of their number, difference of their
-    norms, or norm of the change of B A (lora)."""
+    norms, norm of the change of B A (lora), or mean norm of its gradient per root of the number: Adam moves every parameter at about the
+    same speed, so that the others tell modules apart less well (docs/log.md)."""
     threshold: Literal["keep", "mean", "absolute", "budget"] = "keep"
     """Keep the share `keep`, what moves more than mean_factor times the mean, more than least_variation, or the modules that move most
     in all within a byte budget."""

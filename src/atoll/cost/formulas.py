@@ -167,15 +167,6 @@ def adapter_flops(
     return total
 
 
-def full_pool_adapter_flops(shapes: BaseShapes, pool_ranks: Mapping[str, int], *, num_tokens: int) -> int:
-    """What adapters would cost with every module of the pool active all the time, without recomputation: the yardstick of savings.
-
-    >>> full_pool_adapter_flops(base, {"h.0.attn.qkv_proj": 1}, num_tokens=4)
-    320
-    """
-    return adapter_flops(shapes, pool_ranks, num_tokens=num_tokens)
-
-
 def head_flops(shapes: BaseShapes, *, num_label_tokens: int) -> int:
     """Logits at label tokens only, 2 N d V, and one product back to the hidden states, as much again; the head's weight is frozen.
 

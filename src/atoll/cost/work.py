@@ -22,11 +22,14 @@ class Work:
     """Modules trained, summed over the steps."""
     num_pool: int = 0
     """Modules that could have been."""
+    num_round_trips: int = 0
+    """Between the edge and its host, where it has one."""
 
     def __add__(self, other: Work) -> Work:
         return Work(
             self.flops + other.flops, self.wire + other.wire, self.full_pool_flops + other.full_pool_flops,
             self.full_pool_wire + other.full_pool_wire, self.num_active + other.num_active, self.num_pool + other.num_pool,
+            self.num_round_trips + other.num_round_trips,
         )  # fmt: skip
 
     @property
@@ -57,5 +60,5 @@ class Work:
 
         return cls(
             read(Flops, "flops"), read(WireBytes, "wire"), read(Flops, "full_pool_flops"), read(WireBytes, "full_pool_wire"),  # type: ignore[arg-type]
-            int(numbers["num_active"]), int(numbers["num_pool"]),  # type: ignore[call-overload]
+            int(numbers["num_active"]), int(numbers["num_pool"]), int(numbers["num_round_trips"]),  # type: ignore[call-overload]
         )  # fmt: skip

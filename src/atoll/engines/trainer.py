@@ -35,8 +35,8 @@ class Watch:
     """By module, what the last choice was made by."""
     moved: AdapterState | None = None
     """What the adapters have moved in the open window by this edge's steps: the difference of their matrices."""
-    grad_norms: Mapping[str, float] = field(default_factory=dict)
-    """By module, norms of the gradient added up over the steps of the open window."""
+    sums: Mapping[str, float] = field(default_factory=dict)
+    """By module, what is measured at every step (norm of the gradient, saliency), added up over those of the open window."""
     num_steps: int = 0
     """Steps of the open window; the two below are summed over them."""
     num_tokens: int = 0

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from atoll.adapters.attach import Attached, Killed
+from atoll.adapters.layers import LowRankPair
 from atoll.adapters.movement import MOVEMENTS
 from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.engines.trainer import StepReport, Turn, Watch
@@ -29,7 +30,7 @@ class Watcher:
     def __init__(self, chooser: Chooser | None, watch: Watch, adapter: AdapterState) -> None:
         self._chooser, self._watch = chooser, watch
         self._reference = adapter if watch.moved is None else _minus(adapter, watch.moved)
-        self._grad_norms = dict(watch.grad_norms)
+        self._sums = dict(watch.sums)
 
     def stretch(self, step: int) -> Stretch:
         """The stretch that step number `step` is in."""
@@ -47,12 +48,12 @@ class Watcher:
         chooser, watch = self._chooser, self._watch
         if chooser is None or not chooser.schedule.observes(report.step):
             return
-        if chooser.score_kind == "gradient":
+        if chooser.score_kind in ("gradient", "saliency"):
             for name, layer in adapters.layers.items():
-                squares = [matrix.grad.square().sum().item() for matrix in layer.parameters() if matrix.grad is not None]
-                self._grad_norms[name] = self._grad_norms.get(name, 0.0) + sum(squares) ** 0.5
+                of = _gradient_norm if chooser.score_kind == "gradient" else _saliency
+                self._sums[name] = self._sums.get(name, 0.0) + of(layer)
         self._watch = Watch(
-            watch.chosen, watch.scores, None, self._grad_norms, watch.num_steps + 1, watch.num_tokens + report.num_tokens,
+            watch.chosen, watch.scores, None, self._sums, watch.num_steps + 1, watch.num_tokens + report.num_tokens,
             watch.num_label_tokens + report.num_label_tokens,
         )  # fmt: skip
 
@@ -70,20 +71,21 @@ class Watcher:
         """What the next fit goes on from."""
         watch = self._watch
         moved = _minus(adapter, self._reference) if watch.num_steps else None
-        return Watch(watch.chosen, watch.scores, moved, watch.grad_norms, watch.num_steps, watch.num_tokens, watch.num_label_tokens)
+        return Watch(watch.chosen, watch.scores, moved, watch.sums, watch.num_steps, watch.num_tokens, watch.num_label_tokens)
 
     def _choose(self, scores: Mapping[str, float]) -> None:
         assert self._chooser is not None
         steps = max(1, self._watch.num_steps)
         tokens = StepTokens(round(self._watch.num_tokens / steps), round(self._watch.num_label_tokens / steps))
-        self._watch, self._grad_norms = Watch(self._chooser.choose(scores, tokens), scores), {}
+        self._watch, self._sums = Watch(self._chooser.choose(scores, tokens), scores), {}
 
     def _scores(self, adapter: AdapterState) -> dict[str, float]:
         assert self._chooser is not None
         kind = self._chooser.score_kind
-        if kind == "gradient":
-            sizes = {name: adapter.modules[name].num_parameters for name in self._grad_norms}
-            return {name: norm / self._watch.num_steps / sizes[name] ** 0.5 for name, norm in self._grad_norms.items()}
+        if kind in ("gradient", "saliency"):
+            sizes = {name: adapter.modules[name].num_parameters for name in self._sums}
+            per = {name: size**0.5 if kind == "gradient" else size for name, size in sizes.items()}
+            return {name: total / self._watch.num_steps / per[name] for name, total in self._sums.items()}
         assert kind is not None
         movement, before = MOVEMENTS[kind], self._reference.modules
         return {module.name: movement(before[module.name], adapter.modules[module.name]) for module in self._chooser.pool}
@@ -97,6 +99,15 @@ class Watcher:
             return Turn("choice", killed, (), self._watch.scores)
         before = self._watch.chosen or active
         return Turn("window", (), tuple(name for name in active if name not in before), {})
+
+
+def _gradient_norm(pair: LowRankPair) -> float:
+    return sum(matrix.grad.square().sum().item() for matrix in (pair.down_RI, pair.up_OR) if matrix.grad is not None) ** 0.5
+
+
+def _saliency(pair: LowRankPair) -> float:
+    """Sum of |parameter x gradient|. Source: SNIP (Lee, Ajanthan, Torr, 2019), eq. 3, without its normalisation."""
+    return sum((matrix * matrix.grad).abs().sum().item() for matrix in (pair.down_RI, pair.up_OR) if matrix.grad is not None)
 
 
 def _minus(a: AdapterState, b: AdapterState) -> AdapterState:

@@ -12,7 +12,6 @@ from atoll.cost.work import Work
 from atoll.engines.federated.strategy import EdgeResult, RoundResult
 from atoll.jobs.job import Job
 from atoll.runs.summary import Durations, EdgeCompute, EdgeSummary, Evaluation, Summary, Traffic, versions
-from atoll.selection.split import round_trips
 
 
 class Accounts:
@@ -77,11 +76,10 @@ class Accounts:
     def _seconds(self, declared: Edge | None, result: EdgeResult) -> float | None:
         if declared is None:
             return None
-        plan = self._job.plan.edge(result.edge) if result.edge in self._names() else None
-        trips = round_trips(self._job.config, self._job.shapes, plan.ranks, result.num_steps) if plan and plan.mode == "split" else 1
         return round_seconds(
             result.work.flops.flops, result.up_bytes + result.down_bytes, flops_per_second=declared.flops,
-            bits_per_second=declared.bandwidth, latency_seconds=declared.latency, round_trips=trips,
+            bits_per_second=declared.bandwidth, latency_seconds=declared.latency,
+            round_trips=1 + result.work.num_round_trips,  # The adapter comes and goes.
         )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from atoll.adapters.attach import attached
+from atoll.adapters.attach import Killed, attached
 from atoll.adapters.fresh import fresh_adapters
 from atoll.adapters.peft_files import load_adapter
 from atoll.adapters.state import AdapterState
@@ -23,12 +23,13 @@ from atoll.jobs.split import HostAccess, HostLimits, SplitSide, join, largest_ba
 from atoll.runs.events import DataLoaded
 from atoll.selection.choosing import Chooser, chooser_of
 from atoll.selection.plan import BITS, EdgePlan, FleetPlan, plan_fleet
+from atoll.selection.schedule import check_schedules
 from atoll.shapes import BaseShapes
-from atoll.tasks.batches import check_packing
+from atoll.tasks.batches import BatchStream, check_packing
 from atoll.tasks.evaluate import check_metrics
 from atoll.tasks.rows import Rows
 from atoll.tasks.text import TextForm, text_form
-from atoll.tasks.tokens import Examples, tokenize
+from atoll.tasks.tokens import Examples, pad_id, tokenize
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,6 +38,7 @@ class Participant:
 
     name: str
     examples: Examples
+    batches: BatchStream
     plan: EdgePlan
     chooser: Chooser
     """Which modules are active when."""
@@ -53,6 +55,8 @@ class Job:
     shapes: BaseShapes
     form: TextForm
     edges: tuple[Participant, ...]
+    central: Participant | None
+    """One trainer that sees all rows, for as many steps as all edges together, where the run compares with it."""
     held_out: Rows | None
     plan: FleetPlan
     start: AdapterState
@@ -97,35 +101,50 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | N
     if held_out is not None:
         check_metrics(config.evaluate, text_form(config.data, held_out.columns), held_out)
     given = _given_start(loaded, shapes)
-    plan = plan_fleet(
-        config, shapes, {edge.name: len(edge.rows) for edge in rows}, start_ranks=given.ranks if given else None, has_host=host is not None
-    )
+    num_rows = {edge.name: len(edge.rows) for edge in rows}
+    plan = plan_fleet(config, shapes, num_rows, start_ranks=given.ranks if given else None, has_host=host is not None)
+    check_schedules(config, plan, num_rows)
     start = given or _fresh_start(config, shapes, plan)
     with ExitStack() as opened:
         base, split, own_host = _bases(loaded, plan, host, held_out is not None, opened)
         if split is not None:
-            with attached(split.base.model, start):
-                split.blocks.open()  # A host that cannot be reached, or refuses, is found out before anything is written.
+            # A host that cannot be reached, or refuses, is found out before anything is written.
+            for killed in (Killed(), *([Killed(tuple(start.modules), "merge")] if _merges(config) else [])):
+                with attached(split.base.model, start, killed=killed):
+                    split.blocks.open()
         if config.data.batching == "pack":
             check_packing(base.model, config.data.max_length)
         examples = [tokenize(edge.rows, forms[id(edge.rows)], base.tokenizer, config.data.max_length) for edge in rows]
         edges = tuple(
-            replace(participant(config, shapes, edge.name, part, plan.edge(edge.name)), uploaded_bytes=_uploaded_bytes(edge, plan))
+            replace(participant(config, shapes, base, edge.name, part, plan.edge(edge.name)), uploaded_bytes=_uploaded_bytes(edge, plan))
             for edge, part in zip(rows, examples, strict=True)
         )
+        central = _central(config, shapes, base, edges, start) if "central" in config.run.compare else None
         events = tuple(_data_event(edge, part) for edge, part in zip(rows, examples, strict=True))
         opened.pop_all()  # From here on the job closes what is open.
-    return Job(loaded, base, shapes, form, edges, held_out, plan, start, events, split, own_host)
+    return Job(loaded, base, shapes, form, edges, central, held_out, plan, start, events, split, own_host)
 
 
-def participant(config: RunConfig, shapes: BaseShapes, name: str, examples: Examples, plan: EdgePlan) -> Participant:
+def _merges(config: RunConfig) -> bool:
+    return config.select.policy != "all" and config.select.killed == "merge"
+
+
+def participant(config: RunConfig, shapes: BaseShapes, base: Base, name: str, examples: Examples, plan: EdgePlan) -> Participant:
     """An edge with the rows it trains on.
 
     Raises: ConflictError where a window of [select] is as long as its period.
     """
-    rows_per_step = plan.batch_size * plan.accumulate
-    chooser = chooser_of(config, shapes, plan.ranks, edge=name, num_rows=len(examples), rows_per_step=rows_per_step)
-    return Participant(name, examples, plan, chooser)
+    batches = BatchStream(
+        examples, batch_size=plan.batch_size, seed=config.run.seed, edge=name, batching=config.data.batching, pad_id=pad_id(base.tokenizer)
+    )
+    chooser = chooser_of(config, shapes, plan.ranks, edge=name, epoch_steps=-(-batches.batches_per_epoch // plan.accumulate))
+    return Participant(name, examples, batches, plan, chooser)
+
+
+def _central(config: RunConfig, shapes: BaseShapes, base: Base, edges: Sequence[Participant], start: AdapterState) -> Participant:
+    steps = sum(edge.plan.num_steps for edge in edges)
+    plan = replace(edges[0].plan, name="central", num_steps=steps, ranks=start.ranks)
+    return participant(config, shapes, base, "central", edges[0].examples.joined(*(edge.examples for edge in edges[1:])), plan)
 
 
 def _uploaded_bytes(edge: EdgeRows, plan: FleetPlan) -> int:
@@ -157,7 +176,7 @@ def _bases(
         return base, None, None
     own_host = None
     if access is None:
-        limits = HostLimits(max_tokens=max_tokens)
+        limits = HostLimits(max_tokens=max_tokens, merges=True)
         served = serve(base, source, config.model.precision, BITS[config.model.precision], limits)
         own_host = start_host(served, limits, "127.0.0.1:0", None)
         opened.callback(own_host.stop)

@@ -30,9 +30,7 @@ from atoll.runs.events import (
     StepDone,
 )
 from atoll.selection.plan import EdgePlan
-from atoll.selection.split import elsewhere, step_bytes
-from atoll.tasks.batches import BatchStream
-from atoll.tasks.tokens import pad_id
+from atoll.selection.split import elsewhere, step_bytes, step_round_trips
 
 
 class Accountant(Protocol):
@@ -113,10 +111,7 @@ def edge_work(job: Job, edge: Participant, phase: Phase, log: EventLog) -> EdgeW
         name=edge.name,
         trainer=trainer,
         account=account,
-        batches=BatchStream(
-            edge.examples, batch_size=plan.batch_size, seed=config.run.seed, edge=edge.name, batching=config.data.batching,
-            pad_id=pad_id(job.base.tokenizer),
-        ),
+        batches=edge.batches,
         num_examples=len(edge.examples),
         plan=FitPlan(plan.num_steps, plan.accumulate, plan.gradient_checkpointing),
         keep_optimizer=config.train.optimizer_state == "keep",
@@ -132,9 +127,11 @@ def _work(job: Job, plan: EdgePlan, report: StepReport) -> Work:
         return Work(num_active=len(active), num_pool=len(plan.ranks))
     killed = {name: rank for name, rank in plan.ranks.items() if name not in active and job.config.select.killed == "offload"}
     handed_over = {name: plan.ranks[name] for name in report.handed_over}
+    trips = step_round_trips(job.config, job.shapes, active, num_exchanges=len(report.micro_batches), killed=handed_over)
     return Work(
         _flops(job, plan, report, active, killed), _wire_bytes(job, plan, report, active, handed_over),
         _flops(job, plan, report, plan.ranks, {}), _wire_bytes(job, plan, report, plan.ranks, {}), len(active), len(plan.ranks),
+        trips if plan.mode == "split" else 0,
     )  # fmt: skip
 
 

@@ -49,6 +49,8 @@ class HostLimits:
     max_tokens: int = 16_384
     """Padded tokens of one micro-batch."""
     idle_seconds: float = 600.0
+    merges: bool = False
+    """Whether devices may have killed modules merged: a copy of a weight for each of them, in every session."""
     max_tenant_sessions: int | None = None
     """Of devices whose certificates have the same name; without certificates all are one tenant. None: as many as of all together."""
     exchange_seconds: float = 3600.0
@@ -88,7 +90,7 @@ def serve(base: Base, source: str, precision: str, bits: int, limits: HostLimits
             tokenizer_digest=tokenizer, num_blocks=num_blocks,
             modules={name: size for name, size in sizes.items() if block_of(name) in middle},
             codecs=("fp32", "bf16", "int8"), wire_modes=("dense", "factored"), precision=precision, kinds=("lora", "bottleneck"),
-            max_tokens=limits.max_tokens, max_rank=MAX_RANK, killed=("offload", "merge") if bits >= 16 else ("offload",),
+            max_tokens=limits.max_tokens, max_rank=MAX_RANK, killed=("offload", "merge") if limits.merges and bits >= 16 else ("offload",),
         )  # fmt: skip
 
     return Served(base, source, traced, facts, bits, limits.idle_seconds, Turns(), limits.exchange_seconds)

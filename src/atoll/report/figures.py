@@ -33,7 +33,8 @@ _STYLE: Mapping[str, object] = {
 }  # fmt: skip
 _SCORES = {
     "magnitude": "root mean square of the adapter's parameters",
-    "snip": "mean gradient norm / √(number of parameters)",
+    "snip": "mean of |parameter · gradient| in the window",
+    "gradient": "mean gradient norm in the window / √(number of parameters)",
     "change": "variation in the window: norm of the parameters' change / √(number of parameters)",
     "norm-change": "variation in the window: change of the parameters' norm / √(number of parameters)",
     "product-change": "variation in the window: norm of the change of scaling · B A / √(d_in · d_out)",

@@ -35,7 +35,7 @@ def describe_event(event: Event) -> str:
         case EdgeDropped():
             return f"round {event.round}: edge {event.edge} dropped: {event.reason}"
         case Advised():
-            return f"edge {event.edge}: {event.advice}"
+            return f"edge {event.edge}: {event.advice}" if event.edge else event.advice
         case ModulesChosen() if event.reason == "choice":
             kept = f"{len(event.active)} of {len(event.active) + len(event.killed)} modules stay active"
             return f"{event.phase} round {event.round}: {event.edge}, step {event.step}: {kept}"

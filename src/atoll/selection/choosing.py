@@ -19,7 +19,7 @@ from atoll.shapes import BaseShapes
 
 __all__ = ["Chooser", "PoolModule", "Schedule", "ScoreKind", "StepTokens", "chooser_of", "full_pool_warning", "pool_of", "schedule_of"]
 
-ScoreKind = Literal["change", "norm-change", "product-change", "magnitude", "gradient"]
+ScoreKind = Literal["change", "norm-change", "product-change", "gradient", "magnitude", "saliency"]
 
 _MUCH = 0.125
 """Share of steps in windows from which on a run is warned: at this share, killing even every module saves no more than 87.5 %."""
@@ -55,7 +55,7 @@ class Chooser:
             return self.select.variation
         if self.select.policy == "magnitude":
             return "magnitude"
-        return "gradient" if self.select.policy == "snip" else None
+        return "saliency" if self.select.policy == "snip" else None
 
     def active(self, step: int, chosen: tuple[str, ...] | None) -> tuple[str, ...]:
         """Names of the modules to train in this step, in pool order: all in a window, or while nothing was chosen."""
@@ -115,12 +115,12 @@ class Chooser:
         return [scores[module.name] for module in self.pool]
 
 
-def chooser_of(config: RunConfig, shapes: BaseShapes, ranks: Mapping[str, int], *, edge: str, num_rows: int, rows_per_step: int) -> Chooser:
-    """The chooser of one edge, which trains these ranks on so many rows.
+def chooser_of(config: RunConfig, shapes: BaseShapes, ranks: Mapping[str, int], *, edge: str, epoch_steps: int) -> Chooser:
+    """The chooser of one edge, which trains these ranks and has epochs of so many steps.
 
     Raises: ConflictError where a window is no shorter than its period.
     """
-    schedule = schedule_of(config.select, num_rows, rows_per_step, edge=edge)
+    schedule = schedule_of(config.select, epoch_steps, edge=edge)
     seed = seeding.stream(config.run.seed, "select", edge=edge)
     return Chooser(config.select, pool_of(config, shapes, ranks), schedule, seed, shapes.d_model, config.wire, config.model.cut.back > 0)
 

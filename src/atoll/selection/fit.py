@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from atoll.cost.memory import Memory, training_memory
@@ -27,6 +27,8 @@ class Setting:
     gradient_checkpointing: bool
     elsewhere: range = range(0)
     """Blocks that run in a host."""
+    merged: Container[str] = ()
+    """Modules that may be merged while they are killed; those of blocks in the host cost nothing here."""
 
     @property
     def num_label_tokens(self) -> int:
@@ -39,6 +41,7 @@ class Setting:
         return training_memory(
             self.shapes, self.ranks, num_rows=self.batch_size, row_tokens=self.row_tokens, num_label_tokens=self.num_label_tokens,
             bits=self.bits, activation_bytes=self.bits // 8, gradient_checkpointing=self.gradient_checkpointing, elsewhere=self.elsewhere,
+            merged=self.merged,
         )  # fmt: skip
 
     @property

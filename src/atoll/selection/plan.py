@@ -12,7 +12,7 @@ from atoll.adapters.targets import resolve_targets
 from atoll.config.schema import DEFAULT_LOCAL_STEPS, Edge, RunConfig
 from atoll.cost.formulas import adapter_parameters, adapter_payload_bytes, round_seconds, step_flops
 from atoll.selection.fit import Setting, largest_batch, refuse
-from atoll.selection.split import elsewhere, round_trips, step_bytes
+from atoll.selection.split import elsewhere, step_bytes, step_round_trips
 from atoll.shapes import BaseShapes
 from atoll.units import format_bytes
 
@@ -138,7 +138,10 @@ def _setting(config: RunConfig, shapes: BaseShapes, edge: Edge, ranks: Mapping[s
     row_tokens = min(config.data.max_length, shapes.max_positions or config.data.max_length)
     asked = config.train.gradient_checkpointing
     there = elsewhere(config, shapes) if edge.mode == "split" else range(0)
-    setting = Setting(shapes, ranks, BITS[config.model.precision], config.train.batch_size, row_tokens, asked is True, there)
+    merges = config.select.policy != "all" and config.select.killed == "merge"
+    setting = Setting(
+        shapes, ranks, BITS[config.model.precision], config.train.batch_size, row_tokens, asked is True, there, ranks if merges else ()
+    )
     too_large = edge.memory is not None and setting.peak_bytes > edge.memory
     return dataclasses.replace(setting, gradient_checkpointing=True) if asked == "auto" and too_large else setting
 
@@ -150,7 +153,7 @@ def _edge_plan(config: RunConfig, edge: Edge, setting: Setting, edges_rows: Mapp
         config, setting.shapes, setting.ranks, num_tokens=setting.batch_size * setting.row_tokens,
         num_label_tokens=setting.num_label_tokens,
     ).times(num_steps * config.train.accumulate if split else 0)  # fmt: skip
-    trips = round_trips(config, setting.shapes, setting.ranks, num_steps) if split else 1
+    trips = step_round_trips(config, setting.shapes, setting.ranks, num_exchanges=config.train.accumulate) if split else 0
     flops = step_flops(
         setting.shapes, setting.ranks, num_rows=setting.batch_size, row_tokens=setting.row_tokens,
         num_label_tokens=setting.num_label_tokens, gradient_checkpointing=setting.gradient_checkpointing,
@@ -158,12 +161,12 @@ def _edge_plan(config: RunConfig, edge: Edge, setting: Setting, edges_rows: Mapp
     ).times(num_steps * config.train.accumulate)  # fmt: skip
     seconds = round_seconds(
         flops.flops, 2 * payload_bytes + wire.shared_bytes, flops_per_second=edge.flops, bits_per_second=edge.bandwidth,
-        latency_seconds=edge.latency, round_trips=trips,
+        latency_seconds=edge.latency, round_trips=1 + num_steps * trips,
     )  # fmt: skip
     if edge.mode == "cloud":
         return EdgePlan(
             edge.name, "cloud", setting.bits, setting.batch_size, config.train.accumulate, setting.ranks, num_steps,
-            setting.gradient_checkpointing, 0, None, 0, payload_bytes, "none", "for comparison: its rows leave it, and it trains nothing",
+            setting.gradient_checkpointing, 0, None, 0, 0, "none", "for comparison: its rows leave it (not counted here)",
         )  # fmt: skip
     by_itself = setting.gradient_checkpointing and config.train.gradient_checkpointing == "auto"
     return EdgePlan(

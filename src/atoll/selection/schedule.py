@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from atoll.config.schema import Select
+from atoll.config.schema import RunConfig, Select
 from atoll.errors import ConflictError
+from atoll.selection.plan import FleetPlan
 
 _LEAST_AUTO_STEPS = 10
 _EPOCH_PARTS = 50
@@ -51,8 +53,8 @@ class Schedule:
         return step if self.period_steps is None else step % self.period_steps
 
 
-def schedule_of(select: Select, num_rows: int, rows_per_step: int, *, edge: str = "") -> Schedule:
-    """The schedule of an edge with so many rows.
+def schedule_of(select: Select, epoch_steps: int, *, edge: str = "") -> Schedule:
+    """The schedule of an edge whose epochs have so many steps.
 
     Raises: ConflictError where a window is no shorter than its period, so that nothing would ever be killed.
     """
@@ -60,20 +62,19 @@ def schedule_of(select: Select, num_rows: int, rows_per_step: int, *, edge: str 
         return Schedule(0, None, ever=False)
     if select.policy in ("random", "last-layers"):
         return Schedule(0, None, ever=True)
-    epoch_steps = -(-num_rows // rows_per_step)
     auto_steps = max(_LEAST_AUTO_STEPS, -(-epoch_steps // _EPOCH_PARTS))
     window_steps = auto_steps if select.observe_steps == "auto" else select.observe_steps
     if select.policy != "kill-and-revive":
         return Schedule(window_steps, None, ever=True)
     period_steps = epoch_steps if select.every == "epoch" else select.every
     if window_steps >= period_steps:
-        raise _endless(select, window_steps, period_steps, num_rows, edge)
+        raise _endless(select, window_steps, period_steps, edge)
     return Schedule(window_steps, period_steps, ever=True)
 
 
-def _endless(select: Select, window_steps: int, period_steps: int, num_rows: int, edge: str) -> ConflictError:
+def _endless(select: Select, window_steps: int, period_steps: int, edge: str) -> ConflictError:
     by_itself = " (auto)" if select.observe_steps == "auto" else ""
-    epoch = f"an epoch of {num_rows} rows has {period_steps} {'step' if period_steps == 1 else 'steps'}"
+    epoch = f"an epoch has {period_steps} {'step' if period_steps == 1 else 'steps'}"
     period = epoch if select.every == "epoch" else f"every = {period_steps}"
     shorter = f"observe_steps = {max(1, (period_steps - 1) // 8)} or " if period_steps > 1 else ""
     return ConflictError(
@@ -82,3 +83,17 @@ def _endless(select: Select, window_steps: int, period_steps: int, num_rows: int
         expected="fewer steps in a window than from one window to the next",
         do=f"write {shorter}every = {8 * window_steps + 1} or more below [select]; or policy = \"early-kill\", which observes once",
     )  # fmt: skip
+
+
+def check_schedules(config: RunConfig, plan: FleetPlan, num_rows: Mapping[str, int]) -> None:
+    """Whether every edge, and the comparison with all rows, can have a schedule, as far as rows alone can tell.
+
+    Raises: ConflictError where a window is as long as its period.
+    """
+    if config.data.batching == "pack":
+        return  # How many sequences the rows make is known only with their tokens.
+    counts = {edge.name: (num_rows[edge.name], edge) for edge in plan.edges}
+    if "central" in config.run.compare:
+        counts["central"] = (sum(num_rows.values()), plan.edges[0])
+    for name, (count, edge) in counts.items():
+        schedule_of(config.select, -(-count // (edge.batch_size * edge.accumulate)), edge=name)

@@ -24,9 +24,16 @@ def groups(config: RunConfig, shapes: BaseShapes, ranks: Mapping[str, int]) -> l
     return [found[place] for place in sorted(found)]
 
 
-def round_trips(config: RunConfig, shapes: BaseShapes, ranks: Mapping[str, int], num_steps: int) -> int:
-    """Round trips of a round with so many optimizer steps: the adapter's, and of every micro-batch one for each group and way, and two."""
-    return 1 + num_steps * config.train.accumulate * (2 * len(groups(config, shapes, ranks)) + 2)
+def step_round_trips(
+    config: RunConfig, shapes: BaseShapes, ranks: Mapping[str, int], *, num_exchanges: int = 1, killed: Mapping[str, int] = {}
+) -> int:
+    """Round trips of one optimizer step: of every exchange two for every group, one more, and one where gradients go on to front blocks.
+
+    The lowest group's gradient and the end of the exchange come together, unless the device has an input gradient to send between them.
+    `ranks` are those of active modules. Where any of `killed` are the host's, they are handed over in a session that is opened first.
+    """
+    turns = 2 * len(groups(config, shapes, ranks)) + 1 + _reaches_front(config, shapes, ranks)
+    return num_exchanges * turns + bool(groups(config, shapes, killed))
 
 
 def step_bytes(
@@ -38,7 +45,7 @@ def step_bytes(
     `ranks` are those of active modules, `killed` those of modules that are handed over before this step; the host needs its own only.
     """
     active = groups(config, shapes, ranks)
-    front = any(rank and module.block < config.model.cut.front for module in shapes.modules if (rank := ranks.get(module.name, 0)))
+    front = _reaches_front(config, shapes, ranks)
     wanted = num_tokens if config.model.cut.back else num_label_tokens
 
     def count(tokens: int, wanted_tokens: int, *, shared: bool, first: bool) -> tuple[int, int]:
@@ -53,3 +60,8 @@ def step_bytes(
     up, down = count(num_tokens, wanted, shared=True, first=True)
     unshared = sum(count(num_tokens, wanted, shared=False, first=True)) + sum(map(sum, rest))
     return WireBytes(up + sum(u for u, _ in rest) + handed_over, down + sum(d for _, d in rest), unshared + handed_over)
+
+
+def _reaches_front(config: RunConfig, shapes: BaseShapes, ranks: Mapping[str, int]) -> bool:
+    """Whether a module below the host's blocks is active, so that gradients must come through to it."""
+    return any(ranks.get(module.name, 0) and module.block < config.model.cut.front for module in shapes.modules)

@@ -17,7 +17,7 @@ from atoll.wire.codec import Encoded
 
 Kind = Literal[
     "hello", "welcome", "refusal", "forward", "input", "output", "hidden", "hidden_gradient", "gradient", "input_gradient", "finished",
-    "bye", "file_part",
+    "bye", "file_part", "killed",
 ]  # fmt: skip
 
 CHUNK_BYTES: Final = 2**20

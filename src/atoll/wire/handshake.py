@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -111,7 +112,10 @@ def _module_misfits(hello: pb.Hello, facts: HostFacts) -> Iterator[_Misfit]:
         elif not 1 <= module.rank <= min(facts.max_rank, *facts.modules[module.name]):
             most = min(facts.max_rank, *facts.modules[module.name])
             yield _Misfit("rank", f"1 to {most}", f"{module.rank} for {module.name}", "lower adapter.rank")
-        elif module.killed not in ("", *facts.killed):
-            choices = " or ".join(facts.killed)
-            yield _Misfit("killed", choices, f"{module.killed} for {module.name}", f'write killed = "{choices}" in [select]')
+        elif module.killed not in ("", *facts.killed) or (module.killed == "merge" and hello.adapter_kind != "lora"):
+            choices = [how for how in facts.killed if how != "merge" or hello.adapter_kind == "lora"]
+            do = 'write killed = "offload" in [select]; a host merges only lora adapters, into a base in full precision, if it has --merge'
+            yield _Misfit("killed", " or ".join(choices), f"{module.killed} for {module.name}", do)
+        elif module.killed and not (math.isfinite(module.scaling) and module.scaling):
+            yield _Misfit("scaling", "a finite number other than 0", f"{module.scaling} for {module.name}", "use the same version of Atoll")
         seen.add(module.name)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
+import torch
 
+from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.base.load import Base
 from atoll.config.schema import Train
 from atoll.engines.local import LocalTrainer
 from atoll.engines.split.cut import Cut
+from atoll.engines.split.host.middle import KilledModule, Middle
 from atoll.engines.trainer import FitPlan, TrainState
 from atoll.selection.schedule import Schedule
 
@@ -27,7 +32,7 @@ PLAN, SCHEDULE = FitPlan(STEPS, 1, False), Schedule(3, 8, ever=True)
 @pytest.mark.parametrize(("kind", "killed"), HOW_KILLED)
 def test_split_equals_local(kind: str, killed: str, cut: str, mode: str) -> None:
     start = adapters(random_model("llama", BLOCKS), kind)
-    choosing = chooser(start, SCHEDULE, front=CUTS[cut].front, policy="kill-and-revive", keep=0.15, killed=killed)
+    choosing = chooser(start, SCHEDULE, front=CUTS[cut].front, policy="kill-and-revive", keep=0.15, killed=killed, variation="change")
     base = Base("llama", random_model("llama", BLOCKS), None, False)  # type: ignore[arg-type]
     local = LocalTrainer(base, Train(learning_rate=2e-3), STEPS, 0.0, 0, "north", chooser=choosing)
     wanted = local.fit(TrainState(start, {}, 0), stream(), PLAN, Steps([]))
@@ -51,3 +56,36 @@ def test_killed_modules_cross_in_full_precision_and_groups_without_active_ones_n
     assert bytes_by_keep[1.0].sent["killed"] == 0
     assert 4 * killed <= bytes_by_keep[0.05].sent["killed"] < 4.2 * start.num_parameters + 2048
     assert bytes_by_keep[0.05].received["input"] < 0.15 * bytes_by_keep[1.0].received["input"]
+
+
+def test_other_values_of_killed_modules_are_another_session() -> None:
+    """As at the beginning of a round, when the common adapter has changed and the active modules have not."""
+    start = adapters(random_model("llama", BLOCKS))
+    choosing = chooser(start, Schedule(0, None, ever=True), policy="last-layers", keep=0.1)
+    moved = AdapterState("lora", {n: ModuleAdapter(a.down_RI, torch.full_like(a.up_OR, 0.05), a.scaling) for n, a in start.modules.items()})
+    base = Base("llama", random_model("llama", BLOCKS), None, False)  # type: ignore[arg-type]
+    local = LocalTrainer(base, Train(learning_rate=2e-3), STEPS, 0.0, 0, "north", chooser=choosing)
+    trainer, _ = device_trainer("llama", Cut(0, 0), thread_host(served(random_model("llama", BLOCKS))))
+    split = replace(trainer, chooser=choosing)
+    updates = []
+    for one in (local, split):
+        first = one.fit(TrainState(start, {}, 0), stream(), FitPlan(2, 1, False), Steps([]))
+        updates.append(one.fit(replace(first.state, adapter=moved), stream(), FitPlan(2, 1, False), Steps([])))
+    assert [report.loss for report in updates[1].reports] == pytest.approx([report.loss for report in updates[0].reports], rel=1e-5)
+    assert difference(updates[0].state.adapter, updates[1].state.adapter) < 1e-5
+
+
+def test_what_is_merged_goes_with_the_session() -> None:
+    """Without waiting for the garbage collector: every period opens sessions, each with copies of weights."""
+    start = adapters(random_model("llama", BLOCKS))
+    killed = [KilledModule(name, "lora", adapter, merge=True) for name, adapter in start.modules.items()]
+    gc.disable()
+    try:
+        middle = Middle(random_model("llama", BLOCKS), Cut(0, 0), [], returns_tuple=False, factored=False, peer=None, killed=killed)  # type: ignore[arg-type]
+        name = next(iter(start.modules))
+        weight = weakref.ref(middle._view.get_submodule(name).weight)
+        assert weight() is not None
+        middle.close()
+        assert weight() is None
+    finally:
+        gc.enable()

@@ -82,7 +82,7 @@ def put_watch(record: RecordDict, watch: Watch) -> None:
             del record[key]
     if watch.chosen is not None:
         record["watch_chosen"] = ConfigRecord({"modules": list(watch.chosen)})
-    record["watch_scores"], record["watch_grad_norms"] = MetricRecord(dict(watch.scores)), MetricRecord(dict(watch.grad_norms))
+    record["watch_scores"], record["watch_sums"] = MetricRecord(dict(watch.scores)), MetricRecord(dict(watch.sums))
     if watch.moved is not None:
         put_adapter(record, watch.moved, "watch_moved")
 
@@ -92,10 +92,10 @@ def get_watch(record: RecordDict) -> Watch:
     if "watch" not in record:
         return Watch()
     counts = {key: int(value) for key, value in record.metric_records["watch"].items()}  # type: ignore[arg-type]
-    scores, norms = ({k: float(v) for k, v in record.metric_records[key].items()} for key in ("watch_scores", "watch_grad_norms"))  # type: ignore[arg-type]
+    scores, sums = ({k: float(v) for k, v in record.metric_records[key].items()} for key in ("watch_scores", "watch_sums"))  # type: ignore[arg-type]
     chosen = tuple(map(str, _list_of(record.config_records["watch_chosen"], "modules"))) if "watch_chosen" in record else None
     moved = get_adapter(record, "watch_moved") if "watch_moved" in record else None
-    return Watch(chosen, scores, moved, norms, counts["num_steps"], counts["num_tokens"], counts["num_label_tokens"])
+    return Watch(chosen, scores, moved, sums, counts["num_steps"], counts["num_tokens"], counts["num_label_tokens"])
 
 
 def to_array(tensor: Tensor) -> Array:

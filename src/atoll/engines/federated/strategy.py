@@ -147,9 +147,10 @@ class AdapterStrategy(Strategy):
         contribution = Contribution(edge, get_adapter(reply.content), int(metrics["num_examples"]))  # type: ignore[arg-type]
         counts = {key: int(metrics[key]) for key in ("num_examples", "num_steps", "num_tokens", "num_label_tokens", "peak_bytes")}  # type: ignore[arg-type]
         up, down = (Counter({k: int(v) for k, v in reply.content.metric_records[key].items()}) for key in ("wire_up", "wire_down"))  # type: ignore[arg-type]
-        # Rows that were handed over are trained here: nothing comes back from the edge that could be counted.
+        # Rows that were handed over are trained where the coordinator is: no adapter crosses.
         uploaded = reply.content.metric_records.get("uploaded")
         sent = num_bytes(reply.content) if uploaded is None else int(uploaded["bytes"])  # type: ignore[arg-type]
+        down_bytes = down_bytes if uploaded is None else 0
         result = EdgeResult(
             edge=edge, mean_loss=float(metrics["mean_loss"]), up_bytes=sent + up.total(),  # type: ignore[arg-type]
             down_bytes=down_bytes + down.total(), wire=WireAccount(up, down), work=Work.from_numbers(metrics),

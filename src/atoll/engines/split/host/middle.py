@@ -80,6 +80,8 @@ class Middle:
         self._real: Tensor | None = None
         self._wanted: Tensor | None = None
         self._view: Any = shared_view(model)
+        self._replaced: list[Any] = []
+        """Blocks whose forward is another in this session."""
         self._install_blocks(cut, returns_tuple)
         for module in killed:
             base, pair = self._view.get_submodule(module.name), frozen_pair(module.kind, module.adapter, model.device)
@@ -123,6 +125,13 @@ class Middle:
         for group in self._groups:
             group.clear()
 
+    def close(self) -> None:
+        """Let go of the session's modules: they refer to each other, so that merged weights would wait for the garbage collector."""
+        self.clear()
+        for block in self._replaced:
+            del block.forward
+        self._view, self._groups, self._replaced = None, [], []
+
     @property
     def real(self) -> Tensor | None:
         """Flat positions of the real tokens; None: all."""
@@ -143,6 +152,7 @@ class Middle:
         blocks[first].forward = lambda _, *args, **kwargs: enter(self._start, *args, **kwargs)
         leave = blocks[last].forward
         blocks[last].forward = lambda *args, **kwargs: self._leave(leave(*args, **kwargs))
+        self._replaced = list({id(block): block for block in (blocks[first], blocks[last])}.values())
 
     def _leave(self, out: Any) -> Any:
         self._end = out[0] if isinstance(out, tuple) else out

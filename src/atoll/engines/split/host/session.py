@@ -164,19 +164,29 @@ class HostSession:
         max_tokens = min(hello.max_tokens, facts.max_tokens)
         self._conversation.allow(largest_message_bytes(widths, self._served.width, max_tokens, killed=killed))
         self._conversation.transport.idle_seconds = self._served.idle_seconds
-        middle = Middle(
-            self._served.base.model, cut, groups, returns_tuple=self._served.trace.returns_tuple, factored=peer.factored, peer=peer,
-            killed=self._killed(hello, facts),
-        )  # fmt: skip
-        while self._exchange(peer, middle):
-            self._count(peer.num_tokens)
+        killed_modules = self._killed(hello, facts)
+        if killed_modules is None:
+            return
+        with self._served.turns.turn():  # Merging is a computation like others.
+            middle = Middle(
+                self._served.base.model, cut, groups, returns_tuple=self._served.trace.returns_tuple, factored=peer.factored, peer=peer,
+                killed=killed_modules,
+            )  # fmt: skip
+        try:
+            while self._exchange(peer, middle):
+                self._count(peer.num_tokens)
+        finally:
+            middle.close()
 
-    def _killed(self, hello: Any, facts: HostFacts) -> list[KilledModule]:
-        """The adapters of killed modules, which the device sends once."""
+    def _killed(self, hello: Any, facts: HostFacts) -> list[KilledModule] | None:
+        """The adapters of killed modules, which the device sends once; None where it said goodbye."""
         modules = [module for module in hello.modules if module.killed]
         if not modules:
             return []
+        self._conversation.transport.left_seconds = self._served.idle_seconds
         message = self._conversation.receive()
+        if message.kind != "killed":
+            return None
         sizes = [(facts.modules[module.name], module.rank) for module in modules]
         check_shapes(message, [shape for (d_in, d_out), rank in sizes for shape in ((rank, d_in), (d_out, rank))])
         matrices = iter(tensors_of(message, torch.float32, torch.device("cpu")))
