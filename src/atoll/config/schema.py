@@ -119,7 +119,9 @@ class Select(Section):
     """[select] which modules are active."""
 
     policy: Literal["all", "kill-and-revive", "early-kill", "random", "magnitude", "snip", "last-layers"] = "all"
-    """How the active modules are chosen; those that are not active are killed: no longer trained, until they are revived."""
+    """How the active modules are chosen; those that are not active are killed: no longer trained, until they are revived. By their
+    variation in a window, again and again or (early-kill) once; by the root mean square of the adapter's parameters (magnitude) or the
+    mean of |parameter x gradient| (snip) in one window; by lot; or the last ones. Gradients count as clipped."""
     keep: Annotated[float, Field(gt=0, le=1)] = 0.125
     """Share of the modules kept active."""
     observe_steps: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
@@ -127,7 +129,8 @@ class Select(Section):
     every: Literal["epoch"] | Annotated[int, Field(ge=1)] = "epoch"
     """How often all modules are revived and the choice is made again (kill-and-revive)."""
     killed: Literal["offload", "skip", "merge"] = "offload"
-    """A killed module is evaluated where the base runs, left out until it is revived, or merged into the base's weights (lora)."""
+    """A killed module is evaluated where the base runs, left out until it is revived (what it learned counts again in the result: nearly
+    exact only soon after an early kill), or merged into a copy of the base's weight (lora and fp32; hosts need --merge)."""
     variation: Literal["change", "norm-change", "product-change", "gradient"] = "gradient"
     """How a module's movement in the window is measured: norm of its parameters' change per root of their number, difference of their
     norms, norm of the change of B A (lora), or mean norm of its gradient per root of the number: Adam moves every parameter at about the
