@@ -20,6 +20,7 @@ from atoll.selection.schedule import Schedule
 from atoll.shapes import ModuleKind, ModuleShape
 from atoll.tasks.batches import BatchStream
 from atoll.tasks.tokens import Example, Examples
+from atoll.wire.handshake import block_of
 
 from tests.conftest import random_model
 
@@ -67,9 +68,9 @@ HOW_KILLED = [("lora", "offload"), ("lora", "skip"), ("lora", "merge"), ("bottle
 
 
 def chooser(state: AdapterState, schedule: Schedule, *, front: int = 0, **select: object) -> Chooser:
-    """A chooser over all modules of a llama's adapters."""
+    """A chooser over all modules of the adapters."""
     kinds: dict[str, ModuleKind] = {name: "attention" if "attn" in name else "mlp" for name in state.modules}
-    shapes = [ModuleShape(name, *one.size, kinds[name], int(name.split(".")[2])) for name, one in state.modules.items()]
+    shapes = [ModuleShape(name, *one.size, kinds[name], block_of(name) or 0) for name, one in state.modules.items()]
     pool = [
         PoolModule(m.name, (m.block, m.stage), (m.d_in, m.d_out, state.modules[m.name].rank), m.block >= front, m.block < front)
         for m in sorted(shapes, key=lambda m: (m.block, m.stage))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from atoll.adapters.state import AdapterState, ModuleAdapter
-from atoll.base.load import Base
+from atoll.base.load import Base, load_base
+from atoll.base.quantize import load_quantized
 from atoll.config.schema import Train
 from atoll.engines.local import LocalTrainer
 from atoll.engines.split.cut import Cut
@@ -18,7 +20,7 @@ from atoll.engines.split.host.middle import KilledModule, Middle
 from atoll.engines.trainer import FitPlan, TrainState
 from atoll.selection.schedule import Schedule
 
-from tests.conftest import random_model
+from tests.conftest import random_model, save_model_folder
 from tests.engines.conftest import HOW_KILLED, Steps, adapters, chooser, stream
 from tests.engines.split.conftest import BLOCKS, device_trainer, served, thread_host
 from tests.engines.split.test_split_equals_local import CUTS, difference
@@ -42,6 +44,47 @@ def test_split_equals_local(kind: str, killed: str, cut: str, mode: str) -> None
     assert difference(wanted.state.adapter, update.state.adapter) < 1e-5
     assert len({report.active for report in update.reports}) > 2
     assert (client.account.sent["killed"] > 0) == (killed != "skip")
+
+
+def test_in_every_family(family: str) -> None:
+    start, few = adapters(random_model(family, BLOCKS)), FitPlan(9, 1, False)
+    choosing = chooser(start, Schedule(2, 5, ever=True), front=1, policy="kill-and-revive", keep=0.2)
+    base = Base(family, random_model(family, BLOCKS), None, family == "gpt2")  # type: ignore[arg-type]
+    local = LocalTrainer(base, Train(learning_rate=2e-3), STEPS, 0.0, 0, "north", chooser=choosing)
+    wanted = local.fit(TrainState(start, {}, 0), stream(), few, Steps([]))
+    trainer, client = device_trainer(family, CUTS["1-0"], thread_host(served(random_model(family, BLOCKS))), mode="factored")
+    update = replace(trainer, chooser=choosing).fit(TrainState(start, {}, 0), stream(), few, Steps([]))
+    assert [report.active for report in update.reports] == [report.active for report in wanted.reports]
+    assert difference(wanted.state.adapter, update.state.adapter) < 1e-5
+    assert client.account.sent["killed"] > 0
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_on_a_quantized_base(bits: int, tmp_path: Path) -> None:
+    save_model_folder(tmp_path, "llama")
+    start = adapters(random_model("llama"))
+    choosing = chooser(start, SCHEDULE, policy="kill-and-revive", keep=0.2, variation="change")
+    whole = LocalTrainer(load_quantized(str(tmp_path), bits), Train(learning_rate=2e-3), STEPS, 0.0, 0, "north", chooser=choosing)
+    wanted = whole.fit(TrainState(start, {}, 0), stream(), PLAN, Steps([]))
+    host = served(load_quantized(str(tmp_path), bits).model)
+    trainer, _ = device_trainer(load_base(str(tmp_path)).model, CUTS["0-0"], thread_host(host))
+    update = replace(trainer, chooser=choosing).fit(TrainState(start, {}, 0), stream(), PLAN, Steps([]))
+    if bits == 4:  # In 8 bit the library's fp16 rounding may turn a close choice.
+        assert [report.active for report in update.reports] == [report.active for report in wanted.reports]
+    assert difference(wanted.state.adapter, update.state.adapter) < (0.1 if bits == 8 else 1e-5)
+    assert difference(start, update.state.adapter) > 1e-2
+
+
+@pytest.mark.parametrize("codec", ["bf16", "int8"])
+@pytest.mark.parametrize("mode", ["dense", "factored"])
+def test_with_a_lossy_codec(codec: str, mode: str) -> None:
+    start = adapters(random_model("llama", BLOCKS))
+    choosing = chooser(start, Schedule(0, None, ever=True), policy="last-layers", keep=0.2)
+    updates = []
+    for name in ("fp32", codec):
+        trainer, _ = device_trainer("llama", CUTS["1-0"], thread_host(served(random_model("llama", BLOCKS))), mode=mode, codec=name)
+        updates.append(replace(trainer, chooser=choosing).fit(TrainState(start, {}, 0), stream(), PLAN, Steps([])))
+    assert 1e-7 < difference(updates[0].state.adapter, updates[1].state.adapter) < 0.2
 
 
 def test_killed_modules_cross_in_full_precision_and_groups_without_active_ones_not_at_all() -> None:
