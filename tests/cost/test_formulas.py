@@ -6,20 +6,19 @@ import doctest
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import FlopCounterMode
 
 from atoll.adapters.attach import Killed, attached
 from atoll.adapters.fresh import fresh_adapters
 from atoll.adapters.targets import resolve_targets
-from atoll.base.head import loss_sum
+from atoll.base.head import head_of, loss_sum
 from atoll.base.shapes import read_shapes
 from atoll.cost import formulas
+from atoll.cost.meters import CountedFlops
 from atoll.engines.local import _checkpointing
 from atoll.engines.split.cut import Cut
 from atoll.shapes import BaseShapes
@@ -46,33 +45,24 @@ def rows() -> Rows:
     return Rows(torch.arange(ROWS * TOKENS).view(ROWS, TOKENS) % 96, torch.arange(LABELS), torch.arange(LABELS))
 
 
-class ThreadFlops(TorchDispatchMode):
-    """Counts this thread's products. PyTorch's own counter hooks into modules of all threads, and so disturbs a host in another."""
-
-    total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
-        return out
-
-
 def counted_flops(family: str, ranks: dict[str, int], shapes: BaseShapes, checkpointing: bool, killed: Mapping[str, int] = {}) -> int:
-    """One forward and backward pass of a real model, as PyTorch counts its products."""
+    """One forward and backward pass of a real model, as PyTorch counts its products, and this package's own counter with it."""
     model = random_model(family)
     model.set_attn_implementation("eager")
     sizes = {module.name: (module.d_in, module.d_out) for module in shapes.modules}
     # Bottleneck adapters have the same products as LoRA, without the fused in-place product that the counter does not see.
     state = fresh_adapters("bottleneck", sizes, {**ranks, **killed}, 1.0, 0)
-    with attached(model, state, killed=Killed(tuple(killed))), FlopCounterMode(display=False) as counter:
+    count = CountedFlops(head_of(model).weight_VD)
+    with attached(model, state, killed=Killed(tuple(killed))), FlopCounterMode(display=False) as counter, count:
         if checkpointing:
             model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
             model.disable_input_require_grads()  # the library would ask for a gradient of the frozen embedding
             for module in model.modules():
                 module.training = hasattr(module, "gradient_checkpointing")
         loss_sum(model, rows()).backward()
-    return counter.get_total_flops()
+    assert count.head_flops == (formulas.head_flops(shapes, num_label_tokens=LABELS) if ranks else 0)
+    assert count.flops == counter.get_total_flops()
+    return count.flops
 
 
 def saved_shapes(family: str, folder: Path) -> BaseShapes:
@@ -162,14 +152,16 @@ def test_flops_of_a_device_are_what_pytorch_counts(active: str, checkpointing: b
     model.set_attn_implementation("eager")
     here = {name: rank for name, rank in killed.items() if ".1." not in name}
     start = fresh_adapters("bottleneck", sizes, {**ranks, **here}, 1.0, 0)
-    with attached(model, start, killed=Killed(tuple(here))), _checkpointing(model, checkpointing), ThreadFlops() as counter:
+    counter = CountedFlops(head_of(model).weight_VD)
+    with attached(model, start, killed=Killed(tuple(here))), _checkpointing(model, checkpointing), counter:
         loss_sum(model, rows()).backward()
     client.end()
     foretold = formulas.step_flops(
         shapes, ranks, num_rows=ROWS, row_tokens=TOKENS, num_label_tokens=LABELS, gradient_checkpointing=checkpointing,
         elsewhere={1}, killed=killed, factored=mode == "factored",
     )  # fmt: skip
-    assert counter.total == foretold.flops or (checkpointing and 0.88 * foretold.flops < counter.total < foretold.flops)
+    assert counter.head_flops == foretold.head_flops
+    assert counter.flops == foretold.flops or (checkpointing and 0.88 * foretold.flops < counter.flops < foretold.flops)
 
 
 def test_payload_is_the_adapters_bytes(tmp_path: Path) -> None:
@@ -190,3 +182,17 @@ def test_no_adapters_is_a_forward_pass_of_the_blocks_and_nothing_else() -> None:
 def test_parts_add_up() -> None:
     one = formulas.Flops(1, 2, 3)
     assert (one + one).flops == one.times(2).flops == 12
+
+
+def test_padding_does_not_travel_and_is_not_worked_on(tmp_path: Path) -> None:
+    shapes = saved_shapes("llama", tmp_path)
+    remote = {m.name: 3 for m in shapes.modules if m.block == 1}
+    both = {m.name: 3 for m in shapes.modules}
+
+    def count(ranks: dict[str, int], num_tokens: int, real: int | None = None) -> int:
+        return formulas.adapter_flops(shapes, ranks, num_tokens=num_tokens, elsewhere={1}, num_real_tokens=real)
+
+    assert count(remote, 12, 9) == count(remote, 9) < count(remote, 12)
+    front = {name: rank for name, rank in both.items() if name not in remote}
+    assert count(both, 12) - count(both, 12, 9) == 2 * 3 * 3 * 3 * sum(m.d_in + m.d_out for m in shapes.modules if m.block == 1)
+    assert count(front, 12, 9) == count(front, 12)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from atoll.adapters import layers
+from atoll.base import head
 from atoll.base.head import token_losses_N
 from atoll.config.schema import Train
+from atoll.cost import meters
 from atoll.engines.local import LocalTrainer
 from atoll.engines.step import learning_rate_at
-from atoll.engines.trainer import FitPlan, TrainState, Update
+from atoll.engines.trainer import FitPlan, StepReport, TrainState, Update
 
 from tests.conftest import random_model
 from tests.engines.conftest import adapters, stream, trainer
@@ -134,3 +139,39 @@ def test_schedules(schedule: str, middle: float, last: float) -> None:
     assert learning_rate_at(train, 9, 10) == pytest.approx(2.0 * last, rel=1e-2)
     warm = train.model_copy(update={"warmup_steps": 4})
     assert [learning_rate_at(warm, step, 14) for step in range(5)] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
+
+
+def test_the_first_step_of_all_is_counted_and_no_other() -> None:
+    """The head in whatever chunks; a step that is done anew counts once; where training goes on, nothing is counted."""
+    engine = trainer()
+    update = fit(engine, 3)
+    counted = update.reports[0].counted
+    assert counted is not None
+    assert [report.counted for report in update.reports[1:]] == [None, None]
+    assert fit(engine, 1, update.state).reports[0].counted is None
+    weight = head.head_of(engine.base.model).weight_VD
+    assert counted.head_flops == 4 * update.reports[0].num_label_tokens * weight.numel()
+
+    def twice(step: Callable[[], StepReport]) -> StepReport:
+        step()
+        return step()
+
+    assert fit(replace(engine, attempt=twice), 1).reports[0].counted == counted
+
+
+def test_a_head_in_chunks_is_counted_whole(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    whole = fit(trainer(family), 1, batch_size=12).reports[0].counted
+    monkeypatch.setattr(head, "CHUNK_BYTES", 1)  # 16 tokens each
+    assert fit(trainer(family), 1, batch_size=12).reports[0].counted == whole
+
+
+@pytest.mark.parametrize(("kind", "small"), [("lora", 64), ("lora", 0), ("bottleneck", 64)])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_counting_changes_no_result(monkeypatch: pytest.MonkeyPatch, kind: str, small: int, checkpointing: bool, family: str) -> None:
+    monkeypatch.setattr(layers, "SMALL_WIDTH", small)
+    counted = fit(trainer(family, dropout=0.2), 2, kind=kind, checkpointing=checkpointing)
+    monkeypatch.setattr(meters.CountedFlops, "__enter__", lambda count: count)
+    uncounted = fit(trainer(family, dropout=0.2), 2, kind=kind, checkpointing=checkpointing)
+    assert counted.reports[0].counted is not None
+    assert uncounted.reports[0].counted == meters.CountedStep(0, 0)
+    assert counted.state.adapter.digest() == uncounted.state.adapter.digest()

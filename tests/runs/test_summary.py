@@ -14,6 +14,7 @@ from atoll.runs.summary import (
     EdgeCompute,
     EdgeSummary,
     Evaluation,
+    FirstStepFlops,
     LocalOnly,
     PrivacySpent,
     Summary,
@@ -23,14 +24,16 @@ from atoll.runs.summary import (
     write_summary,
 )
 
-EDGE = EdgeSummary("north", "local", 32, 8, {"model.layers.0.self_attn.q_proj": 8}, 150, 10**9, None, 1.0, 100, 200, 0)
+RANKS, FIRST = {"model.layers.0.self_attn.q_proj": 8}, FirstStepFlops(110, 100, 30, 30)
+EDGE = EdgeSummary("north", "local", 32, 8, RANKS, 150, 10**9, None, 1.0, 100, 200, 0, FIRST)
+CLOUDS = EdgeSummary("south", "cloud", 32, 8, {}, 150, None, None, 1.0, 9, 0, 0)
 SUMMARY = Summary(
     status="complete",
     eval=Evaluation({"loss": 4.3, "perplexity": 73.7}, {"loss": 1.1}, LocalOnly({"loss": 1.5}, {"north": {"loss": 1.5}}), {"loss": 1.0}),
     traffic=Traffic(100, 200),
     edge_compute=EdgeCompute(4e9, 1e9, 1e9, 2e9, 1e9),
     seconds=Durations(12.5, None),
-    edges=(EDGE,),
+    edges=(EDGE, CLOUDS),
     versions=versions(),
 )  # fmt: skip
 
@@ -47,8 +50,10 @@ def test_the_fields_of_the_contract_are_there(tmp_path: Path) -> None:
     assert value["seconds"] == {"wall": 12.5, "simulated": None}
     assert set(value["edges"][0]) == {
         "name", "mode", "bits", "batch_size", "ranks", "steps", "predicted_peak_bytes", "measured_peak_bytes", "active_share", "up_bytes",
-        "down_bytes", "dropped_rounds",
+        "down_bytes", "dropped_rounds", "first_step_flops",
     }  # fmt: skip
+    assert value["edges"][0]["first_step_flops"] == {"counted": 110, "formula": 100, "counted_head": 30, "formula_head": 30}
+    assert value["edges"][1]["first_step_flops"] is None
     assert value["privacy"] is None
     assert set(value["versions"]) == {"atoll", "torch", "transformers", "peft", "flwr", "python"}
 

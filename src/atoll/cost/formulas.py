@@ -55,11 +55,13 @@ def step_flops(
     elsewhere: Container[int] = (),
     killed: Mapping[str, int] = {},
     factored: bool = False,
+    num_real_tokens: int | None = None,
 ) -> Flops:
     """Forward and backward through the base, its adapters and its head, for `num_rows` rows of `row_tokens` tokens.
 
     `ranks` are those of active modules; `killed` those of modules that are evaluated and not trained. Blocks that run `elsewhere`, in a
-    host, cost nothing here, nor do their killed modules; their active adapters do, on a `factored` wire their first factor only.
+    host, cost nothing here, nor do their killed modules; their active adapters do, on a `factored` wire their first factor only, for
+    `num_real_tokens` where there is padding.
 
     With one adapter on the second block's fc1 and 10 label tokens of 2 rows x 6 tokens: forward 2*12*(64+64+128+128) = 9216 a block
     and scores 4*2*36*8 = 2304; backward only fc2's dx, 2*12*128 = 3072.
@@ -84,7 +86,7 @@ def step_flops(
     )
     adapters = adapter_flops(
         shapes, ranks, num_tokens=num_tokens, gradient_checkpointing=gradient_checkpointing, elsewhere=elsewhere, killed=killed,
-        factored=factored,
+        factored=factored, num_real_tokens=num_real_tokens,
     )  # fmt: skip
     return Flops(blocks, adapters, head_flops(shapes, num_label_tokens=num_label_tokens) if ranks else 0)
 
@@ -122,9 +124,11 @@ def base_flops(
 
 def adapter_flops(
     shapes: BaseShapes, ranks: Mapping[str, int], *, num_tokens: int, gradient_checkpointing: bool = False,
-    elsewhere: Container[int] = (), killed: Mapping[str, int] = {}, factored: bool = False,
+    elsewhere: Container[int] = (), killed: Mapping[str, int] = {}, factored: bool = False, num_real_tokens: int | None = None,
 ) -> int:  # fmt: skip
     """The adapters, forward and backward: active ones (`ranks`) wherever their block runs, `killed` ones but for blocks `elsewhere`.
+
+    Padding does not travel: of blocks `elsewhere`, `num_real_tokens` of the tokens are worked on (None: all of them).
 
     Forward is u = A x and B u: 2 n r (d_in + d_out). Backward is twice that: gradients of A and B, of u, and of x; the last one, 2 n r
     d_in, only above the lowest active stage.
@@ -155,8 +159,9 @@ def adapter_flops(
         >>> adapter_flops(base, active, num_tokens=4, elsewhere={0}, factored=True)
         128
     """
-    lowest, total = _lowest(shapes, ranks), 0
+    lowest, total, num_padded = _lowest(shapes, ranks), 0, num_tokens
     for module in shapes.modules:
+        num_tokens = num_padded if module.block not in elsewhere or num_real_tokens is None else num_real_tokens
         here, above = module.block not in elsewhere, _place(module) > lowest
         again = gradient_checkpointing and here and module.block >= lowest[0]
         rank, frozen_rank = ranks.get(module.name, 0), killed.get(module.name, 0) if here else 0

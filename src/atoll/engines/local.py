@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from atoll.adapters.attach import attached
-from atoll.base.head import loss_sum
+from atoll.base.head import head_of, loss_sum
 from atoll.base.load import Base
 from atoll.config.schema import Train
+from atoll.cost.meters import CountedFlops, CountedStep
 from atoll.engines.step import Stepper, cohorts_of, new_stepper
 from atoll.engines.trainer import Batches, FitPlan, OptimizerState, StepReport, TrainState, Update
 from atoll.engines.watching import Stretch, Watcher
@@ -96,7 +97,12 @@ class LocalTrainer:
         """One step, the same however often it is begun: adapters and moments change at its end."""
         if self.dropout:
             torch.manual_seed(stream(self.seed, "dropout", edge=self.edge, round=step))
-        return stepper.step(parts, lambda batch: loss_sum(self.base.model, batch), step)
+        forward = partial(loss_sum, self.base.model)
+        if step > 0:
+            return stepper.step(parts, forward, step)
+        with CountedFlops(head_of(self.base.model).weight_VD) as count:
+            report = stepper.step(parts, forward, step)
+        return replace(report, counted=CountedStep(count.flops - count.head_flops, count.head_flops))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from atoll.adapters.state import AdapterState
+from atoll.cost.meters import CountedStep
 from atoll.tasks.batches import Batch
 
 
@@ -94,6 +95,8 @@ class StepReport:
     """Killed modules that were given to whoever runs their blocks right before this step."""
     turn: Turn | None = None
     """What changed right before this step."""
+    counted: CountedStep | None = None
+    """What this step really computed here; counted at an edge's first step only, because counting takes time."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

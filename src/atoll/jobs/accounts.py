@@ -8,10 +8,11 @@ from typing import Literal
 
 from atoll.config.schema import Edge
 from atoll.cost.formulas import round_seconds
+from atoll.cost.meters import FirstStep
 from atoll.cost.work import Work
 from atoll.engines.federated.strategy import EdgeResult, RoundResult
 from atoll.jobs.job import Job
-from atoll.runs.summary import Durations, EdgeCompute, EdgeSummary, Evaluation, Summary, Traffic, versions
+from atoll.runs.summary import Durations, EdgeCompute, EdgeSummary, Evaluation, FirstStepFlops, Summary, Traffic, versions
 
 
 class Accounts:
@@ -59,6 +60,7 @@ class Accounts:
             active_share=sum((edge.work for edge in results), Work()).active_share,
             up_bytes=sum(edge.up_bytes for edge in results), down_bytes=sum(edge.down_bytes for edge in results),
             dropped_rounds=self._dropped[name],
+            first_step_flops=next((_first_step(edge.first_step) for edge in results if edge.first_step is not None), None),
         )  # fmt: skip
 
     def _simulated_seconds(self) -> float | None:
@@ -81,6 +83,13 @@ class Accounts:
             bits_per_second=declared.bandwidth, latency_seconds=declared.latency,
             round_trips=1 + result.work.num_round_trips,  # The adapter comes and goes.
         )  # fmt: skip
+
+
+def _first_step(first: FirstStep) -> FirstStepFlops:
+    counted, formula = first.counted, first.formula
+    return FirstStepFlops(
+        counted.block_and_adapter_flops, formula.block_flops + formula.adapter_flops, counted.head_flops, formula.head_flops
+    )
 
 
 def _traffic(results: Sequence[EdgeResult], work: Work, *, split: bool) -> Traffic:

@@ -75,6 +75,16 @@ class Durations:
 
 
 @dataclass(frozen=True, slots=True)
+class FirstStepFlops:
+    """Floating-point operations of an edge's first step, as counted and by formula: of blocks and adapters, and of the head apart."""
+
+    counted: int
+    formula: int
+    counted_head: int
+    formula_head: int
+
+
+@dataclass(frozen=True, slots=True)
 class EdgeSummary:
     """One edge; `ranks` by module name."""
 
@@ -90,6 +100,8 @@ class EdgeSummary:
     up_bytes: int
     down_bytes: int
     dropped_rounds: int
+    first_step_flops: FirstStepFlops | None = None
+    """None where nothing is computed on the edge, or no step of it counted for a round."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from atoll.adapters.state import AdapterState
-from atoll.cost.meters import PeakMemory
+from atoll.cost.meters import FirstStep, PeakMemory
 from atoll.cost.traffic import WireAccount
 from atoll.cost.work import Work
 from atoll.engines.federated.flower import ClientApp, Context, Message, MetricRecord, RecordDict
@@ -73,6 +73,10 @@ def _train(work: EdgeWork, message: Message, context: Context) -> Message:
     })  # fmt: skip
     if work.uploaded_bytes is not None:
         reply["uploaded"] = MetricRecord({"bytes": work.uploaded_bytes if state.step == 0 else 0})
+    else:  # Otherwise what was counted was not done on the edge.
+        for report in update.reports:
+            if report.counted is not None:
+                reply["first_step"] = MetricRecord(dict(FirstStep(report.counted, work.work_of(report).flops).to_numbers()))
     crossed = work.account.since(before)
     reply["wire_up"], reply["wire_down"] = MetricRecord(dict(crossed.sent)), MetricRecord(dict(crossed.received))
     return Message(reply, reply_to=message)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from atoll.adapters.state import AdapterState
+from atoll.cost.meters import FirstStep
 from atoll.cost.traffic import WireAccount
 from atoll.cost.work import Work
 from atoll.engines.federated.aggregation import Contribution, aggregate, check_update, for_edge
@@ -35,6 +36,8 @@ class EdgeResult:
     wire: WireAccount
     """Of these, the exchanges with a host, by message kind."""
     seconds: float
+    first_step: FirstStep | None = None
+    """In the round of the edge's first step, and where it was done on the edge."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,10 +154,11 @@ class AdapterStrategy(Strategy):
         uploaded = reply.content.metric_records.get("uploaded")
         sent = num_bytes(reply.content) if uploaded is None else int(uploaded["bytes"])  # type: ignore[arg-type]
         down_bytes = down_bytes if uploaded is None else 0
+        first = reply.content.metric_records.get("first_step")
         result = EdgeResult(
             edge=edge, mean_loss=float(metrics["mean_loss"]), up_bytes=sent + up.total(),  # type: ignore[arg-type]
             down_bytes=down_bytes + down.total(), wire=WireAccount(up, down), work=Work.from_numbers(metrics),
-            seconds=time.monotonic() - started, **counts,
+            seconds=time.monotonic() - started, first_step=None if first is None else FirstStep.from_numbers(first), **counts,
         )  # fmt: skip
         check_update(contribution, self.state)
         return contribution, result
