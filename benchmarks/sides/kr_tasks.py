@@ -89,7 +89,7 @@ def _newsgroups() -> Mapping[str, Sequence[Row]]:
             parts[part][text] = {"text": text, "label": post["label"]}
     for part in ("dev", "test"):
         parts[part] = {text: row for text, row in parts[part].items() if text not in parts["train"]}
-    counts = {"train": MOST_TRAIN_ROWS, "dev": 400, "test": 500}
+    counts = {"train": MOST_TRAIN_ROWS, "dev": 400, "test": 200}
     return {part: _drawn(parts[part].values(), "text", count) for part, count in counts.items()}
 
 
