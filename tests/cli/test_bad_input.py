@@ -80,15 +80,21 @@ CONFIGS = (
     Bad("unequal bottlenecks", '[adapter]\nkind = "bottleneck"\n' + TWO_EDGES + "rank = 4", ("C104", "adapter.kind", "ranks 4, 8")),
     Bad("slots unnamed", '[data]\ntrain = "a.csv"\neval = "b.csv"\n[evaluate]\nmetrics = ["slot_accuracy"]', ("C104", "evaluate.slots")),
     Bad("choices unnamed", '[evaluate]\nmetrics = ["choice_accuracy"]', ("C104", "evaluate.choices and evaluate.answer")),
-    Bad("threshold without value", '[select]\nthreshold = "absolute"', ("C104", "line 2", "select.least_variation")),
-    Bad("value of another threshold", "[select]\nleast_variation = 0.1", ("C104", "select.least_variation", 'threshold = "keep"')),
+    Bad("threshold without value", '[select]\npolicy = "early-kill"\nthreshold = "absolute"', ("C104", "line 3", "select.least_variation")),
+    Bad(
+        "value of another threshold", '[select]\npolicy = "early-kill"\nleast_variation = 0.1',
+        ("C104", "select.least_variation", 'threshold = "keep"'),
+    ),
     Bad("threshold of nothing", '[select]\npolicy = "random"\nthreshold = "mean"', ("C104", "line 3", "select.threshold", '"keep"')),
     Bad(
         "product of a bottleneck",
-        '[adapter]\nkind = "bottleneck"\n[select]\nvariation = "product-change"',
-        ("C104", "line 4", "select.variation", '"lora"'),
+        '[adapter]\nkind = "bottleneck"\n[select]\npolicy = "early-kill"\nvariation = "product-change"',
+        ("C104", "line 5", "select.variation", '"lora"'),
     ),
-    Bad("merged bottleneck", '[adapter]\nkind = "bottleneck"\n[select]\nkilled = "merge"', ("C104", "select.killed", '"lora"')),
+    Bad(
+        "merged bottleneck", '[adapter]\nkind = "bottleneck"\n[select]\npolicy = "random"\nkilled = "merge"',
+        ("C104", "select.killed", '"lora"'),
+    ),
     Bad(
         "endless window",
         '[select]\npolicy = "kill-and-revive"\nobserve_steps = 5\nevery = 5',
