@@ -120,9 +120,9 @@ def steps_per_round(config: RunConfig, num_rows: int | None) -> int:
 
 def _placed(edge: Edge, placement: Literal["auto"] | Mode, has_host: bool) -> Edge:
     """The edge with a mode that is not "auto"; of one that trains nothing itself, no limit counts."""
-    mode: Mode = "split" if has_host else "local"
-    if edge.mode != "auto" or placement != "auto":
-        mode = edge.mode if edge.mode != "auto" else placement  # type: ignore[assignment]
+    asked = placement if edge.mode == "auto" else edge.mode
+    by_itself: Mode = "split" if has_host else "local"
+    mode: Mode = by_itself if asked == "auto" else asked
     limits = {"memory": None, "flops": None, "bandwidth": None, "latency": None} if mode == "cloud" else {}
     return edge.model_copy(update={"mode": mode, **limits})
 

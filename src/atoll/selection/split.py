@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from atoll.config.schema import RunConfig
 from atoll.cost.traffic import WireBytes
 from atoll.shapes import BaseShapes
-from atoll.wire.accounting import ModuleSizes, frozen_bytes, split_bytes
+from atoll.wire.accounting import ModuleSizes, killed_bytes, split_bytes
 
 
 def elsewhere(config: RunConfig, shapes: BaseShapes) -> range:
@@ -54,7 +54,7 @@ def step_bytes(
             lowest_needs_input_gradient=front, front_gradient=front, has_factors=first and config.wire.mode == "factored",
         )  # fmt: skip
 
-    handed_over = frozen_bytes([sizes for group in groups(config, shapes, killed) for sizes in group])
+    handed_over = killed_bytes([sizes for group in groups(config, shapes, killed) for sizes in group])
     # Gradients of factors come back with every exchange, whatever its tokens: an exchange without tokens counts them alone.
     rest = [count(0, 0, shared=True, first=False)] * (num_exchanges - 1)
     up, down = count(num_tokens, wanted, shared=True, first=True)

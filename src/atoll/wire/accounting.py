@@ -31,14 +31,14 @@ def encoded_bytes(shape: Sequence[int], codec: str) -> int:
     return scales + _BYTES_PER_VALUE[codec] * math.prod(shape)
 
 
-def frozen_bytes(modules: Sequence[ModuleSizes]) -> int:
+def killed_bytes(modules: Sequence[ModuleSizes]) -> int:
     """Tensor bytes of the one message that hands killed modules to the host: both factors of each, in fp32 whatever the codec.
 
     Two modules: 2 * (8 + 8) and 1 * (8 + 4) numbers.
 
-        >>> frozen_bytes([(8, 8, 2), (8, 4, 1)])
+        >>> killed_bytes([(8, 8, 2), (8, 4, 1)])
         176
-        >>> frozen_bytes([])
+        >>> killed_bytes([])
         0
     """
     return sum(encoded_bytes((rank, d_in + d_out), "fp32") for d_in, d_out, rank in modules)
@@ -59,7 +59,7 @@ def largest_message_bytes(
     """
     factors = sum(rank * d_out for group in groups for _, d_out, rank in group)
     widest = max([d_model, *(max(group[0][0], sum(d_out + rank for _, d_out, rank in group)) for group in groups)])
-    return _HEADER_BYTES + max(_BYTES_PER_VALUE["fp32"] * (max_tokens * (widest + 1) + factors), frozen_bytes(killed))
+    return _HEADER_BYTES + max(_BYTES_PER_VALUE["fp32"] * (max_tokens * (widest + 1) + factors), killed_bytes(killed))
 
 
 def split_bytes(
