@@ -104,7 +104,7 @@ CONFIGS = (
     Bad("comparison of nothing", '[data]\ntrain = "a.csv"\n[run]\ncompare = ["central"]', ("C104", "run.compare", "held-out")),
     Bad("quantized base", "[model]\nquantize = 4", ("C105", "line 2", "model.quantize", '"auto"', "reserves")),
     Bad("setting of the planner", "[plan]\nwarmup_steps = 5", ("C105", "line 2", "plan.warmup_steps", "10")),
-    Bad("planner", '[plan]\nimportance = "gradient-weight"', ("C105", "plan.importance", '"none"')),
+    Bad("planner", '[plan]\nimportance = "gradient-weight"', ("C105", "plan.importance", '"svd-sensitivity"')),
     Bad("aggregation", '[federated]\naggregation = "stack"', ("C105", "federated.aggregation", '"exact-svd"')),
     Bad("privacy", "[privacy]\nclip = 1.0", ("C105", "privacy.clip", "the key left out")),
     Bad("set without value", "", ("C106", "--set train.batch_size"), ("train.batch_size",)),

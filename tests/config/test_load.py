@@ -108,7 +108,7 @@ def test_reserved_options_of_the_canonical_file_are_refused_by_name(tmp_path: Pa
         load(_write(tmp_path, CANONICAL + RESERVED))
     assert all(isinstance(leaf, UnavailableError) for leaf in caught.value.errors)
     named = {leaf.where.rpartition(": ")[2] for leaf in caught.value.errors}
-    assert named == {"plan.importance", "plan.round_deadline", "privacy.clip", "privacy.noise_multiplier"}
+    assert named == {"plan.round_deadline", "privacy.clip", "privacy.noise_multiplier"}
 
 
 def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:

@@ -11,8 +11,12 @@ from atoll.errors import InputError, UnavailableError
 # Key -> the values this version has. Every key of a section that ends in ".*" holds at its default only.
 AVAILABLE: dict[str, tuple[object, ...]] = {
     "model.quantize": ("auto",),
-    "plan.importance": ("none",),
     "federated.aggregation": ("exact-svd",),
+    "federated.late": ("wait",),
+    "run.fleet": (None,),
+    "evaluate.every": (None,),
+    "edge.profile": (None,),
+    "edge.bits": (None,),
 }
 DEFAULT_ONLY = ("plan", "privacy")
 _RESERVED = "the file format reserves the key, so run.toml will read unchanged in a version that has it"

@@ -45,6 +45,8 @@ class Run(Section):
     (for comparison: they leave their owner). "auto": in a host where one is named, else on the edge."""
     compare: tuple[Literal["local-only", "central"], ...] = ()
     """Extra rows in the evaluation: every edge alone, and one trainer that sees all data, each with the same number of examples seen."""
+    fleet: Text | None = None
+    """A file of [[edge]] sections, instead of any here."""
 
 
 class Cut(Section):
@@ -62,7 +64,8 @@ class Model(Section):
     base: Text = "tiny"
     """"tiny" (built in), a folder, or a Hugging Face id."""
     quantize: Literal[16, 8, 4, "auto"] = "auto"
-    """Bits per weight of the frozen base; "auto" keeps the width of `precision` in this version."""
+    """Bits per weight in the blocks of a frozen base that an edge holds; the rest keeps `precision`, as all arithmetic does. "auto": the
+    planner's choice, or the width of `precision` where there is no planner (plan.policy = "as-written")."""
     cut: Cut = Cut()
     """Split mode: blocks kept on the device, beside embedding and head."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -149,20 +152,39 @@ class Select(Section):
 
 
 class Plan(Section):
-    """[plan] what the planner may choose from."""
+    """[plan] who decides what each edge does, and what may be chosen from."""
 
-    importance: Literal["svd-sensitivity", "gradient-weight", "none"] = "none"
-    """How the weights that matter are found."""
+    policy: Literal["as-written", "fedpipe"] = "as-written"
+    """Every edge does what run.toml says, if it can; or ("fedpipe") mode, bits, batch and the rank of every weight are found for each
+    edge, by importance, under its memory and the deadline: then [adapter] rank and [train] batch_size say what to aim at."""
+    infeasible: Literal["refuse", "leave-out"] = "refuse"
+    """What becomes of a run with an edge for which nothing fits: it is refused, or goes on without that edge."""
+    importance: Literal["svd-sensitivity", "gradient-weight", "none"] = "svd-sensitivity"
+    """How the weights that matter are found in a warm-up on every edge's own data: by adapters P diag(l) Q with smoothed sensitivity and
+    uncertainty; by |parameter x gradient| over the cost of training the weight; or all alike ("fedpipe" only)."""
+    granularity: Literal["weight", "type"] = "weight"
+    """Whether every weight has an importance of its own, or all of the same last name one."""
+    importance_file: Text | None = None
+    """importance.json of an earlier run, instead of a warm-up."""
     warmup_steps: Annotated[int, Field(ge=1)] = 10
-    """Steps of the importance round."""
-    ranks: tuple[Annotated[int, Field(ge=1)], ...] = (2, 4, 8, 16)
-    """Ranks to choose from."""
-    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 4, 8)
-    """Batch sizes to choose from."""
-    bits: tuple[Literal[4, 8, 16], ...] = (4, 8, 16)
+    """Steps of the warm-up."""
+    warmup_rank: Annotated[int, Field(ge=1)] = 4
+    """Rank of the adapters in the warm-up."""
+    refresh: Annotated[int, Field(ge=1)] | None = None
+    """Rounds after which importance is found, and the plan made, anew; none: once, before the first round."""
+    ranks: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (2, 4, 8, 16)
+    """Ranks to choose from; a weight may also get none."""
+    batch_sizes: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 2, 4, 8)
+    """Rows per micro-batch to choose from, up to those of [train]; `accumulate` makes up for what is missing in a step."""
+    bits: Annotated[tuple[Literal[4, 8, 16], ...], Field(min_length=1)] = (4, 8, 16)
     """Bit widths to choose from."""
-    round_deadline: Seconds | None = None
-    """Time by which every edge must have finished a round."""
+    round_deadline: Annotated[Seconds, Field(gt=0)] | None = None
+    """Time by which every edge must have finished a round, by declared speed and link."""
+    steps: Literal["asked", "fill"] = "asked"
+    """Optimizer steps per round: as [train] asks; or ("fill") more on edges that are done before the deadline, or before the slowest edge
+    where there is no deadline."""
+    most_steps: Annotated[float, Field(ge=1)] = 4.0
+    """For steps = "fill": at most so many times what [train] asks."""
 
 
 class Train(Section):
@@ -201,6 +223,9 @@ class Federated(Section):
     """Fewest edges whose updates make a round."""
     round_timeout: Seconds = 3600.0
     """A round that takes longer goes on without the missing edges."""
+    late: Literal["wait", "cut", "drop"] = "wait"
+    """An edge that by declared speed and link cannot finish by plan.round_deadline is waited for, stops at the last step that it can
+    finish, or is left out of the round."""
 
 
 class Wire(Section):
@@ -238,6 +263,8 @@ class Privacy(Section):
 class Evaluate(Section):
     """[evaluate] what is measured on the held-out rows, beside loss and perplexity."""
 
+    every: Annotated[int, Field(ge=1)] | None = None
+    """Rounds after which held-out rows are scored, too; none: only at the end."""
     metrics: tuple[Literal["exact_match", "bleu", "rouge", "slot_accuracy", "choice_accuracy", "label_accuracy"], ...] = ()
     """exact_match, bleu, rouge, slot_accuracy generate; choice_accuracy and label_accuracy compare likelihoods."""
     batch_size: Annotated[int, Field(ge=1)] = 32
@@ -263,6 +290,8 @@ class Edge(Section):
     """Unique; names the edge's folder and its random streams."""
     mode: Literal["auto", "local", "split", "cloud"] = "auto"
     """Where this edge's base runs; "auto": as [run] placement says."""
+    profile: Text | None = None
+    """A file that `atoll doctor --profile` wrote on that machine; what is declared here goes before it."""
     memory: Bytes | None = None
     """What the training process may use."""
     flops: FlopsPerSecond | None = None
@@ -275,6 +304,8 @@ class Edge(Section):
     """This edge's own file; none: its share of [data] train."""
     rank: Annotated[int, Field(ge=1)] | None = None
     """This edge's adapter rank; none: [adapter] rank."""
+    bits: Literal[16, 8, 4] | None = None
+    """Bits per weight of this edge's base; none: [model] quantize."""
 
 
 class RunConfig(Section):
