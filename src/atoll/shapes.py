@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 ModuleKind = Literal["attention", "mlp", "other"]
@@ -21,6 +22,8 @@ class ModuleShape:
     kind: ModuleKind
     block: int
     """Which block of the base it belongs to, from 0."""
+    whole: bool = False
+    """Whether its weight itself is trained, and not an adapter beside it."""
 
     @property
     def last_name(self) -> str:
@@ -33,7 +36,7 @@ class ModuleShape:
 
         Modules of one block and stage read the same input.
         """
-        return (0 if self.kind == "attention" else 2) + (self.last_name in _OUTPUT_PROJECTIONS)
+        return _stage(self.kind, self.name)
 
     @property
     def num_weights(self) -> int:
@@ -41,8 +44,15 @@ class ModuleShape:
         return self.d_in * self.d_out
 
     def num_adapter_parameters(self, rank: int) -> int:
-        """Trainable numbers of an adapter of this rank: rank * (d_in + d_out)."""
-        return rank * (self.d_in + self.d_out)
+        """Trainable numbers of an adapter of this rank: rank * (d_in + d_out); of a weight that is trained whole, at any rank, all."""
+        return self.num_weights * bool(rank) if self.whole else rank * (self.d_in + self.d_out)
+
+
+@lru_cache(2**16)
+def _stage(kind: ModuleKind, name: str) -> int:
+    # A planner asks millions of times.
+    leaves = name.rpartition(".")[2] in _OUTPUT_PROJECTIONS and not name.endswith(".intermediate.dense")
+    return (0 if kind == "attention" else 2) + leaves
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +76,17 @@ class BaseShapes:
     """Heads times the width of one."""
     keeps_scores: bool
     """Whether attention scores are held in memory (heads x T x T a row)."""
+    head: tuple[ModuleShape, ...] = ()
+    """Of a classifier, what lies between the blocks and the classes; always trained where it is `whole`. Empty: it predicts tokens."""
+    head_biases: bool = False
+    """Whether these have biases."""
+
+    @property
+    def num_head_parameters(self) -> int:
+        """Numbers of the head that are trained."""
+        return sum(module.num_weights + module.d_out * self.head_biases for module in self.head if module.whole)
+
+
+def trained_whole(shapes: BaseShapes) -> BaseShapes:
+    """The same base, of whose modules the weights themselves are trained."""
+    return replace(shapes, modules=tuple(replace(module, whole=True) for module in shapes.modules))

@@ -46,6 +46,27 @@ def test_truncation_to_the_same_rank_changes_no_bit() -> None:
     assert lora(0).truncate({"m": 9}).digest() == lora(0).digest()
 
 
+@given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 6))
+@settings(max_examples=30, deadline=None)
+def test_a_compacted_state_is_the_same_change_at_no_higher_rank_than_it_has(seed: int, rank: int, true_rank: int) -> None:
+    """Columns that repeat others add no rank."""
+    adapter = lora(seed, true_rank).modules["m"]
+    columns = torch.arange(rank) % true_rank
+    state = AdapterState("lora", {"m": ModuleAdapter(adapter.down_RI[columns], adapter.up_OR[:, columns], -0.5)})
+    compact = state.compacted()
+    torch.testing.assert_close(delta(compact), delta(state), rtol=1e-5, atol=1e-5)
+    if rank <= 5:
+        assert compact.digest() == state.digest()
+    else:
+        assert compact.ranks["m"] == min(5, rank, true_rank)
+    assert compact.modules["m"].scaling == -0.5
+
+
+def test_zeros_are_compacted_to_one_column() -> None:
+    zeros = AdapterState("lora", {"m": ModuleAdapter(torch.zeros(9, 7), torch.zeros(5, 9), 1.0)})
+    assert zeros.compacted().ranks == {"m": 1}
+
+
 def test_digest_sees_every_part() -> None:
     state = lora(0)
     adapter = state.modules["m"]
@@ -73,6 +94,8 @@ def test_states_that_do_not_fit_are_refused() -> None:
         lora(0) + AdapterState("bottleneck", lora(0).modules)
     with pytest.raises(AdapterFitError, match="cannot be truncated"):
         AdapterState("bottleneck", lora(0).modules).truncate(1)
+    with pytest.raises(AdapterFitError, match="no other factors"):
+        AdapterState("bottleneck", lora(0, 6).modules).compacted()
     with pytest.raises(AdapterFitError, match="do not fit each other"):
         ModuleAdapter(torch.zeros(3, 7), torch.zeros(5, 2), 1.0)
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from atoll.base.blocks import blocks_path, sizes_of, trace
 from atoll.base.load import load_base
-from atoll.base.quantize import load_quantized
 from atoll.errors import BadValueError, UnavailableError, WeightsError
 
 from tests.conftest import save_model_folder
@@ -43,7 +42,7 @@ def distance(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_outputs_and_gradients_are_close(folder: str, bits: int, precision: str) -> None:
-    base, small = load_base(folder).model, load_quantized(folder, bits, precision=precision).model
+    base, small = load_base(folder).model, load_base(folder, precision=precision, bits=bits).model
     h_BTD = base.get_input_embeddings()(torch.arange(24).view(2, 12)).detach().requires_grad_()
     results = []
     for model in (base, small):
@@ -59,7 +58,7 @@ def test_outputs_and_gradients_are_close(folder: str, bits: int, precision: str)
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_blocks_are_smaller_and_the_rest_is_as_before(folder: str, bits: int) -> None:
-    base, loaded = load_base(folder), load_quantized(folder, bits)
+    base, loaded = load_base(folder), load_base(folder, bits=bits)
     small, path = loaded.model, blocks_path(base.model)
     assert block_bytes(small, path) < block_bytes(base.model, path) * (0.35 if bits == 8 else 0.2)
     names = [name for group in trace(base.model).groups for name in group]
@@ -72,7 +71,7 @@ def test_blocks_are_smaller_and_the_rest_is_as_before(folder: str, bits: int) ->
 
 
 def test_four_bits_are_half_of_eight(folder: str) -> None:
-    four, eight = (load_quantized(folder, bits).model for bits in (4, 8))
+    four, eight = (load_base(folder, bits=bits).model for bits in (4, 8))
     for name in (name for group in trace(four).groups for name in group):
         state = four.get_submodule(name).weight.quant_state
         assert (state.quant_type, state.nested) == ("nf4", True)
@@ -81,13 +80,13 @@ def test_four_bits_are_half_of_eight(folder: str) -> None:
 
 def test_other_bits_are_refused(folder: str) -> None:
     with pytest.raises(BadValueError, match="this many bits"):
-        load_quantized(folder, 16)
+        load_base(folder, bits=3)
 
 
 def test_without_the_library_it_says_what_to_install(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UnavailableError, match="bitsandbytes") as caught:
-        load_quantized(folder, 4)
+        load_base(folder, bits=4)
     assert "atoll[host]" in caught.value.do
 
 
@@ -95,4 +94,4 @@ def test_broken_weights_are_the_same_error_as_without_quantization(tmp_path: Pat
     save_model_folder(tmp_path, "llama")
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(WeightsError, match="cannot be loaded"):
-        load_quantized(str(tmp_path), 8)
+        load_base(str(tmp_path), bits=8)

@@ -84,7 +84,8 @@ def rewrite(folder: Path, rename: Any) -> None:
 
 
 def test_every_known_family_is_tested() -> None:
-    assert set(FAMILIES) <= set(CONFIGS)
+    generating = {name for name, family in FAMILIES.items() if family.causal}
+    assert generating <= set(CONFIGS), "the others are tested as classifiers"
 
 
 def test_headers_tell_the_modules_of_the_loaded_model(saved: tuple[PreTrainedModel, Path]) -> None:

@@ -87,6 +87,11 @@ CONFIGS = (
     ),
     Bad("threshold of nothing", '[select]\npolicy = "random"\nthreshold = "mean"', ("C104", "line 3", "select.threshold", '"keep"')),
     Bad(
+        "lottery without a number", '[select]\npolicy = "early-kill"\nthreshold = "mean"\ndraw = "lottery"',
+        ("C104", "line 4", "select.draw", 'threshold = "keep"'),
+    ),
+    Bad("lottery without scores", '[select]\npolicy = "random"\ndraw = "lottery"', ("C104", "line 3", "select.draw", "no scores")),
+    Bad(
         "product of a bottleneck",
         '[adapter]\nkind = "bottleneck"\n[select]\npolicy = "early-kill"\nvariation = "product-change"',
         ("C104", "line 5", "select.variation", '"lora"'),
@@ -102,18 +107,32 @@ CONFIGS = (
     ),
     Bad("metric twice", '[evaluate]\nmetrics = ["bleu", "bleu"]', ("C104", "evaluate.metrics", "twice")),
     Bad("comparison of nothing", '[data]\ntrain = "a.csv"\n[run]\ncompare = ["central"]', ("C104", "run.compare", "held-out")),
-    Bad("quantized base", "[model]\nquantize = 4", ("C105", "line 2", "model.quantize", '"auto"', "reserves")),
-    Bad("setting of the planner", "[plan]\nwarmup_steps = 5", ("C105", "line 2", "plan.warmup_steps", "10")),
-    Bad("planner", '[plan]\nimportance = "gradient-weight"', ("C105", "plan.importance", '"svd-sensitivity"')),
-    Bad("aggregation", '[federated]\naggregation = "stack"', ("C105", "federated.aggregation", '"exact-svd"')),
-    Bad("privacy", "[privacy]\nclip = 1.0", ("C105", "privacy.clip", "the key left out")),
+    Bad("deadline for nobody", '[federated]\nlate = "cut"', ("C104", "line 2", "federated.late", "round_deadline")),
+    Bad("setting of the planner", "[plan]\nrefresh = 5", ("C104", "line 2", "plan.refresh", 'policy = "fedpipe"')),
+    Bad("blind warm-up", '[plan]\npolicy = "fedpipe"\nwarmup_steps = 1', ("C104", "line 3", "plan.warmup_steps", "gradient-weight")),
+    Bad("more stages than rounds", '[plan]\npolicy = "fedadapter"', ("C104", "plan.ranks", "3 rounds, 4 ranks")),
+    Bad(
+        "stacked bottlenecks", '[adapter]\nkind = "bottleneck"\n[federated]\naggregation = "stack"',
+        ("C104", "line 4", "federated.aggregation", '"lora"'),
+    ),
+    Bad(
+        "residual in a host", '[federated]\naggregation = "residual"\n' + TWO_EDGES + 'mode = "split"',
+        ("C104", "line 2", "federated.aggregation", 'mode = "split": south', '"zero-pad"'),
+    ),
+    Bad(
+        "everything in a host", '[run]\nplacement = "split"\n[federated]\naggregation = "stack"',
+        ("C104", "federated.aggregation", 'run.placement = "split"'),
+    ),
+    Bad("privacy", "[privacy]\nclip = 1.0", ("C105", "line 2", "privacy.clip", "the key left out", "reserves")),
+    Bad("fleet that is not there", '[run]\nfleet = "five.toml"', ("C101", "line 2: run.fleet", "five.toml")),
+    Bad("profile that is not there", '[[edge]]\nname = "north"\nprofile = "north.json"', ("C101", "line 3", "doctor --profile north.json")),
     Bad("set without value", "", ("C106", "--set train.batch_size"), ("train.batch_size",)),
     Bad("set to nothing", "", ("C106", "--set train.batch_size="), ("train.batch_size=",)),
     Bad("set without section", "", ("C106", "--set rank=4", "section"), ("rank=4",)),
     Bad("set for no edge", TWO_EDGES, ("C106", "nort", "did you mean edge.north.rank?"), ("edge.nort.rank=4",)),
     Bad("set to a wrong value", "", ("C103", "--set train.batch_size=many", "a whole number"), ("train.batch_size=many",)),
     Bad("set of an unknown key", "", ("C102", "--set train.batchsize=4", "did you mean batch_size?"), ("train.batchsize=4",)),
-    Bad("set of a reserved key", "", ("C105", "--set model.quantize=8"), ("model.quantize=8",)),
+    Bad("set of a reserved key", "", ("C105", "--set privacy.clip=1.0"), ("privacy.clip=1.0",)),
 )
 
 
@@ -142,6 +161,8 @@ LINES = (
     BadLine(("host", "--model", "tiny", "--tenant", "north"), ("C107", "--tenant goes with --make-certificates")),
     BadLine(("host", "--model", "tiny", "--max-tenant-sessions", "2"), ("C107", "needs certificates", "--client-ca")),
     BadLine(("generate", "runs/x", "Hello", "--ca", "ca.pem"), ("C107", "go with --host")),
+    BadLine(("doctor", "--base", "tiny"), ("C107", "--base", "add --profile FILE")),
+    BadLine(("doctor", "--insecure"), ("C107", "--insecure", "add --profile FILE")),
     BadLine(("audit", "run.toml"), ("C107", "not in this version")),
     BadLine(("train",), ("C107", "missing argument 'RUN.toml'", "atoll train [OPTIONS] RUN.toml")),
     BadLine(("train", "run.toml", "more"), ("C107", "more")),
@@ -184,9 +205,9 @@ def test_a_file_that_is_not_text(atoll: Callable[..., object], tmp_path: Path) -
 
 
 def test_all_errors_of_a_file_come_at_once(atoll: Callable[..., object], tmp_path: Path) -> None:
-    (tmp_path / "run.toml").write_text('[run]\nrounds = 0\n[trian]\nx = 1\n[model]\nquantize = 4\n[train]\nschedule = "x"\nlr = 3\n')
+    (tmp_path / "run.toml").write_text('[run]\nrounds = 0\n[trian]\nx = 1\n[privacy]\nclip = 1.0\n[train]\nschedule = "x"\nlr = 3\n')
     outcome = atoll("train", "run.toml", "--set", "rank=4")
-    _is_a_page(outcome, ("run.rounds", "[trian]", "model.quantize", "train.schedule", "train.lr", "--set rank=4", "6 errors"))
+    _is_a_page(outcome, ("run.rounds", "[trian]", "privacy.clip", "train.schedule", "train.lr", "--set rank=4", "6 errors"))
 
 
 @pytest.mark.parametrize("arguments", [("train", "run.toml"), ("train", "run.toml", "--json"), ("resume", "x"), ("train", "absent.toml")])

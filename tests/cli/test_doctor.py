@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
+from atoll.base.load import load_base
 from atoll.commands import doctor as examination
 from atoll.commands.doctor import Check, DoctorReport
+from atoll.config.fleet import read_profile
+from atoll.config.load import load_config
+from atoll.engines import speed
+from atoll.jobs.split import HostLimits, serve
+
+from tests.conftest import save_model_folder
+from tests.engines.split.running import running
 
 
 def test_a_line_for_each_thing_looked_at(atoll: Callable[..., object]) -> None:
@@ -54,3 +64,55 @@ def test_a_library_is_held_against_its_range(wanted: str, status: str, do: str) 
 def test_spinning_threads_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "OMP_WAIT_POLICY", "active")
     assert examination._waiting().status == "warn"
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A benchmark of as few steps as there can be."""
+    monkeypatch.setattr(speed, "MEASURED_SECONDS", 0.0)
+
+
+def test_a_profile_is_what_an_edge_of_run_toml_has(atoll: Callable[..., object], soon: None, tmp_path: Path) -> None:
+    outcome = atoll("doctor", "--profile", "north.json")
+    assert (outcome.status, outcome.err) == (0, "")
+    assert [line.split()[0] for line in outcome.out.splitlines()] == ["memory", "speed", "link", "wrote", "next:"]
+    (tmp_path / "run.toml").write_text('[[edge]]\nname = "north"\nprofile = "north.json"\n')
+    (edge,) = load_config(tmp_path / "run.toml").edge
+    written = json.loads((tmp_path / "north.json").read_text())
+    assert (edge.memory, edge.flops, edge.bandwidth, edge.latency) == (written["memory"], written["flops"], None, None)
+    assert written["flops"] == pytest.approx(
+        written["measured"]["speed"]["step_flops"] / statistics.median(written["measured"]["speed"]["step_seconds"])
+    )
+    assert sorted(os.listdir(tmp_path)) == ["north.json", "run.toml"]
+
+
+def test_a_profile_with_a_host_has_the_link_too_and_replaces_the_one_before(
+    atoll: Callable[..., object], soon: None, tmp_path: Path
+) -> None:
+    save_model_folder(tmp_path / "base", "llama")
+    (tmp_path / "north.json").write_text("an old one")
+    with running(serve(load_base("tiny"), "tiny", "fp32", 32, HostLimits())) as host:
+        outcome = atoll("doctor", "--profile", "north.json", "--base", "base", "--host", f"127.0.0.1:{host.port}", "--json")
+    assert (outcome.status, json.loads(outcome.out)) == (0, json.loads((tmp_path / "north.json").read_text()))
+    profile = read_profile(tmp_path / "north.json", "")
+    assert profile.bandwidth is not None
+    assert profile.latency is not None
+    assert profile.measured["base"] == "base"
+    link = profile.measured["link"]
+    assert profile.bandwidth == min(link["up_bits_per_second"], link["down_bits_per_second"])
+    assert profile.latency == statistics.median(link["round_trip_seconds"]) / 2
+
+
+def test_a_profile_that_cannot_be_measured_or_written_leaves_nothing(atoll: Callable[..., object], soon: None, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for arguments, status, code in (
+        (("folder",), 2, "R502"),
+        (("absent/north.json",), 2, "R502"),
+        (("north.json", "--base", "./absent"), 2, "B301"),
+        (("north.json", "--host", "127.0.0.1:1"), 4, "W804"),
+        (("north.json", "--host", "example.org:1"), 2, "C108"),
+    ):
+        outcome = atoll("doctor", "--profile", *arguments)
+        assert (outcome.status, outcome.out) == (status, "")
+        assert outcome.err.startswith(f"error {code}")
+    assert os.listdir(tmp_path) == ["folder"]

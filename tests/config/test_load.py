@@ -108,7 +108,7 @@ def test_reserved_options_of_the_canonical_file_are_refused_by_name(tmp_path: Pa
         load(_write(tmp_path, CANONICAL + RESERVED))
     assert all(isinstance(leaf, UnavailableError) for leaf in caught.value.errors)
     named = {leaf.where.rpartition(": ")[2] for leaf in caught.value.errors}
-    assert named == {"plan.round_deadline", "privacy.clip", "privacy.noise_multiplier"}
+    assert named == {"privacy.clip", "privacy.noise_multiplier"}
 
 
 def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
@@ -213,6 +213,7 @@ def test_more_conflicts(tmp_path: Path, text: str) -> None:
         'policy = "kill-and-revive"\nevery = 5',
         'policy = "magnitude"\nthreshold = "mean"',
         'policy = "last-layers"\nkeep = 0.5',
+        'policy = "snip"\nkeep = 0.5\ndraw = "lottery"',
         'variation = "product-change"\nkilled = "merge"',
         'variation = "norm-change"\nkilled = "skip"\n[adapter]\nkind = "bottleneck"',
     ],

@@ -19,7 +19,7 @@ from atoll.base.head import head_of, loss_sum
 from atoll.base.shapes import read_shapes
 from atoll.cost import formulas
 from atoll.cost.meters import CountedFlops
-from atoll.engines.local import _checkpointing
+from atoll.engines import local
 from atoll.engines.split.cut import Cut
 from atoll.shapes import BaseShapes
 
@@ -153,7 +153,7 @@ def test_flops_of_a_device_are_what_pytorch_counts(active: str, checkpointing: b
     here = {name: rank for name, rank in killed.items() if ".1." not in name}
     start = fresh_adapters("bottleneck", sizes, {**ranks, **here}, 1.0, 0)
     counter = CountedFlops(head_of(model).weight_VD)
-    with attached(model, start, killed=Killed(tuple(here))), _checkpointing(model, checkpointing), counter:
+    with attached(model, start, killed=Killed(tuple(here))), local.checkpointing(model, checkpointing), counter:
         loss_sum(model, rows()).backward()
     client.end()
     foretold = formulas.step_flops(

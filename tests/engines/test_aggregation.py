@@ -1,22 +1,33 @@
-"""Laws of averaging adapters of unequal rank and partial modules."""
+"""Laws of averaging adapters of unequal rank and partial modules, by all four rules."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from atoll.adapters.fresh import fresh_adapters
 from atoll.adapters.state import AdapterState, ModuleAdapter
-from atoll.engines.federated.aggregation import Contribution, aggregate, check_update, for_edge
+from atoll.config.conflicts import KEEPS_BENEATH
+from atoll.config.schema import Federated
+from atoll.engines.federated.aggregation import Aggregate, Aggregator, Common, Contribution, check_update, joined, started
+from atoll.engines.federated.parts import EdgeParts
+from atoll.engines.federated.sums import PaddedSum, ProductSum
 from atoll.errors import AdapterFitError, UpdateRefusedError
 
-SIZES = {"a": (7, 9), "b": (9, 6)}
-REFERENCE = fresh_adapters("lora", SIZES, {"a": 4, "b": 4}, alpha=8, seed=0)
+SIZES = {"a": (7, 9), "b": (9, 6), "wide": (40, 50)}
+REFERENCE = fresh_adapters("lora", SIZES, {"a": 4, "b": 4, "wide": 4}, alpha=8, seed=0)
+RANKS = REFERENCE.ranks
+RULES = ("exact-svd", "stack", "zero-pad", "residual")
+EXACT = ("exact-svd", "stack", "residual")
+AVERAGED = ("exact-svd", "zero-pad", "residual")
 
 
-def contribution(seed: int, ranks: dict[str, int], num_examples: int = 1, kind: str = "lora") -> Contribution:
+def contribution(seed: int, ranks: Mapping[str, int], num_examples: int = 1, kind: str = "lora") -> Contribution:
     g = torch.Generator().manual_seed(seed)
     modules = {
         name: ModuleAdapter(torch.randn(r, SIZES[name][0], generator=g), torch.randn(SIZES[name][1], r, generator=g), 8 / r)
@@ -25,49 +36,132 @@ def contribution(seed: int, ranks: dict[str, int], num_examples: int = 1, kind: 
     return Contribution(f"edge{seed}", AdapterState(kind, modules), num_examples)  # type: ignore[arg-type]
 
 
-edges = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 50)), min_size=2, max_size=5)
+def aggregate(
+    parts: Sequence[Contribution], ranks: Mapping[str, int] = RANKS, reference: AdapterState | Common = REFERENCE, rule: str = "exact-svd"
+) -> Aggregate:
+    common = reference if isinstance(reference, Common) else Common(reference)
+    aggregator = Aggregator(rule, common, common.trained.ranks | dict(ranks))  # type: ignore[arg-type]
+    for part in parts:
+        aggregator.add(part)
+    return aggregator.finish()
 
 
-@given(edges)
-@settings(max_examples=25, deadline=None)
-def test_at_full_rank_the_product_is_the_weighted_mean_of_products(setting: list[tuple[int, int]]) -> None:
-    parts = [contribution(i, {"a": rank}, n) for i, (rank, n) in enumerate(setting)]
-    outcome = aggregate(parts, {"a": 7, "b": 4}, REFERENCE)
-    whole = sum(p.num_examples for p in parts)
-    mean = sum(p.state.modules["a"].delta_OI() * (p.num_examples / whole) for p in parts)
-    torch.testing.assert_close(outcome.state.modules["a"].delta_OI(), mean, rtol=1e-4, atol=1e-4)
-    assert outcome.discarded_share == pytest.approx(0, abs=1e-9)
+def change(outcome: Aggregate, name: str = "a") -> Tensor:
+    """What the common adapter adds to a module's weight."""
+    return joined(outcome.common).modules[name].delta_OI()
 
 
-@given(edges)
+def mean_of(parts: Sequence[Contribution], name: str = "a") -> Tensor:
+    """The oracle: dense products, averaged by data over those that trained the module."""
+    voters = [part for part in parts if name in part.state.modules]
+    whole = sum(part.num_examples for part in voters)
+    products = [part.state.modules[name].delta_OI() * (part.num_examples / whole) for part in voters]
+    return torch.stack(products).sum(0)
+
+
+edges = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 50)), min_size=2, max_size=5)
+
+
+def test_the_rules_are_those_of_the_configuration() -> None:
+    assert set(RULES) == set(Federated.model_fields["aggregation"].annotation.__args__)  # type: ignore[union-attr]
+    assert set(KEEPS_BENEATH) < set(RULES)
+
+
+@pytest.mark.parametrize("rule", EXACT)
+@given(setting=edges)
 @settings(max_examples=15, deadline=None)
-def test_order_does_not_matter(setting: list[tuple[int, int]]) -> None:
-    parts = [contribution(i, {"a": rank, "b": 2}, n) for i, (rank, n) in enumerate(setting)]
-    ranks = {"a": 3, "b": 4}
-    assert aggregate(parts, ranks, REFERENCE).state.digest() == aggregate(parts[::-1], ranks, REFERENCE).state.digest()
+def test_at_full_rank_the_product_is_the_weighted_mean_of_products(rule: str, setting: list[tuple[int, int]]) -> None:
+    """exact-svd needs the whole rank for it; the others hold it at any."""
+    parts = [contribution(i, {"a": rank}, n) for i, (rank, n) in enumerate(setting)]
+    outcome = aggregate(parts, {"a": 7 if rule == "exact-svd" else 4}, rule=rule)
+    torch.testing.assert_close(change(outcome), mean_of(parts), rtol=1e-4, atol=1e-4)
+    assert outcome.discarded_share == pytest.approx(0, abs=1e-9)
+    assert outcome.common.trained.ranks["a"] == (7 if rule == "exact-svd" else 4)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@given(setting=edges)
+@settings(max_examples=10, deadline=None)
+def test_order_does_not_matter(rule: str, setting: list[tuple[int, int]]) -> None:
+    """Modules small and large: sums that are dense at the end, and such that are not."""
+    parts = [contribution(i, {"a": rank, "b": 2, "wide": rank}, n) for i, (rank, n) in enumerate(setting)]
+    one, other = (joined(aggregate(order, rule=rule).common) for order in (parts, parts[::-1]))
+    for name in SIZES:
+        torch.testing.assert_close(one.modules[name].delta_OI(), other.modules[name].delta_OI(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["exact-svd", "stack"])
+@given(setting=edges)
+@settings(max_examples=10, deadline=None)
+def test_the_order_of_few_edges_changes_no_bit(rule: str, setting: list[tuple[int, int]]) -> None:
+    parts = [contribution(i, {"wide": rank}, n) for i, (rank, n) in enumerate(setting)]
+    one, other = (joined(aggregate(order, rule=rule).common) for order in (parts, parts[::-1]))
+    assert one.digest() == other.digest()
 
 
 def test_truncation_error_is_the_discarded_singular_values() -> None:
     parts = [contribution(1, {"a": 4}), contribution(2, {"a": 4})]
-    outcome = aggregate(parts, {"a": 3, "b": 4}, REFERENCE)
-    mean = sum(p.state.modules["a"].delta_OI() for p in parts) / 2
+    outcome = aggregate(parts, {"a": 3})
+    mean = mean_of(parts)
     values = torch.linalg.svdvals(mean)
-    error = (outcome.state.modules["a"].delta_OI() - mean).norm()
+    error = (change(outcome) - mean).norm()
     torch.testing.assert_close(error, values[3:].norm(), rtol=1e-4, atol=1e-5)
     assert outcome.discarded_share == pytest.approx(float(values[3:].square().sum() / values.square().sum()), rel=1e-6)
 
 
-def test_an_edge_that_did_not_train_a_module_does_not_move_it() -> None:
-    only = contribution(1, {"a": 4, "b": 4}, 10)
-    outcome = aggregate([only, contribution(2, {"a": 4}, 1000)], {"a": 4, "b": 4}, REFERENCE)
-    assert torch.equal(outcome.state.modules["b"].up_OR, only.state.modules["b"].up_OR)
-    untouched = aggregate([contribution(2, {"a": 4})], {"a": 4, "b": 4}, REFERENCE).state.modules["b"]
-    assert torch.equal(untouched.down_RI, REFERENCE.modules["b"].down_RI)
+@given(setting=edges)
+@settings(max_examples=15, deadline=None)
+def test_zero_padding_is_the_mean_of_padded_factors_and_says_what_it_misses(setting: list[tuple[int, int]]) -> None:
+    parts = [contribution(i, {"a": rank}, n) for i, (rank, n) in enumerate(setting)]
+    outcome, whole = aggregate(parts, {"a": 4}, rule="zero-pad"), sum(p.num_examples for p in parts)
+    down, up = torch.zeros(4, 7).double(), torch.zeros(9, 4).double()
+    for part in parts:
+        one, share = part.state.modules["a"], part.num_examples / whole
+        down[: one.rank] += share * one.down_RI
+        up[:, : one.rank] += share * one.scaling * one.up_OR
+    torch.testing.assert_close(change(outcome), up @ down, rtol=1e-5, atol=1e-5)
+    mean = mean_of(parts)
+    assert outcome.discarded_share == pytest.approx(float((mean - up @ down).norm() ** 2 / mean.norm() ** 2), rel=1e-4)
 
 
-def test_one_edge_is_taken_over_bit_for_bit() -> None:
-    only = contribution(1, {"a": 4, "b": 4})
-    assert aggregate([only], {"a": 4, "b": 4}, REFERENCE).state.digest() == only.state.digest()
+@given(st.lists(st.integers(1, 50), min_size=2, max_size=5))
+@settings(max_examples=10, deadline=None)
+def test_zero_padding_is_exact_where_all_edges_have_the_same_a(weights: list[int]) -> None:
+    first = contribution(0, {"a": 4}).state.modules["a"]
+    others = [contribution(i, {"a": 4}, n) for i, n in enumerate(weights)]
+    parts = [
+        Contribution(o.edge, AdapterState("lora", {"a": ModuleAdapter(first.down_RI, o.state.modules["a"].up_OR, 2.0)}), o.num_examples)
+        for o in others
+    ]
+    torch.testing.assert_close(change(aggregate(parts, rule="zero-pad")), mean_of(parts), rtol=1e-5, atol=1e-5)
+    assert aggregate(parts, rule="residual").common.beneath is None, "nothing is missed, and nothing has to be kept beneath"
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_an_edge_that_did_not_train_a_module_does_not_move_it(rule: str) -> None:
+    only, other = contribution(1, {"a": 4, "b": 4}, 10), contribution(2, {"a": 4}, 1000)
+    torch.testing.assert_close(change(aggregate([only, other], rule=rule), "b"), mean_of([only], "b"), rtol=1e-6, atol=1e-6)
+    before = Common(REFERENCE, contribution(3, {"b": 2}).state if rule in KEEPS_BENEATH else None)
+    after = aggregate([other], reference=before, rule=rule).common
+    assert torch.equal(after.trained.modules["b"].down_RI, REFERENCE.modules["b"].down_RI)
+    assert torch.equal(joined(after).modules["b"].delta_OI(), joined(before).modules["b"].delta_OI())
+
+
+@pytest.mark.parametrize("rule", AVERAGED)
+def test_one_edge_is_taken_over_bit_for_bit(rule: str) -> None:
+    only = contribution(1, RANKS)
+    outcome = aggregate([only], rule=rule)
+    assert joined(outcome.common).digest() == only.state.digest()
+    assert outcome.common.beneath is None
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_one_edge_of_smaller_rank_keeps_its_product(rule: str) -> None:
+    """And what its rank did not reach can still be trained: no row of A is zero."""
+    only = contribution(1, {"a": 2})
+    outcome = aggregate([only], rule=rule)
+    torch.testing.assert_close(change(outcome), mean_of([only]), rtol=1e-5, atol=1e-5)
+    assert outcome.common.trained.modules["a"].down_RI.norm(dim=1).min() > 0.1
 
 
 def test_factors_averaged_apart_would_be_wrong() -> None:
@@ -75,35 +169,157 @@ def test_factors_averaged_apart_would_be_wrong() -> None:
     parts = [contribution(1, {"a": 4}), contribution(2, {"a": 4})]
     a1, a2 = (p.state.modules["a"] for p in parts)
     apart = 2.0 * ((a1.up_OR + a2.up_OR) / 2) @ ((a1.down_RI + a2.down_RI) / 2)
-    exact = aggregate(parts, {"a": 7, "b": 4}, REFERENCE).state.modules["a"].delta_OI()
+    exact = change(aggregate(parts, {"a": 7}))
     assert (apart.double() - exact).norm() > 0.3 * exact.norm()
+    assert aggregate(parts, rule="zero-pad").discarded_share > 0.09
 
 
-def test_an_edge_of_smaller_rank_gets_the_best_approximation() -> None:
-    state = aggregate([contribution(1, {"a": 4}), contribution(2, {"a": 2})], {"a": 4, "b": 4}, REFERENCE).state
-    small = for_edge(state, {"a": 2})
+@pytest.mark.parametrize("rule", KEEPS_BENEATH)
+def test_over_rounds_the_whole_is_the_mean_of_what_the_edges_had(rule: str) -> None:
+    """Each edge's model is what is beneath with its own adapter on it. Ranks beneath stop where the module's size does."""
+    common = Common(REFERENCE)
+    for round_number in range(1, 4):
+        parts = [contribution(10 * round_number + i, {"a": 4, "b": 2, "wide": 3}, 1 + i) for i in range(3)]
+        beneath = {name: one.delta_OI() for name, one in common.beneath.modules.items()} if common.beneath else {}
+        outcome = aggregate(parts, reference=common, rule=rule)
+        for name in SIZES:
+            expected = beneath.get(name, torch.zeros(())) + mean_of(parts, name)
+            torch.testing.assert_close(change(outcome, name), expected, rtol=1e-4, atol=1e-4)
+        common = outcome.common
+    assert common.beneath is not None
+    assert {name: rank <= min(SIZES[name]) for name, rank in common.beneath.ranks.items()} == dict.fromkeys(SIZES, True)
+    assert {name: rank <= min(SIZES[name]) for name, rank in joined(common).ranks.items()} == dict.fromkeys(SIZES, True)
+
+
+def test_stacked_adapters_start_anew_in_every_round_and_the_same_in_every_rerun() -> None:
+    def after(round_number: int, seed: int = 0) -> AdapterState:
+        aggregator = Aggregator("stack", Common(REFERENCE), RANKS, seed=seed, round=round_number)
+        aggregator.add(contribution(1, RANKS))
+        return aggregator.finish().common.trained
+
+    assert all(not one.up_OR.any() and one.scaling == 2.0 for one in after(1).modules.values())
+    assert after(1).digest() == after(1).digest()
+    digests = {state.digest() for state in (REFERENCE, after(1), after(2), after(1, seed=1))}
+    assert len(digests) == 4
+
+
+def test_what_was_learned_before_a_stacked_run_is_beneath_it() -> None:
+    state = contribution(1, RANKS).state
+    common = started(state, "stack", 0)
+    assert common.beneath is not None
+    assert joined(common).digest() == state.digest()
+    assert not any(one.up_OR.any() for one in common.trained.modules.values())
+    assert started(REFERENCE, "stack", 0).trained is REFERENCE
+    assert started(state, "residual", 0).trained is state
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_memory_does_not_grow_with_the_number_of_edges(rule: str) -> None:
+    aggregator, held = Aggregator(rule, Common(REFERENCE), RANKS), []  # type: ignore[arg-type]
+    parts = [contribution(i, {"a": 1 + i % 4, "wide": 1 + i % 4}, 1 + i % 7) for i in range(1000)]
+    for part in parts:
+        aggregator.add(part)
+        held.append(aggregator.num_held)
+    sizes = [SIZES[name][0] * SIZES[name][1] for name in ("a", "wide")]
+    assert max(held) <= sum(sizes)
+    assert held[-1] == sum(sizes)
+    outcome = aggregator.finish()
+    assert max(joined(outcome.common).ranks.values()) <= 40
+    if rule in EXACT:
+        mean = mean_of(parts)
+        at_rank_4 = (lambda u, s, v: (u[:, :4] * s[:4]) @ v[:4])(*torch.linalg.svd(mean, full_matrices=False))
+        torch.testing.assert_close(change(outcome), at_rank_4 if rule == "exact-svd" else mean, rtol=1e-4, atol=1e-5)
+
+
+@given(setting=edges)
+@settings(max_examples=20, deadline=None)
+def test_a_running_sum_is_the_same_before_and_after_it_gets_dense(setting: list[tuple[int, int]]) -> None:
+    parts = [contribution(i, {"a": rank}, n) for i, (rank, n) in enumerate(setting)]
+    running = ProductSum(SIZES["a"])
+    for number, part in enumerate(parts):
+        running.add(part.edge, part.state.modules["a"], part.num_examples)
+        up, down = running.mean()
+        assert up.shape[1] <= 7 or number == 0
+        torch.testing.assert_close(up @ down, mean_of(parts[: number + 1]), rtol=1e-12, atol=1e-12)
+
+
+def test_a_padded_sum_asks_for_the_rows_that_nobody_has() -> None:
+    asked: list[int] = []
+
+    def spare(first: int) -> Tensor:
+        asked.append(first)
+        return torch.ones(4 - first, 7)
+
+    running = PaddedSum(SIZES["a"], 4, 2.0)
+    running.add(contribution(1, {"a": 1}).state.modules["a"], 5)
+    running.add(contribution(2, {"a": 3}).state.modules["a"], 5)
+    mean = running.mean(spare)
+    assert asked == [3]
+    assert mean.down_RI[3].tolist() == [1.0] * 7
+    assert mean.up_OR[:, 3].tolist() == [0.0] * 9
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_an_edge_gets_its_modules_at_its_ranks(rule: str) -> None:
+    state = contribution(1, {"a": 4, "b": 4}).state
+    small = EdgeParts(state, rule).of({"a": 2})  # type: ignore[arg-type]
     assert small.ranks == {"a": 2}
-    assert small.modules["a"].scaling == pytest.approx(8 / 2)
-    torch.testing.assert_close(small.modules["a"].delta_OI(), state.truncate(2).modules["a"].delta_OI(), rtol=1e-4, atol=1e-5)
+    one, adapter = state.modules["a"], small.modules["a"]
+    assert adapter.scaling == pytest.approx(8 / 2)
+    sliced = one.scaling * one.up_OR[:, :2].double() @ one.down_RI[:2].double()
+    expected = state.truncate(2).modules["a"].delta_OI() if rule == "exact-svd" else sliced
+    torch.testing.assert_close(adapter.delta_OI(), expected, rtol=1e-4, atol=1e-5)
+    assert EdgeParts(state, rule).of(state.ranks).digest() == state.digest()  # type: ignore[arg-type]
 
 
-def test_a_fresh_adapter_stays_fresh_at_any_rank() -> None:
-    for rank in (1, 2, 4, 6):
-        part = for_edge(REFERENCE, {"a": rank}).modules["a"]
+@pytest.mark.parametrize("rule", RULES)
+def test_what_an_edge_gets_and_sends_back_untrained_changes_nothing(rule: str) -> None:
+    """Of smaller rank alone, because a part is less than the whole; padding has to undo what slicing did to the scaling."""
+    state = contribution(1, {"a": 4}).state
+    parts = EdgeParts(state, rule)  # type: ignore[arg-type]
+    back = [Contribution(f"edge{i}", parts.of({"a": 2}), 1 + i) for i in range(2)]
+    outcome = aggregate(back, {"a": 4}, state, rule)
+    torch.testing.assert_close(change(outcome), back[0].state.modules["a"].delta_OI(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_fresh_adapter_stays_fresh_at_any_rank(rule: str) -> None:
+    parts = EdgeParts(REFERENCE, rule)  # type: ignore[arg-type]
+    for rank in (1, 2, 4, 6, 12):
+        part = parts.of({"a": rank}).modules["a"]
         assert part.rank == rank
         assert part.up_OR.abs().max() == 0
         assert part.down_RI.isfinite().all()
-        assert part.down_RI[:4].norm(dim=1).min() > 0.1
+        assert part.down_RI.norm(dim=1).min() > 0.1, "a row of zeros would never be trained"
 
 
-def test_bottleneck_factors_are_averaged_apart() -> None:
+@pytest.mark.parametrize("rule", RULES)
+def test_a_larger_common_rank_than_before_holds_the_same(rule: str) -> None:
+    parts = [contribution(1, {"a": 6}), contribution(2, {"a": 6})]
+    outcome = aggregate(parts, {"a": 6}, rule=rule)
+    assert outcome.common.trained.ranks == {**RANKS, "a": 6}
+    assert outcome.common.trained.modules["a"].scaling == pytest.approx(8 / 6)
+    if rule in ("stack", "residual"):
+        torch.testing.assert_close(change(outcome), mean_of(parts), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rule", ["exact-svd", "zero-pad"])
+def test_bottleneck_factors_are_averaged_apart(rule: str) -> None:
     reference = AdapterState("bottleneck", REFERENCE.modules)
     parts = [contribution(1, {"a": 4}, 1, "bottleneck"), contribution(2, {"a": 4}, 3, "bottleneck")]
-    mean = aggregate(parts, {"a": 4, "b": 4}, reference).state.modules["a"]
+    mean = aggregate(parts, reference=reference, rule=rule).common.trained.modules["a"]
     expected = 0.25 * parts[0].state.modules["a"].down_RI + 0.75 * parts[1].state.modules["a"].down_RI
     torch.testing.assert_close(mean.down_RI, expected)
     with pytest.raises(AdapterFitError, match="unequal width"):
-        aggregate([parts[0], contribution(3, {"a": 2}, 1, "bottleneck")], {"a": 4, "b": 4}, reference)
+        aggregate([parts[0], contribution(3, {"a": 2}, 1, "bottleneck")], reference=reference, rule=rule)
+    with pytest.raises(AdapterFitError, match="unequal width"):
+        EdgeParts(reference, rule).of({"a": 2})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rule", KEEPS_BENEATH)
+def test_bottlenecks_have_nothing_that_could_be_kept_beneath(rule: str) -> None:
+    with pytest.raises(AdapterFitError, match="no product"):
+        aggregate([], reference=AdapterState("bottleneck", REFERENCE.modules), rule=rule)
 
 
 def poisoned(value: float) -> AdapterState:
@@ -119,8 +335,10 @@ def poisoned(value: float) -> AdapterState:
     (AdapterState("lora", {"c": contribution(1, {"a": 4}).state.modules["a"]}), 1, AdapterFitError, "does not fit"),
     (AdapterState("lora", {"b": contribution(1, {"a": 4}).state.modules["a"]}), 1, AdapterFitError, "does not fit"),
     (contribution(1, {"a": 4}, kind="bottleneck").state, 1, AdapterFitError, "does not fit"),
+    (contribution(1, {"a": 3}).state, 1, AdapterFitError, "does not fit"),
+    (contribution(1, {"wide": 4}).state, 1, AdapterFitError, "does not fit"),
 ])  # fmt: skip
 def test_updates_that_must_not_be_averaged(state: AdapterState, num_examples: int, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match) as caught:
-        check_update(Contribution("north", state, num_examples), REFERENCE)
+        check_update(Contribution("north", state, num_examples), REFERENCE, {"a": 4, "b": 4})
     assert caught.value.where == "edge north"  # type: ignore[attr-defined]

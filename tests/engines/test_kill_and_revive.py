@@ -82,6 +82,21 @@ def test_stopping_anywhere_and_going_on(policy: str, stops: tuple[int, int]) -> 
     assert [report.turn for report in reports if report.turn] == pytest.approx([report.turn for report in whole.reports if report.turn])
 
 
+@pytest.mark.parametrize("stops", [(1, 3), (2, 8)])
+def test_a_lottery_goes_on_with_the_lots_that_it_would_have_drawn(stops: tuple[int, int]) -> None:
+    start = adapters(random_model("llama"))
+    one = engine(start, draw="lottery", keep=0.15)
+    whole = fit(one, TrainState(start, {}, 0))
+    now, reports = TrainState(start, {}, 0), ()
+    for stop in (*stops, STEPS):
+        update = fit(one, now, stop - now.step)
+        now, reports = update.state, (*reports, *update.reports)
+    assert sets(whole) == [frozenset(report.active) for report in reports]
+    assert len(set(sets(whole))) == 3, "the whole pool, and two draws"
+    assert sets(whole) != sets(fit(engine(start, keep=0.15), TrainState(start, {}, 0)))
+    assert difference(whole.state.adapter, now.adapter) < 1e-6
+
+
 def test_an_empty_watch_comes_back_empty() -> None:
     record = RecordDict()
     assert get_watch(record).chosen is None

@@ -43,7 +43,8 @@ class Told:
 
 
 def run(edges: dict[str, Trainer], ranks: dict[str, int], *, rounds: int = 2, min_edges: int = 1, keep: bool = True,
-        timeout: float = 3600.0) -> tuple[AdapterState, Told]:  # fmt: skip
+        timeout: float = 3600.0, aggregation: str = "exact-svd",
+        parts: dict[str, slice] | None = None) -> tuple[AdapterState, Told]:  # fmt: skip
     told, start = Told(), adapters(random_model("llama"), rank=max(ranks.values()))
     works = {
         name: EdgeWork(name, engine, stream(name), 12, FitPlan(STEPS, 1, False), keep, lambda _: Work(Flops(2, 3, 4)), lambda *_: None)
@@ -51,8 +52,9 @@ def run(edges: dict[str, Trainer], ranks: dict[str, int], *, rounds: int = 2, mi
     }
     nodes = {number + 1: name for number, name in enumerate(edges)}
     contexts = {node: Context(1, node, {"edge": name}, RecordDict(), {}) for node, name in nodes.items()}
-    edge_ranks = {name: dict.fromkeys(start.modules, rank) for name, rank in ranks.items()}
-    strategy = AdapterStrategy(start, edge_ranks, nodes, min_edges, told.observer)
+    given = {name: list(start.modules)[(parts or {}).get(name, slice(None))] for name in edges}
+    edge_ranks = {name: dict.fromkeys(given[name], rank) for name, rank in ranks.items()}
+    strategy = AdapterStrategy(start, edge_ranks, nodes, min_edges, told.observer, aggregation)  # type: ignore[arg-type]
     grid = InProcessGrid(client_app(lambda context: works[str(context.node_config["edge"])]), contexts)
     strategy.start(grid, strategy.arrays(), rounds, timeout)
     return strategy.state, told
@@ -99,7 +101,7 @@ def test_an_edge_has_no_say_in_modules_that_it_did_not_train() -> None:
         for name, policy in ends.items()
     }
     together, told = run(edges, {"north": 4, "south": 4}, rounds=1)  # type: ignore[arg-type]
-    trained = {name: set(edge.chooser.choose({}, StepTokens(1, 1))) for name, edge in edges.items()}  # type: ignore[union-attr]
+    trained = {name: set(edge.chooser.choose({}, StepTokens(1, 1), 0)) for name, edge in edges.items()}  # type: ignore[union-attr]
     assert trained["north"] != trained["south"]
     for name, names in trained.items():
         alone, _ = run({name: edges[name]}, {name: 4}, rounds=1)  # type: ignore[dict-item]

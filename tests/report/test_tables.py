@@ -67,10 +67,17 @@ def test_a_plan_has_a_line_for_each_edge_and_says_why() -> None:
     edge = {
         "name": "north", "mode": "local", "bits": 32, "batch_size": 8, "accumulate": 2, "ranks": {"a": 8, "b": 4}, "num_steps": 50,
         "gradient_checkpointing": False, "predicted_peak_bytes": 2_000_000_000, "predicted_seconds": None, "up_bytes": 1000,
-        "down_bytes": 1000, "binding": "memory", "why": "because",
+        "down_bytes": 1000, "binding": "memory", "why": "because", "objective": None,
     }  # fmt: skip
-    plan = {"rounds": 3, "num_parameters": 1000, "num_trainable": 10, "predicted_seconds": None, "edges": [edge]}
+    plan = {
+        "rounds": 3, "num_parameters": 1000, "num_trainable": 10, "predicted_seconds": None, "importance": None, "edges": [edge],
+        "left_out": [{"name": "south", "why": "too small"}],
+    }  # fmt: skip
     lines = _text(plan_table(plan))
     assert lines[0] == "3 rounds; 10 of 1,000 parameters trained (1 %)"
     assert "north local 32 4 to 8 2 8 x 2 50 2 GB - 1 kB 1 kB memory" in lines
-    assert lines[-1] == "north: because"
+    assert "south left out - - - - - - - - - -" in lines
+    assert lines[-2:] == ["north: because", "south: too small"]
+    lines = _text(plan_table(plan | {"importance": "svd-sensitivity", "edges": [edge | {"objective": 0.25}]}))
+    assert "worth of ranks by svd-sensitivity" in lines[0]
+    assert "north local 32 4 to 8 2 25.0% 8 x 2 50 2 GB - 1 kB 1 kB memory" in lines

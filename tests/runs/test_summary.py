@@ -15,6 +15,7 @@ from atoll.runs.summary import (
     EdgeSummary,
     Evaluation,
     FirstStepFlops,
+    Homogeneous,
     LocalOnly,
     PrivacySpent,
     Summary,
@@ -42,7 +43,7 @@ def test_the_fields_of_the_contract_are_there(tmp_path: Path) -> None:
     path = tmp_path / "summary.json"
     write_summary(path, SUMMARY)
     value = json.loads(path.read_text())
-    assert set(value) == {"status", "eval", "traffic", "edge_compute", "seconds", "edges", "privacy", "versions"}
+    assert set(value) == {"status", "eval", "traffic", "edge_compute", "seconds", "edges", "left_out", "privacy", "versions"}
     assert value["eval"]["local_only"] == {"loss": 1.5, "edges": {"north": {"loss": 1.5}}}
     assert set(value["traffic"]) == {"up_bytes", "down_bytes"}
     parts = {"flops", "adapter_flops", "head_flops", "block_flops"}
@@ -50,7 +51,7 @@ def test_the_fields_of_the_contract_are_there(tmp_path: Path) -> None:
     assert value["seconds"] == {"wall": 12.5, "simulated": None}
     assert set(value["edges"][0]) == {
         "name", "mode", "bits", "batch_size", "ranks", "steps", "predicted_peak_bytes", "measured_peak_bytes", "active_share", "up_bytes",
-        "down_bytes", "dropped_rounds", "first_step_flops",
+        "down_bytes", "dropped_rounds", "first_step_flops", "num_trainable", "under_training",
     }  # fmt: skip
     assert value["edges"][0]["first_step_flops"] == {"counted": 110, "formula": 100, "counted_head": 30, "formula_head": 30}
     assert value["edges"][1]["first_step_flops"] is None
@@ -85,3 +86,12 @@ def test_a_summary_that_is_none_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "summary.json").write_text(text)
     with pytest.raises(RunFolderError):
         read_summary(tmp_path / "summary.json")
+
+
+def test_the_homogeneous_row_has_its_edges_and_time_beside_its_scores(tmp_path: Path) -> None:
+    row = Homogeneous({"loss": 2.0}, ("north",), 12.5)
+    summary = Summary("complete", Evaluation(homogeneous=row))
+    write_summary(tmp_path / "summary.json", summary)
+    value = json.loads((tmp_path / "summary.json").read_text())
+    assert value["eval"]["homogeneous"] == {"loss": 2.0, "edges": ["north"], "simulated_seconds": 12.5}
+    assert read_summary(tmp_path / "summary.json") == summary

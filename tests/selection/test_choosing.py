@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
+from itertools import permutations
 
 import pytest
 from hypothesis import given, settings
@@ -45,7 +46,7 @@ def _chooser(policy: str = "kill-and-revive", names: tuple[str, ...] = ("a", "b"
 
 def _choose(scores: list[float], **settings: object) -> str:
     names = tuple("abcdefghijklmnopqrstuvwxyz"[: len(scores)])
-    return "".join(_chooser(names=names, **settings).choose(dict(zip(names, scores, strict=True)), TOKENS))  # type: ignore[arg-type]
+    return "".join(_chooser(names=names, **settings).choose(dict(zip(names, scores, strict=True)), TOKENS, 2))  # type: ignore[arg-type]
 
 
 def test_the_pool_is_in_execution_order_and_knows_where_each_module_runs() -> None:
@@ -118,11 +119,11 @@ def test_what_moves_most_may_cost_too_much() -> None:
     pool = tuple(PoolModule(name, (place, 0), (8, d_out, 2), remote=True) for name, (place, d_out) in sizes.items())
     chooser = Chooser(select, pool, schedule_of(select, 100), 0, 8, Wire(), keeps_back=False)
     scores = {"wide": 3.0, "left": 2.0, "right": 2.0}
-    assert chooser.choose(scores, TOKENS) == ("left", "right")
-    assert replace(chooser, select=select.model_copy(update={"threshold": "keep"})).choose(scores, TOKENS) == ("wide",)
+    assert chooser.choose(scores, TOKENS, 2) == ("left", "right")
+    assert replace(chooser, select=select.model_copy(update={"threshold": "keep"})).choose(scores, TOKENS, 2) == ("wide",)
     # One product of rank 2 for each token instead of 160 numbers: now it is the x that counts, and all but one share theirs.
     factored = replace(chooser, wire=Wire(mode="factored"))
-    assert factored.choose({**scores, "wide": 4.5}, StepTokens(10_000, 10)) == ("wide",)
+    assert factored.choose({**scores, "wide": 4.5}, StepTokens(10_000, 10), 2) == ("wide",)
 
 
 
@@ -144,17 +145,17 @@ def test_a_choice_is_part_of_the_pool_in_its_order_whatever_order_scores_come_in
     names = tuple("abcdefghijklmnopqrstuvwxyz"[: len(scores)])
     chooser = _chooser(policy, names, threshold=threshold, keep=keep)
     pairs = list(zip(names, scores, strict=True))
-    chosen = chooser.choose(dict(pairs), TOKENS)
+    chosen = chooser.choose(dict(pairs), TOKENS, 2)
     assert chosen
     assert [name for name in names if name in chosen] == list(chosen)
     shuffler.shuffle(pairs)
-    assert chooser.choose(dict(pairs), TOKENS) == chosen
+    assert chooser.choose(dict(pairs), TOKENS, 2) == chosen
 
 
 @given(SCORES, st.sampled_from((*SCORED, "random", "last-layers")), st.integers(1, 100))
 def test_as_many_are_kept_as_the_share_says(scores: list[float], policy: str, percent: int) -> None:
     names = tuple("abcdefghijklmnopqrstuvwxyz"[: len(scores)])
-    chosen = _chooser(policy, names, keep=percent / 100).choose(dict(zip(names, scores, strict=True)), TOKENS)
+    chosen = _chooser(policy, names, keep=percent / 100).choose(dict(zip(names, scores, strict=True)), TOKENS, 2)
     assert len(chosen) == max(1, percent * len(names) // 100)
     if policy in SCORED:
         by_name = dict(zip(names, scores, strict=True))
@@ -164,7 +165,7 @@ def test_as_many_are_kept_as_the_share_says(scores: list[float], policy: str, pe
 def test_a_share_means_what_is_written() -> None:
     """0.29 times 100 is 28.999999999999996 in binary fractions."""
     names = tuple(f"m{number}" for number in range(100))
-    assert len(_chooser("last-layers", names, keep=0.29).choose({}, TOKENS)) == 29
+    assert len(_chooser("last-layers", names, keep=0.29).choose({}, TOKENS, 2)) == 29
 
 
 @given(SCORES, st.sampled_from((0.3, 1.0, 1.7)))
@@ -180,11 +181,58 @@ def test_random_choices_follow_from_seed_and_names_and_are_spread() -> None:
     counts: Counter[str] = Counter()
     for seed in range(400):
         chooser = _chooser("random", names, seed=seed, keep=0.25)
-        chosen = chooser.choose({}, TOKENS)
-        assert chosen == chooser.choose(dict.fromkeys(names, 1.0), TOKENS)
+        chosen = chooser.choose({}, TOKENS, 2)
+        assert chosen == chooser.choose(dict.fromkeys(names, 1.0), TOKENS, 2)
         assert len(chosen) == 2
         counts.update(chosen)
     assert all(60 < counts[name] < 140 for name in names), counts  # 100 each, standard deviation 8.7
+
+
+def _drawn_one_by_one(names: list[str], scores: list[float], count: int) -> dict[frozenset[str], float]:
+    """The chance of each set of so many, by adding up every order in which it may be drawn."""
+    found: dict[frozenset[str], float] = {}
+    for order in permutations(range(len(names)), count):
+        chance, left = 1.0, sum(scores)
+        for number in order:
+            chance, left = chance * scores[number] / left, left - scores[number]
+        drawn = frozenset(names[number] for number in order)
+        found[drawn] = found.get(drawn, 0.0) + chance
+    return found
+
+
+def test_lots_fall_as_if_modules_were_drawn_one_by_one_in_proportion_to_their_scores() -> None:
+    names, scores = list("abcd"), [1.0, 2.0, 3.0, 6.0]
+    chooser, counts = _chooser(names=tuple(names), keep=0.5, draw="lottery"), Counter[frozenset[str]]()
+    for steps_done in range(4000):
+        counts[frozenset(chooser.choose(dict(zip(names, scores, strict=True)), TOKENS, steps_done))] += 1
+    wanted = _drawn_one_by_one(names, scores, 2)
+    assert wanted.keys() == counts.keys()
+    for drawn, chance in wanted.items():  # within four standard deviations
+        assert abs(counts[drawn] - 4000 * chance) < 4 * math.sqrt(4000 * chance * (1 - chance)), (drawn, counts[drawn], chance)
+
+
+@given(SCORES, st.integers(1, 100), st.integers(0, 10**6), st.integers(-60, 60))
+def test_a_lottery_keeps_the_share_repeats_itself_and_knows_no_unit(scores: list[float], percent: int, steps: int, exponent: int) -> None:
+    names = tuple("abcdefghijklmnopqrstuvwxyz"[: len(scores)])
+    chooser = _chooser(names=names, keep=percent / 100, draw="lottery")
+    chosen = chooser.choose(dict(zip(names, scores, strict=True)), TOKENS, steps)
+    assert len(chosen) == max(1, percent * len(names) // 100)
+    assert [name for name in names if name in chosen] == list(chosen)
+    assert chosen == chooser.choose(dict(reversed(list(zip(names, scores, strict=True)))), TOKENS, steps)
+    scaled = [math.ldexp(score, exponent) for score in scores]
+    if all(score == 0 or score > 1e-200 for score in scores):  # else rounding, or no number at all
+        assert chosen == chooser.choose(dict(zip(names, scaled, strict=True)), TOKENS, steps)
+    zeros = {name for name, score in zip(names, scores, strict=True) if score == 0}
+    assert not zeros & set(chosen) or set(names) - zeros <= set(chosen), "a score of 0 draws last"
+
+
+def test_a_lottery_draws_anew_at_every_choice_and_for_every_seed() -> None:
+    names = tuple("abcdefghijklmnop")
+    even = dict.fromkeys(names, 1.0)
+    by_step = {_chooser(names=names, draw="lottery").choose(even, TOKENS, steps) for steps in range(0, 200, 20)}
+    by_seed = {_chooser(names=names, draw="lottery", seed=seed).choose(even, TOKENS, 2) for seed in range(10)}
+    assert len(by_step) > 5
+    assert len(by_seed) > 5
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -208,8 +256,8 @@ def test_a_chooser_comes_from_the_configuration() -> None:
     north, again, south = (chooser_of(config, SHAPES, RANKS, edge=edge, epoch_steps=10) for edge in ("n", "n", "s"))
     assert north == again
     assert (north.d_model, north.wire.mode, len(north.pool), north.schedule.window_steps) == (8, "factored", 20, 0)
-    assert len(north.choose({}, TOKENS)) == 10
-    assert north.choose({}, TOKENS) != south.choose({}, TOKENS)
+    assert len(north.choose({}, TOKENS, 2)) == 10
+    assert north.choose({}, TOKENS, 2) != south.choose({}, TOKENS, 2)
     revive = config.model_copy(update={"select": Select(policy="kill-and-revive")})
     with pytest.raises(ConflictError, match="no shorter than its period") as caught:
         chooser_of(revive, SHAPES, RANKS, edge="n", epoch_steps=10)

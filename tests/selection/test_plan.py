@@ -141,14 +141,14 @@ def test_what_the_refusal_advises_does_fit(memory_bytes: int) -> None:
     try:
         fleet = plan(edges, train={"batch_size": 64})
     except InfeasibleError as problem:
-        advised = dict(re.findall(r"(batch_size|max_length|rank|precision) = \"?(\w+)", problem.do))
+        advised = dict(re.findall(r"(batch_size|max_length|rank|quantize) = \"?(\w+)", problem.do))
         if advised:
             plan(
                 edges,
                 train={"batch_size": int(advised["batch_size"])},
                 data={"max_length": int(advised.get("max_length", 256))},
                 adapter={"rank": int(advised.get("rank", 8))},
-                model={"precision": advised.get("precision", "fp32")},
+                model={"quantize": int(advised["quantize"]) if "quantize" in advised else "auto"},
             )
     else:
         assert fleet.edges[0].predicted_peak_bytes <= memory_bytes

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from atoll.adapters.layers import LowRankPair, adapted, frozen_pair, merged, merged_weight
+from atoll.adapters.layers import LowRankPair, WholeLinear, adapted, changed, frozen_pair, merged, merged_weight
 from atoll.adapters.state import AdapterState, ModuleAdapter
+from atoll.adapters.whole import WholeChange
 from atoll.elsewhere import find_elsewhere
 from atoll.errors import AdapterFitError
 
@@ -29,7 +30,7 @@ class Flat:
 
     numbers: nn.Parameter
     parts: Mapping[str, slice]
-    """By module: down, then up."""
+    """By module: down, then up; or the change of its weight, then that of its bias."""
 
     @property
     def grad(self) -> Tensor:
@@ -45,13 +46,24 @@ class Attached:
     flats: tuple[Flat, ...]
     layers: dict[str, LowRankPair]
     start: AdapterState
+    whole: dict[str, WholeLinear]
+    """Modules whose weights are trained whole; none of them is ever killed."""
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Names of all modules that are trained."""
+        return (*self.layers, *self.whole)
 
     def state(self) -> AdapterState:
         """The adapters as they are now, copied; killed ones as they were."""
         modules = dict(self.start.modules)
         for name, layer in self.layers.items():
             modules[name] = ModuleAdapter(layer.down_RI.detach().cpu().clone(), layer.up_OR.detach().cpu().clone(), layer.scaling)
-        return AdapterState(self.start.kind, modules)
+        whole = {
+            name: WholeChange(*(part.detach().cpu().clone() for part in (layer.change_OI, layer.bias_O) if part is not None))
+            for name, layer in self.whole.items()
+        }  # fmt: skip
+        return AdapterState(self.start.kind, modules, whole)
 
     def train(self, on: bool) -> None:
         """Switch the adapters' dropout on or off; the base stays in eval mode."""
@@ -70,27 +82,33 @@ class Killed:
 @contextmanager
 def attached(
     model: nn.Module, state: AdapterState, *, dropout: float = 0.0, killed: Killed | None = None, cohorts: Sequence[Sequence[str]] = (),
+    beneath: AdapterState | None = None,
 ) -> Iterator[Attached]:  # fmt: skip
     """The model with these adapters, inside a `with`; outside it the base is as before.
 
     Adapters of modules that run elsewhere are given to the model's stand-in for them. `cohorts` are the trained modules that share one
-    flat tensor; none given: all of them.
+    flat tensor; none given: all of them. What is `beneath` counts as part of the base: evaluated and frozen, on modules with an adapter
+    in `state` and on others.
 
-    Raises: AdapterFitError where a module is missing, of another size, not a linear layer, or cannot be merged.
+    Raises: AdapterFitError where a module is missing, of another size, not a linear layer, or cannot be merged; or where what is beneath
+    is of a module that runs elsewhere.
     """
     killed = killed or Killed()
     trained = [name for name in state.modules if name not in killed.names]
-    flats, views = _flatten(state, cohorts or [trained], next(model.parameters()).device)
-    places = _Places(model)
+    flats, views = _flatten(state, cohorts or [[*trained, *state.whole]], next(model.parameters()).device)
+    places = _Places(model, beneath)
     layers: dict[str, LowRankPair] = {}
     try:
         for name in trained:
             adapter = state.modules[name]
-            layers[name] = places.put(name, adapter, LowRankPair(state.kind, *views[name], adapter.scaling, dropout).eval())
+            down_RI, up_OR = views[name]
+            layers[name] = places.put(name, adapter, LowRankPair(state.kind, down_RI, up_OR, adapter.scaling, dropout).eval())
+        whole = {name: places.put_whole(name, change, *views[name]) for name, change in state.whole.items()}
         if killed.how != "skip":
             for name in killed.names:
                 places.put_killed(name, state.modules[name], frozen_pair(state.kind, state.modules[name], places.device), killed.how)
-        yield Attached(flats, layers, state)
+        places.put_rest_of_beneath()
+        yield Attached(flats, layers, state, whole)
     finally:
         places.clear()
 
@@ -98,25 +116,50 @@ def attached(
 class _Places:
     """The modules of a model, and what was put in their stead."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, beneath: AdapterState | None) -> None:
         self.model, self.elsewhere = model, find_elsewhere(model)
         self.device = next(model.parameters()).device
+        self._beneath = beneath or AdapterState("lora", {})
         self._originals: dict[str, nn.Module] = {}
+        for name, adapter in self._beneath.modules.items():
+            if self._is_elsewhere(name, adapter):
+                raise AdapterFitError(
+                    "a module that runs in a host has a frozen part beneath its adapter", got=name, expected="modules that run here",
+                    do='choose aggregation = "exact-svd" or "zero-pad", or let the edge hold the whole base (mode = "local")',
+                )  # fmt: skip
 
     def put(self, name: str, adapter: ModuleAdapter, pair: LowRankPair) -> LowRankPair:
         """Train a pair beside a module."""
-        if self.elsewhere is not None and self.elsewhere.sizes.get(name) == adapter.size:
+        if self.elsewhere is not None and self._is_elsewhere(name, adapter):
             self.elsewhere.adapters[name] = pair
             return pair
-        return self._replace(name, adapted(self._original(name, adapter), pair))
+        return self._replace(name, adapted(self._on_beneath(name, self._original(name, adapter)), pair))
+
+    def put_whole(self, name: str, change: WholeChange, change_OI: nn.Parameter, bias_O: nn.Parameter | None = None) -> WholeLinear:
+        """Train the whole weight of a module.
+
+        Raises: AdapterFitError where it is quantized.
+        """
+        layer = changed(name, self._original(name, change), change_OI, bias_O)
+        self._replace(name, self._on_beneath(name, layer))
+        return layer
 
     def put_killed(self, name: str, adapter: ModuleAdapter, pair: LowRankPair, how: Literal["offload", "merge"]) -> None:
         """Evaluate a frozen pair beside a module, or merge it into a copy of the module."""
-        if self.elsewhere is not None and self.elsewhere.sizes.get(name) == adapter.size:
+        if self.elsewhere is not None and self._is_elsewhere(name, adapter):
             self.elsewhere.killed[name], self.elsewhere.merges = pair, how == "merge"
             return
         original = self._original(name, adapter)
-        self._replace(name, merged(name, original, pair) if how == "merge" else adapted(original, pair))
+        if how == "merge":
+            self._replace(name, self._on_beneath(name, merged(name, original, pair)))
+        else:
+            self._replace(name, adapted(self._on_beneath(name, original), pair))
+
+    def put_rest_of_beneath(self) -> None:
+        """Evaluate what is beneath where no adapter was put on it."""
+        for name, adapter in self._beneath.modules.items():
+            if name not in self._originals:
+                self._replace(name, self._on_beneath(name, self._original(name, adapter)))
 
     def clear(self) -> None:
         """Put every module back."""
@@ -127,9 +170,20 @@ class _Places:
         for name, module in self._originals.items():
             self.model.set_submodule(name, module)
 
-    def _original(self, name: str, adapter: ModuleAdapter) -> nn.Module:
+    def _is_elsewhere(self, name: str, adapter: ModuleAdapter) -> bool:
+        return self.elsewhere is not None and self.elsewhere.sizes.get(name) == adapter.size
+
+    def _original(self, name: str, adapter: ModuleAdapter | WholeChange) -> nn.Module:
         self._originals[name] = module = _fitting_module(self.model, name, adapter)
         return module
+
+    def _on_beneath(self, name: str, module: nn.Module) -> nn.Module:
+        frozen = self._beneath.modules.get(name)
+        if frozen is None:
+            return module
+        # Of another size than the adapter's own, it would fail only in the forward pass.
+        _check_size(name, frozen, module_size(self._originals[name]), type(module).__name__)
+        return adapted(module, frozen_pair(self._beneath.kind, frozen, self.device))
 
     def _replace(self, name: str, module: T) -> T:
         self.model.set_submodule(name, module)
@@ -145,7 +199,7 @@ def module_size(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def _fitting_module(model: nn.Module, name: str, adapter: ModuleAdapter) -> nn.Module:
+def _fitting_module(model: nn.Module, name: str, adapter: ModuleAdapter | WholeChange) -> nn.Module:
     try:
         module = model.get_submodule(name)
     except AttributeError:
@@ -154,13 +208,16 @@ def _fitting_module(model: nn.Module, name: str, adapter: ModuleAdapter) -> nn.M
             got=name, expected="modules such as " + ", ".join(_some_linear_names(model)),
             do="use the adapter with the base model it was trained on",
         ) from None  # fmt: skip
-    if module_size(module) != adapter.size:
+    _check_size(name, adapter, module_size(module), type(module).__name__)
+    return module
+
+
+def _check_size(name: str, adapter: ModuleAdapter | WholeChange, size: tuple[int, int] | None, module: str) -> None:
+    if size != adapter.size:
         raise AdapterFitError(
-            f"the adapter does not fit {name}",
-            got=f"adapter for (inputs, outputs) = {adapter.size}", expected=f"{module_size(module) or type(module).__name__}",
+            f"the adapter does not fit {name}", got=f"adapter for (inputs, outputs) = {adapter.size}", expected=f"{size or module}",
             do="use the adapter with the base model it was trained on",
         )  # fmt: skip
-    return module
 
 
 def _some_linear_names(model: nn.Module) -> list[str]:
@@ -169,19 +226,19 @@ def _some_linear_names(model: nn.Module) -> list[str]:
 
 def _flatten(
     state: AdapterState, cohorts: Sequence[Sequence[str]], device: torch.device
-) -> tuple[tuple[Flat, ...], dict[str, tuple[nn.Parameter, nn.Parameter]]]:
+) -> tuple[tuple[Flat, ...], dict[str, tuple[nn.Parameter, ...]]]:
     """Flat parameters with their gradients, and leaf parameters (with gradients) that are views of both."""
-    flats, views = [], {}
+    flats, views, trained = [], dict[str, tuple[nn.Parameter, ...]](), state.parts
     for names in cohorts:
-        adapters = {name: state.modules[name] for name in names}
-        numbers = nn.Parameter(torch.empty(AdapterState(state.kind, adapters).num_parameters, device=device))
+        numbers = nn.Parameter(torch.empty(sum(trained[name].num_parameters for name in names), device=device))
         numbers.grad = torch.zeros_like(numbers)
-        parts, offset = {}, 0
-        for name, adapter in adapters.items():
-            middle = offset + adapter.down_RI.numel()
-            end = middle + adapter.up_OR.numel()
-            views[name] = _view(numbers, slice(offset, middle), adapter.down_RI), _view(numbers, slice(middle, end), adapter.up_OR)
-            parts[name], offset = slice(offset, end), end
+        parts, end = {}, 0
+        for name in names:
+            start, leaves = end, []
+            for tensor in trained[name].tensors:
+                leaves.append(_view(numbers, slice(end, end + tensor.numel()), tensor))
+                end += tensor.numel()
+            views[name], parts[name] = tuple(leaves), slice(start, end)
         flats.append(Flat(numbers, parts))
     return tuple(flats), views
 
@@ -200,3 +257,10 @@ def merge_into(model: nn.Module, state: AdapterState) -> None:
         module = _fitting_module(model, name, adapter)
         assert isinstance(module.weight, Tensor)
         module.weight.data.copy_(merged_weight(module, adapter.delta_OI()))
+    for name, change in state.whole.items():
+        module = _fitting_module(model, name, change)
+        assert isinstance(module.weight, Tensor)
+        module.weight.data.copy_(merged_weight(module, change.change_OI.double()))
+        if change.bias_O is not None:
+            assert isinstance(module.bias, Tensor)
+            module.bias.data.add_(change.bias_O.to(module.bias))

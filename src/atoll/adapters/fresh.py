@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 
 from atoll.adapters.state import AdapterState, Kind, ModuleAdapter
+from atoll.adapters.whole import WholeChange
 from atoll.seeding import stream
 
 
@@ -24,3 +25,16 @@ def fresh_adapters(kind: Kind, sizes: Mapping[str, tuple[int, int]], ranks: Mapp
         down = (torch.rand(rank, num_inputs, generator=generator) * 2 - 1) / num_inputs**0.5
         modules[name] = ModuleAdapter(down, torch.zeros(num_outputs, rank), alpha / rank)
     return AdapterState(kind, modules)
+
+
+def fresh_whole(sizes: Mapping[str, tuple[int, int]], names: Iterable[str]) -> AdapterState:
+    """A state in which the weights of these modules are trained whole, and nothing has changed yet; their biases are not trained.
+
+    Shapes: sizes are (inputs, outputs) by module name.
+    """
+    return AdapterState("lora", {}, {name: WholeChange(torch.zeros(sizes[name][1], sizes[name][0])) for name in names})
+
+
+def head_state(head: Mapping[str, tuple[torch.Tensor, ...]]) -> AdapterState:
+    """A state in which these modules alone are trained whole, from these weights (and biases) on."""
+    return AdapterState("lora", {}, {name: WholeChange(*tensors) for name, tensors in head.items()})

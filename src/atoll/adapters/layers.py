@@ -83,6 +83,43 @@ class AdaptedLinear(LowRankPair):
         return self.base(x) + self.high(self.low(x))
 
 
+class WholeLinear(nn.Module):
+    """y = (W + D) x + b, or + (b + e) where the bias is trained too; `base` with its W and b stays frozen, D and e are trained.
+
+    The sum is formed in fp32 and rounded to the base's precision for the product, as with master weights in mixed precision.
+    """
+
+    def __init__(self, base: nn.Module, change_OI: nn.Parameter, bias_O: nn.Parameter | None = None) -> None:
+        super().__init__()
+        self.base, self.change_OI, self.bias_O = base, change_OI, bias_O
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's weight: some families look at a projection's weight (its dtype or device) from outside."""
+        return self.base.weight  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (..., inputs) to (..., outputs)."""
+        weight_OI = self.weight.T if isinstance(self.base, Conv1D) else self.weight
+        bias_O: Any = self.base.bias
+        bias_O = bias_O if self.bias_O is None else (bias_O + self.bias_O).to(x.dtype)
+        y: Tensor = _ChangedLinear.apply(x, weight_OI, bias_O, self.change_OI)
+        return y
+
+
+def changed(name: str, base: nn.Module, change_OI: nn.Parameter, bias_O: nn.Parameter | None) -> WholeLinear:
+    """The module with its weight, and its bias where `bias_O` is given, trained whole.
+
+    Raises: AdapterFitError for a quantized module, or one without the bias.
+    """
+    if not _is_plain(base) or (bias_O is not None and base.bias is None):
+        raise AdapterFitError(
+            f"the whole weight of {name} cannot be trained", got=type(base).__name__ + ("" if bias_O is None else " without a bias"),
+            expected="a linear module in full precision", do='leave quantize out, or write kind = "lora" below [adapter]',
+        )  # fmt: skip
+    return WholeLinear(base, change_OI, bias_O).eval()
+
+
 def adapted(base: nn.Module, pair: LowRankPair) -> AdaptedLinear:
     """The module with the pair beside it."""
     return AdaptedLinear(base, pair).eval()
@@ -170,3 +207,24 @@ class _MergedLowRank(torch.autograd.Function):
         (x,) = kept
         g_OI = (g_NO.T @ x.reshape(-1, x.shape[-1])).mul_(ctx.scaling)
         return grad_x, None, None, up_OR.T @ g_OI, g_OI @ down_RI.T, None
+
+
+class _ChangedLinear(torch.autograd.Function):
+    """(W + D) x + b, the sum formed anew in each pass; the gradient of D is the weight's own, and of all that only x is saved."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, change_OI: Tensor) -> Tensor:
+        ctx.save_for_backward(weight_OI, change_OI, *((x,) if ctx.needs_input_grad[3] else ()))
+        return nn.functional.linear(x, (weight_OI + change_OI).to(x.dtype), bias_O)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, Tensor | None, Tensor | None]:
+        weight_OI, change_OI, *kept = ctx.saved_tensors
+        g_NO = grads[0].reshape(-1, grads[0].shape[-1])
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_NI = g_NO @ (weight_OI + change_OI).to(g_NO.dtype)
+            grad_x = grad_NI.view(*grads[0].shape[:-1], -1)
+        grad_bias = g_NO.sum(0) if ctx.needs_input_grad[2] else None
+        grad_change = (g_NO.T @ kept[0].reshape(-1, kept[0].shape[-1])).to(change_OI.dtype) if kept else None
+        return grad_x, None, grad_bias, grad_change

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +18,58 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from atoll.adapters.state import AdapterState, Kind, ModuleAdapter
+from atoll.adapters.whole import WholeChange
 from atoll.errors import AdapterFolderError
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE, LABELS_FILE = "adapter_config.json", "adapter_model.safetensors", "labels.json"
 _PEFT_TYPE: dict[Kind, str] = {"lora": "LORA", "bottleneck": "ATOLL_BOTTLENECK"}
 _PREFIX = "base_model.model."
 _TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+_SAVED = re.compile(r"base_model\.model\.(?P<module>.+)\.(?P<side>weight|bias)")
+_SIDES = ("weight", "bias")
 # Options of PEFT's LoRA that change what the two matrices mean; each must be absent or off.
 _MEANING = ("use_dora", "use_qalora", "modules_to_save", "layer_replication", "trainable_token_indices", "lora_bias", "target_parameters",
             "alora_invocation_tokens", "use_bdlora", "arrow_config", "kasa_config", "velora_config")  # fmt: skip
 
 
-def save_adapter(state: AdapterState, folder: Path, *, base_name: str, transposed: bool = False) -> None:
-    """Write the state as a PEFT adapter folder; `transposed`: the base keeps weights as (inputs, outputs), as GPT-2 does."""
+def save_adapter(
+    state: AdapterState, folder: Path, *, base_name: str, transposed: bool = False, head: Collection[str] = (), labels: Sequence[str] = ()
+) -> None:
+    """Write the state as a PEFT adapter folder; `transposed`: the base keeps weights as (inputs, outputs), as GPT-2 does.
+
+    What is trained whole becomes a LoRA pair of the full rank, of which one side is the identity: no bit is lost. But the modules of a
+    classifier's `head` are saved as they are (modules_to_save), and its labels in a file beside.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {}
+    tensors = {f"{_PREFIX}{name}.{side}": tensor for name in head for side, tensor in zip(_SIDES, state.whole[name].tensors, strict=False)}
+    pairs = {name: _pair_of(change) for name, change in state.whole.items() if name not in head}
+    state = AdapterState(state.kind, {**state.modules, **pairs})
     for name, adapter in state.modules.items():
         tensors[f"{_PREFIX}{name}.lora_A.weight"] = adapter.down_RI.contiguous()
         tensors[f"{_PREFIX}{name}.lora_B.weight"] = adapter.up_OR.contiguous()
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     config = _config_of(state, base_name, transposed)
+    if head:
+        config |= {"task_type": "SEQ_CLS", "modules_to_save": list(head)}
+        named = {"id2label": dict(enumerate(labels))}
+        (folder / LABELS_FILE).write_text(json.dumps(named, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_labels(folder: Path) -> tuple[str, ...]:
+    """The labels of a classifier's adapter in their order; empty for another adapter.
+
+    Raises: AdapterFolderError.
+    """
+    path = folder / LABELS_FILE
+    if not path.is_file():
+        return ()
+    try:
+        named = json.loads(path.read_text(encoding="utf-8"))["id2label"]
+        return tuple(str(named[str(number)]) for number in range(len(named)))
+    except (ValueError, KeyError, TypeError) as problem:
+        got = f"{type(problem).__name__}: {problem}"
+        raise _folder_error(folder, f"{LABELS_FILE} cannot be used", got=got, expected="id2label, numbered from 0") from None
 
 
 def load_adapter(folder: Path) -> AdapterState:
@@ -49,15 +80,46 @@ def load_adapter(folder: Path) -> AdapterState:
     config = _read_config(folder)
     kind = _kind_of(config, folder)
     pairs: dict[str, dict[str, torch.Tensor]] = {}
+    head: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in _read_tensors(folder).items():
         match = _TENSOR.fullmatch(key)
+        saved = _SAVED.fullmatch(key) if config.get("modules_to_save") else None
+        if match is None and saved is not None:
+            head.setdefault(saved["module"], {})[saved["side"]] = tensor.float()
+            continue
         if match is None:
             expected = f"{_PREFIX}MODULE.lora_A.weight (or lora_B)"
             raise _folder_error(folder, "a tensor that is not part of a LoRA pair", got=key, expected=expected)
         pairs.setdefault(match["module"], {})[match["side"]] = tensor.float()
-    if not pairs:
+    if not pairs and not head:
         raise _folder_error(folder, "the adapter holds no tensors", got="0 tensors", expected="lora_A and lora_B for every module")
-    return AdapterState(kind, {name: _module_of(folder, name, pair, config) for name, pair in pairs.items()})
+    modules = {name: _module_of(folder, name, pair, config) for name, pair in pairs.items()}
+    whole = {name: change for name, adapter in modules.items() if kind == "lora" and (change := _whole_of(adapter)) is not None}
+    whole |= {name: _head_of(folder, name, sides) for name, sides in head.items()}
+    return AdapterState(kind, {name: adapter for name, adapter in modules.items() if name not in whole}, whole)
+
+
+def _head_of(folder: Path, name: str, sides: Mapping[str, torch.Tensor]) -> WholeChange:
+    weight = sides.get("weight")
+    if weight is None or weight.ndim != 2:
+        raise _folder_error(folder, f"{name} is no linear module", got=", ".join(sides), expected="a weight, and a bias or none")
+    return WholeChange(weight, sides.get("bias"))
+
+
+def _pair_of(change: WholeChange) -> ModuleAdapter:
+    num_inputs, num_outputs = change.size
+    if num_inputs <= num_outputs:
+        return ModuleAdapter(torch.eye(num_inputs), change.change_OI, 1.0)
+    return ModuleAdapter(change.change_OI, torch.eye(num_outputs), 1.0)
+
+
+def _whole_of(adapter: ModuleAdapter) -> WholeChange | None:
+    """What `_pair_of` made a pair of; None: a pair that was trained as one."""
+    num_inputs, num_outputs = adapter.size
+    if adapter.scaling != 1.0 or adapter.rank != min(adapter.size):
+        return None
+    one, other = (adapter.down_RI, adapter.up_OR) if num_inputs <= num_outputs else (adapter.up_OR, adapter.down_RI)
+    return WholeChange(other) if torch.equal(one, torch.eye(adapter.rank)) else None
 
 
 def _config_of(state: AdapterState, base_name: str, transposed: bool) -> dict[str, Any]:
@@ -108,7 +170,8 @@ def _kind_of(config: Mapping[str, Any], folder: Path) -> Kind:
     if config.get("peft_type") not in kinds:
         got = f"peft_type = {config.get('peft_type')!r}"
         raise _folder_error(folder, "an adapter of a kind Atoll does not train", got=got, expected="LORA")
-    changed = [key for key in _MEANING if config.get(key)]
+    # Of another task they stand for what the base has as well, and replace it.
+    changed = [key for key in _MEANING if config.get(key) and not (key == "modules_to_save" and config.get("task_type") == "SEQ_CLS")]
     if changed or config.get("bias", "none") != "none":
         got = ", ".join(f"{key} = {config[key]!r}" for key in changed) or f"bias = {config['bias']!r}"
         raise _folder_error(folder, "a variant of LoRA that Atoll does not train", got=got, expected="plain LoRA pairs, bias = 'none'")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from atoll.adapters.low_rank import singular_factors
+from atoll.adapters.whole import WholeChange
 from atoll.errors import AdapterFitError
 
 Kind = Literal["lora", "bottleneck"]
@@ -48,6 +49,11 @@ class ModuleAdapter:
         return self.down_RI.shape[1], self.up_OR.shape[0]
 
     @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """down, then up."""
+        return self.down_RI, self.up_OR
+
+    @property
     def num_parameters(self) -> int:
         """Numbers in both matrices."""
         return self.down_RI.numel() + self.up_OR.numel()
@@ -65,24 +71,39 @@ class AdapterState:
     """Adapters by full module name; immutable, all tensors fp32 on the CPU.
 
     Laws (lora: of the dense change; bottleneck: of the function): (a + b) is the sum, a.scale(c) is c times a, a.truncate(r) is the
-    best approximation of rank r, and a.truncate(r) is a itself where the rank is r or less.
+    best approximation of rank r, a.truncate(r) is a itself where the rank is r or less, and a.compacted() is a. Weights that are
+    trained whole have no rank: they obey the first two, and the others leave them as they are.
     """
 
     kind: Kind
     modules: Mapping[str, ModuleAdapter]
+    whole: Mapping[str, WholeChange] = field(default_factory=dict)
+    """Modules whose weights are trained whole, beside those with an adapter."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "modules", MappingProxyType(dict(self.modules)))
+        object.__setattr__(self, "whole", MappingProxyType(dict(self.whole)))
+        both = sorted(self.modules.keys() & self.whole.keys())
+        if both:
+            raise AdapterFitError(
+                "a module has an adapter and is trained whole", got=both[0], expected="one of the two",
+                do="give every edge the same [adapter] kind",
+            )  # fmt: skip
 
     @property
     def ranks(self) -> dict[str, int]:
-        """Rank by module name."""
-        return {name: adapter.rank for name, adapter in self.modules.items()}
+        """Rank by module name; of a weight that is trained whole, the most that its change can have."""
+        return {name: part.rank if isinstance(part, ModuleAdapter) else min(part.size) for name, part in self.parts.items()}
+
+    @property
+    def parts(self) -> dict[str, ModuleAdapter | WholeChange]:
+        """All that is trained, by module name."""
+        return {**self.modules, **self.whole}
 
     @property
     def num_parameters(self) -> int:
         """Trainable numbers in all modules."""
-        return sum(adapter.num_parameters for adapter in self.modules.values())
+        return sum(part.num_parameters for part in self.parts.values())
 
     @property
     def num_bytes(self) -> int:
@@ -98,13 +119,15 @@ class AdapterState:
         modules = dict(self.modules)
         for name, adapter in other.modules.items():
             modules[name] = _concatenate(name, modules[name], adapter) if name in modules else adapter
-        return AdapterState(self.kind, modules)
+        whole = dict(self.whole)
+        for name, change in other.whole.items():
+            whole[name] = whole[name].plus(change, name) if name in whole else change
+        return AdapterState(self.kind, modules, whole)
 
     def scale(self, factor: float) -> AdapterState:
         """This state times a number; ranks and scalings stay, `up` is multiplied."""
-        return AdapterState(
-            self.kind, {name: ModuleAdapter(a.down_RI, a.up_OR * factor, a.scaling) for name, a in self.modules.items()}
-        )
+        modules = {name: ModuleAdapter(a.down_RI, a.up_OR * factor, a.scaling) for name, a in self.modules.items()}
+        return AdapterState(self.kind, modules, {name: c.of(tuple(t * factor for t in c.tensors)) for name, c in self.whole.items()})
 
     def truncate(self, ranks: int | Mapping[str, int]) -> AdapterState:
         """The best approximation with at most this rank (Eckart-Young), for every module or by module name.
@@ -115,7 +138,29 @@ class AdapterState:
         for name, adapter in self.modules.items():
             rank = ranks if isinstance(ranks, int) else ranks.get(name, adapter.rank)
             modules[name] = adapter if rank >= adapter.rank else self._truncated(name, adapter, rank)
-        return AdapterState(self.kind, modules)
+        return AdapterState(self.kind, modules, self.whole)
+
+    def compacted(self) -> AdapterState:
+        """The same change; a module whose rank exceeds min(inputs, outputs) gets other factors, of no higher rank than the change has.
+
+        Raises: AdapterFitError for bottleneck adapters, whose width is what they compute.
+        """
+        wide = [name for name, adapter in self.modules.items() if adapter.rank > min(adapter.size)]
+        if wide and self.kind != "lora":
+            raise AdapterFitError(
+                f"the bottleneck adapter of {wide[0]} has no other factors", got=f"width {self.modules[wide[0]].rank}",
+                expected='an adapter of kind "lora"', do='write kind = "lora" in [adapter]',
+            )  # fmt: skip
+        return AdapterState(self.kind, {**self.modules, **{name: _compacted(self.modules[name]) for name in wide}}, self.whole)
+
+    def as_whole(self) -> AdapterState:
+        """The same change with no adapter left: every product as one change of its module's weight.
+
+        Raises: AdapterFitError for bottleneck adapters, which have no product.
+        """
+        if self.modules and self.kind != "lora":
+            raise AdapterFitError("a bottleneck adapter is no change of a weight", got=self.kind, expected="lora", do='use kind = "lora"')
+        return AdapterState(self.kind, {}, {**{name: WholeChange(a.delta_OI().float()) for name, a in self.modules.items()}, **self.whole})
 
     def digest(self) -> str:
         """SHA-256 over kind, names, shapes, scalings and every bit of every tensor; equal states have equal digests."""
@@ -123,13 +168,17 @@ class AdapterState:
         for name in sorted(self.modules):
             adapter = self.modules[name]
             hasher.update(f"\n{name} {adapter.size} {adapter.rank} {adapter.scaling!r}\n".encode())
-            for tensor in (adapter.down_RI, adapter.up_OR):
+            for tensor in adapter.tensors:
+                hasher.update(tensor.contiguous().numpy().tobytes())
+        for name in sorted(self.whole):
+            hasher.update(f"\n{name} {self.whole[name].size} whole\n".encode())
+            for tensor in self.whole[name].tensors:
                 hasher.update(tensor.contiguous().numpy().tobytes())
         return hasher.hexdigest()
 
     def is_finite(self) -> bool:
         """Whether every number is finite."""
-        return all(bool(torch.isfinite(t).all()) for a in self.modules.values() for t in (a.down_RI, a.up_OR))
+        return all(bool(torch.isfinite(tensor).all()) for part in self.parts.values() for tensor in part.tensors)
 
     def _check_kind(self, other: AdapterState) -> None:
         if self.kind != other.kind:
@@ -157,3 +206,13 @@ def _concatenate(name: str, a: ModuleAdapter, b: ModuleAdapter) -> ModuleAdapter
         )  # fmt: skip
     up = torch.cat([a.up_OR, b.up_OR * (b.scaling / a.scaling)], dim=1)
     return ModuleAdapter(torch.cat([a.down_RI, b.down_RI]), up, a.scaling)
+
+
+def _compacted(adapter: ModuleAdapter) -> ModuleAdapter:
+    factors = singular_factors(adapter.up_OR, adapter.down_RI)
+    values = factors.values_R
+    # Below this a singular value is rounding. One is kept in any case: no file holds an adapter of rank 0.
+    rank = max(1, int((values > values[0] * torch.finfo(values.dtype).eps * max(adapter.size)).sum()))
+    root_R = values[:rank].sqrt()
+    up, down = factors.up_OR[:, :rank] * root_R, root_R[:, None] * factors.down_RI[:rank]
+    return ModuleAdapter(down.float().contiguous(), up.float().contiguous(), adapter.scaling)

@@ -10,7 +10,7 @@ from atoll.shapes import ModuleKind
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Names within one model type; module names are as in the loaded causal language model."""
+    """Names within one model type; module names are as in the loaded model."""
 
     blocks: str
     """Path of the block list. A checkpoint may leave out leading components ("h.0" for "transformer.h.0")."""
@@ -24,6 +24,12 @@ class Family:
     """Whether the head is the embedding where config.json does not say."""
     transposed: bool = False
     """Whether projections keep their weights as (inputs, outputs): GPT-2's Conv1D."""
+    classifier: str = "score"
+    """The head of the family's sequence classifier, without a bias where `causal`."""
+    pooler: str | None = None
+    """What stands between the first token's hidden state and that head, if anything."""
+    causal: bool = True
+    """Whether a token sees only those before it, so that it can generate; else padding needs a mask."""
     keeps_scores: bool = False
     """Whether attention scores are written out (rows x heads x T x T) rather than made in tiles by a fused kernel."""
 
@@ -81,6 +87,11 @@ FAMILIES: dict[str, Family] = {
     "phi": Family(
         blocks="model.layers", mlp=("mlp.fc1", "mlp.fc2"), embedding="model.embed_tokens",
         attention=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.dense"),
+    ),
+    "bert": Family(
+        blocks="bert.encoder.layer", mlp=("intermediate.dense", "output.dense"), embedding="bert.embeddings.word_embeddings", tied=True,
+        attention=("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"),
+        head="cls.predictions.decoder", classifier="classifier", pooler="bert.pooler.dense", causal=False,
     ),
     "phi3": Family(
         blocks="model.layers", attention=("self_attn.o_proj", "self_attn.qkv_proj"), mlp=("mlp.gate_up_proj", "mlp.down_proj"),

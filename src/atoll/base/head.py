@@ -119,6 +119,29 @@ def token_losses_N(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
     return torch.cat([nn.functional.cross_entropy(head.logits(h), target, reduction="none") for h, target in chunks])
 
 
+class Objective(Protocol):
+    """From a batch to the loss: what a base is trained for."""
+
+    def loss_sum(self, model: PreTrainedModel, batch: TokenBatch) -> Tensor:
+        """Sum of the losses over all labels of a batch, in nats; differentiable in what is trained."""
+
+    def frozen_head(self, model: PreTrainedModel) -> Tensor:
+        """The weight of the output projection where it is frozen; empty where it is not."""
+
+
+@dataclass(frozen=True, slots=True)
+class NextToken:
+    """Predict the tokens that carry loss, each from those before it."""
+
+    def loss_sum(self, model: PreTrainedModel, batch: TokenBatch) -> Tensor:
+        """Sum of the cross-entropy over all label tokens."""
+        return loss_sum(model, batch)
+
+    def frozen_head(self, model: PreTrainedModel) -> Tensor:
+        """The output projection's weight."""
+        return head_of(model).weight_VD
+
+
 def check_head(model: PreTrainedModel) -> None:
     """Compare this file's logits with the model's own on a few tokens.
 

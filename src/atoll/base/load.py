@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import ctypes
 import difflib
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.auto_factory import _get_model_class
+from transformers.pytorch_utils import Conv1D
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from atoll.base.head import check_head
-from atoll.base.headers import PART, read_part
+from atoll.base.head import NextToken, Objective, check_head
+from atoll.base.headers import CONFIG, INDEX, PART, WEIGHTS, fetch, read_index, read_part, weight_files
+from atoll.base.quantize import Bits, check_kept, how_to_keep
 from atoll.embedded import tiny_path
 from atoll.errors import ArchitectureError, BaseFolderError, TokenizerError, WeightsError
 
+_GENERATION = "generation_config.json"
+_M_MMAP_THRESHOLD, _MAPPED_BYTES = -3, 2**20
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # trust_remote_code=False wherever something is loaded: without it, transformers asks at the terminal whether to run the code that a
 # config's auto_map names.
@@ -28,13 +37,20 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Base:
-    """A frozen causal language model in eval mode, with its tokenizer."""
+    """A frozen model in eval mode, with its tokenizer."""
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     transposed: bool
     """Whether projections keep their weights as (inputs, outputs), as GPT-2's Conv1D does."""
+    objective: Objective = field(default_factory=NextToken)
+    """What it is trained for."""
+    labels: tuple[str, ...] = ()
+    """Of a classifier, its classes in order."""
+    head: Mapping[str, tuple[torch.Tensor, ...]] = field(default_factory=dict)
+    """Of a classifier, what its head starts with, by module: the weight, and the bias if it has one. In the model itself they are zeros:
+    what is trained there is the whole of them."""
 
     def digest(self) -> str:
         """SHA-256 over names, shapes and bits of all weights."""
@@ -45,30 +61,30 @@ class Base:
         return hasher.hexdigest()
 
 
-def load_base(name: str, *, precision: str = "fp32") -> Base:
-    """The base called `name`: "tiny", a folder, or a hub id.
+def load_base(name: str, *, precision: str = "fp32", bits: Bits | None = None) -> Base:
+    """The base called `name`: "tiny", a folder, or a hub id; the projections of its blocks in so many bits, the rest in `precision`.
 
-    Raises: BaseFolderError, ArchitectureError, TokenizerError, WeightsError.
-    """
-    return load_whole(name, precision, quantization=None)
+    Without `bits` all weights are in `precision`. 16: bf16, made wide for each product; 8: int8 with a scale for each row; 4: NF4, its
+    scales in 8 bits. Arithmetic is in `precision` always. GPT-2's transposed projections become plain ones in 8 and 4 bits.
 
-
-def load_whole(name: str, precision: str, quantization: transformers.BitsAndBytesConfig | None) -> Base:
-    """The base with all its blocks, as it lies or quantized while it is loaded.
-
-    Raises: as load_base.
+    Raises: BaseFolderError, ArchitectureError, TokenizerError, WeightsError; BadValueError for other bits, UnavailableError without
+    bitsandbytes, which 8 and 4 need.
     """
     source = str(tiny_path()) if name == "tiny" else name
+    quantization = None if bits is None else how_to_keep(bits, DTYPES[precision])
+    if quantization is not None:
+        give_freed_memory_back()
     check_folder(source)
     check_whole(source)
     with quiet():
-        config = load_config(source)
+        config = load_causal_config(source)
         tokenizer = load_tokenizer(name)
         model = load_model(source, config, precision, quantization)
     check_vocabulary(source, model, tokenizer)
     check_head(model)
-    # The quantizer makes plain projections of GPT-2's transposed ones.
-    transposed = any(type(module).__name__ == "Conv1D" for module in model.modules())
+    if bits is not None and quantization is not None:
+        check_kept(name, model, bits)
+    transposed = any(isinstance(module, Conv1D) for module in model.modules())
     return Base(name, model, tokenizer, transposed)
 
 
@@ -141,7 +157,7 @@ def check_whole(source: str) -> None:
 def load_config(source: str) -> Any:
     """The configuration of a folder or hub id.
 
-    Raises: BaseFolderError, ArchitectureError.
+    Raises: BaseFolderError.
     """
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
@@ -151,6 +167,15 @@ def load_config(source: str) -> Any:
             expected="a model folder, or the id of a model that the hub (or the local cache) has",
             do="check the name; without network, give a local folder",
         ) from None  # fmt: skip
+    return config
+
+
+def load_causal_config(source: str) -> Any:
+    """The configuration of a folder or hub id that generates.
+
+    Raises: BaseFolderError, ArchitectureError.
+    """
+    config = load_config(source)
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise ArchitectureError(
             "the model is not a causal language model", where=source, got=f"model_type = {config.model_type!r}",
@@ -160,29 +185,66 @@ def load_config(source: str) -> Any:
     return config
 
 
-def load_model(source: str, config: Any, precision: str, quantization: transformers.BitsAndBytesConfig | None = None) -> PreTrainedModel:
+def load_model(
+    source: str, config: Any, precision: str, quantization: QuantizationConfigMixin | None = None, *, family: Any = AutoModelForCausalLM,
+    may_miss: Collection[str] = (),
+) -> PreTrainedModel:  # fmt: skip
     """The frozen model of a folder or hub id, on the accelerator where there is one.
+
+    `family` is one of the library's auto classes; weights of the modules in `may_miss` may be absent, and are then whatever they are.
 
     Raises: WeightsError.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        found: Any = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=DTYPES[precision], output_loading_info=True, use_safetensors=True,
-            quantization_config=quantization, device_map=None if quantization is None else {"": device}, trust_remote_code=False,
-        )  # fmt: skip
+        folder = _weights_folder(source)
+        with ExitStack() as opened:
+            found: Any = _get_model_class(config, family._model_mapping).from_pretrained(
+                None, config=config, state_dict=_stored(folder, opened), dtype=DTYPES[precision], output_loading_info=True,
+                quantization_config=quantization, device_map=None if quantization is None else {"": device},
+            )  # fmt: skip
         model, loaded = found
-    except (OSError, ValueError, RuntimeError, KeyError) as problem:
+        model.name_or_path = model.config.name_or_path = source
+        load_generation_config(model, folder)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as problem:
         raise weights_error(source, first_line(problem)) from None
-    except Exception as problem:
-        if "safetensor" not in f"{type(problem).__module__}{type(problem).__name__}".lower():
-            raise
-        raise weights_error(source, first_line(problem)) from None
-    wrong = [*sorted(loaded["missing_keys"])[:3], *(str(key) for key in list(loaded["mismatched_keys"])[:3])]
+    missing = [key for key in sorted(loaded["missing_keys"]) if key.rpartition(".")[0] not in may_miss]
+    wrong = [*missing[:3], *(str(key) for key in list(loaded["mismatched_keys"])[:3])]
     if wrong:
         raise weights_error(source, "missing or of another shape: " + ", ".join(wrong))
     model = model.to(device) if quantization is None else model
     return model.eval().requires_grad_(False)
+
+
+def _weights_folder(source: str) -> Path:
+    """The folder, or the one on this machine where the hub's files are."""
+    if Path(source).is_dir():
+        return Path(source)
+    folder = fetch(source, (CONFIG, _GENERATION, INDEX, WEIGHTS))
+    if not (folder / WEIGHTS).is_file() and (folder / INDEX).is_file():
+        fetch(source, sorted(set(read_index(folder).values())), revision=folder.name)
+    return folder
+
+
+def _stored(folder: Path, opened: ExitStack) -> dict[str, Any]:
+    """The tensors of a folder, each to be read when it is wanted and then forgotten.
+
+    Mapped into memory, as the library does it, the files would count as this process's, and stay as long as one tensor of them.
+    """
+    slices: dict[str, Any] = {}
+    for file in weight_files(folder):
+        weights = opened.enter_context(safe_open(file, framework="pt", backend="pread"))
+        slices |= {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118  no mapping
+    return slices
+
+
+def load_generation_config(model: PreTrainedModel, folder: Path) -> None:
+    """As from_pretrained does, which takes config.json where there is no file for it."""
+    if (folder / _GENERATION).is_file():
+        settings = GenerationConfig.from_pretrained(str(folder))
+    else:
+        settings = GenerationConfig.from_pretrained(str(folder), config_file_name=CONFIG, _from_model_config=True)
+    model.generation_config = settings
 
 
 def weights_error(source: str, got: str) -> WeightsError:
@@ -211,6 +273,19 @@ def first_line(problem: BaseException) -> str:
     """What an error of a library says, in short."""
     text = str(problem).strip() or type(problem).__name__
     return text.splitlines()[0][:200]
+
+
+def give_freed_memory_back() -> None:
+    """Have glibc map every tensor of a megabyte or more by itself, and unmap it when it is freed.
+
+    Otherwise it moves that bound up to 32 MiB by itself, takes tensors from its heap, and keeps the holes: what a process then holds is
+    up to three times what it uses, and no formula foretells it. It costs time, as the kernel hands out every page anew: worth it where
+    memory is what is short. Elsewhere than with glibc nothing happens.
+
+    Source: man 3 mallopt, M_MMAP_THRESHOLD.
+    """
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
+        library.mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
 
 
 @contextmanager

@@ -15,12 +15,23 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from atoll.base.blocks import Skip, blocks_path, hear_hidden_states_only, sizes_of, trace
 from atoll.base.head import check_head
 from atoll.base.headers import CONFIG, INDEX, PART, WEIGHTS, StoredTensor, fetch, read_headers, read_index, read_part, read_stored
-from atoll.base.load import DTYPES, Base, check_folder, check_vocabulary, first_line, load_config, load_tokenizer, quiet, weights_error
+from atoll.base.load import (
+    DTYPES,
+    Base,
+    check_folder,
+    check_vocabulary,
+    first_line,
+    load_causal_config,
+    load_generation_config,
+    load_tokenizer,
+    quiet,
+    weights_error,
+)
 from atoll.elsewhere import Elsewhere
 from atoll.embedded import tiny_path
 from atoll.errors import BadValueError, WeightsError
@@ -92,7 +103,7 @@ def load_part(name: str, front: int, back: int, *, precision: str, elsewhere: Ca
         sizes, returns_tuple = _skip_middle(skeleton)
         _make_buffers(model)
         _fill(skeleton, DTYPES[precision])
-        _load_generation_config(skeleton)
+        load_generation_config(model, skeleton.folder)
     check_vocabulary(folder, model, tokenizer)
     check_head(model.requires_grad_(False).eval())
     blocks: Any = model.get_submodule(skeleton.path)
@@ -159,7 +170,7 @@ def _skeleton(name: str, front: int, back: int, dtype: torch.dtype | None = None
     check_folder(source)
     folder = Path(source) if Path(source).is_dir() else fetch(source, (*BESIDE_WEIGHTS, INDEX, PART))
     with quiet():
-        config = load_config(str(folder))
+        config = load_causal_config(str(folder))
         try:
             # Unlike accelerate's init_empty_weights this holds for one thread only: others may make modules meanwhile.
             with torch.device("meta"):
@@ -279,16 +290,6 @@ def _put(model: PreTrainedModel, name: str, tensor: Tensor) -> None:
     module = model.get_submodule(path)
     is_parameter = isinstance(getattr(module, last), nn.Parameter)
     setattr(module, last, nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)
-
-
-def _load_generation_config(skeleton: _Skeleton) -> None:
-    """As from_pretrained does, which takes config.json where there is no file for it."""
-    folder = str(skeleton.folder)
-    if (skeleton.folder / "generation_config.json").is_file():
-        settings = GenerationConfig.from_pretrained(folder)
-    else:
-        settings = GenerationConfig.from_pretrained(folder, config_file_name=CONFIG, _from_model_config=True)
-    skeleton.model.generation_config = settings
 
 
 def _bytes_of(tensor: StoredTensor) -> Iterator[bytes]:

@@ -1,53 +1,58 @@
-"""A base whose projections are kept in 8 or 4 bits, as a host with little memory holds it: frozen, but gradients pass through."""
+"""A base whose projections are kept in 16, 8 or 4 bits, for a machine with little memory: frozen, but gradients pass through."""
 
 from __future__ import annotations
 
 import importlib
 import logging
+from typing import Literal
 
-from transformers import BitsAndBytesConfig
+import torch
+from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from atoll.base.blocks import trace
-from atoll.base.load import DTYPES, Base, load_whole
 from atoll.errors import ArchitectureError, BadValueError, UnavailableError
 
-BITS = (4, 8)
-_QUANTIZED = ("Linear4bit", "Linear8bitLt")
+Bits = Literal[4, 8, 16]
+BITS: tuple[Bits, ...] = (4, 8, 16)
+_MADE_BY = {16: ("HalfLinear", "HalfConv1D"), 8: ("Linear8bitLt",), 4: ("Linear4bit",)}
 
 
-def load_quantized(name: str, bits: int, *, precision: str = "fp32") -> Base:
-    """The base called `name` with the projections of its blocks in 4 bits (NF4, its scales in 8) or in 8; the rest in `precision`.
+def how_to_keep(bits: Bits, dtype: torch.dtype) -> QuantizationConfigMixin | None:
+    """What from_pretrained is asked for; None: nothing, because `dtype` has this many bits anyway.
 
-    GPT-2's transposed projections become plain ones.
-
-    Raises: BadValueError for other bits, UnavailableError without bitsandbytes, ArchitectureError for a family with projections that
-    cannot be quantized; and what load_base raises.
+    Raises: BadValueError for other bits, UnavailableError without bitsandbytes.
     """
+    if bits not in BITS:
+        raise BadValueError(
+            "a base cannot be kept in this many bits", where="[model] quantize", got=str(bits), expected="16, 8 or 4",
+            do="choose one of them",
+        )  # fmt: skip
+    if bits == 16:
+        # Imported here, because it enters itself into the library's registry.
+        from atoll.base.half import HalfConfig
+
+        return None if dtype == torch.bfloat16 else HalfConfig()
     _require_library(bits)
-    base = load_whole(name, precision, _settings(bits, precision))
-    model = base.model
-    plain = [name for group in trace(model).groups for name in group if type(model.get_submodule(name)).__name__ not in _QUANTIZED]
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+
+
+def check_kept(name: str, model: PreTrainedModel, bits: Bits) -> None:
+    """Look whether every projection of the blocks is kept as asked.
+
+    Raises: ArchitectureError for a family with projections that cannot be quantized.
+    """
+    plain = [name for group in trace(model).groups for name in group if type(model.get_submodule(name)).__name__ not in _MADE_BY[bits]]
     if plain:
         raise ArchitectureError(
             "the base has projections that cannot be quantized", where=name, got=", ".join(plain[:3]),
-            expected=f"blocks whose projections bitsandbytes can keep in {bits} bits", do="keep the base in 16 bits",
+            expected=f"blocks whose projections can be kept in {bits} bits", do="keep the base as it is",
         )  # fmt: skip
-    return base
-
-
-def _settings(bits: int, precision: str) -> BitsAndBytesConfig:
-    if bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=DTYPES[precision]
-    )
 
 
 def _require_library(bits: int) -> None:
-    if bits not in BITS:
-        raise BadValueError(
-            "a base cannot be kept in this many bits", where="[model] quantize", got=str(bits), expected="4 or 8", do="choose one of them"
-        )
     try:
         importlib.import_module("bitsandbytes")
     except ImportError as problem:

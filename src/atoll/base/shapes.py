@@ -22,13 +22,13 @@ _NOT_A_PROJECTION = re.compile(r".*(embed|norm|\bln_|\bwte\b|\bwpe\b).*")
 _BUFFER = re.compile(r".*(\.attn\.bias|\.masked_bias|\.attention\.bias|rotary_emb\.inv_freq)")
 
 
-def read_shapes(source: str) -> BaseShapes:
-    """Shapes of "tiny", of a model folder, or of a hub id.
+def read_shapes(source: str, num_classes: int | None = None) -> BaseShapes:
+    """Shapes of "tiny", of a model folder, or of a hub id; with `num_classes`, of a classifier made of it.
 
     Raises: BaseFolderError, WeightsError, ArchitectureError.
     """
     headers = read_headers(str(tiny_path()) if source == "tiny" else source)
-    model_type = _model_type(headers)
+    model_type = _model_type(headers, classifies=num_classes is not None)
     family = FAMILIES.get(model_type)
     _check_plain_weights(headers)
     weights = {name: header for name, header in headers.tensors.items() if not _BUFFER.fullmatch(name)}
@@ -39,9 +39,10 @@ def read_shapes(source: str) -> BaseShapes:
     _check_whole(headers, family, modules, num_blocks)
     tied = _is_tied(headers.config, weights, family)
     stored_bytes = sum(header.num_bytes for header in weights.values())
+    head = _head(headers, family, num_blocks, num_classes) if family is not None and num_classes is not None else ()
     return BaseShapes(
         model_type=model_type,
-        num_parameters=sum(prod(header.shape) for name, header in weights.items() if not (tied and name in _HEADS)),
+        num_parameters=_num_parameters(weights, tied) if family is None or not head else _num_of_classifier(weights, family, head),
         modules=modules,
         d_model=d_model,
         vocab_size=_size(headers, ("vocab_size",)),
@@ -52,10 +53,33 @@ def read_shapes(source: str) -> BaseShapes:
         num_heads=num_heads,
         attention_width=num_heads * (_first(headers.config, ("head_dim",)) or d_model // num_heads),
         keeps_scores=family.keeps_scores if family else True,
+        head=head,
+        head_biases=bool(head) and family is not None and not family.causal,
     )
 
 
-def _model_type(headers: Headers) -> str:
+def _num_parameters(weights: Mapping[str, TensorHeader], tied: bool) -> int:
+    return sum(prod(header.shape) for name, header in weights.items() if not (tied and name in _HEADS))
+
+
+def _num_of_classifier(weights: Mapping[str, TensorHeader], family: Family, head: tuple[ModuleShape, ...]) -> int:
+    """Without what predicts tokens, and what a checkpoint may have of another head; with the head that there will be."""
+    others = (*(f"{module.name}." for module in head), f"{family.head}.", "cls.", "pooler.")
+    rest = sum(prod(header.shape) for name, header in weights.items() if not name.startswith(others))
+    return rest + sum(module.num_weights + module.d_out * (not family.causal) for module in head)
+
+
+def _head(headers: Headers, family: Family, num_blocks: int, num_classes: int) -> tuple[ModuleShape, ...]:
+    """What a classifier has between its blocks and its classes; a pooler that the folder has stays frozen."""
+    width = _first(headers.config, ("word_embed_proj_dim",)) or _size(headers, ("hidden_size", "n_embd", "d_model", "dim"))
+    head = [ModuleShape(family.classifier, width, num_classes, "other", num_blocks, whole=True)]
+    if family.pooler is not None:
+        trained = not any(f"{name}.weight" in headers.tensors for name in (family.pooler, family.pooler.partition(".")[2]))
+        head.insert(0, ModuleShape(family.pooler, width, width, "other", num_blocks, whole=trained))
+    return tuple(head)
+
+
+def _model_type(headers: Headers, *, classifies: bool) -> str:
     model_type = headers.config.get("model_type")
     if not isinstance(model_type, str) or not model_type:
         raise BaseFolderError(
@@ -64,7 +88,15 @@ def _model_type(headers: Headers) -> str:
         )  # fmt: skip
     architectures = headers.config.get("architectures") or []
     names = [str(name) for name in architectures] if isinstance(architectures, list) else []
-    bare = model_type in FAMILIES and all(name.endswith("Model") for name in names)
+    family = FAMILIES.get(model_type)
+    if classifies:
+        if family is None:
+            raise ArchitectureError(
+                "it is not known here how this family classifies", where=headers.source, got=f"model_type = {model_type!r}",
+                expected="one of " + ", ".join(sorted(FAMILIES)), do='choose another base, or write task = "generate" below [model]',
+            )  # fmt: skip
+        return model_type
+    bare = family is not None and family.causal and all(name.endswith("Model") for name in names)
     if headers.config.get("is_encoder_decoder") or not (bare or any(_CAUSAL.fullmatch(name) for name in names)):
         raise ArchitectureError(
             "the model is not a causal language model", where=headers.source,

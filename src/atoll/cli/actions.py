@@ -107,6 +107,9 @@ def _train(config: Path, overrides: tuple[str, ...], run: Callable[[Any], Any], 
         if result.figures:
             print(f"figures: {result.figures[0].parent}")
         prompt = example_prompt(config, overrides=overrides)
+        if prompt is None:
+            print(f"next:    atoll evaluate {shlex.quote(str(result.run_dir))}")
+            return
         options = {"--host": access.host, "--ca": access.ca, "--cert": access.cert, "--key": access.key}
         through = "".join(f" {name} {shlex.quote(str(value))}" for name, value in options.items() if value)
         through += " --insecure" if access.insecure else ""
@@ -177,6 +180,18 @@ def doctor(*, as_json: bool) -> int:
         else:
             print(report.to_text())
     return 0 if report.is_well else _FAILED_CHECK
+
+
+def profile(path: Path, *, base: str, access: Access, as_json: bool) -> None:
+    """Show what was measured of this machine, and where it was written."""
+    with _results(as_json) as show:
+        from atoll.commands.doctor import profile as measure
+
+        report = measure(path, base=base, host=access.opened())
+        if as_json:
+            show(report.to_json())
+        else:
+            print(report.to_text())
 
 
 def _check_config(config: Path, overrides: tuple[str, ...]) -> None:

@@ -289,8 +289,31 @@ def merge(
 
 
 @app.command(cls=Command)
-def doctor(as_json: Json = False) -> Action:
-    """What this machine has, what would fail, and what to do."""
+def doctor(
+    profile: Annotated[
+        Path | None, typer.Option("--profile", metavar="FILE", help="Measure memory and speed, and write them there for run.toml.")
+    ] = None,
+    base: Annotated[str | None, typer.Option("--base", metavar="M", help='Measure on this base; default "tiny".')] = None,
+    host: HostAddress = None,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    insecure: Insecure = False,
+    as_json: Json = False,
+) -> Action:
+    """What this machine has, what would fail, and what to do.
+
+    With --profile: what an [[edge]] of run.toml declares, measured here; the link, too, if --host is given.
+    """
+    access = Access(host, ca, cert, key, insecure)
+    if profile is not None:
+        return partial(actions.profile, profile, base=base or "tiny", access=access, as_json=as_json)
+    given = [name for name, value in (("--base", base), ("--host", host), ("--ca", ca), ("--cert", cert), ("--key", key)) if value]
+    if given or insecure:
+        raise CommandLineError(
+            "what to measure goes with --profile", where="atoll doctor", got=", ".join(given) or "--insecure",
+            expected="atoll doctor --profile FILE [--base M] [--host HOST:PORT]", do="add --profile FILE",
+        )  # fmt: skip
     return partial(actions.doctor, as_json=as_json)
 
 

@@ -1,4 +1,4 @@
-"""atoll doctor: what this machine has, what would fail, and what to do. Nothing leaves the machine."""
+"""atoll doctor: what this machine has, what would fail, and what to do; and its profile, measured. Nothing leaves the machine."""
 
 from __future__ import annotations
 
@@ -8,14 +8,24 @@ import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import psutil
 from packaging.requirements import Requirement
 
-from atoll.units import format_bytes, format_flops
+from atoll.config.fleet import Profile
+from atoll.cost.limits import UsableMemory, usable_memory
+from atoll.errors import OutputError
+from atoll.runs.files import write_json
+from atoll.units import format_bytes, format_flops, format_seconds
+
+if TYPE_CHECKING:
+    from atoll.engines.speed import Speed
+    from atoll.engines.split.device.link import Link
+    from atoll.jobs.split import HostAccess
 
 Status = Literal["ok", "warn", "fail"]
 _MARKS = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
@@ -62,6 +72,104 @@ def doctor() -> DoctorReport:
     """Examine this machine; takes a second or two, reads the hub settings and does not use the network."""
     checks = [_python(), *_libraries(), _memory(), _disk(), _waiting(), _hub()]
     return DoctorReport((*checks, *_torch()))
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileReport:
+    """What was measured, and the file it was written to."""
+
+    profile: Profile
+    path: Path
+    lines: tuple[tuple[str, str], ...]
+
+    def to_json(self) -> dict[str, object]:
+        """As the file has it."""
+        return self.profile.model_dump(mode="json")
+
+    def to_text(self) -> str:
+        """One line for each thing measured, and how run.toml names the file."""
+        shown = [f"{name:<10} {found}" for name, found in self.lines]
+        return "\n".join([*shown, f"wrote {self.path}", f'next:      profile = "{self.path}" below this machine\'s [[edge]]'])
+
+
+def profile(path: Path, *, base: str = "tiny", host: HostAccess | None = None) -> ProfileReport:
+    """Measure this machine, and its link to a `host`; write it to `path`, whole or not at all. Takes half a minute; longer on a large base.
+
+    Raises: OutputError; what load_base raises; TransportError, HostLostError.
+    """
+    _check_output(path)
+    memory = usable_memory()
+    link = None if host is None else _measured_link(host)
+    speed = _measured_speed(base)
+    found = Profile(
+        memory=memory.num_bytes, flops=speed.flops_per_second, bandwidth=link.bits_per_second if link else None,
+        latency=link.latency_seconds if link else None, measured=_measured(base, memory, speed, link),
+    )  # fmt: skip
+    try:
+        write_json(path, found.model_dump(mode="json"))
+    except OSError as problem:
+        raise _no_output(path, problem.strerror or str(problem)) from None
+    return ProfileReport(found, path, _profile_lines(base, memory, speed, link))
+
+
+def _measured_speed(base: str) -> Speed:
+    from atoll.base.load import load_base
+    from atoll.base.shapes import read_shapes
+    from atoll.engines.speed import measure_speed
+
+    return measure_speed(load_base(base), read_shapes(base))
+
+
+def _measured_link(host: HostAccess) -> Link:
+    from atoll.engines.split.certificates import open_channel
+    from atoll.engines.split.device.link import measure_link
+
+    with open_channel(host.address, host.tls, insecure=host.insecure) as channel:
+        return measure_link(channel)
+
+
+def _measured(base: str, memory: UsableMemory, speed: Speed, link: Link | None) -> dict[str, object]:
+    """How and when, for the file."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("atoll", "torch", "transformers")}},
+        "machine": f"{platform.system()} {platform.machine()}, {_cores()} cores", "memory": asdict(memory),
+        "base": base, "speed": asdict(speed), "link": None if link is None else asdict(link),
+    }  # fmt: skip
+
+
+def _profile_lines(base: str, memory: UsableMemory, speed: Speed, link: Link | None) -> tuple[tuple[str, str], ...]:
+    pace = f"{format_seconds(min(speed.step_seconds))} to {format_seconds(max(speed.step_seconds))}"
+    what = f"LoRA steps on {base}, {speed.num_rows} rows x {speed.row_tokens} tokens, {speed.device}"
+    lines = [
+        ("memory", f"{format_bytes(memory.num_bytes)} (bound by: {memory.bound_by})"),
+        ("speed", f"{format_flops(speed.flops_per_second)}/s (median of {len(speed.step_seconds)} {what}: {pace} each)"),
+    ]
+    if link is None:
+        return (*lines, ("link", "not measured; give --host HOST:PORT"))
+    down = "not measured" if link.down_bits_per_second is None else _rate(link.down_bits_per_second)
+    note = f"; {link.note}" if link.note else ""
+    bandwidth = f"{_rate(link.bits_per_second)} (up {_rate(link.up_bits_per_second)}, down {down}{note})"
+    return (*lines, ("bandwidth", bandwidth), ("latency", f"{format_seconds(link.latency_seconds)} one way"))
+
+
+def _rate(bits_per_second: float) -> str:
+    return f"{bits_per_second / 1e6:.3g} Mbit/s"
+
+
+def _check_output(path: Path) -> None:
+    """Whether the file could be written: before what takes half a minute."""
+    if path.is_dir():
+        raise _no_output(path, "a folder")
+    if not path.parent.is_dir():
+        raise _no_output(path, f"no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise _no_output(path, "a folder that may not be written")
+
+
+def _no_output(path: Path, got: str) -> OutputError:
+    what, expected = "the profile cannot be written there", "a file in a folder that can be written"
+    return OutputError(what, where=str(path), got=got, expected=expected, do="choose another place")
 
 
 def _python() -> Check:

@@ -7,21 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atoll.adapters.attach import attached
-from atoll.adapters.peft_files import load_adapter
+from atoll.adapters.fresh import head_state
+from atoll.adapters.peft_files import load_adapter, read_labels
 from atoll.adapters.state import AdapterState
 from atoll.base.load import Base
 from atoll.config.load import LoadedConfig, changed
 from atoll.config.schema import RunConfig
 from atoll.errors import ConflictError, EmptyDataError
 from atoll.jobs.finished import base_of, open_run, run_config
-from atoll.jobs.sources import eval_rows
+from atoll.jobs.sources import eval_rows, run_labels
 from atoll.jobs.split import HostAccess
 from atoll.runs.events import Evaluated, Event, EventLog, PhaseStarted
 from atoll.runs.layout import RunDirectory
+from atoll.tasks.classes import form_of
 from atoll.tasks.evaluate import check_metrics
 from atoll.tasks.evaluate import evaluate as score
 from atoll.tasks.rows import Rows
-from atoll.tasks.text import TextForm, text_form
+from atoll.tasks.text import TextForm
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +56,7 @@ def evaluate(
                 if row == "adapted" and state is None:
                     continue
                 log.append(PhaseStarted("evaluate", len(subject.rows)))
-                with attached(subject.base.model, state or AdapterState("lora", {})):
+                with attached(subject.base.model, state or head_state(subject.base.head)):
                     scores[row] = score(subject.base, subject.rows, subject.form, settings, max_length=max_length)
                 log.append(Evaluated(row, scores[row]))
     finally:
@@ -65,7 +67,7 @@ def evaluate(
 def _of_run(run_dir: Path, data: str | None, overrides: Sequence[str], host: HostAccess | None) -> _Subject:
     run = RunDirectory.open(run_dir)
     loaded = _with(run_config(run), data, overrides)
-    rows, form = _rows(loaded)
+    rows, form = _rows(loaded, read_labels(run.adapter))
     finished = open_run(run_dir, host)
     return _Subject(finished.base, finished.adapter, loaded.config, rows, form, finished.close)
 
@@ -81,8 +83,9 @@ def _of_model(
     if given.config.data.eval is None:
         raise _no_rows()
     state = load_adapter(adapter) if adapter is not None else None
-    rows, form = _rows(given)
-    base, close = base_of(given, host)
+    labels = read_labels(adapter) if adapter is not None else run_labels(given.config, ())
+    rows, form = _rows(given, labels)
+    base, close = base_of(given, host, labels)
     return _Subject(base, state, given.config, rows, form, close)
 
 
@@ -99,10 +102,10 @@ def _no_rows() -> EmptyDataError:
     )
 
 
-def _rows(loaded: LoadedConfig) -> tuple[Rows, TextForm]:
+def _rows(loaded: LoadedConfig, labels: Sequence[str]) -> tuple[Rows, TextForm]:
     rows = eval_rows(loaded)
     if rows is None:
         raise _no_rows()
-    form = text_form(loaded.config.data, rows.columns)
+    form = form_of(loaded.config.data, rows, labels)
     check_metrics(loaded.config.evaluate, form, rows)
     return rows, form

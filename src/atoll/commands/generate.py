@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from atoll.adapters.attach import attached
+from atoll.adapters.peft_files import read_labels
+from atoll.errors import ConflictError
 from atoll.jobs.finished import open_run
 from atoll.jobs.split import HostAccess
+from atoll.runs.layout import RunDirectory
 from atoll.tasks.answers.generation import generate_greedy
 from atoll.tasks.tokens import begin_ids, encode_texts
 
@@ -14,8 +17,14 @@ from atoll.tasks.tokens import begin_ids, encode_texts
 def generate(run_dir: str | Path, prompt: str, *, max_new_tokens: int = 64, host: HostAccess | None = None) -> str:
     """The greedy continuation of `prompt` by the run's base with its adapter; with a `host`, most of the base is there.
 
-    Raises: RunFolderError and what loading the base and the adapter raise.
+    Raises: RunFolderError and what loading the base and the adapter raise; ConflictError for a classifier.
     """
+    labels = read_labels(RunDirectory.open(Path(run_dir)).adapter)
+    if labels:
+        raise ConflictError(
+            "a classifier writes no text", where=str(run_dir), got="a run that classifies: " + ", ".join(labels[:5]),
+            expected='a run with task = "generate"', do="use atoll evaluate, or load adapter/ with PEFT to tell the classes of rows",
+        )  # fmt: skip
     finished = open_run(Path(run_dir), host)
     tokenizer = finished.base.tokenizer
     ids = [*begin_ids(tokenizer), *encode_texts([prompt], tokenizer)[0]]

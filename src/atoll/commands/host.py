@@ -6,20 +6,21 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from atoll.base.load import Base, load_base
-from atoll.base.quantize import load_quantized
+from atoll.base.quantize import Bits
+from atoll.config.schema import PRECISION_BITS
 from atoll.engines.split.certificates import HostTls, make_certificates, open_channel, server_credentials
 from atoll.engines.split.host.server import Host
 from atoll.engines.split.transport import fetch_status
 from atoll.jobs.split import HostAccess, HostLimits, serve, start_host
-from atoll.selection.plan import BITS
 from atoll.threads import suited_threads
 
 STATUS_SECONDS = 10.0
+_BITS: Mapping[int, Bits] = {4: 4, 8: 8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ def host(settings: HostSettings, on_ready: Callable[[str], None], stop: threadin
     # Before the base, which may take minutes to load.
     credentials = server_credentials(settings.listen, tls, insecure=settings.insecure)
     base = _base(settings)
-    bits = settings.quantize if settings.quantize < 16 else BITS[settings.precision]
+    bits = settings.quantize if settings.quantize < 16 else PRECISION_BITS[settings.precision]
     limits = HostLimits(
         settings.max_sessions, settings.max_tokens, settings.idle_seconds, settings.merges, settings.max_tenant_sessions,
         settings.exchange_seconds,
@@ -98,9 +99,7 @@ def _serve(running: Host, settings: HostSettings, bits: int, tls: HostTls, on_re
 
 
 def _base(settings: HostSettings) -> Base:
-    if settings.quantize == 16:
-        return load_base(settings.model, precision=settings.precision)
-    return load_quantized(settings.model, settings.quantize, precision=settings.precision)
+    return load_base(settings.model, precision=settings.precision, bits=_BITS.get(settings.quantize))
 
 
 def _certificates(settings: HostSettings, on_ready: Callable[[str], None]) -> HostTls:

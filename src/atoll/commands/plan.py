@@ -6,10 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from atoll.base.shapes import read_shapes
 from atoll.config.load import load
 from atoll.errors import AdapterFolderError
-from atoll.jobs.sources import base_source, edge_rows
+from atoll.jobs.sources import base_shapes, edge_rows, given_importance, run_labels
 from atoll.selection.plan import FleetPlan, plan_fleet
 from atoll.selection.schedule import check_schedules
 
@@ -22,10 +21,14 @@ def plan(config_path: str | Path, *, overrides: Sequence[str] = ()) -> FleetPlan
     Raises: InputError leaves for what the user must mend; InfeasibleError where an edge cannot hold the plan.
     """
     loaded = load(Path(config_path), overrides)
-    shapes = read_shapes(base_source(loaded))
-    rows = {edge.name: len(edge.rows) for edge in edge_rows(loaded)}
+    found = edge_rows(loaded)
+    shapes = base_shapes(loaded, len(run_labels(loaded.config, [edge.rows for edge in found])))
+    rows = {edge.name: len(edge.rows) for edge in found}
     start = loaded.config.adapter.start
-    planned = plan_fleet(loaded.config, shapes, rows, start_ranks=None if start is None else _start_ranks(loaded.resolve(start)))
+    planned = plan_fleet(
+        loaded.config, shapes, rows, start_ranks=None if start is None else _start_ranks(loaded.resolve(start)),
+        importance=given_importance(loaded),
+    )  # fmt: skip
     check_schedules(loaded.config, planned, rows)
     return planned
 

@@ -8,21 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atoll.adapters.attach import attached
+from atoll.adapters.fresh import head_state
 from atoll.adapters.peft_files import save_adapter
 from atoll.adapters.state import AdapterState
 from atoll.config.load import config_hash, load, resolved
 from atoll.engines.federated.strategy import RoundResult
 from atoll.jobs.accounts import Accounts
+from atoll.jobs.federation import run_federation, run_homogeneous
 from atoll.jobs.job import Job, prepare
 from atoll.jobs.rounds import run_rounds
 from atoll.jobs.sources import eval_rows
 from atoll.jobs.split import HostAccess
 from atoll.report.figures import write_figures
 from atoll.runs.checkpoints import write_checkpoint
-from atoll.runs.events import Advised, CheckpointWritten, Evaluated, Event, EventLog, PhaseStarted, RunFinished, RunStarted
+from atoll.runs.events import Advised, CheckpointWritten, EdgeLeftOut, Evaluated, Event, EventLog, PhaseStarted, RunFinished, RunStarted
 from atoll.runs.layout import RunDirectory
-from atoll.runs.summary import Evaluation, LocalOnly, Scores, Summary, versions, write_summary
+from atoll.runs.summary import Evaluation, Homogeneous, LocalOnly, Scores, Summary, versions, write_summary
 from atoll.selection.choosing import full_pool_warning
+from atoll.selection.importance import Importance
 from atoll.tasks.evaluate import evaluate
 from atoll.tasks.text import text_form
 
@@ -71,6 +74,8 @@ def _run(job: Job, out: Path | None, observers: Sequence[Callable[[Event], None]
         log.append(RunStarted(run.path.name, job.config.run.seed, job.config.run.rounds, tuple(edge.name for edge in job.edges)))
         for event in job.data_events:
             log.append(event)
+        for edge_out in job.plan.left_out:
+            log.append(EdgeLeftOut(edge_out.name, edge_out.why))
         for edge in job.edges:
             warning = full_pool_warning(edge.chooser, job.config.run.rounds * edge.plan.num_steps)
             if warning is not None:
@@ -95,11 +100,14 @@ class _Checkpointing:
     accounts: Accounts
     log: EventLog
 
-    def add(self, result: RoundResult) -> None:
+    def add(self, result: RoundResult, simulated_seconds: float | None) -> None:
         """Write the round's checkpoint, whole or not at all."""
-        self.accounts.add(result)
+        self.accounts.add(result, simulated_seconds)
         path = write_checkpoint(self.run, result.round, lambda folder: _save(self.job, result.state, folder))
         self.log.append(CheckpointWritten(result.round, str(path.relative_to(self.run.path))))
+        every = self.job.config.evaluate.every
+        if every is not None and result.round % every == 0 and result.round < self.job.config.run.rounds:
+            _score(self.job, result.state, f"round-{result.round}", self.log)
 
     def drop(self, edge: str) -> None:
         """Count the edge's absence."""
@@ -108,12 +116,28 @@ class _Checkpointing:
 
 def _train(job: Job, run: RunDirectory, accounts: Accounts, log: EventLog) -> Evaluation:
     base = _score(job, None, "base", log)
-    state = run_rounds(job, job.edges, "federated", log, _Checkpointing(job, run, accounts, log))
+
+    def planned(importance: Importance | None, job: Job) -> None:
+        if importance is not None:
+            run.write_json(run.importance_json, importance.to_json())
+        run.write_json(run.plan_json, job.plan.to_json())
+
+    job, state = run_federation(job, log, accounts, _Checkpointing(job, run, accounts, log), planned)
     _save(job, state, run.adapter)
     adapted = _score(job, state, "federated", log)
     local_only = _local_only(job, run, log) if "local-only" in job.config.run.compare else None
     central = None if job.central is None else _score(job, run_rounds(job, (job.central,), "central", log), "central", log)
-    return Evaluation(base, adapted, local_only, central)
+    homogeneous = _homogeneous(job, log) if "homogeneous" in job.config.run.compare else None
+    return Evaluation(base, adapted, local_only, central, homogeneous)
+
+
+def _homogeneous(job: Job, log: EventLog) -> Homogeneous | None:
+    found = run_homogeneous(job, log)
+    if found is None:
+        return None
+    other, state, seconds = found
+    scores = _score(job, state, "homogeneous", log) or {}
+    return Homogeneous(scores, tuple(edge.name for edge in other.edges), seconds)
 
 
 def _local_only(job: Job, run: RunDirectory, log: EventLog) -> LocalOnly:
@@ -132,6 +156,8 @@ def _score(job: Job, state: AdapterState | None, row: str, log: EventLog) -> Sco
         return None
     log.append(PhaseStarted("evaluate", len(job.held_out)))
     settings, max_length = job.config.evaluate, job.config.data.max_length
+    if state is None and job.base.head:
+        state = head_state(job.base.head)  # Without one, a classifier tells nothing.
     if state is None:
         scores = evaluate(job.base, job.held_out, job.form, settings, max_length=max_length)
     else:
@@ -142,12 +168,15 @@ def _score(job: Job, state: AdapterState | None, row: str, log: EventLog) -> Sco
 
 
 def _save(job: Job, state: AdapterState, folder: Path) -> None:
-    save_adapter(state, folder, base_name=job.base.name, transposed=job.base.transposed)
+    base = job.base
+    save_adapter(state, folder, base_name=base.name, transposed=base.transposed, head=tuple(base.head), labels=base.labels)
 
 
 def _resolved(job: Job) -> dict[str, object]:
     hashes = {"config_hash": config_hash(job.config), "base_hash": job.base.digest(), "start_digest": job.start.digest()}
-    return {"config": resolved(job.config), "folder": str(job.loaded.path.resolve().parent), "hashes": hashes, "versions": versions()}
+    named = {"id2label": dict(enumerate(job.base.labels))} if job.base.labels else {}
+    folder = str(job.loaded.path.resolve().parent)
+    return {"config": resolved(job.config), "folder": folder, "hashes": hashes, "versions": versions(), **named}
 
 
 def _finish(run: RunDirectory, log: EventLog, accounts: Accounts, status: str, evaluation: Evaluation, started: float) -> Summary:
@@ -167,12 +196,14 @@ def _figures(run: RunDirectory, log: EventLog) -> tuple[Path, ...]:
         return ()
 
 
-def example_prompt(config_path: str | Path, *, overrides: Sequence[str] = ()) -> str:
-    """The prompt of the first held-out row, or "..." where there is none that fits on a command line.
+def example_prompt(config_path: str | Path, *, overrides: Sequence[str] = ()) -> str | None:
+    """The prompt of the first held-out row, or "..." where there is none that fits on a command line; None for a classifier.
 
     Raises: InputError leaves, as the run itself would.
     """
     loaded = load(Path(config_path), overrides)
+    if loaded.config.model.task == "classify":
+        return None
     rows = eval_rows(loaded)
     if rows is None:
         return "..."

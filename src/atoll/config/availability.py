@@ -9,16 +9,8 @@ from atoll.config.keys import as_toml, keys
 from atoll.errors import InputError, UnavailableError
 
 # Key -> the values this version has. Every key of a section that ends in ".*" holds at its default only.
-AVAILABLE: dict[str, tuple[object, ...]] = {
-    "model.quantize": ("auto",),
-    "federated.aggregation": ("exact-svd",),
-    "federated.late": ("wait",),
-    "run.fleet": (None,),
-    "evaluate.every": (None,),
-    "edge.profile": (None,),
-    "edge.bits": (None,),
-}
-DEFAULT_ONLY = ("plan", "privacy")
+AVAILABLE: dict[str, tuple[object, ...]] = {}
+DEFAULT_ONLY = ("privacy",)
 _RESERVED = "the file format reserves the key, so run.toml will read unchanged in a version that has it"
 
 
@@ -32,10 +24,10 @@ def unavailable(document: Document, reported: Container[str]) -> list[InputError
     errors: list[InputError] = []
     for location, path, value in _values(document):
         key = keys().get(path)
-        if key is None or not is_reserved(path) or document.where(location) in reported:
+        if key is None or not is_reserved(path):
             continue
         allowed = AVAILABLE.get(path, (key.default,))
-        if value in allowed or isinstance(value, dict):
+        if value in allowed or isinstance(value, dict) or document.where(location) in reported:
             continue
         shown = " or ".join(as_toml(item) for item in allowed if item is not None)
         dotted = document.dotted(location)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
-from atoll.config.document import Document, Location
+from atoll.config.document import Document, Location, few
 from atoll.config.keys import as_toml
-from atoll.config.schema import DEFAULT_LOCAL_STEPS, RunConfig
+from atoll.config.schema import DEFAULT_LOCAL_STEPS, PRECISION_BITS, RunConfig
 from atoll.errors import ConflictError, InputError
+
+KEEPS_BENEATH = ("stack", "residual")
+"""Values of federated.aggregation that keep a frozen part beneath the adapters."""
+_BENEATH = "keeps a part of the result beneath the adapters, which a host cannot hold"
+_BENEATH_DO = 'write aggregation = "exact-svd" or "zero-pad", or let every edge hold the whole base: mode = "local"'
 
 
 def conflicts(config: RunConfig, document: Document) -> list[InputError]:
     """One leaf for each group of values that exclude each other."""
-    parts = (_templates, _selection, _training, _edges, _evaluation)
+    parts = (_templates, _selection, _planning, _growing, _training, _edges, _aggregation, _whole_weights, _classes, _evaluation)
     return [error for part in parts for error in part(config, document)]
 
 
@@ -56,6 +62,12 @@ def _selection(config: RunConfig, document: Document) -> list[InputError]:
         what = f'select.policy = "{select.policy}" observes nothing, so that no threshold applies'
         got = f"threshold = {as_toml(select.threshold)}"
         add("threshold", what, got, 'threshold = "keep"', "take threshold out, and set keep to the share of modules to train")
+    if select.draw == "lottery" and select.policy in ("random", "last-layers"):
+        what, got = f'select.policy = "{select.policy}" has no scores to draw lots by', f"draw = {as_toml(select.draw)}"
+        add("draw", what, got, 'draw = "highest"', 'take draw out, or write policy = "kill-and-revive"')
+    elif select.draw == "lottery" and select.threshold != "keep":
+        what, got = 'select.draw = "lottery" needs a number of modules to draw', f"threshold = {as_toml(select.threshold)}"
+        add("draw", what, got, 'threshold = "keep"', "take draw out; or take threshold out, and set keep to the share of modules to train")
     for key, value in (("variation", "product-change"), ("killed", "merge")):
         if config.adapter.kind == "bottleneck" and getattr(select, key) == value:
             what = f'select.{key} = "{value}" needs a product B A, which a bottleneck does not have'
@@ -68,6 +80,62 @@ def _selection(config: RunConfig, document: Document) -> list[InputError]:
     if select.policy == "kill-and-revive" and isinstance(window, int) and isinstance(period, int) and period <= window:
         what = "a window of observation is no shorter than its period, so that no module would ever be killed"
         add("every", what, f"observe_steps = {window}, every = {period}", f"every above {window}", "raise every, or lower observe_steps")
+    return errors
+
+
+def _planning(config: RunConfig, document: Document) -> list[InputError]:
+    plan, errors = config.plan, list[InputError]()
+
+    def add(section: str, key: str, what: str, got: str, expected: str, do: str) -> None:
+        errors.append(_conflict(document, (section, key), what, got, expected, do))
+
+    if config.federated.late != "wait" and plan.round_deadline is None:
+        what, got = f'federated.late = "{config.federated.late}" needs plan.round_deadline', "no round_deadline"
+        add("federated", "late", what, got, "the seconds of a round", 'add round_deadline = "60 s" below [plan], or write late = "wait"')
+    if plan.policy != "fedpipe":
+        planners = {"steps": plan.steps == "fill", "refresh": plan.refresh is not None, "importance_file": plan.importance_file is not None}
+        for key in (key for key, given in planners.items() if given):
+            got, do = f'plan.policy = "{plan.policy}"', f'write policy = "fedpipe" below [plan], or take {key} out'
+            add("plan", key, f"plan.{key} is a setting of the planner, which does not decide here", got, 'plan.policy = "fedpipe"', do)
+        return errors
+    if config.adapter.kind == "bottleneck":
+        what = "the planner gives edges unequal ranks, and bottleneck adapters of unequal width cannot be averaged"
+        add("plan", "policy", what, 'adapter.kind = "bottleneck"', 'adapter.kind = "lora"', "choose another of the two")
+    warms_up = plan.importance != "none" and plan.importance_file is None
+    if plan.refresh is not None and not warms_up:
+        got = 'importance = "none"' if plan.importance == "none" else f"importance_file = {as_toml(plan.importance_file)}"
+        what, do = "plan.refresh needs a warm-up, and there is none", "take refresh out, or let a warm-up find the importance"
+        add("plan", "refresh", what, got, 'importance = "svd-sensitivity" or "gradient-weight"', do)
+    if warms_up and plan.importance == "svd-sensitivity" and plan.warmup_steps < 2:
+        what = 'importance = "svd-sensitivity" sees nothing in its first step, in which l is zero'
+        do = 'raise warmup_steps, or write importance = "gradient-weight"'
+        add("plan", "warmup_steps", what, f"warmup_steps = {plan.warmup_steps}", "2 or more; 10 is the default", do)
+    return errors
+
+
+def _growing(config: RunConfig, document: Document) -> list[InputError]:
+    plan, rounds, errors = config.plan, config.run.rounds, list[InputError]()
+    if plan.policy != "fedadapter":
+        return errors
+
+    def add(location: Location, what: str, got: str, expected: str, do: str) -> None:
+        errors.append(_conflict(document, location, what, got, expected, do))
+
+    if len(plan.ranks) > rounds:
+        got = f"{rounds} round{'' if rounds == 1 else 's'}, {len(plan.ranks)} ranks"
+        what = 'plan.policy = "fedadapter" has a stage for each of plan.ranks, of a round or more'
+        add(("plan", "ranks"), what, got, f"at most {rounds}", "raise run.rounds, or name fewer ranks")
+    if list(plan.ranks) != sorted(plan.ranks):
+        add(("plan", "ranks"), "adapters grow from stage to stage", as_toml(plan.ranks), "ranks that do not fall", "put them in order")
+    taken: dict[Location, bool] = {("edge", number, "rank"): edge.rank is not None for number, edge in enumerate(config.edge)}
+    taken["adapter", "start"] = config.adapter.start is not None
+    for location in (location for location, given in taken.items() if given):
+        what = f"plan.ranks are the ranks of every stage, and {document.dotted(location)} names others"
+        add(location, what, 'plan.policy = "fedadapter"', "the key left out", "take it out, or choose another policy")
+    if config.select.policy != "all":
+        what = "modules that a stage adds would have no turn in a choice that was made before"
+        do = 'write policy = "all" below [select], or another [plan] policy'
+        add(("select", "policy"), what, f'policy = "{config.select.policy}" beside plan.policy = "fedadapter"', 'select.policy = "all"', do)
     return errors
 
 
@@ -92,15 +160,15 @@ def _training(config: RunConfig, document: Document) -> list[InputError]:
 def _edges(config: RunConfig, document: Document) -> list[InputError]:
     errors: list[InputError] = []
     names = [edge.name for edge in config.edge]
+    last = {name: number for number, name in enumerate(names)}
     for name, count in Counter(names).items():
         if count > 1:
-            second = len(names) - 1 - names[::-1].index(name)
             what = "two edges have the same name"
             do = "give each its own name; it names the edge's folder and its random streams"
-            errors.append(_conflict(document, ("edge", second, "name"), what, f"{count} edges called {name}", "names that differ", do))
+            errors.append(_conflict(document, ("edge", last[name], "name"), what, f"{count} edges called {name}", "names that differ", do))
     num_edges = max(1, len(names))
     if config.federated.min_edges > num_edges:
-        got = f"min_edges = {config.federated.min_edges}, edges: {', '.join(names) or 'one (there is no [[edge]])'}"
+        got = f"min_edges = {config.federated.min_edges}, edges: {few(names) or 'one (there is no [[edge]])'}"
         do = "lower federated.min_edges, or add [[edge]] sections"
         where: Location = ("federated", "min_edges")
         errors.append(_conflict(document, where, "a round needs more edges than there are", got, f"at most {num_edges}", do))
@@ -110,6 +178,127 @@ def _edges(config: RunConfig, document: Document) -> list[InputError]:
         do = 'give every edge the same rank, or write adapter.kind = "lora"'
         errors.append(_conflict(document, ("adapter", "kind"), what, f"ranks {', '.join(map(str, sorted(ranks)))}", "one rank", do))
     return errors
+
+
+def _aggregation(config: RunConfig, document: Document) -> list[InputError]:
+    rule, location = config.federated.aggregation, ("federated", "aggregation")
+    if rule not in KEEPS_BENEATH:
+        return []
+    errors: list[InputError] = []
+    if config.adapter.kind == "bottleneck":
+        what = f'aggregation = "{rule}" needs a product B A, which a bottleneck does not have'
+        do = 'write aggregation = "exact-svd", or adapter.kind = "lora"'
+        errors.append(_conflict(document, location, what, 'adapter.kind = "bottleneck"', 'adapter.kind = "lora"', do))
+    split = [edge.name for edge in config.edge if (config.run.placement if edge.mode == "auto" else edge.mode) == "split"]
+    if split or (not config.edge and config.run.placement == "split"):
+        got = f'mode = "split": {few(split)}' if split else 'run.placement = "split"'
+        what, expected = f'aggregation = "{rule}" {_BENEATH}', "edges that hold the whole base"
+        errors.append(_conflict(document, location, what, got, expected, _BENEATH_DO))
+    return errors
+
+
+_WHOLE = 'adapter.kind = "full" trains the weights themselves'
+_WHOLE_DO = 'or write kind = "lora" below [adapter]'
+
+
+def _whole_weights(config: RunConfig, document: Document) -> list[InputError]:
+    if config.adapter.kind != "full":
+        return []
+    errors: list[InputError] = []
+
+    def add(location: Location, why: str, got: object, expected: str, do: str) -> None:
+        key = str(location[-1])
+        errors.append(_conflict(document, location, f"{_WHOLE}, {why}", f"{key} = {as_toml(got)}", expected, f"{do}, {_WHOLE_DO}"))
+
+    if config.plan.policy != "as-written":
+        what = "which have no ranks to plan"
+        add(("plan", "policy"), what, config.plan.policy, 'plan.policy = "as-written"', "take policy out")
+    if config.select.policy != "all":
+        add(("select", "policy"), "all of them all the time", config.select.policy, 'select.policy = "all"', "take policy out")
+    if config.adapter.dropout:
+        add(("adapter", "dropout"), "and nothing beside them", config.adapter.dropout, "no dropout", "take dropout out")
+    if config.federated.aggregation in KEEPS_BENEATH:
+        what, do = "of which nothing is kept beneath: every rule is the exact mean", "take aggregation out"
+        add(("federated", "aggregation"), what, config.federated.aggregation, 'aggregation = "exact-svd"', do)
+    if "homogeneous" in config.run.compare:
+        add(("run", "compare"), "at no rank", config.run.compare, "a comparison without ranks", 'take "homogeneous" out')
+    if config.run.placement == "split":
+        add(("run", "placement"), "so that the edge must hold the whole base", "split", "an edge with the whole base", "take placement out")
+    precision = PRECISION_BITS[config.model.precision]
+    asked: list[tuple[Location, object]] = [(("model", "quantize"), config.model.quantize)]
+    asked += [(("edge", number, "bits"), edge.bits) for number, edge in enumerate(config.edge)]
+    for location, bits in asked:
+        if isinstance(bits, int) and bits < precision:
+            add(location, "which must not be rounded", bits, "weights in the precision of the arithmetic", f"take {location[-1]} out")
+    for number, edge in enumerate(config.edge):
+        if edge.mode == "split":
+            what, do = "so that the edge must hold the whole base", 'write mode = "local"'
+            add(("edge", number, "mode"), what, "split", "an edge with the whole base", do)
+        if edge.rank is not None:
+            add(("edge", number, "rank"), "which have no rank", edge.rank, "an edge without a rank", "take rank out")
+    return errors
+
+
+def whole_in_a_host(split_edges: Sequence[str]) -> ConflictError:
+    """The error of a plan by which these edges train against a host, where whole weights are to be trained."""
+    return ConflictError(
+        f"{_WHOLE}, so that the edge must hold the whole base", where="[adapter] kind", got=f'mode = "split": {few(split_edges)}',
+        expected="edges that hold the whole base", do=f'train without a host (mode = "local"), {_WHOLE_DO}',
+    )  # fmt: skip
+
+
+_CLASSIFIES = 'model.task = "classify"'
+_CLASSIFIES_DO = 'or write task = "generate" below [model]'
+
+
+def _classes(config: RunConfig, document: Document) -> list[InputError]:
+    errors: list[InputError] = []
+    data = config.data
+
+    def add(location: Location, what: str, got: str, expected: str, do: str) -> None:
+        errors.append(_conflict(document, location, f"{_CLASSIFIES} {what}", got, expected, f"{do}, {_CLASSIFIES_DO}"))
+
+    if config.model.task == "generate":
+        if data.label is not None:
+            what, do = "data.label is the class of a row, and nothing is classified", 'write task = "classify" below [model]'
+            do += "; to score answers among labels, see evaluate.labels"
+            errors.append(_conflict(document, ("data", "label"), what, 'model.task = "generate"', _CLASSIFIES, do))
+        return errors
+    if data.label is None:
+        add(("model", "task"), "needs data.label", "no label", "the column of classes", 'add label = "..." below [data]')
+    others = [name for name in ("prompt", "completion", "messages") if getattr(data, name) is not None]
+    if others:
+        add(("data", others[0]), "reads data.text and data.label", " and ".join(others), "text", "write text instead")
+    if data.batching == "pack":
+        add(("data", "batching"), "gives every row a class of its own", 'batching = "pack"', '"bucket" or "shuffle"', "take batching out")
+    if config.evaluate.metrics:
+        what, got = "always has accuracy and macro_f1, and no completions", f"metrics = {as_toml(config.evaluate.metrics)}"
+        add(("evaluate", "metrics"), what, got, "no metrics", "take metrics out")
+    labels = config.evaluate.labels
+    if labels is not None and len(set(labels)) < max(2, len(labels)):
+        got, do = f"labels = {as_toml(labels)}", "list every class once"
+        add(("evaluate", "labels"), "needs two classes or more, each once", got, "two or more different labels", do)
+    split = [edge.name for edge in config.edge if (config.run.placement if edge.mode == "auto" else edge.mode) == "split"]
+    if split or config.run.placement == "split":
+        got = f'mode = "split": {few(split)}' if split else 'run.placement = "split"'
+        add(("model", "task"), "needs edges that hold the whole base", got, 'mode = "local"', 'write mode = "local" for every edge')
+    return errors
+
+
+def classes_in_a_host(got: str) -> ConflictError:
+    """The error of a classifier that would have its blocks in a host."""
+    return ConflictError(
+        f"{_CLASSIFIES} needs the whole base", where="[model] task", got=got, expected="no host",
+        do=f'train without a host (mode = "local"), {_CLASSIFIES_DO}',
+    )  # fmt: skip
+
+
+def beneath_in_a_host(config: RunConfig, split_edges: Sequence[str]) -> ConflictError:
+    """The error of a plan by which these edges train against a host, under a rule that keeps a frozen part beneath the adapters."""
+    return ConflictError(
+        f'aggregation = "{config.federated.aggregation}" {_BENEATH}', where="[federated] aggregation",
+        got=f'mode = "split": {few(split_edges)}', expected="edges that hold the whole base", do=_BENEATH_DO,
+    )  # fmt: skip
 
 
 def _evaluation(config: RunConfig, document: Document) -> list[InputError]:

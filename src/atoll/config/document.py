@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from atoll.errors import ConfigFileError
@@ -26,12 +27,16 @@ class Document:
     text: str
     table: Mapping[str, object]
     overridden: Mapping[Location, str] = field(default_factory=dict)
+    fleet: Document | None = None
+    """The file that the [[edge]] sections stand in, where it is another."""
 
     def where(self, location: Location) -> str:
         """File, line and key of a location, or the --set it comes from."""
         for size in range(len(location), 1, -1):
             if location[:size] in self.overridden:
                 return f"--set {self.overridden[location[:size]]} (on top of {self.path})"
+        if self.fleet is not None and location[0] == "edge":
+            return self.fleet.where(location)
         line = self._line(location)
         return f"{self.path}{f', line {line}' if line else ''}: {self.dotted(location)}"
 
@@ -70,6 +75,11 @@ def nearest(name: str, known: list[str]) -> str | None:
     lowered = {item.lower(): item for item in known}
     matches = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
     return lowered[matches[0]] if matches else None
+
+
+def few(names: Sequence[str], most: int = 10) -> str:
+    """Names for a message, and how many there are where that would be too long."""
+    return ", ".join(names[:most]) + (f", ... ({len(names)} in all)" if len(names) > most else "")
 
 
 def _read_text(path: Path) -> str:
@@ -112,8 +122,9 @@ def _syntax_error(path: Path, text: str, message: str) -> ConfigFileError:
     return ConfigFileError(f"not valid TOML: {what}", where=where, got=got, expected="section.key = value lines in TOML", do=do)
 
 
-def _line_numbers(text: str) -> dict[Location, int]:
-    """First line of every table and key: good enough to point at, not a second parser."""
+@lru_cache(maxsize=4)
+def _line_numbers(text: str) -> Mapping[Location, int]:
+    """First line of every table and key: good enough to point at, not a second parser. Kept, as every error of a file asks for it."""
     found: dict[Location, int] = {}
     table: Location = ()
     counts: dict[Location, int] = {}

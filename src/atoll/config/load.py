@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from atoll.config.availability import unavailable
 from atoll.config.conflicts import conflicts
 from atoll.config.document import Document, read_document
-from atoll.config.overrides import apply_overrides
+from atoll.config.fleet import with_fleet, with_profiles
+from atoll.config.overrides import apply_overrides, is_of_edge
 from atoll.config.problems import problems
 from atoll.config.schema import RunConfig
 from atoll.errors import InputError, ManyErrors
@@ -21,7 +22,7 @@ from atoll.errors import InputError, ManyErrors
 
 @dataclass(frozen=True, slots=True)
 class LoadedConfig:
-    """A checked config, the file it came from, and that file's text as it was given."""
+    """A checked config, with the edges of its fleet file and what their profiles say; the file it came from, and that file's text."""
 
     config: RunConfig
     path: Path
@@ -77,15 +78,26 @@ def config_hash(config: RunConfig) -> str:
 
 
 def _checked(document: Document, overrides: Sequence[str]) -> LoadedConfig:
-    document, errors = apply_overrides(document, overrides)
+    document, errors, whole = _gathered(document, overrides)
     try:
         config = RunConfig.model_validate(_tuples(document.table))
     except ValidationError as error:
         errors += problems(error, document)
         raise_all(errors + unavailable(document, {one.where for one in errors}))
         raise  # not reached: a ValidationError has at least one problem
-    raise_all(errors + unavailable(document, ()) + conflicts(config, document))
+    raise_all(errors + unavailable(document, ()) + (conflicts(config, document) if whole else []))
     return LoadedConfig(config, document.path, document.text)
+
+
+def _gathered(document: Document, overrides: Sequence[str]) -> tuple[Document, list[InputError], bool]:
+    """The document with all that belongs to it: overrides, the fleet's edges, their profiles; and whether the edges could be had."""
+    document, errors = apply_overrides(document, [text for text in overrides if not is_of_edge(text)])
+    document, of_fleet = with_fleet(document)
+    if of_fleet:
+        return document, errors + of_fleet, False
+    document, of_edges = apply_overrides(document, [text for text in overrides if is_of_edge(text)])
+    document, of_profiles = with_profiles(document)
+    return document, errors + of_edges + of_profiles, True
 
 
 def _given(values: Mapping[str, object]) -> dict[str, object]:

@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from atoll.config.document import Document, Location, nearest
+from atoll.config.document import Document, Location, few, nearest
 from atoll.config.keys import keys
 from atoll.errors import InputError, OverrideError
 
@@ -27,7 +27,12 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> tuple[Docum
             continue
         if _put(table, location, value):
             overridden[location] = text
-    return replace(document, table=table, overridden=overridden), errors
+    return replace(document, table=table, overridden={**document.overridden, **overridden}), errors
+
+
+def is_of_edge(override: str) -> bool:
+    """Whether an override is of one edge: such a one needs the edges to be there."""
+    return override.partition("=")[0].partition(".")[0].strip() == "edge"
 
 
 def _understand(text: str, table: dict[str, object]) -> tuple[Location, object]:
@@ -55,7 +60,7 @@ def _edge_location(name: str, where: str, table: dict[str, object]) -> Location:
     names = [name for name in found if isinstance(name, str)]
     likely = nearest(edge, names)
     do = f"did you mean edge.{likely}.{key}?" if likely else "edges are declared in run.toml with [[edge]] and a name"
-    expected = f"one of the edges {', '.join(names)}" if names else "an edge that run.toml declares; it declares none"
+    expected = f"one of the edges {few(names)}" if names else "an edge that run.toml declares; it declares none"
     raise OverrideError("no such edge", where=where, got=edge or "no name", expected=expected, do=do)
 
 

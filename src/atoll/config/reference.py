@@ -15,6 +15,10 @@ Written by `python -m atoll.config.reference`; a test compares it with the schem
 Every key of `run.toml` has a default. Unknown keys are refused. Paths are relative to the folder of the file. One key can be set
 for one run with `atoll train run.toml --set section.key=value`, and one edge's with `--set edge.NAME.key=value`.
 
+`run.fleet` names a file that holds `[[edge]]` sections and nothing else; paths in it are relative to its own folder. `edge.profile` names
+what `atoll doctor --profile FILE` wrote on a machine: `memory`, `flops`, `bandwidth` and `latency` hold where the edge does not declare
+them. A run directory keeps what came of both, not their names.
+
 *Reserved* keys belong to the file format, but this version takes them only at the values named; others are refused with C105.
 """
 

@@ -21,6 +21,8 @@ Seconds = Annotated[float, _quantity(units.parse_seconds), Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 
+PRECISION_BITS = {"fp32": 32, "bf16": 16}
+"""Bits of a number, by model.precision."""
 DEFAULT_LOCAL_STEPS = 50
 """Optimizer steps per round where neither local_steps nor local_epochs is given."""
 
@@ -43,8 +45,9 @@ class Run(Section):
     placement: Literal["auto", "local", "split", "cloud"] = "auto"
     """Where the base runs for edges whose own mode is "auto": on the edge, in a host, or, with the edge's rows, where the coordinator is
     (for comparison: they leave their owner). "auto": in a host where one is named, else on the edge."""
-    compare: tuple[Literal["local-only", "central"], ...] = ()
-    """Extra rows in the evaluation: every edge alone, and one trainer that sees all data, each with the same number of examples seen."""
+    compare: tuple[Literal["local-only", "central", "homogeneous"], ...] = ()
+    """Extra rows in the evaluation: every edge alone, and one trainer that sees all data, each with the same number of examples seen; or
+    the rank and batch of [adapter] and [train], unquantized (bits: the most of [plan]), on all edges that can hold them."""
     fleet: Text | None = None
     """A file of [[edge]] sections, instead of any here."""
 
@@ -63,6 +66,9 @@ class Model(Section):
 
     base: Text = "tiny"
     """"tiny" (built in), a folder, or a Hugging Face id."""
+    task: Literal["generate", "classify"] = "generate"
+    """Predict text; or tell the class of a row ("classify"): a decoder or BERT with a head on top that is always trained whole, on edges
+    that hold the whole base. Rows are [data] text and label; scores are loss in nats per row, accuracy and macro_f1."""
     quantize: Literal[16, 8, 4, "auto"] = "auto"
     """Bits per weight in the blocks of a frozen base that an edge holds; the rest keeps `precision`, as all arithmetic does. "auto": the
     planner's choice, or the width of `precision` where there is no planner (plan.policy = "as-written")."""
@@ -85,6 +91,8 @@ class Data(Section):
     """Template over the columns, " {ref}"; loss falls here."""
     text: Text | None = None
     """Template of plain text; loss falls on every token. Instead of prompt and completion."""
+    label: Text | None = None
+    """Column that holds a row's class (task = "classify"), beside text."""
     messages: Text | None = None
     """Column of chat messages (role, content); rendered by the tokenizer's chat template, loss on the answers. Instead of the others."""
     max_length: Annotated[int, Field(ge=2)] = 256
@@ -104,8 +112,9 @@ class Data(Section):
 class Adapter(Section):
     """[adapter] what is trained."""
 
-    kind: Literal["lora", "bottleneck"] = "lora"
-    """Low-rank pair B A x, or a parallel bottleneck B relu(A x)."""
+    kind: Literal["lora", "bottleneck", "full"] = "lora"
+    """Low-rank pair B A x, or a parallel bottleneck B relu(A x); or ("full") the weights of the targets themselves, of which rank, alpha
+    and dropout say nothing: for comparison. Biases, norms and embeddings stay frozen; weight_decay draws a weight towards the base's."""
     targets: Text | Annotated[tuple[Text, ...], Field(min_length=1)] = "all-linear"
     """Last names of modules (["q_proj", "v_proj"]), or "attention", "mlp", "all-linear"."""
     rank: Annotated[int, Field(ge=1)] = 8
@@ -147,6 +156,9 @@ class Select(Section):
     """For threshold = "absolute"."""
     budget: Annotated[float, Field(gt=0, le=1)] = 0.1
     """For threshold = "budget": share of the bytes that a step of the whole pool moves between device and host."""
+    draw: Literal["highest", "lottery"] = "highest"
+    """For threshold = "keep": the modules that score highest, or ("lottery") as many drawn without replacement, with chances in
+    proportion to their scores, anew at every choice and from [run] seed: a module that always comes second has its turn, too."""
     killed_moments: Literal["keep", "reset"] = "keep"
     """Whether a module's Adam moments wait for its revival."""
 
@@ -154,9 +166,10 @@ class Select(Section):
 class Plan(Section):
     """[plan] who decides what each edge does, and what may be chosen from."""
 
-    policy: Literal["as-written", "fedpipe"] = "as-written"
+    policy: Literal["as-written", "fedpipe", "fedadapter"] = "as-written"
     """Every edge does what run.toml says, if it can; or ("fedpipe") mode, bits, batch and the rank of every weight are found for each
-    edge, by importance, under its memory and the deadline: then [adapter] rank and [train] batch_size say what to aim at."""
+    edge, by importance, under its memory and the deadline: then [adapter] rank and [train] batch_size say what to aim at; or
+    ("fedadapter") adapters grow: in one stage for each of `ranks`, in this order, from the top blocks down and to that width."""
     infeasible: Literal["refuse", "leave-out"] = "refuse"
     """What becomes of a run with an edge for which nothing fits: it is refused, or goes on without that edge."""
     importance: Literal["svd-sensitivity", "gradient-weight", "none"] = "svd-sensitivity"
@@ -209,7 +222,7 @@ class Train(Section):
     grad_clip: Annotated[float, Field(ge=0)] = 1.0
     """Largest norm of the whole gradient; 0 switches clipping off."""
     optimizer_state: Literal["keep", "reset"] = "keep"
-    """Whether an edge's Adam moments live on from round to round."""
+    """Whether an edge's Adam moments live on from round to round; with federated.aggregation = "stack" they never do."""
     gradient_checkpointing: Literal["auto"] | bool = "auto"
     """Recompute activations in the backward pass; "auto": where an edge's declared memory needs it."""
 
@@ -218,7 +231,8 @@ class Federated(Section):
     """[federated] how updates become one."""
 
     aggregation: Literal["exact-svd", "stack", "zero-pad", "residual"] = "exact-svd"
-    """How adapters of unequal rank are averaged."""
+    """How adapters of unequal rank are averaged: the exact mean of products B A, cut to the common rank; or A and B apart, padded with
+    zeros; that, and what it misses frozen beneath (residual); or the exact mean frozen beneath, and new adapters every round (stack)."""
     min_edges: Annotated[int, Field(ge=1)] = 1
     """Fewest edges whose updates make a round."""
     round_timeout: Seconds = 3600.0
@@ -280,7 +294,8 @@ class Evaluate(Section):
     answer: Text | None = None
     """Column holding the correct choice, as its text or its number from 0 (choice_accuracy)."""
     labels: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
-    """The possible completions of every row (label_accuracy); none: those seen in the held-out rows."""
+    """The possible completions of every row (label_accuracy); none: those seen in the held-out rows. Of a classifier, its classes in
+    order; none: those of all training rows, sorted."""
 
 
 class Edge(Section):
@@ -294,6 +309,8 @@ class Edge(Section):
     """A file that `atoll doctor --profile` wrote on that machine; what is declared here goes before it."""
     memory: Bytes | None = None
     """What the training process may use."""
+    process_memory: Annotated[int, _quantity(units.parse_bytes), Field(ge=0)] | None = None
+    """What of it is taken before there is a model: on an accelerator, its context; none: as measured of a process on a CPU."""
     flops: FlopsPerSecond | None = None
     """Speed, for plans and simulated time."""
     bandwidth: BitsPerSecond | None = None

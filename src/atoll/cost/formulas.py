@@ -5,7 +5,7 @@ activations and softmax are left out; they are O(n d) where the products are O(n
 
 The doctests all speak of one small base: two blocks of one attention projection in (8 -> 8), one out, and a feed-forward pair 8 -> 16 -> 8.
 
-    >>> from atoll.shapes import BaseShapes, ModuleShape
+    >>> from atoll.shapes import BaseShapes, ModuleShape, trained_whole
     >>> parts = [("attn.qkv_proj", 8, 8, "attention"), ("attn.o_proj", 8, 8, "attention")]
     >>> parts += [("mlp.fc1", 8, 16, "mlp"), ("mlp.fc2", 16, 8, "mlp")]
     >>> modules = tuple(ModuleShape(f"h.{b}.{name}", i, o, kind, b) for b in (0, 1) for name, i, o, kind in parts)
@@ -88,6 +88,8 @@ def step_flops(
         shapes, ranks, num_tokens=num_tokens, gradient_checkpointing=gradient_checkpointing, elsewhere=elsewhere, killed=killed,
         factored=factored, num_real_tokens=num_real_tokens,
     )  # fmt: skip
+    if shapes.head:
+        return Flops(blocks, adapters + class_head_flops(shapes, num_rows=num_label_tokens), 0)
     return Flops(blocks, adapters, head_flops(shapes, num_label_tokens=num_label_tokens) if ranks else 0)
 
 
@@ -158,10 +160,19 @@ def adapter_flops(
 
         >>> adapter_flops(base, active, num_tokens=4, elsewhere={0}, factored=True)
         128
+
+    Of a weight that is trained whole, the gradient is one product more than the frozen base has, 2 n d_in d_out; what was learned is
+    summed into the weight, and costs no product.
+
+        >>> adapter_flops(trained_whole(base), active, num_tokens=4)
+        1024
     """
     lowest, total, num_padded = _lowest(shapes, ranks), 0, num_tokens
     for module in shapes.modules:
         num_tokens = num_padded if module.block not in elsewhere or num_real_tokens is None else num_real_tokens
+        if module.whole:
+            total += 2 * num_tokens * module.num_adapter_parameters(ranks.get(module.name, 0))
+            continue
         here, above = module.block not in elsewhere, _place(module) > lowest
         again = gradient_checkpointing and here and module.block >= lowest[0]
         rank, frozen_rank = ranks.get(module.name, 0), killed.get(module.name, 0) if here else 0
@@ -181,13 +192,28 @@ def head_flops(shapes: BaseShapes, *, num_label_tokens: int) -> int:
     return 4 * num_label_tokens * shapes.d_model * shapes.vocab_size
 
 
+def class_head_flops(shapes: BaseShapes, *, num_rows: int) -> int:
+    """A classifier's head, on one hidden state a row: forward, back to the hidden state, and the gradient of a weight that is trained.
+
+    It belongs to what is trained, and is counted with the adapters.
+
+        >>> from dataclasses import replace
+        >>> head = (ModuleShape("pooler", 8, 8, "other", 2), ModuleShape("classifier", 8, 20, "other", 2, whole=True))
+        >>> class_head_flops(replace(base, head=head), num_rows=3)
+        3648
+    """
+    return sum(2 * num_rows * module.num_weights * (2 + module.whole) for module in shapes.head)
+
+
 def adapter_parameters(shapes: BaseShapes, ranks: Mapping[str, int]) -> int:
-    """Trainable numbers: r (d_in + d_out) summed over the modules.
+    """Trainable numbers: r (d_in + d_out) summed over the modules, or d_in d_out where weights are trained whole; and a classifier's head.
 
     >>> adapter_parameters(base, {"h.0.attn.qkv_proj": 2, "h.0.mlp.fc1": 1})
     56
+    >>> adapter_parameters(trained_whole(base), {"h.0.attn.qkv_proj": 8, "h.0.mlp.fc1": 8})
+    192
     """
-    return sum(module.num_adapter_parameters(ranks.get(module.name, 0)) for module in shapes.modules)
+    return sum(module.num_adapter_parameters(ranks.get(module.name, 0)) for module in shapes.modules) + shapes.num_head_parameters
 
 
 def adapter_payload_bytes(shapes: BaseShapes, ranks: Mapping[str, int]) -> int:

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from atoll.adapters.attach import attached
-from atoll.base.head import head_of, loss_sum
 from atoll.base.load import Base
 from atoll.config.schema import Train
 from atoll.cost.meters import CountedFlops, CountedStep
@@ -62,7 +61,7 @@ class LocalTrainer:
             reports.append(report)
             on_step(report)
 
-        with suited_threads(model.config.get_text_config().hidden_size), _checkpointing(model, plan.gradient_checkpointing):
+        with suited_threads(model.config.get_text_config().hidden_size), checkpointing(model, plan.gradient_checkpointing):
             while now.step < end:
                 stretch = watcher.stretch(now.step)
                 until = end if stretch.end is None else min(end, stretch.end)
@@ -74,8 +73,9 @@ class LocalTrainer:
         """Train up to step number `until` with the same modules active."""
         model, killed = self.base.model, stretch.killed
         optimizer = self._moments(state.optimizer, stretch)
-        trained = [name for name in state.adapter.modules if name not in killed.names]
-        with attached(model, state.adapter, dropout=self.dropout, killed=killed, cohorts=cohorts_of(trained, optimizer)) as adapters:
+        trained = [name for name in state.adapter.parts if name not in killed.names]
+        cohorts = cohorts_of(trained, optimizer)
+        with attached(model, state.adapter, dropout=self.dropout, killed=killed, cohorts=cohorts, beneath=state.beneath) as adapters:
             stepper = new_stepper(adapters, self.train, self.total_steps, optimizer)
             adapters.train(True)
             for step in range(state.step, until):
@@ -85,7 +85,8 @@ class LocalTrainer:
                     report = replace(report, turn=stretch.turn, handed_over=() if killed.how == "skip" else tuple(killed.names))
                 fit.watcher.see(adapters, report)
                 fit.on_step(report)
-            return TrainState(adapters.state(), {**optimizer, **stepper.optimizer_state()}, until)
+            optimizer = {**optimizer, **stepper.optimizer_state()}
+            return TrainState(adapters.state(), optimizer, until, beneath=state.beneath)
 
     def _moments(self, optimizer: OptimizerState, stretch: Stretch) -> OptimizerState:
         assert self.chooser is not None or not stretch.killed.names
@@ -97,16 +98,16 @@ class LocalTrainer:
         """One step, the same however often it is begun: adapters and moments change at its end."""
         if self.dropout:
             torch.manual_seed(stream(self.seed, "dropout", edge=self.edge, round=step))
-        forward = partial(loss_sum, self.base.model)
+        forward = partial(self.base.objective.loss_sum, self.base.model)
         if step > 0:
             return stepper.step(parts, forward, step)
-        with CountedFlops(head_of(self.base.model).weight_VD) as count:
+        with CountedFlops(self.base.objective.frozen_head(self.base.model)) as count:
             report = stepper.step(parts, forward, step)
         return replace(report, counted=CountedStep(count.flops - count.head_flops, count.head_flops))
 
 
 @contextmanager
-def _checkpointing(model: PreTrainedModel, on: bool) -> Iterator[None]:
+def checkpointing(model: PreTrainedModel, on: bool) -> Iterator[None]:
     """Recompute block activations in the backward pass.
 
     Not by the library's own switch, which works in training mode only and would wake the base's dropout.

@@ -24,6 +24,36 @@ def learning_rate_at(train: Train, step: int, total_steps: int) -> float:
     return train.learning_rate * max(0.0, shape)
 
 
+def fill_gradients(adapters: Attached, batches: Sequence[Batch], loss_sum: Callable[[Batch], Tensor]) -> float:
+    """Write the gradients of the mean loss over all label tokens of the batches; that loss, in nats."""
+    for flat in adapters.flats:
+        flat.grad.zero_()
+    num_label_tokens = sum(len(batch.target_N) for batch in batches)
+    loss = 0.0
+    for batch in batches:
+        part = loss_sum(batch) / num_label_tokens
+        part.backward()
+        loss += part.item()
+    return loss
+
+
+def clip(grads: Sequence[Tensor], largest: float) -> float:
+    """Scale the gradients down together where their norm is above the largest (0: never); the norm before."""
+    norm = math.hypot(*(grad.norm().item() for grad in grads))
+    if largest and norm > largest:
+        for grad in grads:
+            grad.mul_(largest / (norm + 1e-6))
+    return norm
+
+
+def report_of(adapters: Attached, batches: Sequence[Batch], step: int, *, loss: float, rate: float, grad_norm: float) -> StepReport:
+    """What is told of a step."""
+    rows, width = zip(*(batch.input_ids_BT.shape for batch in batches), strict=True)
+    num_tokens, num_label_tokens = sum(batch.num_tokens for batch in batches), sum(len(batch.target_N) for batch in batches)
+    shapes = tuple(zip(rows, width, strict=True))
+    return StepReport(step, loss, rate, grad_norm, num_tokens, num_label_tokens, shapes, adapters.trained)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Stepper:
     """AdamW on the flat tensors whose gradients the adapters' matrices write into."""
@@ -38,29 +68,12 @@ class Stepper:
 
         The loss is the mean over all label tokens of all batches, so that accumulation equals one large batch.
         """
-        for flat in self.adapters.flats:
-            flat.grad.zero_()
-        num_label_tokens = sum(len(batch.target_N) for batch in batches)
-        loss = 0.0
-        for batch in batches:
-            part = loss_sum(batch) / num_label_tokens
-            part.backward()
-            loss += part.item()
-        grad_norm = self._clip()
+        loss = fill_gradients(self.adapters, batches, loss_sum)
+        grad_norm = clip([flat.grad for flat in self.adapters.flats], self.train.grad_clip)
         rate = learning_rate_at(self.train, step, self.total_steps)
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.step()
-        rows, width = zip(*(batch.input_ids_BT.shape for batch in batches), strict=True)
-        num_tokens, shapes = sum(batch.num_tokens for batch in batches), tuple(zip(rows, width, strict=True))
-        return StepReport(step, loss, rate, grad_norm, num_tokens, num_label_tokens, shapes, tuple(self.adapters.layers))
-
-    def _clip(self) -> float:
-        grads = [flat.grad for flat in self.adapters.flats]
-        norm = math.hypot(*(grad.norm().item() for grad in grads))
-        if self.train.grad_clip and norm > self.train.grad_clip:
-            for grad in grads:
-                grad.mul_(self.train.grad_clip / (norm + 1e-6))
-        return norm
+        return report_of(self.adapters, batches, step, loss=loss, rate=rate, grad_norm=grad_norm)
 
     def optimizer_state(self) -> dict[str, Moments]:
         """The moments of the trained modules as they are now, copied."""

@@ -43,6 +43,13 @@ class Watch:
     num_tokens: int = 0
     num_label_tokens: int = 0
 
+    def fits(self, adapter: AdapterState) -> bool:
+        """Whether it is of these modules, in these ranks; a new plan may change both."""
+        seen = {*(self.chosen or ()), *self.scores, *self.sums}
+        moved = {} if self.moved is None else self.moved.modules
+        same = all(name in adapter.modules and adapter.modules[name].down_RI.shape == one.down_RI.shape for name, one in moved.items())
+        return same and seen <= set(adapter.modules)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainState:
@@ -53,6 +60,8 @@ class TrainState:
     step: int
     """Optimizer steps of this edge so far; decides batches and learning rate."""
     watch: Watch = Watch()
+    beneath: AdapterState | None = None
+    """Frozen, evaluated under what is trained: part of the base as far as training is concerned."""
 
 
 @dataclass(frozen=True, slots=True)

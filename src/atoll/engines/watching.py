@@ -38,7 +38,7 @@ class Watcher:
         if chooser is None:
             return Stretch(Killed(), None, None)
         if watch.chosen is None and chooser.schedule.ever and not chooser.schedule.window_steps:
-            self._choose({})  # Nothing is observed before: such a choice is made at once.
+            self._choose({}, step)  # Nothing is observed before: such a choice is made at once.
         active = chooser.active(step, self._watch.chosen)
         killed = tuple(module.name for module in chooser.pool if module.name not in active)
         return Stretch(Killed(killed, chooser.select.killed), chooser.schedule.until(step), self._turn(step, active, killed))
@@ -63,7 +63,7 @@ class Watcher:
         if chooser is None:
             return
         if chooser.schedule.decides(steps_done) and self._watch.num_steps:
-            self._choose(self._scores(adapter))
+            self._choose(self._scores(adapter), steps_done)
         if not self._watch.num_steps:
             self._reference = adapter  # Where the next window's movement counts from.
 
@@ -73,11 +73,11 @@ class Watcher:
         moved = _minus(adapter, self._reference) if watch.num_steps else None
         return Watch(watch.chosen, watch.scores, moved, watch.sums, watch.num_steps, watch.num_tokens, watch.num_label_tokens)
 
-    def _choose(self, scores: Mapping[str, float]) -> None:
+    def _choose(self, scores: Mapping[str, float], steps_done: int) -> None:
         assert self._chooser is not None
         steps = max(1, self._watch.num_steps)
         tokens = StepTokens(round(self._watch.num_tokens / steps), round(self._watch.num_label_tokens / steps))
-        self._watch, self._sums = Watch(self._chooser.choose(scores, tokens), scores), {}
+        self._watch, self._sums = Watch(self._chooser.choose(scores, tokens, steps_done), scores), {}
 
     def _scores(self, adapter: AdapterState) -> dict[str, float]:
         assert self._chooser is not None

@@ -2,87 +2,119 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
-from atoll.config.schema import Edge
-from atoll.cost.formulas import round_seconds
+from atoll.cost.formulas import adapter_parameters
 from atoll.cost.meters import FirstStep
+from atoll.cost.traffic import WireAccount
 from atoll.cost.work import Work
+from atoll.engines.federated.importance import Asked, EdgeScores
 from atoll.engines.federated.strategy import EdgeResult, RoundResult
+from atoll.jobs.clock import clock_of
 from atoll.jobs.job import Job
-from atoll.runs.summary import Durations, EdgeCompute, EdgeSummary, Evaluation, FirstStepFlops, Summary, Traffic, versions
+from atoll.runs.summary import Durations, EdgeCompute, EdgeSummary, Evaluation, FirstStepFlops, LeftOutSummary, Summary, Traffic, versions
+from atoll.selection.plan import EdgePlan
+
+
+@dataclass(slots=True)
+class _Total:
+    """What one edge did so far: a sum, so that memory does not grow with rounds."""
+
+    steps: int = 0
+    trained: Work = field(default_factory=Work)
+    """Of the rounds alone."""
+    work: Work = field(default_factory=Work)
+    up_bytes: int = 0
+    down_bytes: int = 0
+    wire: WireAccount = field(default_factory=WireAccount)
+    peak_bytes: int | None = None
+    first_step: FirstStep | None = None
+    dropped_rounds: int = 0
+
+    def add(self, result: EdgeResult | EdgeScores) -> None:
+        """Count a round, or a warm-up."""
+        self.work += result.work
+        self.up_bytes, self.down_bytes = self.up_bytes + result.up_bytes, self.down_bytes + result.down_bytes
+        self.wire.sent.update(result.wire.sent)
+        self.wire.received.update(result.wire.received)
+        self.peak_bytes = max(self.peak_bytes or 0, result.peak_bytes)
+
+    def add_round(self, result: EdgeResult) -> None:
+        """Count a round."""
+        self.add(result)
+        self.steps += result.num_steps
+        self.trained += result.work
+        self.first_step = self.first_step or result.first_step
 
 
 class Accounts:
     """Adds up the federated rounds; comparison rows are not part of what the run costs."""
 
     def __init__(self, job: Job) -> None:
-        self._job = job
-        self._rounds: list[RoundResult] = []
-        self._dropped: Counter[str] = Counter()
+        self._job, self._clock = job, clock_of(job.config)
+        self._totals: defaultdict[str, _Total] = defaultdict(_Total)
+        self._seconds: list[float | None] = []
 
-    def add(self, result: RoundResult) -> None:
+    def replan(self, job: Job) -> None:
+        """Go on with another plan for the same edges."""
+        self._job = job
+
+    def add(self, result: RoundResult, simulated_seconds: float | None) -> None:
         """Count one round."""
-        self._rounds.append(result)
+        for edge in result.edges:
+            self._totals[edge.edge].add_round(edge)
+        self._seconds.append(simulated_seconds)
+
+    def add_warm_up(self, asked: Asked) -> float | None:
+        """Count what finding the importance of weights cost; how long it took by declared speeds and links."""
+        for one in asked.edges:
+            self._totals[one.edge].add(one)
+        seconds = [self._clock.edge_seconds(one.edge, one.work, one.up_bytes + one.down_bytes) for one in asked.edges]
+        self._seconds.append(self._clock.round_seconds(seconds, 0))
+        return self._seconds[-1]
 
     def drop(self, edge: str) -> None:
         """Count a round that went on without an edge."""
-        self._dropped[edge] += 1
+        self._totals[edge].dropped_rounds += 1
 
     def summary(self, status: Literal["complete", "interrupted", "failed"], evaluation: Evaluation, seconds: float) -> Summary:
         """The summary of what was counted so far."""
-        results = [edge for result in self._rounds for edge in result.edges]
-        work = sum((edge.work for edge in results), Work())
+        totals, plan = list(self._totals.values()), self._job.plan
+        work = sum((total.work for total in totals), Work())
         flops, full_pool = work.flops, work.full_pool_flops
         return Summary(
             status=status,
             eval=evaluation,
-            traffic=_traffic(results, work, split=any(edge.mode == "split" for edge in self._job.plan.edges)),
+            traffic=_traffic(totals, work, split=any(edge.mode == "split" for edge in plan.edges)),
             edge_compute=EdgeCompute(
                 flops.flops, flops.adapter_flops, flops.head_flops, flops.block_flops, full_pool.adapter_flops, full_pool.block_flops
             ),
-            seconds=Durations(seconds, self._simulated_seconds()),
-            edges=tuple(self._edge(name, [edge for edge in results if edge.edge == name]) for name in self._names()),
+            seconds=Durations(seconds, self.simulated_seconds),
+            edges=tuple(self._edge(edge) for edge in plan.edges),
+            left_out=tuple(LeftOutSummary(edge.name, edge.why) for edge in plan.left_out),
             versions=versions(),
         )
 
-    def _names(self) -> list[str]:
-        return [edge.name for edge in self._job.edges]
-
-    def _edge(self, name: str, results: Sequence[EdgeResult]) -> EdgeSummary:
-        plan = self._job.plan.edge(name)
+    def _edge(self, plan: EdgePlan) -> EdgeSummary:
+        total = self._totals.get(plan.name, _Total())
         return EdgeSummary(
-            name=name, mode=plan.mode, bits=plan.bits, batch_size=plan.batch_size, ranks=plan.ranks,
-            steps=sum(edge.num_steps for edge in results), predicted_peak_bytes=plan.predicted_peak_bytes,
-            measured_peak_bytes=max((edge.peak_bytes for edge in results), default=None) if plan.mode != "cloud" else None,
-            active_share=sum((edge.work for edge in results), Work()).active_share,
-            up_bytes=sum(edge.up_bytes for edge in results), down_bytes=sum(edge.down_bytes for edge in results),
-            dropped_rounds=self._dropped[name],
-            first_step_flops=next((_first_step(edge.first_step) for edge in results if edge.first_step is not None), None),
+            name=plan.name, mode=plan.mode, bits=plan.bits, batch_size=plan.batch_size, ranks=plan.ranks, steps=total.steps,
+            predicted_peak_bytes=plan.predicted_peak_bytes,
+            measured_peak_bytes=total.peak_bytes if plan.mode != "cloud" else None,
+            active_share=total.trained.active_share, up_bytes=total.up_bytes, down_bytes=total.down_bytes,
+            dropped_rounds=total.dropped_rounds, num_trainable=adapter_parameters(self._job.shapes, plan.ranks),
+            under_training=plan.under_training,
+            first_step_flops=None if total.first_step is None else _first_step(total.first_step),
         )  # fmt: skip
 
-    def _simulated_seconds(self) -> float | None:
-        """Each round lasts as long as its slowest edge by declared speed and link; None where an edge declares nothing."""
-        declared = {edge.name: edge for edge in self._job.config.edge}
-        total = 0.0
-        for result in self._rounds:
-            seconds = [self._seconds(declared.get(edge.edge), edge) for edge in result.edges]
-            known = [value for value in seconds if value is not None]
-            if len(known) < len(seconds) or not known:
-                return None
-            total += max(known)
-        return total if self._rounds else None
-
-    def _seconds(self, declared: Edge | None, result: EdgeResult) -> float | None:
-        if declared is None:
-            return None
-        return round_seconds(
-            result.work.flops.flops, result.up_bytes + result.down_bytes, flops_per_second=declared.flops,
-            bits_per_second=declared.bandwidth, latency_seconds=declared.latency,
-            round_trips=1 + result.work.num_round_trips,  # The adapter comes and goes.
-        )  # fmt: skip
+    @property
+    def simulated_seconds(self) -> float | None:
+        """Of all rounds and warm-ups so far, by declared speeds and links; None where one of them is not known."""
+        known = [one for one in self._seconds if one is not None]
+        return sum(known) if known and len(known) == len(self._seconds) else None
 
 
 def _first_step(first: FirstStep) -> FirstStepFlops:
@@ -92,11 +124,11 @@ def _first_step(first: FirstStep) -> FirstStepFlops:
     )
 
 
-def _traffic(results: Sequence[EdgeResult], work: Work, *, split: bool) -> Traffic:
-    up, down = sum(edge.up_bytes for edge in results), sum(edge.down_bytes for edge in results)
+def _traffic(totals: Sequence[_Total], work: Work, *, split: bool) -> Traffic:
+    up, down = sum(total.up_bytes for total in totals), sum(total.down_bytes for total in totals)
     if not split:
         return Traffic(up, down)
-    sent, received = (sum((getattr(edge.wire, way) for edge in results), Counter[str]()) for way in ("sent", "received"))
+    sent, received = (sum((getattr(total.wire, way) for total in totals), Counter[str]()) for way in ("sent", "received"))
     done, full_pool = work.wire, work.full_pool_wire
     return Traffic(
         up, down, done.shared_bytes, done.unshared_bytes, full_pool.shared_bytes, full_pool.unshared_bytes, dict(sent), dict(received)

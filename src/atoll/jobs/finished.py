@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from atoll.adapters.peft_files import load_adapter
+from atoll.adapters.peft_files import load_adapter, read_labels
 from atoll.adapters.state import AdapterState
+from atoll.base.classifier import load_classifier
 from atoll.base.load import Base, load_base
+from atoll.base.quantize import Bits
+from atoll.config.conflicts import classes_in_a_host
 from atoll.config.load import LoadedConfig, restored
 from atoll.errors import RunFolderError
 from atoll.jobs.sources import base_source
@@ -42,17 +45,30 @@ def open_run(run_dir: Path, host: HostAccess | None = None) -> FinishedRun:
             do="give another run, or one of its checkpoints with --model and --adapter",
         )  # fmt: skip
     adapter = load_adapter(run.adapter)
-    base, close = base_of(loaded, host)
+    base, close = base_of(loaded, host, read_labels(run.adapter))
     return FinishedRun(run, loaded, base, adapter, close)
 
 
-def base_of(loaded: LoadedConfig, host: HostAccess | None) -> tuple[Base, Callable[[], None]]:
+def loaded_base(loaded: LoadedConfig, labels: Sequence[str], bits: Bits | None = None) -> Base:
+    """The whole base that a config names; with `labels`, as a classifier.
+
+    Raises: what load_base and load_classifier raise.
+    """
+    source, model = base_source(loaded), loaded.config.model
+    if labels:
+        return load_classifier(source, labels, precision=model.precision, bits=bits, seed=loaded.config.run.seed)
+    return load_base(source, precision=model.precision, bits=bits)
+
+
+def base_of(loaded: LoadedConfig, host: HostAccess | None, labels: Sequence[str] = ()) -> tuple[Base, Callable[[], None]]:
     """The base that a config names, whole, or joined to a host; and what ends the session with the host.
 
-    Raises: what load_base and join raise.
+    Raises: what loaded_base and join raise; ConflictError for a classifier in a host.
     """
     if host is None:
-        return load_base(base_source(loaded), precision=loaded.config.model.precision), lambda: None
+        return loaded_base(loaded, labels), lambda: None
+    if labels:
+        raise classes_in_a_host(host.address)
     split = join(base_source(loaded), loaded.config, host, largest_batch_tokens(loaded.config, 1, scores=True))
     return split.base, split.close
 

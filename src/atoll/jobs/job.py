@@ -9,27 +9,38 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from atoll.adapters.attach import Killed, attached
-from atoll.adapters.fresh import fresh_adapters
+from atoll.adapters.fresh import fresh_adapters, fresh_whole, head_state
 from atoll.adapters.peft_files import load_adapter
 from atoll.adapters.state import AdapterState
-from atoll.base.load import Base, load_base
-from atoll.base.shapes import read_shapes
+from atoll.base.load import Base
+from atoll.config.conflicts import KEEPS_BENEATH, beneath_in_a_host, classes_in_a_host, whole_in_a_host
 from atoll.config.load import LoadedConfig, load
-from atoll.config.schema import RunConfig
+from atoll.config.schema import PRECISION_BITS, RunConfig
 from atoll.engines.split.host.server import Host
-from atoll.errors import AdapterFitError
-from atoll.jobs.sources import EdgeRows, base_source, edge_rows, eval_rows
+from atoll.errors import AdapterFitError, InfeasibleError
+from atoll.jobs.finished import loaded_base
+from atoll.jobs.sources import EdgeRows, base_shapes, base_source, edge_rows, eval_rows, given_importance, run_labels
 from atoll.jobs.split import HostAccess, HostLimits, SplitSide, join, largest_batch_tokens, serve, start_host
 from atoll.runs.events import DataLoaded
 from atoll.selection.choosing import Chooser, chooser_of
-from atoll.selection.plan import BITS, EdgePlan, FleetPlan, plan_fleet
+from atoll.selection.importance import Importance
+from atoll.selection.plan import EdgePlan, FleetPlan, plan_fleet
 from atoll.selection.schedule import check_schedules
 from atoll.shapes import BaseShapes
 from atoll.tasks.batches import BatchStream, check_packing
+from atoll.tasks.classes import examples_of, form_of
 from atoll.tasks.evaluate import check_metrics
 from atoll.tasks.rows import Rows
-from atoll.tasks.text import TextForm, text_form
-from atoll.tasks.tokens import Examples, pad_id, tokenize
+from atoll.tasks.text import TextForm
+from atoll.tasks.tokens import Examples, pad_id
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WarmUpPart:
+    """What an edge scores weights with."""
+
+    batches: BatchStream
+    gradient_checkpointing: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +53,10 @@ class Participant:
     plan: EdgePlan
     chooser: Chooser
     """Which modules are active when."""
+    warm_up: WarmUpPart | None = None
+    """None where it is not asked to."""
+    num_rows: int = 0
+    """Before tokens were made of them."""
     uploaded_bytes: int = 0
     """Of its rows, where they are handed over (mode = "cloud")."""
 
@@ -52,6 +67,9 @@ class Job:
 
     loaded: LoadedConfig
     base: Base
+    """In full precision, as the coordinator has it."""
+    bases: Mapping[int, Base]
+    """By the bits of the blocks' projections, what edges hold that hold the whole base."""
     shapes: BaseShapes
     form: TextForm
     edges: tuple[Participant, ...]
@@ -71,6 +89,13 @@ class Job:
     def config(self) -> RunConfig:
         """The checked config."""
         return self.loaded.config
+
+    def base_of(self, plan: EdgePlan) -> Base:
+        """What an edge trains on; of one whose blocks run in a host, its part."""
+        if plan.mode == "split":
+            assert self.split is not None
+            return self.split.base
+        return self.bases[plan.bits]
 
     def close(self) -> None:
         """End sessions with a host, and the host where it is this process's own."""
@@ -92,21 +117,31 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | N
     """The same for a config that is read already; of one edge alone, with `only`."""
     all_edges, loaded = loaded, loaded if only is None else _alone(loaded, only)
     config = loaded.config
+    if host is not None and config.model.task == "classify":
+        raise classes_in_a_host(host.address)
     # What costs nothing to check comes first: a wrong column is reported before a large model is loaded.
-    shapes = read_shapes(base_source(loaded))
     rows = edge_rows(all_edges, only)
-    forms = {id(edge.rows): text_form(config.data, edge.rows.columns) for edge in rows}
+    labels = run_labels(config, [edge.rows for edge in rows])
+    shapes = base_shapes(loaded, len(labels))
+    forms = {id(edge.rows): form_of(config.data, edge.rows, labels) for edge in rows}
     held_out = eval_rows(loaded)
     form = forms[id(rows[0].rows)]
     if held_out is not None:
-        check_metrics(config.evaluate, text_form(config.data, held_out.columns), held_out)
+        check_metrics(config.evaluate, form_of(config.data, held_out, labels), held_out)
     given = _given_start(loaded, shapes)
     num_rows = {edge.name: len(edge.rows) for edge in rows}
-    plan = plan_fleet(config, shapes, num_rows, start_ranks=given.ranks if given else None, has_host=host is not None)
+    plan = plan_fleet(
+        config, shapes, num_rows, start_ranks=_ranks(given, shapes) if given else None, has_host=host is not None,
+        importance=given_importance(loaded),
+    )  # fmt: skip
+    plans = {edge.name: edge for edge in plan.edges}
+    rows = tuple(edge for edge in rows if edge.name in plans)
     check_schedules(config, plan, num_rows)
-    start = given or _fresh_start(config, shapes, plan)
+    _check_aggregation(config, plan)
     with ExitStack() as opened:
-        base, split, own_host = _bases(loaded, plan, host, held_out is not None, opened)
+        base, split, own_host = _bases(loaded, plan, host, held_out is not None, labels, opened)
+        bases = _edge_bases(loaded, plan, {PRECISION_BITS[config.model.precision]: base})
+        start = _with_head(given or _fresh_start(config, shapes, plan), base)
         if split is not None:
             # A host that cannot be reached, or refuses, is found out before anything is written.
             for killed in (Killed(), *([Killed(tuple(start.modules), "merge")] if _merges(config) else [])):
@@ -114,15 +149,81 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | N
                     split.blocks.open()
         if config.data.batching == "pack":
             check_packing(base.model, config.data.max_length)
-        examples = [tokenize(edge.rows, forms[id(edge.rows)], base.tokenizer, config.data.max_length) for edge in rows]
+        # Edges that name the same file have the same rows, and the same examples.
+        distinct = {id(edge.rows): edge.rows for edge in rows}
+        tokenized = {key: examples_of(rows, forms[key], base.tokenizer, config.data.max_length) for key, rows in distinct.items()}
+        examples = [tokenized[id(edge.rows)] for edge in rows]
         edges = tuple(
-            replace(participant(config, shapes, base, edge.name, part, plan.edge(edge.name)), uploaded_bytes=_uploaded_bytes(edge, plan))
+            replace(
+                participant(config, shapes, base, edge.name, part, plans[edge.name]), num_rows=len(edge.rows),
+                uploaded_bytes=_uploaded_bytes(edge, plans[edge.name]),
+            )
             for edge, part in zip(rows, examples, strict=True)
         )
         central = _central(config, shapes, base, edges, start) if "central" in config.run.compare else None
         events = tuple(_data_event(edge, part) for edge, part in zip(rows, examples, strict=True))
         opened.pop_all()  # From here on the job closes what is open.
-    return Job(loaded, base, shapes, form, edges, central, held_out, plan, start, events, split, own_host)
+    return Job(loaded, base, bases, shapes, form, edges, central, held_out, plan, start, events, split, own_host)
+
+
+def replanned(job: Job, importance: Importance) -> Job:
+    """The same job with the plan that this importance of the weights leads to; where bases run, and in how many bits, does not change."""
+    return _by_another_plan(job, job.config, importance)
+
+
+def staged(job: Job, rounds_done: int) -> Job:
+    """The same job with the plan of the stage after so many rounds."""
+    return _by_another_plan(job, job.config, None, rounds_done)
+
+
+def homogeneous(job: Job) -> Job | None:
+    """One setting for all edges that can hold it, as methods without a planner have it: [adapter] and [train] as written, unquantized.
+
+    None where no edge can hold it, or the whole base is in a host that was named.
+    """
+    if job.split is not None and job.base is job.split.base:
+        return None
+    config = job.config
+    plan = config.plan.model_copy(update={"policy": "as-written", "infeasible": "leave-out", "round_deadline": None})
+    federated = config.federated.model_copy(update={"late": "wait", "min_edges": 1})
+    model = config.model.model_copy(update={"quantize": max(config.plan.bits)})
+    edges = tuple(edge.model_copy(update={"mode": "local", "rank": None, "bits": None}) for edge in config.edge)
+    try:
+        return _by_another_plan(
+            job, config.model_copy(update={"plan": plan, "federated": federated, "model": model, "edge": edges}), None
+        )
+    except InfeasibleError:
+        return None
+
+
+def _by_another_plan(job: Job, config: RunConfig, importance: Importance | None, rounds_done: int = 0) -> Job:
+    known = {edge.name: edge for edge in job.edges}
+    num_rows = {name: edge.num_rows for name, edge in known.items()}
+    config = config.model_copy(update={"edge": tuple(edge for edge in config.edge if edge.name in known)})
+    given = config.adapter.start is not None
+    plan = plan_fleet(
+        config, job.shapes, num_rows, start_ranks=_ranks(job.start, job.shapes) if given else None, importance=importance,
+        rounds_done=rounds_done,
+    )  # fmt: skip
+    edges = tuple(
+        replace(again, num_rows=known[again.name].num_rows, uploaded_bytes=known[again.name].uploaded_bytes)
+        for again in (participant(config, job.shapes, job.base, one.name, known[one.name].examples, one) for one in plan.edges)
+    )
+    loaded, start = replace(job.loaded, config=config), job.start if given else _with_head(_fresh_start(config, job.shapes, plan), job.base)
+    return replace(
+        job, loaded=loaded, plan=replace(plan, left_out=(*job.plan.left_out, *plan.left_out)), edges=edges, start=start,
+        central=None if job.central is None else _central(config, job.shapes, job.base, edges, start),
+        bases=_edge_bases(loaded, plan, job.bases),
+    )  # fmt: skip
+
+
+def _check_aggregation(config: RunConfig, plan: FleetPlan) -> None:
+    """What the configuration alone does not show: where a host was named, edges train against it unless they say otherwise."""
+    split = [edge.name for edge in plan.edges if edge.mode == "split"]
+    if split and config.federated.aggregation in KEEPS_BENEATH:
+        raise beneath_in_a_host(config, split)
+    if split and config.adapter.kind == "full":
+        raise whole_in_a_host(split)
 
 
 def _merges(config: RunConfig) -> bool:
@@ -134,22 +235,31 @@ def participant(config: RunConfig, shapes: BaseShapes, base: Base, name: str, ex
 
     Raises: ConflictError where a window of [select] is as long as its period.
     """
-    batches = BatchStream(
-        examples, batch_size=plan.batch_size, seed=config.run.seed, edge=name, batching=config.data.batching, pad_id=pad_id(base.tokenizer)
-    )
+    def stream(batch_size: int) -> BatchStream:
+        return BatchStream(
+            examples, batch_size=batch_size, seed=config.run.seed, edge=name, batching=config.data.batching, pad_id=pad_id(base.tokenizer)
+        )
+
+    batches, asked = stream(plan.batch_size), plan.warm_up
     chooser = chooser_of(config, shapes, plan.ranks, edge=name, epoch_steps=-(-batches.batches_per_epoch // plan.accumulate))
-    return Participant(name, examples, batches, plan, chooser)
+    warm_up = None if asked is None else WarmUpPart(stream(asked.batch_size), asked.gradient_checkpointing)
+    return Participant(name, examples, batches, plan, chooser, warm_up)
 
 
 def _central(config: RunConfig, shapes: BaseShapes, base: Base, edges: Sequence[Participant], start: AdapterState) -> Participant:
     steps = sum(edge.plan.num_steps for edge in edges)
-    plan = replace(edges[0].plan, name="central", num_steps=steps, ranks=start.ranks)
+    whole = any(edge.plan.mode != "split" for edge in edges)
+    where = replace(edges[0].plan, mode="local", bits=PRECISION_BITS[config.model.precision]) if whole else edges[0].plan
+    plan = replace(
+        where, name="central", num_steps=steps, ranks=_ranks(start, shapes), batch_size=config.train.batch_size,
+        accumulate=config.train.accumulate,
+    )  # fmt: skip
     return participant(config, shapes, base, "central", edges[0].examples.joined(*(edge.examples for edge in edges[1:])), plan)
 
 
-def _uploaded_bytes(edge: EdgeRows, plan: FleetPlan) -> int:
+def _uploaded_bytes(edge: EdgeRows, plan: EdgePlan) -> int:
     """Bytes of an edge's rows as JSON lines, where it hands them over."""
-    if plan.edge(edge.name).mode != "cloud":
+    if plan.mode != "cloud":
         return 0
     return sum(len(json.dumps(dict(edge.rows[number]), ensure_ascii=False, default=str).encode()) + 1 for number in range(len(edge.rows)))
 
@@ -161,29 +271,39 @@ def _alone(loaded: LoadedConfig, name: str) -> LoadedConfig:
 
 
 def _bases(
-    loaded: LoadedConfig, plan: FleetPlan, access: HostAccess | None, scores: bool, opened: ExitStack
+    loaded: LoadedConfig, plan: FleetPlan, access: HostAccess | None, scores: bool, labels: Sequence[str], opened: ExitStack
 ) -> tuple[Base, SplitSide | None, Host | None]:
     """The base in this process, and what split edges train on: against the host that was named, or one on loopback that starts here."""
     source, config = base_source(loaded), loaded.config
     modes = {edge.mode for edge in plan.edges}
-    max_tokens = largest_batch_tokens(config, max(edge.batch_size for edge in plan.edges), scores=scores)
+    # Importance may lead to other batches than were planned without it.
+    rows = [*(edge.batch_size for edge in plan.edges), *(config.plan.batch_sizes if config.plan.policy == "fedpipe" else ())]
+    max_tokens = largest_batch_tokens(config, max(rows), scores=scores)
     if access is not None and modes == {"split"}:
         split = join(source, config, access, max_tokens)
         opened.callback(split.close)
         return split.base, split, None
-    base = load_base(source, precision=config.model.precision)
+    base = loaded_base(loaded, labels)
     if "split" not in modes:
         return base, None, None
     own_host = None
     if access is None:
         limits = HostLimits(max_tokens=max_tokens, merges=True)
-        served = serve(base, source, config.model.precision, BITS[config.model.precision], limits)
+        served = serve(base, source, config.model.precision, PRECISION_BITS[config.model.precision], limits)
         own_host = start_host(served, limits, "127.0.0.1:0", None)
         opened.callback(own_host.stop)
         access = HostAccess(f"127.0.0.1:{own_host.port}")
     split = join(source, config, access, max_tokens)
     opened.callback(split.close)
     return base, split, own_host
+
+
+def _edge_bases(loaded: LoadedConfig, plan: FleetPlan, bases: Mapping[int, Base]) -> dict[int, Base]:
+    """The base in every width that an edge holds it in; what is loaded already is not loaded again."""
+    bases, labels = dict(bases), next(iter(bases.values())).labels
+    for bits in sorted({edge.bits for edge in plan.edges if edge.mode == "local"} - set(bases)):
+        bases[bits] = loaded_base(loaded, labels, bits)  # type: ignore[arg-type]
+    return bases
 
 
 def _data_event(edge: EdgeRows, examples: Examples) -> DataLoaded:
@@ -197,14 +317,28 @@ def _given_start(loaded: LoadedConfig, shapes: BaseShapes) -> AdapterState | Non
     if loaded.config.adapter.start is None:
         return None
     folder = loaded.resolve(loaded.config.adapter.start)
-    state = load_adapter(folder)
-    check_fits(state, {module.name: (module.d_in, module.d_out) for module in shapes.modules}, str(folder))
-    if state.kind != loaded.config.adapter.kind:
+    state, asked = load_adapter(folder), loaded.config.adapter.kind
+    check_fits(state, {module.name: (module.d_in, module.d_out) for module in (*shapes.modules, *shapes.head)}, str(folder))
+    if asked == "full" and state.kind == "lora":
+        return state.as_whole()
+    kind = "full" if state.whole.keys() - {module.name for module in shapes.head} else state.kind
+    if kind != asked:
         raise AdapterFitError(
-            "the adapter to start from is of another kind", where=str(folder), got=state.kind, expected=loaded.config.adapter.kind,
-            do=f'write kind = "{state.kind}" in [adapter], or start from another adapter',
+            "the adapter to start from is of another kind", where=str(folder), got=kind, expected=asked,
+            do=f'write kind = "{kind}" in [adapter], or start from another adapter',
         )  # fmt: skip
     return state
+
+
+def _ranks(state: AdapterState, shapes: BaseShapes) -> dict[str, int]:
+    """Of the modules of the blocks."""
+    ranks = state.ranks
+    return {module.name: ranks[module.name] for module in shapes.modules if module.name in ranks}
+
+
+def _with_head(state: AdapterState, base: Base) -> AdapterState:
+    """With a classifier's head as it starts, where the state has none."""
+    return AdapterState(state.kind, state.modules, {**head_state(base.head).whole, **state.whole})
 
 
 def _fresh_start(config: RunConfig, shapes: BaseShapes, plan: FleetPlan) -> AdapterState:
@@ -214,6 +348,8 @@ def _fresh_start(config: RunConfig, shapes: BaseShapes, plan: FleetPlan) -> Adap
         for name, rank in edge.ranks.items():
             ranks[name] = max(ranks.get(name, 0), rank)
     sizes = {module.name: (module.d_in, module.d_out) for module in shapes.modules}
+    if config.adapter.kind == "full":
+        return fresh_whole(sizes, ranks)
     return fresh_adapters(config.adapter.kind, sizes, ranks, config.adapter.alpha, config.run.seed)
 
 
@@ -222,7 +358,7 @@ def check_fits(state: AdapterState, sizes: Mapping[str, tuple[int, int]], where:
 
     Raises: AdapterFitError naming the first module that is missing or of another size.
     """
-    for name, adapter in state.modules.items():
+    for name, adapter in state.parts.items():
         if sizes.get(name) != adapter.size:
             raise AdapterFitError(
                 "the adapter is for another base", where=where, got=f"{name} with (inputs, outputs) = {adapter.size}",

@@ -1,4 +1,5 @@
-"""Figures of a run whose modules were chosen: who was trained when, how much each moved, and what it cost against the full pool.
+"""Figures of a run: how much each weight matters; and where modules were chosen, who was trained when, how much each moved, and what it
+cost against the full pool.
 
 Drawn from the run directory alone, without a display; equal run directories give equal bytes.
 """
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from atoll.report.activity import Choice, EdgeActivity, block_of, read_activities, short_labels
 from atoll.report.costs import draw_costs
+from atoll.report.importance import draw_importance, read_importance_table
 from atoll.runs.layout import RunDirectory
 from atoll.runs.summary import read_summary
 
@@ -42,13 +44,15 @@ _SCORES = {
 
 
 def write_figures(run: RunDirectory) -> tuple[Path, ...]:
-    """Write report/modules-EDGE and report/cost of a run, each as .svg and .png; nothing for a run that always trains every module.
+    """Write a run's figures into report/, each as .svg and .png: importance where it was found, modules-EDGE and cost where modules were
+    chosen.
 
     Raises: RunFolderError for an event log, config.json or summary.json that is missing or damaged; nothing is written then.
     """
     summary = read_summary(run.summary_path)
     activities = read_activities(run.events_path, {edge.name: tuple(edge.ranks) for edge in summary.edges})
-    if not activities:
+    importance = read_importance_table(run.events_path)
+    if not activities and importance is None:
         return ()
     select = _section(_section(run.read_config(), "config"), "select")
     from matplotlib.style import context
@@ -56,7 +60,10 @@ def write_figures(run: RunDirectory) -> tuple[Path, ...]:
     # A person's own matplotlibrc must not change the bytes; what was set before holds again after the block.
     with context(["default", dict(_STYLE)]):
         figures = {f"modules-{own.edge}": _modules_figure(own, str(select.get("variation"))) for own in activities}
-        figures["cost"] = draw_costs(summary, activities[0].policy)
+        if activities:
+            figures["cost"] = draw_costs(summary, activities[0].policy)
+        if importance is not None:
+            figures["importance"] = draw_importance(importance)
         folder = run.path / "report"
         folder.mkdir(exist_ok=True)
         return tuple(path for name, figure in figures.items() for path in _save(figure, folder, name))

@@ -7,9 +7,11 @@ from atoll.runs.events import (
     DataLoaded,
     EdgeDropped,
     EdgeFinished,
+    EdgeLeftOut,
     Evaluated,
     Event,
     HostLost,
+    ImportanceFound,
     ModulesChosen,
     PhaseStarted,
     RoundFinished,
@@ -34,6 +36,11 @@ def describe_event(event: Event) -> str:
             return _edge(event)
         case EdgeDropped():
             return f"round {event.round}: edge {event.edge} dropped: {event.reason}"
+        case EdgeLeftOut():
+            return f"edge {event.edge} is left out: {event.reason}"
+        case ImportanceFound():
+            most = sorted(event.scores, key=lambda name: -event.scores[name])[:3]
+            return f"importance of {len(event.scores)} weights found by {_counted(len(event.edges), 'edge')}; the most: {', '.join(most)}"
         case Advised():
             return f"edge {event.edge}: {event.advice}" if event.edge else event.advice
         case ModulesChosen() if event.reason == "choice":
@@ -42,8 +49,9 @@ def describe_event(event: Event) -> str:
         case HostLost():
             return f"edge {event.edge}: host lost ({event.reason}); trying to reach it again"
         case RoundFinished():
-            moved = f"up {format_bytes(event.up_bytes)}, down {format_bytes(event.down_bytes)}"
-            return f"{event.phase} round {event.round}: {_counted(len(event.edges), 'update')}, {moved}, {format_seconds(event.seconds)}"
+            moved = f"up {format_bytes(event.up_bytes)}, down {format_bytes(event.down_bytes)}, {format_seconds(event.seconds)}"
+            simulated = "" if event.simulated_seconds is None else f" ({format_seconds(event.simulated_seconds)} simulated)"
+            return f"{event.phase} round {event.round}: {_counted(len(event.edges), 'update')}, {moved}{simulated}"
         case Evaluated():
             return f"{event.row}: " + ", ".join(
                 f"{name} {value:.4g}" for name, value in event.metrics.items() if not name.startswith("num_")

@@ -10,7 +10,13 @@ from rich.table import Table
 from atoll.report.tables import plain_table
 from atoll.units import format_bytes, format_seconds
 
-_HEADER = ("edge", "mode", "bits", "rank", "modules", "batch", "steps/round", "memory", "time/round", "up/round", "down/round", "limit")
+_HEADER = (
+    "edge", "mode", "bits", "rank", "modules", "worth", "batch", "steps/round", "memory", "time/round", "up/round", "down/round", "limit",
+)  # fmt: skip
+_WORTH = _HEADER.index("worth")
+
+
+_IMPORTANCE = {"none": "all weights count alike, until a warm-up or importance_file says more"}
 
 
 def plan_table(plan: Mapping[str, Any]) -> Table:
@@ -18,7 +24,18 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
     edges: list[Mapping[str, Any]] = list(plan["edges"])
     num_rounds, trainable, whole = plan["rounds"], plan["num_trainable"], plan["num_parameters"]
     title = f"{num_rounds} rounds; {trainable:,} of {whole:,} parameters trained ({100 * trainable / whole:.2g} %)"
-    return plain_table(title, _HEADER, [_row(edge) for edge in edges], {edge["name"]: edge["why"] for edge in edges})
+    if plan["importance"] is not None:
+        title += "; " + _IMPORTANCE.get(plan["importance"], f"worth of ranks by {plan['importance']}")
+    left_out: list[Mapping[str, Any]] = list(plan["left_out"])
+    rows = [_row(edge) for edge in edges] + [(edge["name"], "left out", *["-"] * (len(_HEADER) - 2)) for edge in left_out]
+    notes = {edge["name"]: edge["why"] for edge in [*edges, *left_out]}
+    if all(edge["objective"] is None for edge in edges):
+        return plain_table(title, _without_worth(_HEADER), [_without_worth(row) for row in rows], notes)
+    return plain_table(title, _HEADER, rows, notes)
+
+
+def _without_worth(row: tuple[str, ...]) -> tuple[str, ...]:
+    return row[:_WORTH] + row[_WORTH + 1 :]
 
 
 def _row(edge: Mapping[str, Any]) -> tuple[str, ...]:
@@ -30,6 +47,7 @@ def _row(edge: Mapping[str, Any]) -> tuple[str, ...]:
         str(edge["bits"]),
         _span(edge["ranks"]),
         str(len(edge["ranks"])),
+        "-" if edge["objective"] is None else f"{edge['objective']:.1%}",
         batch,
         str(edge["num_steps"]),
         format_bytes(edge["predicted_peak_bytes"]),

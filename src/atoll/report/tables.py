@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from atoll.runs.summary import Scores, Summary
+from atoll.units import format_seconds
 
 _FIRST = ("loss", "perplexity")
 _TITLES = {"loss": "loss (nats/token)"}
@@ -28,7 +29,7 @@ def print_table(table: Table, stream: TextIO) -> None:
 
 
 def comparison_table(summary: Summary) -> Table | None:
-    """Base, local-only (mean and each edge), federated and central, best loss in bold; None for a run without evaluation."""
+    """Base, local-only (mean and each edge), homogeneous, federated and central, best loss in bold; None for a run without evaluation."""
     rows: list[tuple[str, Scores]] = []
     evaluation = summary.eval
     if evaluation.base is not None:
@@ -36,21 +37,35 @@ def comparison_table(summary: Summary) -> Table | None:
     if evaluation.local_only is not None:
         rows.append(("local-only (mean)", evaluation.local_only.mean))
         rows += [(f"  {name}", scores) for name, scores in evaluation.local_only.edges.items()]
-    if evaluation.adapted is not None:
+    if evaluation.homogeneous is not None:
+        one = evaluation.homogeneous
+        rows.append((f"homogeneous ({_edges(len(one.edges))}{_simulated(one.simulated_seconds)})", one.scores))
+    if evaluation.adapted is not None and evaluation.homogeneous is not None:
+        rows.append((f"federated ({_edges(len(summary.edges))}{_simulated(summary.seconds.simulated)})", evaluation.adapted))
+    elif evaluation.adapted is not None:
         rows.append(("federated" if len(summary.edges) > 1 else "adapted", evaluation.adapted))
     if evaluation.central is not None:
         rows.append(("central", evaluation.central))
     return scores_table(rows, "held-out rows of all edges") if rows else None
 
 
+def _edges(number: int) -> str:
+    return f"{number} edge{'' if number == 1 else 's'}"
+
+
+def _simulated(seconds: float | None) -> str:
+    return "" if seconds is None else f", {format_seconds(seconds)} simulated"
+
+
 def scores_table(rows: Sequence[tuple[str, Scores]], title: str) -> Table:
     """One line for each named set of scores, one column for each metric; what was only counted (num_...) stays in the JSON."""
     names = [name for name in _FIRST if any(name in scores for _, scores in rows)]
     names += sorted({name for _, scores in rows for name in scores if not name.startswith("num_")} - set(_FIRST))
+    titles = {"loss": "loss (nats/row)"} if "macro_f1" in names else _TITLES  # A classifier has one label for each row.
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     table.add_column("", no_wrap=True)
     for name in names:
-        table.add_column(_TITLES.get(name, name.replace("_", " ")), justify="right", no_wrap=True)
+        table.add_column(titles.get(name, name.replace("_", " ")), justify="right", no_wrap=True)
     losses = [loss for _, scores in rows if (loss := scores.get("loss")) is not None]
     for label, scores in rows:
         best = len(rows) > 1 and bool(losses) and scores.get("loss") == min(losses)

@@ -15,7 +15,7 @@ from typing import IO, Literal, Self
 from atoll.errors import RunFolderError
 from atoll.runs.files import finite
 
-Phase = Literal["federated", "local-only", "central", "evaluate"]
+Phase = Literal["federated", "local-only", "central", "homogeneous", "warm-up", "evaluate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,29 @@ class Advised(Event):
 
     edge: str
     advice: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImportanceFound(Event):
+    """How much each module matters, by a warm-up on the edges' own data; a later one holds in place of an earlier."""
+
+    importance: Literal["svd-sensitivity", "gradient-weight", "none"]
+    """How it was found."""
+    edges: tuple[str, ...]
+    """Whose scores count."""
+    scores: Mapping[str, float]
+    """By full module name."""
+    seconds: float
+    simulated_seconds: float | None = None
+    """By the edges' declared speeds and links; None where one declares neither."""
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeLeftOut(Event):
+    """Nothing fits this edge, and the run goes on without it."""
+
+    edge: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +170,7 @@ class EdgeDropped(Event):
 
 @dataclass(frozen=True, slots=True)
 class RoundFinished(Event):
-    """The updates of a round became one; `discarded_share` is what truncation to the rank threw away."""
+    """The updates of a round became one; `discarded_share` is what the common adapter misses of their exact mean."""
 
     phase: Phase
     round: int
@@ -156,6 +179,8 @@ class RoundFinished(Event):
     up_bytes: int
     down_bytes: int
     seconds: float
+    simulated_seconds: float | None = None
+    """By the edges' declared speeds and links; None where one declares neither."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +193,7 @@ class CheckpointWritten(Event):
 
 @dataclass(frozen=True, slots=True)
 class Evaluated(Event):
-    """One row of the comparison: "base", "federated", "central", "local-only:NAME"."""
+    """One row of the comparison: "base", "federated", "central", "homogeneous", "local-only:NAME"; or "round-N" on the way."""
 
     row: str
     metrics: Mapping[str, float]

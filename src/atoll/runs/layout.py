@@ -93,6 +93,11 @@ class RunDirectory:
         return self.path / "plan.json"
 
     @property
+    def importance_json(self) -> Path:
+        """How important every weight was found to be, where a plan was made by it."""
+        return self.path / "importance.json"
+
+    @property
     def events_path(self) -> Path:
         """The append-only log of typed events."""
         return self.path / "events.jsonl"

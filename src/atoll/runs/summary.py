@@ -26,6 +26,15 @@ class LocalOnly:
 
 
 @dataclass(frozen=True, slots=True)
+class Homogeneous:
+    """One rank, batch and width for all edges that can hold them."""
+
+    scores: Scores
+    edges: tuple[str, ...]
+    simulated_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """The rows of the comparison; None where the run has no held-out rows or did not ask."""
 
@@ -33,6 +42,7 @@ class Evaluation:
     adapted: Scores | None = None
     local_only: LocalOnly | None = None
     central: Scores | None = None
+    homogeneous: Homogeneous | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +112,18 @@ class EdgeSummary:
     dropped_rounds: int
     first_step_flops: FirstStepFlops | None = None
     """None where nothing is computed on the edge, or no step of it counted for a round."""
+    num_trainable: int = 0
+    """Numbers that it trains."""
+    under_training: float = 0.0
+    """Share of a round's steps that it cannot finish by the deadline, by declared speed and link."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOutSummary:
+    """An edge for which nothing fits."""
+
+    name: str
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,16 +144,20 @@ class Summary:
     edge_compute: EdgeCompute = field(default_factory=EdgeCompute)
     seconds: Durations = field(default_factory=Durations)
     edges: tuple[EdgeSummary, ...] = ()
+    left_out: tuple[LeftOutSummary, ...] = ()
     privacy: PrivacySpent | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
-        """As summary.json holds it: local_only is its mean with "edges" beside it; rows that were not asked for are absent."""
+        """As summary.json holds it: local_only and homogeneous are scores with what is theirs beside them; rows not asked for are not."""
         value = dataclasses.asdict(self)
         value["traffic"] = {name: number for name, number in value["traffic"].items() if number is not None}
         value["eval"] = {name: scores for name, scores in value["eval"].items() if scores is not None or name in ("base", "adapted")}
         if self.eval.local_only is not None:
             value["eval"]["local_only"] = {**self.eval.local_only.mean, "edges": dict(self.eval.local_only.edges)}
+        if self.eval.homogeneous is not None:
+            row = self.eval.homogeneous
+            value["eval"]["homogeneous"] = {**row.scores, "edges": row.edges, "simulated_seconds": row.simulated_seconds}
         return value
 
 
@@ -149,9 +175,13 @@ def read_summary(path: Path) -> Summary:
 
     value = read_object(path)
     rows = value.get("eval")
-    if isinstance(rows, dict) and isinstance(rows.get("local_only"), dict):
-        mean = dict(rows["local_only"])
-        value["eval"] = {**rows, "local_only": {"edges": mean.pop("edges", {}), "mean": mean}}
+    if isinstance(rows, dict):
+        value["eval"] = rows = dict(rows)
+        if isinstance(mean := rows.get("local_only"), dict):
+            rows["local_only"] = {"edges": mean.pop("edges", {}), "mean": mean}
+        if isinstance(scores := rows.get("homogeneous"), dict):
+            own = {key: scores.pop(key) for key in ("edges", "simulated_seconds") if key in scores}
+            rows["homogeneous"] = {**own, "scores": scores}
     try:
         return TypeAdapter(Summary).validate_python(value)
     except ValidationError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -62,15 +63,16 @@ class Chooser:
         whole = chosen is None or self.schedule.observes(step)
         return tuple(module.name for module in self.pool if whole or module.name in (chosen or ()))
 
-    def choose(self, scores: Mapping[str, float], tokens: StepTokens) -> tuple[str, ...]:
+    def choose(self, scores: Mapping[str, float], tokens: StepTokens, steps_done: int) -> tuple[str, ...]:
         """Names of the modules that stay active, in pool order; at least one.
 
         `scores` has every module of the pool, or may be empty where `score_kind` is None. Of equal scores the first in the pool wins.
+        `steps_done`: all steps of the edge so far; a lottery draws by them.
 
         Raises: UpdateRefusedError where a score is not finite, as the module's values are not either.
         """
         if self.score_kind is not None:
-            chosen = self._by_score(self._finite(scores), tokens)
+            chosen = self._by_score(self._finite(scores), tokens, steps_done)
         elif self.select.policy == "random":
             # By name and not by position: a module's lot does not depend on what else is in the pool.
             lots = [-seeding.stream(self.seed, module.name) for module in self.pool]
@@ -86,16 +88,27 @@ class Chooser:
         # The share as it is written: 0.29 of 100 modules are 29, and in binary fractions they would be 28.
         return max(1, math.floor(Fraction(repr(self.select.keep)) * len(self.pool)))
 
-    def _by_score(self, scores: Sequence[float], tokens: StepTokens) -> Iterable[int]:
+    def _by_score(self, scores: Sequence[float], tokens: StepTokens, steps_done: int) -> Iterable[int]:
         if self.select.threshold == "budget":
             num_wanted = tokens.num_tokens if self.keeps_back else tokens.num_label_tokens
             exchange = Exchange(self.d_model, tokens.num_tokens, num_wanted, self.wire.codec, self.wire.mode)
             return best_within(self.pool, scores, exchange, self.select.budget)
         if self.select.threshold == "keep":
-            return _highest(scores, self._num_kept)
+            return _highest(scores if self.select.draw == "highest" else self._lots(scores, steps_done), self._num_kept)
         threshold = self._threshold(scores)
         above = [number for number, score in enumerate(scores) if Fraction(score) > threshold]
         return above or _highest(scores, 1)
+
+    def _lots(self, scores: Sequence[float], steps_done: int) -> list[float]:
+        """The highest ones are a draw without replacement, with chances in proportion to the scores; a score of 0 draws last.
+
+        Source: Efraimidis and Spirakis, "Weighted random sampling with a reservoir" (2006), in logarithms: log(u) / score, u in (0, 1].
+        """
+        # By name and step, so that a run that goes on after a stop draws what it would have drawn.
+        uniform = [(seeding.stream(self.seed, module.name, round=steps_done) + 1) / 2**63 for module in self.pool]
+        # Over a score that is hardly more than nothing, the quotient would be as infinite as over nothing.
+        least = -sys.float_info.max
+        return [max(least, math.log(u) / score) if score > 0 else -math.inf for u, score in zip(uniform, scores, strict=True)]
 
     def _threshold(self, scores: Sequence[float]) -> Fraction:
         """Exact, so that equal scores are all at their mean and none above it."""

@@ -29,19 +29,24 @@ class Setting:
     """Blocks that run in a host."""
     merged: Container[str] = ()
     """Modules that may be merged while they are killed; those of blocks in the host cost nothing here."""
+    process_bytes: int | None = None
+    """What is there before a model, where that is declared."""
+    activation_bytes: int | None = None
+    """Bytes a number of the precision, where `bits` are those of the blocks' projections alone; None: `bits` are the precision."""
 
     @property
     def num_label_tokens(self) -> int:
-        """All tokens of a batch but the first of each row: the most that can carry loss."""
-        return self.batch_size * (self.row_tokens - 1)
+        """All tokens of a batch but the first of each row: the most that can carry loss; of a classifier, one for each row."""
+        return self.batch_size * (1 if self.shapes.head else self.row_tokens - 1)
 
     @property
     def memory(self) -> Memory:
         """The foretold peak by its parts."""
         return training_memory(
             self.shapes, self.ranks, num_rows=self.batch_size, row_tokens=self.row_tokens, num_label_tokens=self.num_label_tokens,
-            bits=self.bits, activation_bytes=self.bits // 8, gradient_checkpointing=self.gradient_checkpointing, elsewhere=self.elsewhere,
-            merged=self.merged,
+            bits=self.bits, activation_bytes=self.activation_bytes or self.bits // 8,
+            gradient_checkpointing=self.gradient_checkpointing, elsewhere=self.elsewhere, merged=self.merged,
+            process_bytes=self.process_bytes,
         )  # fmt: skip
 
     @property
@@ -70,23 +75,25 @@ def refuse(edges: Sequence[tuple[str, int, Setting]]) -> None:
         f"{len(over)} of {len(edges)} edges that declare their memory {'has' if len(over) == 1 else 'have'} too little of it",
         where=", ".join(f"[[edge]] {name}" for name, _, _ in over),
         got="; ".join(f"{name} declares {format_bytes(memory_bytes)}" for name, memory_bytes, _ in over),
-        expected="; ".join(_needs(*one) for one in over),
-        do="; ".join(f"for {name} {_advice(memory_bytes, setting)}" for name, memory_bytes, setting in over),
+        expected="; ".join(needs(*one) for one in over),
+        do="; ".join(f"for {name} {advice(memory_bytes, setting)}" for name, memory_bytes, setting in over),
     )
 
 
-def _needs(name: str, memory_bytes: int, setting: Setting) -> str:
+def needs(name: str, memory_bytes: int, setting: Setting) -> str:
+    """What a setting needs, by its parts, and what is missing."""
     memory = setting.memory
     parts = {
         "process": memory.process_bytes, "base": memory.base_bytes, "adapters": memory.adapter_bytes,
-        "activations": memory.activation_bytes, "logits": memory.logits_bytes,
+        "activations": memory.activation_bytes, "logits": memory.logits_bytes, "one weight made wide": memory.widened_bytes,
     }  # fmt: skip
-    listed = ", ".join(f"{part} {format_bytes(size)}" for part, size in parts.items())
+    listed = ", ".join(f"{part} {format_bytes(size)}" for part, size in parts.items() if size or part != "one weight made wide")
     missing = format_bytes(memory.num_bytes - memory_bytes)
     return f"{name} needs {format_bytes(memory.num_bytes)} ({listed}): {missing} more"
 
 
-def _advice(memory_bytes: int, setting: Setting) -> str:
+def advice(memory_bytes: int, setting: Setting) -> str:
+    """The least painful change that would make it fit."""
     for words, smaller in _smaller(setting):
         if smaller.peak_bytes <= memory_bytes:
             return f"write {words}"
@@ -105,14 +112,20 @@ def _smaller(setting: Setting) -> Iterator[tuple[str, Setting]]:
     while setting.batch_size > 1:
         setting = dataclasses.replace(setting, batch_size=setting.batch_size // 2)
         yield f"batch_size = {setting.batch_size} (and accumulate more)", setting
+    wide = dataclasses.replace(setting, activation_bytes=setting.activation_bytes or setting.bits // 8)
+    # A weight that is itself trained cannot be kept in few bits.
+    widths = () if any(module.whole for module in setting.shapes.modules) else (16, 8, 4)
+    for narrow in (dataclasses.replace(wide, bits=bits) for bits in widths if bits < setting.bits):
+        # Of a small base the library that quantizes it takes more than it saves.
+        if narrow.peak_bytes < setting.peak_bytes:
+            setting = narrow
+            yield f"batch_size = 1 and quantize = {setting.bits}", setting
+    width = f", quantize = {setting.bits}" if setting.bits < wide.bits else ""
     while setting.row_tokens // 2 >= _SHORTEST_ROW_TOKENS:
         setting = dataclasses.replace(setting, row_tokens=setting.row_tokens // 2)
-        yield f"batch_size = 1 and max_length = {setting.row_tokens}", setting
+        yield f"batch_size = 1{width} and max_length = {setting.row_tokens}", setting
     rank = max(setting.ranks.values(), default=1)
     while rank > 1:
         rank //= 2
         setting = dataclasses.replace(setting, ranks={name: min(rank, own) for name, own in setting.ranks.items()})
-        yield f"batch_size = 1, max_length = {setting.row_tokens} and rank = {rank}", setting
-    if setting.bits > 16:
-        setting = dataclasses.replace(setting, bits=16)
-        yield f'batch_size = 1, max_length = {setting.row_tokens}, rank = 1 and precision = "bf16"', setting
+        yield f"batch_size = 1{width}, max_length = {setting.row_tokens} and rank = {rank}", setting

@@ -29,7 +29,7 @@ class Batch:
     """What one forward pass sees. Rows are padded on the right, where causal attention makes padding harmless without a mask.
 
     Shapes: input_ids_BT, position_ids_BT int64; predict_N flat positions (of B*T) whose next token carries loss; target_N these tokens;
-    attention_B1TT fp32, added to attention scores.
+    attention_B1TT fp32, added to attention scores. Of rows with classes: predict_N their last tokens, target_N the classes.
     """
 
     input_ids_BT: Tensor
@@ -65,8 +65,12 @@ def pad_batch(examples: Sequence[Example], pad_id: int) -> Batch:
     input_ids_BT = np.full((len(examples), width), pad_id, dtype=np.int64)
     for row, example in enumerate(examples):
         input_ids_BT[row, : len(example)] = example.token_ids
+    lengths, labels = [len(example) for example in examples], [example.label for example in examples if example.label is not None]
+    if labels:
+        last_N = torch.tensor([row * width + length - 1 for row, length in enumerate(lengths)])
+        return Batch(torch.from_numpy(input_ids_BT), last_N, torch.tensor(labels), None, None, tuple(lengths))
     predict_N = np.concatenate([row * width + np.flatnonzero(example.loss_mask) - 1 for row, example in enumerate(examples)])
-    return _batch(input_ids_BT, predict_N, [len(example) for example in examples])
+    return _batch(input_ids_BT, predict_N, lengths)
 
 
 def pack_batch(sequences: Sequence[Sequence[Example]], pad_id: int) -> Batch:

@@ -19,10 +19,11 @@ from atoll.tasks.answers.generation import generate_greedy
 from atoll.tasks.answers.likelihood import Question, log_likelihoods
 from atoll.tasks.answers.ranking import Ranking, choice_rankings, label_rankings
 from atoll.tasks.batches import pad_batch
+from atoll.tasks.classes import evaluate_classes, examples_of
 from atoll.tasks.rows import Rows
 from atoll.tasks.sources.nearest import did_you_mean
 from atoll.tasks.text import TextForm
-from atoll.tasks.tokens import Examples, begin_ids, encode, encode_texts, pad_id, tokenize
+from atoll.tasks.tokens import Examples, begin_ids, encode, encode_texts, pad_id
 from atoll.threads import suited_threads
 
 GENERATING = ("exact_match", "bleu", "rouge", "slot_accuracy")
@@ -34,13 +35,17 @@ def evaluate(
     """Loss and the metrics that `settings` names, over the rows that can be used; the model is left as it was.
 
     Always: loss, perplexity, num_rows, num_label_tokens. By name: exact_match, bleu, rouge1, rouge2, rougeL, slot_accuracy,
-    choice_accuracy, label_accuracy. `examples` are the tokenized rows where they are at hand.
+    choice_accuracy, label_accuracy. Of rows with classes: loss, accuracy, macro_f1, num_rows. `examples` are the tokenized rows where
+    they are at hand.
 
-    Units: loss in nats per label token, over all label tokens of all rows; bleu 0 to 100; the others 0 to 1.
+    Units: loss in nats per label token (or per class), over all of them; bleu 0 to 100; the others 0 to 1.
     Raises: what tokenize and check_metrics raise.
     """
     check_metrics(settings, form, rows)
-    examples = tokenize(rows, form, base.tokenizer, max_length) if examples is None else examples
+    examples = examples_of(rows, form, base.tokenizer, max_length) if examples is None else examples
+    if form.classes is not None:
+        with suited_threads(base.model.config.get_text_config().hidden_size), _eval_mode(base.model):
+            return evaluate_classes(base, examples, settings.batch_size)
     with suited_threads(base.model.config.get_text_config().hidden_size), _eval_mode(base.model):
         loss = _mean_loss(base, examples, settings.batch_size)
         result = {

@@ -56,6 +56,25 @@ class Template:
 
 
 @dataclass(frozen=True, slots=True)
+class Classes:
+    """Where the class of a row stands, and which there are."""
+
+    column: str
+    labels: tuple[str, ...]
+
+    def number(self, row: Row) -> int:
+        """The row's class, counted from 0.
+
+        Raises: RowProblem where it has none, or one that is not among the labels.
+        """
+        label = as_text(row, self.column)
+        if label not in self.labels:
+            expected = f"one of the {len(self.labels)} classes of the training rows, or of [evaluate] labels"
+            raise RowProblem(repr(label[:60]), expected, self.column)
+        return self.labels.index(label)
+
+
+@dataclass(frozen=True, slots=True)
 class TextForm:
     """How rows of one data set are written, with loss on the completion, on everything, or on the assistant's turns."""
 
@@ -66,6 +85,8 @@ class TextForm:
     without_input: Template | None = None
     """The prompt of rows whose column "input" is empty (instruction data)."""
     messages: str = ""
+    classes: Classes | None = None
+    """With kind "text": what is told of the whole text, instead of predicting it."""
 
     @property
     def adds_special_tokens(self) -> bool:
@@ -131,7 +152,7 @@ def text_form(data: Data, columns: Sequence[str]) -> TextForm:
     """
     _check_combination(data)
     if data.messages is not None:
-        _check_column(data.messages, columns, "[data] messages")
+        check_column(data.messages, columns, "[data] messages")
         return TextForm("messages", messages=data.messages)
     if data.text is not None:
         return TextForm("text", completion=_used(parse_template(data.text, columns, "[data] text"), "[data] text"))
@@ -158,7 +179,7 @@ def parse_template(template: str, columns: Sequence[str], where: str) -> Templat
         if not name or conversion or (width and not (width[0] == "." and width[1:].isdecimal())):
             field = f"{name}{'!' + conversion if conversion else ''}{':' + width if width else ''}"
             raise _template_error(where, f"{{{field}}} in {template!r}")
-        _check_column(name, columns, where)
+        check_column(name, columns, where)
         parts.append((literal, name, int(width[1:]) if width else None))
     return Template(tuple(parts))
 
@@ -223,7 +244,11 @@ def _used(template: Template, where: str) -> Template:
     )  # fmt: skip
 
 
-def _check_column(name: str, columns: Sequence[str], where: str) -> None:
+def check_column(name: str, columns: Sequence[str], where: str) -> None:
+    """Whether the data has a column.
+
+    Raises: ColumnError.
+    """
     if name not in columns:
         listed = ", ".join(columns) or "none"
         raise ColumnError(

@@ -36,6 +36,8 @@ class Example:
 
     token_ids: np.ndarray
     loss_mask: np.ndarray
+    label: int | None = None
+    """The row's class, where that is what is told; then `loss_mask` counts the row as one label, at its last token."""
 
     def __len__(self) -> int:
         return len(self.token_ids)

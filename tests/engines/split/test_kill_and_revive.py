@@ -12,7 +12,6 @@ import torch
 
 from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.base.load import Base, load_base
-from atoll.base.quantize import load_quantized
 from atoll.config.schema import Train
 from atoll.engines.local import LocalTrainer
 from atoll.engines.split.cut import Cut
@@ -46,6 +45,19 @@ def test_split_equals_local(kind: str, killed: str, cut: str, mode: str) -> None
     assert (client.account.sent["killed"] > 0) == (killed != "skip")
 
 
+def test_a_lottery_falls_alike_through_a_host() -> None:
+    start = adapters(random_model("llama", BLOCKS))
+    choosing = chooser(start, SCHEDULE, front=1, policy="kill-and-revive", keep=0.15, draw="lottery")
+    base = Base("llama", random_model("llama", BLOCKS), None, False)  # type: ignore[arg-type]
+    local = LocalTrainer(base, Train(learning_rate=2e-3), STEPS, 0.0, 0, "north", chooser=choosing)
+    wanted = local.fit(TrainState(start, {}, 0), stream(), PLAN, Steps([]))
+    trainer, _ = device_trainer("llama", CUTS["1-0"], thread_host(served(random_model("llama", BLOCKS))))
+    update = replace(trainer, chooser=choosing).fit(TrainState(start, {}, 0), stream(), PLAN, Steps([]))
+    assert [report.active for report in update.reports] == [report.active for report in wanted.reports]
+    assert len({report.active for report in update.reports}) == 4, "the whole pool, and three draws"
+    assert difference(wanted.state.adapter, update.state.adapter) < 1e-5
+
+
 def test_in_every_family(family: str) -> None:
     start, few = adapters(random_model(family, BLOCKS)), FitPlan(9, 1, False)
     choosing = chooser(start, Schedule(2, 5, ever=True), front=1, policy="kill-and-revive", keep=0.2)
@@ -64,9 +76,9 @@ def test_on_a_quantized_base(bits: int, tmp_path: Path) -> None:
     save_model_folder(tmp_path, "llama")
     start = adapters(random_model("llama"))
     choosing = chooser(start, SCHEDULE, policy="kill-and-revive", keep=0.2, variation="change")
-    whole = LocalTrainer(load_quantized(str(tmp_path), bits), Train(learning_rate=2e-3), STEPS, 0.0, 0, "north", chooser=choosing)
+    whole = LocalTrainer(load_base(str(tmp_path), bits=bits), Train(learning_rate=2e-3), STEPS, 0.0, 0, "north", chooser=choosing)
     wanted = whole.fit(TrainState(start, {}, 0), stream(), PLAN, Steps([]))
-    host = served(load_quantized(str(tmp_path), bits).model)
+    host = served(load_base(str(tmp_path), bits=bits).model)
     trainer, _ = device_trainer(load_base(str(tmp_path)).model, CUTS["0-0"], thread_host(host))
     update = replace(trainer, chooser=choosing).fit(TrainState(start, {}, 0), stream(), PLAN, Steps([]))
     if bits == 4:  # In 8 bit the library's fp16 rounding may turn a close choice.

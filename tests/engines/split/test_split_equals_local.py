@@ -10,7 +10,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from atoll.adapters.state import AdapterState
 from atoll.base.load import Base, load_base
-from atoll.base.quantize import load_quantized
 from atoll.config.schema import Train
 from atoll.engines.local import LocalTrainer
 from atoll.engines.split.cut import Cut
@@ -57,9 +56,9 @@ def test_split_equals_local(family: str, cut: str, kind: str, mode: str) -> None
 def test_a_quantized_host_is_a_quantized_base(bits: int, mode: str, tmp_path: Path) -> None:
     save_model_folder(tmp_path, "llama")
     start = adapters(random_model("llama"))
-    whole = LocalTrainer(load_quantized(str(tmp_path), bits), Train(learning_rate=2e-3), STEPS, 0.0, 0, "north")
+    whole = LocalTrainer(load_base(str(tmp_path), bits=bits), Train(learning_rate=2e-3), STEPS, 0.0, 0, "north")
     wanted = whole.fit(TrainState(start, {}, 0), stream(), PLAN, Steps([]))
-    host = served(load_quantized(str(tmp_path), bits).model)
+    host = served(load_base(str(tmp_path), bits=bits).model)
     trainer, _ = device_trainer(load_base(str(tmp_path)).model, CUTS["0-0"], thread_host(host), mode=mode)
     update = trainer.fit(TrainState(start, {}, 0), stream(), PLAN, Steps([]))
     # The library rounds activations to fp16 in its 8-bit product, which multiplies what another order of sums changes.

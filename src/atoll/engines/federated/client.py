@@ -10,8 +10,9 @@ from atoll.cost.meters import FirstStep, PeakMemory
 from atoll.cost.traffic import WireAccount
 from atoll.cost.work import Work
 from atoll.engines.federated.flower import ClientApp, Context, Message, MetricRecord, RecordDict
-from atoll.engines.federated.payload import get_adapter, get_optimizer, get_watch, put_adapter, put_optimizer, put_watch
-from atoll.engines.trainer import Batches, FitPlan, StepReport, Trainer, TrainState
+from atoll.engines.federated.importance import EdgeWarmUp, answer_importance
+from atoll.engines.federated.payload import BENEATH, get_adapter, get_optimizer, get_watch, put_adapter, put_optimizer, put_watch
+from atoll.engines.trainer import Batches, FitPlan, OptimizerState, StepReport, Trainer, TrainState, Watch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,25 +33,44 @@ class EdgeWork:
     """What crosses between this edge and its host; stays empty for an edge that has the whole base."""
     uploaded_bytes: int | None = None
     """Of the edge's rows, where they were handed over and this work is done elsewhere; None: it is done on the edge."""
+    warm_up: EdgeWarmUp | None = None
+    """How the edge scores modules when it is asked to; None: it cannot."""
 
 
 def client_app(edge_of: Callable[[Context], EdgeWork]) -> ClientApp:
-    """A Flower app that trains; `edge_of` finds this node's model and data from its context."""
+    """A Flower app that trains, and scores modules; `edge_of` finds this node's model and data from its context."""
     app = ClientApp()
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         return _train(edge_of(context), message, context)
 
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        work = edge_of(context)
+        crosses = work.uploaded_bytes is None
+        return answer_importance(work.name, work.warm_up, work.num_examples, work.account, message, crosses=crosses)
+
     return app
+
+
+def _fitting(optimizer: OptimizerState, adapter: AdapterState) -> OptimizerState:
+    """Without the moments of modules that have another rank since: a new plan may change it."""
+    sizes = {name: part.num_parameters for name, part in adapter.parts.items()}
+    return {name: moments for name, moments in optimizer.items() if sizes.get(name, moments.first.numel()) == moments.first.numel()}
 
 
 def _train(work: EdgeWork, message: Message, context: Context) -> Message:
     round_number = int(message.metadata.group_id)
     # An edge's step count and Adam moments stay in its own Flower context: they are private, and live on from round to round.
     progress = context.state.metric_records.get("progress", MetricRecord({"step": 0}))
-    optimizer = get_optimizer(context.state) if work.keep_optimizer else {}
-    state = TrainState(get_adapter(message.content), optimizer, int(progress["step"]), get_watch(context.state))  # type: ignore[arg-type]
+    adapter = get_adapter(message.content)
+    optimizer = _fitting(get_optimizer(context.state), adapter) if work.keep_optimizer else {}
+    beneath = get_adapter(message.content, BENEATH) if BENEATH in message.content else None
+    watch = get_watch(context.state)
+    if not watch.fits(adapter):
+        watch = Watch()
+    state = TrainState(adapter, optimizer, int(progress["step"]), watch, beneath)  # type: ignore[arg-type]
     before = work.account.copy()
     with PeakMemory() as peak:
         update = work.trainer.fit(state, work.batches, work.plan, lambda report: work.on_step(round_number, report))
@@ -61,7 +81,8 @@ def _train(work: EdgeWork, message: Message, context: Context) -> Message:
     reply = RecordDict()
     adapter, trained = update.state.adapter, update.trained
     # A module that was not trained is no vote for leaving it as it was: the edges that trained it decide.
-    put_adapter(reply, AdapterState(adapter.kind, {name: value for name, value in adapter.modules.items() if name in trained}))
+    modules = {name: value for name, value in adapter.modules.items() if name in trained}
+    put_adapter(reply, AdapterState(adapter.kind, modules, {name: value for name, value in adapter.whole.items() if name in trained}))
     reply["metrics"] = MetricRecord({
         "num_examples": work.num_examples,
         "num_steps": len(update.reports),

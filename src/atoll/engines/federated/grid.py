@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, MutableMapping
 from typing import Any
 
 from atoll.engines.federated.flower import ClientApp, Context, Error, Grid, Message, RecordDict, Run, assume_identity
@@ -15,9 +15,12 @@ EDGE_FAILED = 1
 
 
 class InProcessGrid(Grid):
-    """Nodes are (ClientApp, Context) pairs; a message is handled when its reply is asked for, so that memory does not grow with nodes."""
+    """One app for all nodes, and a Context for each; a message is handled when its reply is asked for.
 
-    def __init__(self, app: ClientApp, nodes: dict[int, Context]) -> None:
+    So memory does not grow with nodes, if their contexts are not held in it (see EdgeStates).
+    """
+
+    def __init__(self, app: ClientApp, nodes: MutableMapping[int, Context]) -> None:
         self._app, self._nodes = app, nodes
         self._run = Run.create_empty(1)
         self._pushed: dict[str, Message] = {}
@@ -70,8 +73,11 @@ class InProcessGrid(Grid):
 
     def _handle(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
+        context = self._nodes[node]
         try:
-            return self._app(message, self._nodes[node])
+            reply = self._app(message, context)
         except AtollError as problem:
             # What an edge did wrong is its own affair: the round goes on without it, as it would across machines.
             return Message(Error(EDGE_FAILED, problem.page()), reply_to=message)
+        self._nodes[node] = context
+        return reply

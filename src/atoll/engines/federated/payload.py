@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from atoll.adapters.state import AdapterState, Kind, ModuleAdapter
+from atoll.adapters.whole import WholeChange
 from atoll.engines.federated.flower import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from atoll.engines.trainer import Moments, OptimizerState, Watch
 from atoll.errors import UpdateRefusedError
 
 RAW = "atoll.raw.le"
 """Flower's `stype` of our arrays: plain little-endian bytes, row by row."""
+BENEATH = "beneath"
+"""Key of what is frozen under the adapter, in a message to an edge; absent where there is no such part."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 assert sys.byteorder == "little", "tensors travel in memory order, which must be little-endian"
@@ -25,9 +28,16 @@ def put_adapter(record: RecordDict, state: AdapterState, key: str = "adapter") -
     arrays = {}
     for name, adapter in state.modules.items():
         arrays[f"{name}/down"], arrays[f"{name}/up"] = to_array(adapter.down_RI), to_array(adapter.up_OR)
+    for name, change in state.whole.items():
+        arrays |= {f"{name}/{side}": to_array(tensor) for side, tensor in zip(("change", "bias"), change.tensors, strict=False)}
     record[key] = ArrayRecord(arrays)
-    scalings = [adapter.scaling for adapter in state.modules.values()]
-    record[f"{key}_config"] = ConfigRecord({"kind": state.kind, "modules": list(state.modules), "scalings": scalings})
+    config = ConfigRecord({"kind": state.kind})
+    # Flower cannot count the bytes of an empty list.
+    if state.modules or not state.whole:
+        config["modules"], config["scalings"] = list(state.modules), [adapter.scaling for adapter in state.modules.values()]
+    if state.whole:
+        config["whole"] = list(state.whole)
+    record[f"{key}_config"] = config
 
 
 def get_adapter(record: RecordDict, key: str = "adapter") -> AdapterState:
@@ -37,18 +47,25 @@ def get_adapter(record: RecordDict, key: str = "adapter") -> AdapterState:
     """
     try:
         arrays, config = record.array_records[key], record.config_records[f"{key}_config"]
-        names, scalings, kind = _list_of(config, "modules"), _list_of(config, "scalings"), _kind_of(config)
+        kind, alone = _kind_of(config), "whole" in config and "modules" not in config
+        names, scalings = ([], []) if alone else (_list_of(config, "modules"), _list_of(config, "scalings"))
         pairs = [(to_tensor(arrays[f"{name}/down"]), to_tensor(arrays[f"{name}/up"])) for name in names]
         modules = {
             str(name): ModuleAdapter(down, up, float(scaling))
             for name, scaling, (down, up) in zip(names, scalings, pairs, strict=True)
         }
+        whole = {
+            str(name): WholeChange(
+                to_tensor(arrays[f"{name}/change"]), to_tensor(arrays[f"{name}/bias"]) if f"{name}/bias" in arrays else None
+            )
+            for name in (_list_of(config, "whole") if "whole" in config else ())
+        }  # fmt: skip
     except (KeyError, ValueError, RuntimeError) as problem:
         raise UpdateRefusedError(
             "a message does not hold an adapter", got=f"{type(problem).__name__}: {problem}",
             expected="the records that Atoll's payload writes", do="run the same version of Atoll everywhere",
         ) from None  # fmt: skip
-    return AdapterState(kind, modules)
+    return AdapterState(kind, modules, whole)
 
 
 def put_optimizer(record: RecordDict, state: OptimizerState) -> None:

@@ -1,0 +1,100 @@
+"""The part of the common adapter that an edge trains: its modules, at its ranks.
+
+Shape suffixes: R rank, I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from atoll.adapters.low_rank import SingularFactors, aligned, singular_factors
+from atoll.adapters.state import AdapterState, ModuleAdapter
+from atoll.errors import AdapterFitError
+from atoll.seeding import stream
+
+Aggregation = Literal["exact-svd", "stack", "zero-pad", "residual"]
+"""[federated] aggregation."""
+
+
+class EdgeParts:
+    """Parts of one common adapter. Each module is made once for each rank, however many edges have it."""
+
+    def __init__(self, state: AdapterState, aggregation: Aggregation) -> None:
+        self._state, self._aggregation = state, aggregation
+        self._made: dict[tuple[str, int], ModuleAdapter] = {}
+
+    def of(self, ranks: Mapping[str, int]) -> AdapterState:
+        """The modules that `ranks` names, scaled by the run's alpha over the edge's rank, and all that is trained whole.
+
+        With exact-svd the best approximation of each rank, otherwise the first rows of A and columns of B.
+
+        Raises: AdapterFitError for a bottleneck adapter at another width.
+        """
+        state = self._state
+        modules = {name: self._module(name, rank) for name, rank in ranks.items() if name not in state.whole}
+        return AdapterState(state.kind, modules, state.whole)
+
+    def _module(self, name: str, rank: int) -> ModuleAdapter:
+        adapter = self._state.modules[name]
+        if rank == adapter.rank:
+            return adapter
+        if (name, rank) not in self._made:
+            self._made[name, rank] = self._at(adapter, rank)
+        return self._made[name, rank]
+
+    def _at(self, adapter: ModuleAdapter, rank: int) -> ModuleAdapter:
+        if self._state.kind == "bottleneck":
+            raise unequal_widths(rank, adapter.rank)
+        if self._aggregation != "exact-svd":
+            return first_rows(adapter, rank)
+        factors = singular_factors(adapter.up_OR * adapter.scaling, adapter.down_RI)
+        return at_rank(factors, rank, adapter, adapter.scaling * adapter.rank / rank)
+
+
+def at_rank(factors: SingularFactors, rank: int, reference: ModuleAdapter, scaling: float) -> ModuleAdapter:
+    """The best approximation of this rank, in the reference's gauge; columns of `up` beyond the product's own rank are zero."""
+    up, down = aligned(factors, reference.down_RI, rank)
+    missing = rank - down.shape[0]
+    if missing > 0:
+        # The product has fewer singular values than the rank asked for: the free rows go on where the reference left off.
+        spare = reference.down_RI[-missing:] if reference.rank >= rank else _new_rows(missing, reference)
+        up, down = torch.cat([up, up.new_zeros(up.shape[0], missing)], dim=1), torch.cat([down, spare.double()])
+    return ModuleAdapter(down.float().contiguous(), (up / scaling).float().contiguous(), scaling)
+
+
+def first_rows(adapter: ModuleAdapter, rank: int) -> ModuleAdapter:
+    """The first rows of A and columns of B, standing for the same product under the scaling alpha / rank; zeros in B beyond the last."""
+    up_OR = adapter.up_OR[:, :rank] * (rank / adapter.rank)
+    missing = max(0, rank - adapter.rank)
+    up_OR = torch.cat([up_OR, up_OR.new_zeros(up_OR.shape[0], missing)], dim=1)
+    down_RI = torch.cat([adapter.down_RI[:rank], _new_rows(missing, adapter)])
+    return ModuleAdapter(down_RI, up_OR, adapter.scaling * adapter.rank / rank)
+
+
+def wider(adapter: ModuleAdapter, rank: int) -> ModuleAdapter:
+    """The same function at this rank or, where it has that already, the adapter itself: new rows in A, and zeros beside them in B."""
+    return adapter if rank <= adapter.rank else first_rows(adapter, rank)
+
+
+def spare_rows(reference: ModuleAdapter, first: int, rank: int) -> Tensor:
+    """Rows of A from number `first` up to the rank: the reference's own, or new ones where its rank is smaller."""
+    return reference.down_RI[first:rank] if reference.rank >= rank else _new_rows(rank - first, reference)
+
+
+def unequal_widths(got: int, expected: int) -> AdapterFitError:
+    """The error of bottleneck adapters that cannot be averaged: a relu between the matrices leaves no product, and no smaller width."""
+    return AdapterFitError(
+        "bottleneck adapters of unequal width cannot be averaged", got=f"width {got}", expected=f"width {expected}",
+        do="give every edge the same rank",
+    )  # fmt: skip
+
+
+def _new_rows(number: int, like: ModuleAdapter) -> Tensor:
+    # As in a new adapter. Zeros beside the zeros in B would have no gradient, and stay what they are for good.
+    num_inputs = like.size[0]
+    generator = torch.Generator().manual_seed(stream(0, "spare rows", round=like.rank))
+    return (torch.rand(number, num_inputs, generator=generator) * 2 - 1) / num_inputs**0.5

@@ -1,0 +1,108 @@
+"""What edges send of one module, summed up as it comes. Memory does not grow with the number of edges.
+
+Shape suffixes: R rank, I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from atoll.adapters.state import ModuleAdapter
+from atoll.adapters.whole import WholeChange
+
+Factors = tuple[Tensor, Tensor]
+"""(up_OR, down_RI), fp64; they stand for their product."""
+
+
+class ProductSum:
+    """The weighted mean of s_i B_i A_i over edges, exact to the rounding of fp64.
+
+    Adapters are kept as they came as long as together they hold fewer numbers than the product itself, and are then added up by edge name:
+    so far their order changes no bit. Later the sum is dense, and their order changes its rounding.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self._size = size
+        self._parts: list[tuple[str, ModuleAdapter, int]] = []
+        self._dense_OI: Tensor | None = None
+        self._weight = 0
+
+    @property
+    def num_held(self) -> int:
+        """Numbers in memory."""
+        dense = 0 if self._dense_OI is None else self._dense_OI.numel()
+        return dense + sum(adapter.num_parameters for _, adapter, _ in self._parts)
+
+    def add(self, edge: str, adapter: ModuleAdapter, weight: int) -> None:
+        """Count one edge's adapter."""
+        self._weight += weight
+        self._parts.append((edge, adapter, weight))
+        num_inputs, num_outputs = self._size
+        if self._dense_OI is None and len(self._parts) > 1 and self.num_held > num_inputs * num_outputs:
+            self._dense_OI = torch.zeros(num_outputs, num_inputs, dtype=torch.float64)
+        if self._dense_OI is not None:
+            for _, part, part_weight in self._ordered():
+                self._dense_OI.addmm_(part.up_OR.double(), part.down_RI.double(), alpha=part.scaling * part_weight)
+            self._parts.clear()
+
+    def mean(self) -> Factors:
+        """Factors of the mean: the concatenation [p_i s_i B_i], [A_i], or the dense product beside an identity."""
+        if self._dense_OI is None:
+            parts = self._ordered()
+            up = torch.cat([a.up_OR.double() * (a.scaling * weight / self._weight) for _, a, weight in parts], dim=1)
+            return up, torch.cat([a.down_RI for _, a, _ in parts]).double()
+        mean_OI, (num_inputs, num_outputs) = self._dense_OI / self._weight, self._size
+        if num_inputs <= num_outputs:
+            return mean_OI, torch.eye(num_inputs, dtype=torch.float64)
+        return torch.eye(num_outputs, dtype=torch.float64), mean_OI
+
+    def _ordered(self) -> list[tuple[str, ModuleAdapter, int]]:
+        return sorted(self._parts, key=lambda part: part[0])
+
+
+class PaddedSum:
+    """The weighted means of A_i and of (s_i / s) B_i apart, padded with zeros to one rank; s is the scaling of the result."""
+
+    def __init__(self, size: tuple[int, int], rank: int, scaling: float) -> None:
+        self._down_RI = torch.zeros(rank, size[0], dtype=torch.float64)
+        self._up_OR = torch.zeros(size[1], rank, dtype=torch.float64)
+        self._scaling, self._weight, self._reached = scaling, 0, 0
+
+    def add(self, adapter: ModuleAdapter, weight: int) -> None:
+        """Count one edge's adapter, of the result's rank or less."""
+        rank = adapter.rank
+        self._weight += weight
+        self._reached = max(self._reached, rank)
+        self._down_RI[:rank] += weight * adapter.down_RI.double()
+        self._up_OR[:, :rank] += (weight * (adapter.scaling / self._scaling)) * adapter.up_OR.double()
+
+    def mean(self, spare: Callable[[int], Tensor]) -> ModuleAdapter:
+        """The two means. Rows of A that no edge has come from `spare(first)`: beside zeros in B they change nothing, and can be trained."""
+        down_RI = torch.cat([self._down_RI[: self._reached] / self._weight, spare(self._reached).double()])
+        return ModuleAdapter(down_RI.float(), (self._up_OR / self._weight).float(), self._scaling)
+
+
+class WholeSum:
+    """The weighted mean of what a module's weight (and bias) was changed by, in fp64; of one edge alone, its own bits."""
+
+    def __init__(self, like: WholeChange) -> None:
+        self._sums = tuple(torch.zeros(tensor.shape, dtype=torch.float64) for tensor in like.tensors)
+        self._weight = 0
+
+    @property
+    def num_held(self) -> int:
+        """Numbers in memory."""
+        return sum(tensor.numel() for tensor in self._sums)
+
+    def add(self, change: WholeChange, weight: int) -> None:
+        """Count one edge's change."""
+        self._weight += weight
+        for total, tensor in zip(self._sums, change.tensors, strict=True):
+            total.add_(tensor.double(), alpha=weight)
+
+    def mean(self) -> WholeChange:
+        """What was added, over its weights."""
+        return WholeChange(*((total / self._weight).float() for total in self._sums))

@@ -1,0 +1,48 @@
+"""examples/hospitals.toml: five kinds of machine in one federation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from atoll.commands.plan import plan
+from atoll.commands.train import train
+from atoll.embedded import tiny_path
+
+HOSPITALS = Path(__file__).resolve().parents[2] / "examples" / "hospitals.toml"
+SHORT = (
+    "run.rounds=1", "train.local_steps=2", "plan.steps=asked", "plan.warmup_steps=2", "data.train_rows=120", "data.eval_rows=6",
+    "evaluate.metrics=[]",
+)  # fmt: skip
+
+
+def test_the_plan_has_an_edge_for_each_kind_of_machine_and_says_why() -> None:
+    fleet = plan(HOSPITALS)
+    assert {edge.name: (edge.mode, edge.bits) for edge in fleet.edges} == {
+        "university": ("local", 16), "city": ("local", 8), "county": ("local", 4), "village": ("split", 32),
+    }  # fmt: skip
+    assert "16 bits here would need at least" in fleet.edge("city").why
+    assert "8 bits here would need at least" in fleet.edge("county").why
+    assert "4 bits here would need at least" in fleet.edge("village").why
+    (ambulance,) = fleet.left_out
+    assert ambulance.name == "ambulance"
+    assert ambulance.why.count("more memory") == 4
+
+
+def test_four_edges_train_and_one_adapter_comes_out(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    result = train(HOSPITALS, out=tmp_path / "run", overrides=SHORT)
+    summary = result.summary
+    assert [(edge.name, edge.mode, edge.steps) for edge in summary.edges] == [
+        ("university", "local", 2), ("city", "local", 2), ("county", "local", 2), ("village", "split", 2),
+    ]  # fmt: skip
+    assert [edge.name for edge in summary.left_out] == ["ambulance"]
+    assert summary.eval.homogeneous is not None
+    assert summary.eval.homogeneous.edges == ("university",)
+    assert summary.seconds.simulated is not None
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_path()), str(result.adapter))
+    assert any(torch.any(value != 0) for name, value in model.named_parameters() if "lora_B" in name)

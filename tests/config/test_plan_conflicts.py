@@ -1,0 +1,63 @@
+"""Settings of [plan] and [federated] that exclude each other: named by key, with what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from atoll.config.load import load
+from atoll.errors import AtollError, ConflictError, ManyErrors
+
+FEDADAPTER = '[run]\nrounds = 4\n[plan]\npolicy = "fedadapter"\n'
+FEDPIPE = '[plan]\npolicy = "fedpipe"\n'
+CONFLICTS = [
+    ('[federated]\nlate = "drop"', "federated.late", "no round_deadline", 'late = "wait"'),
+    ('[federated]\nlate = "cut"', "federated.late", "no round_deadline", "add round_deadline"),
+    ('[plan]\nsteps = "fill"', "plan.steps", 'plan.policy = "as-written"', 'policy = "fedpipe"'),
+    ("[plan]\nrefresh = 2", "plan.refresh", 'plan.policy = "as-written"', "take refresh out"),
+    ('[plan]\nimportance_file = "i.json"', "plan.importance_file", 'plan.policy = "as-written"', "take importance_file out"),
+    (FEDADAPTER + "refresh = 2", "plan.refresh", 'plan.policy = "fedadapter"', "take refresh out"),
+    (FEDPIPE + '[adapter]\nkind = "bottleneck"', "plan.policy", 'adapter.kind = "bottleneck"', "choose another of the two"),
+    (FEDPIPE + "warmup_steps = 1", "plan.warmup_steps", "warmup_steps = 1", "gradient-weight"),
+    (FEDPIPE + 'importance = "none"\nrefresh = 1', "plan.refresh", 'importance = "none"', "take refresh out"),
+    (FEDPIPE + 'importance_file = "i.json"\nrefresh = 1', "plan.refresh", 'importance_file = "i.json"', "take refresh out"),
+    (FEDADAPTER + "ranks = [1, 2, 3, 4, 5]", "plan.ranks", "4 rounds, 5 ranks", "raise run.rounds"),
+    (FEDADAPTER + "ranks = [8, 4]", "plan.ranks", "[8, 4]", "in order"),
+    (FEDADAPTER + '[adapter]\nstart = "before"', "adapter.start", 'plan.policy = "fedadapter"', "take it out"),
+    (FEDADAPTER + '[[edge]]\nname = "a"\nrank = 3', "edge.a.rank", 'plan.policy = "fedadapter"', "take it out"),
+    (FEDADAPTER + '[select]\npolicy = "random"', "select.policy", 'policy = "random"', 'policy = "all"'),
+]  # fmt: skip
+
+
+def found(tmp_path: Path, text: str) -> list[AtollError]:
+    (tmp_path / "run.toml").write_text(text)
+    try:
+        load(tmp_path / "run.toml")
+    except ManyErrors as several:
+        return list(several.errors)
+    except AtollError as one:
+        return [one]
+    return []
+
+
+@pytest.mark.parametrize(("text", "key", "got", "do"), CONFLICTS, ids=[f"{number}-{row[1]}" for number, row in enumerate(CONFLICTS)])
+def test_what_excludes_each_other_is_one_page(tmp_path: Path, text: str, key: str, got: str, do: str) -> None:
+    (error,) = found(tmp_path, text)
+    assert isinstance(error, ConflictError)
+    assert error.where.endswith(f": {key}")
+    assert got in error.got
+    assert do in error.do
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[federated]\nlate = "drop"\n[plan]\nround_deadline = "60 s"', '[plan]\nround_deadline = "60 s"',
+        FEDPIPE + 'steps = "fill"\nrefresh = 2', FEDPIPE + 'importance_file = "i.json"\nwarmup_steps = 1',
+        FEDPIPE + 'importance = "gradient-weight"\nwarmup_steps = 1', FEDPIPE + 'importance = "none"\nwarmup_steps = 1',
+        FEDPIPE + '[federated]\naggregation = "stack"', FEDADAPTER, FEDADAPTER + 'ranks = [4, 4]\n[adapter]\nkind = "bottleneck"',
+    ],
+)  # fmt: skip
+def test_what_goes_together_passes(tmp_path: Path, text: str) -> None:
+    assert found(tmp_path, text) == []
