@@ -17,7 +17,7 @@ os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "HF_HUB_OFF
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from sides import kr_curve, kr_table
@@ -38,14 +38,42 @@ def tuning_specs(task: str, chosen: Sequence[Setting], rates: Sequence[float]) -
 
 
 def learning_rates(task: str, chosen: Sequence[Setting], rates: Sequence[float], results: Results) -> dict[str, float]:
-    """By policy the rate with the least dev loss, where all rates of the grid are there."""
-    found: dict[str, dict[float, float]] = {}
-    for spec in tuning_specs(task, chosen, rates):
+    """By policy the rate with the least dev loss, where its climb up the grid has ended: at the top, or at a rate that did worse."""
+    found = {}
+    for setting in chosen:
+        losses = _climb(task, setting, rates, results)
+        if len(losses) == len(rates) or _fell(losses):
+            found[setting.name] = min(losses, key=losses.__getitem__)
+    return found
+
+
+def _climb(task: str, setting: Setting, rates: Sequence[float], results: Results) -> dict[float, float]:
+    """The dev losses by rate, from the lowest one up to the first that did worse than the one before, as far as they are there."""
+    losses: dict[float, float] = {}
+    for spec in tuning_specs(task, [setting], sorted(rates)):
         record = results.get(spec)
-        if record is not None:
-            loss = record["scores"]["loss"]
-            found.setdefault(spec.setting, {})[spec.learning_rate] = loss if math.isfinite(loss) else math.inf
-    return {policy: min(losses, key=losses.__getitem__) for policy, losses in found.items() if len(losses) == len(rates)}
+        if record is None or _fell(losses):
+            break
+        loss = record["scores"]["loss"]
+        losses[spec.learning_rate] = loss if math.isfinite(loss) else math.inf
+    return losses
+
+
+def _fell(losses: Mapping[float, float]) -> bool:
+    """Whether the last rate did no better than the one before."""
+    *_, before, last = (math.nan, math.nan, *losses.values())
+    return last >= before
+
+
+def _tune(given: argparse.Namespace, tuning: Sequence[Setting], results: Results, deadline: float) -> list[str]:
+    """All policies climb the same grid on dev rows; a higher rate is tried while the last one did better."""
+    problems = []
+    for number in range(1, len(given.rates) + 1):
+        rates = sorted(given.rates)[:number]
+        climbing = [(task, one) for task in given.tasks for one in tuning if not _fell(_climb(task, one, rates, results))]
+        trials = [spec for task, one in climbing for spec in tuning_specs(task, [one], rates[-1:])]
+        problems += perform_all(trials, results, given.jobs, deadline)
+    return problems
 
 
 def reporting_specs(task: str, chosen: Sequence[Setting], best: dict[str, float], seeds: Sequence[int]) -> Iterator[Spec]:
@@ -78,8 +106,7 @@ def _run(given: argparse.Namespace, everything: Sequence[Setting], results: Resu
     deadline = time.monotonic() + 60 * given.minutes
     tuned = {one.policy for one in chosen}
     tuning = [one for one in everything if one.tuned and one.policy in tuned]
-    trials = [spec for task in given.tasks for spec in tuning_specs(task, tuning, given.rates)]
-    problems = perform_all(trials, results, given.jobs, deadline)
+    problems = _tune(given, tuning, results, deadline)
     reporting: list[Spec] = []
     for task in given.tasks:
         best = learning_rates(task, tuning, given.rates, results)
@@ -111,7 +138,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=["main", "wire"])
     parser.add_argument("--settings", nargs="+", default=[], help="only these of the groups, by name")
     parser.add_argument("--set", action="append", default=[], metavar="POLICY:section.key=value", help="for all settings of a policy")
-    parser.add_argument("--rates", nargs="+", type=float, default=[3e-3, 1e-2])
+    parser.add_argument("--rates", nargs="+", type=float, default=[3e-3, 1e-2, 2e-2])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--batch-size", type=int, default=Sizes().batch_size)
     parser.add_argument("--steps", type=int, default=Sizes().steps)

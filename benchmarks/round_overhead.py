@@ -24,10 +24,11 @@ from atoll.base.load import load_base
 from atoll.base.shapes import read_shapes
 from atoll.config.schema import Train
 from atoll.cost.work import Work
-from atoll.engines.federated import client, strategy
+from atoll.engines.federated import client, store, strategy
 from atoll.engines.federated.client import EdgeWork, client_app
-from atoll.engines.federated.flower import ConfigRecord, Context, RecordDict
+from atoll.engines.federated.flower import ConfigRecord
 from atoll.engines.federated.grid import InProcessGrid
+from atoll.engines.federated.store import EdgeStates
 from atoll.engines.federated.strategy import AdapterStrategy, Observer
 from atoll.engines.local import LocalTrainer
 from atoll.engines.trainer import Batches, FitPlan, StepReport, TrainState, Update
@@ -109,9 +110,9 @@ def _run(start: AdapterState, names: dict[int, str], works: dict[str, EdgeWork])
 
     observer = Observer(round_started, lambda number, result: None, edge_dropped, lambda result: None)
     ranks = dict.fromkeys(names.values(), start.ranks)
-    coordinator = AdapterStrategy(state=start, edge_ranks=ranks, nodes=names, min_edges=len(names), observer=observer)
-    contexts = {node: Context(1, node, {"edge": name}, RecordDict(), {}) for node, name in names.items()}
-    grid = InProcessGrid(client_app(lambda context: works[str(context.node_config["edge"])]), contexts)
+    coordinator = AdapterStrategy(initial=start, edge_ranks=ranks, nodes=names, min_edges=len(names), observer=observer)
+    states = EdgeStates(names)
+    grid = InProcessGrid(client_app(lambda context: works[str(context.node_config["edge"])]), states)
     originals = [(owner, name, getattr(owner, name)) for owner, name, _ in TIMED]
     for owner, name, part in TIMED:
         parts.time(owner, name, part)
@@ -120,16 +121,19 @@ def _run(start: AdapterState, names: dict[int, str], works: dict[str, EdgeWork])
     finally:
         for owner, name, original in originals:
             setattr(owner, name, original)
+        states.close()
     ends = [*starts[1:], time.perf_counter()]
     return [end - begin for begin, end in zip(starts, ends, strict=True)], parts
 
 
 TIMED = [
-    (strategy, "aggregate", "aggregation (QR and SVD in fp64)"), (strategy, "check_update", "checks of the update"),
+    (strategy.Aggregator, "add", "aggregation (QR and SVD in fp64)"), (strategy.Aggregator, "finish", "aggregation (QR and SVD in fp64)"),
+    (strategy, "check_update", "checks of the update"),
     (strategy, "put_adapter", "adapter to message"), (strategy, "get_adapter", "message to adapter"),
-    (strategy, "num_bytes", "counting bytes"), (strategy, "for_edge", "the edge's part of the adapter"),
+    (strategy, "num_bytes", "counting bytes"), (strategy.EdgeParts, "of", "the edge's part of the adapter"),
     (client, "put_adapter", "adapter to message"), (client, "get_adapter", "message to adapter"),
     (client, "put_optimizer", "Adam moments kept"), (client, "get_optimizer", "Adam moments kept"),
+    (store, "read_record", "edges' states on disk"), (store, "write_record", "edges' states on disk"),
     (client.PeakMemory, "__enter__", "memory meter"), (client.PeakMemory, "__exit__", "memory meter"),
 ]  # fmt: skip
 

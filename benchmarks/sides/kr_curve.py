@@ -7,13 +7,16 @@ from typing import Any
 
 from sides import results
 from sides.kr_runs import BASE_SETTING, Record
-from sides.kr_settings import FULL, KR, LEAN, OTHERS
+from sides.kr_settings import FULL, KR, LEAN, LOTTERY, OTHERS, policy_of
 from sides.kr_table import NAME, Line, lines
 from sides.kr_tasks import TASKS
 
 # Okabe and Ito's colours, told apart by most eyes.
-COLOURS = dict(zip((FULL, KR, *OTHERS), ("#000000", "#D55E00", "#0072B2", "#999999", "#009E73", "#CC79A7", "#E69F00"), strict=True))
-MARKS = dict(zip((FULL, KR, *OTHERS), "soDvP^X", strict=True))
+_POLICIES = (FULL, KR, LOTTERY, *OTHERS)
+COLOURS = dict(
+    zip(_POLICIES, ("#000000", "#D55E00", "#56B4E9", "#0072B2", "#999999", "#009E73", "#CC79A7", "#E69F00"), strict=True)
+)
+MARKS = dict(zip(_POLICIES, "so*DvP^X", strict=True))
 
 
 def draw(found: Mapping[str, Sequence[Record]]) -> None:
@@ -40,7 +43,8 @@ def draw(found: Mapping[str, Sequence[Record]]) -> None:
 
 def _panel(panel: Any, task: str, rows: Sequence[Line]) -> None:
     for row in rows:
-        policy, _, variant = row.setting.partition(", ")
+        policy = policy_of(row.setting)
+        variant = row.setting.removeprefix(policy).removeprefix(", ")
         if row.setting in LEAN or policy == BASE_SETTING:
             continue
         is_main = not variant
@@ -49,7 +53,7 @@ def _panel(panel: Any, task: str, rows: Sequence[Line]) -> None:
             markersize=8 if is_main else 5, alpha=1.0 if is_main else 0.55, label=policy if is_main else None, elinewidth=0.8,
             zorder=3 if policy == KR else 2,
         )  # fmt: skip
-        if variant and policy == KR:
+        if variant and policy in (KR, LOTTERY):
             panel.annotate(variant, (100 * row.shared.mean, row.loss.mean), fontsize=6, xytext=(3, 3), textcoords="offset points")
     _full_pool_band(panel, next(row for row in rows if row.setting == FULL))
     panel.set_xscale("log")

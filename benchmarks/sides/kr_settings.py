@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 FULL, KR = "all", "kill-and-revive"
+LOTTERY = f"{KR}, lottery"
+"""Counts as a policy: it has its own learning rate."""
 OTHERS = ("early-kill", "random", "magnitude", "snip", "last-layers")
-WINDOWED = (KR, "early-kill", "magnitude", "snip")
-OBSERVING = (KR, "early-kill", "magnitude", "snip")
+WINDOWED = (KR, LOTTERY, "early-kill", "magnitude", "snip")
+OBSERVING = (KR, LOTTERY, "early-kill", "magnitude", "snip")
 OBSERVE = "select.observe_steps=3"
 """The automatic window of 10 steps would be 8 % of an epoch as short as these."""
 BUDGET = f"{KR}, budget 0.105"
-LEAN = (f"{KR}, budget 0.25, factored int8", f"{FULL}, factored int8")
+LEAN = (f"{KR}, budget 0.24, factored int8", f"{FULL}, factored int8")
 GROUPS = ("main", "wire", "curve", "others")
 KEEPS = {"1/4": 1 / 4, "1/8": 1 / 8, "1/16": 1 / 16, "1/24": 1 / 24}
 
@@ -38,7 +40,7 @@ def settings(extra: Sequence[str]) -> list[Setting]:
     Raises: SystemExit for an extra that names no policy.
     """
     for one in extra:
-        if one.partition(":")[0] not in (FULL, KR, *OTHERS, "windows") or "=" not in one:
+        if one.partition(":")[0] not in (FULL, KR, LOTTERY, *OTHERS, "windows") or "=" not in one:
             raise SystemExit(f"--set {one}: expected POLICY:section.key=value")
     found: list[Setting] = []
 
@@ -47,15 +49,21 @@ def settings(extra: Sequence[str]) -> list[Setting]:
         given = tuple(one.partition(":")[2] for one in extra if one.partition(":")[0] in names)
         # A point of the curve wins over what holds for the whole policy.
         window = (OBSERVE,) if policy in OBSERVING else ()
-        found.append(Setting(name, policy, group, (f"select.policy={policy}", *window, *given, *overrides)))
+        found.append(Setting(name, policy, group, (f"select.policy={KR if policy == LOTTERY else policy}", *window, *given, *overrides)))
 
     for policy in (FULL, KR, *OTHERS):
         add("main", policy, policy)
+    add("main", LOTTERY, LOTTERY, "select.draw=lottery")
     add("wire", KR, BUDGET, "select.threshold=budget", "select.budget=0.105")
-    add("wire", KR, LEAN[0], "wire.mode=factored", "wire.codec=int8", "select.threshold=budget", "select.budget=0.25")
+    add("wire", KR, LEAN[0], "wire.mode=factored", "wire.codec=int8", "select.threshold=budget", "select.budget=0.24")
     add("wire", FULL, LEAN[1], "wire.mode=factored", "wire.codec=int8")
     _curve(add)
     return found
+
+
+def policy_of(name: str) -> str:
+    """The policy that a setting's name begins with."""
+    return LOTTERY if name.startswith(LOTTERY) else name.partition(", ")[0]
 
 
 def _curve(add) -> None:  # type: ignore[no-untyped-def]
@@ -68,6 +76,7 @@ def _curve(add) -> None:  # type: ignore[no-untyped-def]
         add("curve", KR, f"{KR}, observe {observe}", f"select.observe_steps={observe}")
     for every in (40, 80):
         add("curve", KR, f"{KR}, every {every}", f"select.every={every}")
+        add("curve", LOTTERY, f"{LOTTERY}, every {every}", "select.draw=lottery", f"select.every={every}")
     for policy in OTHERS:
         for name, keep in KEEPS.items():
             add("others", policy, f"{policy}, keep {name}", f"select.keep={keep}")

@@ -1,0 +1,189 @@
+"""Planned and measured peak memory of an edge whose base is kept in 32, 16, 8 or 4 bits; and that a hard limit at the plan holds.
+
+Every row is a random Llama of 103 M parameters in its blocks, loaded from a folder and trained for some steps, each time in a process of
+its own: once free, for its peak; once under a hard limit of 1.1 times the plan, which it must survive; and once under 0.8 times the plan,
+which must kill it. The limit is a memory control group of its own (version 1). Pages of library files are charged to the group that read
+them first, so that those which the free process had mapped are taken off both limits.
+
+Usage: python benchmarks/planned_memory.py [--steps 2] [--bits 32 16 8 4] [--cases 0 1 2] [--more] [--free]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch
+
+from atoll.base.shapes import read_shapes
+from atoll.selection.fit import Setting
+from atoll.shapes import BaseShapes
+from sides import results
+
+SIZES = {
+    "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 8,
+    "vocab_size": 2048, "max_position_embeddings": 1024, "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+CASES = [(4, 128, 8, False), (4, 256, 32, True), (2, 256, 4, False)]
+"""Rows, tokens a row, rank, gradient checkpointing."""
+SURVIVES, DIES = 1.1, 0.8
+GROUPS = Path("/sys/fs/cgroup/memory")
+PRECISION_BYTES = 4
+
+
+def setting(shapes: BaseShapes, bits: int, case: tuple[int, int, int, bool]) -> Setting:
+    """What the plan is asked about."""
+    rows, tokens, rank, checkpointing = case
+    ranks = {module.name: rank for module in shapes.modules}
+    return Setting(shapes, ranks, bits, rows, tokens, checkpointing, activation_bytes=PRECISION_BYTES)
+
+
+def child(folder: str, bits: int, case: tuple[int, int, int, bool], steps: int, group: str) -> None:
+    """Enter the group, load, train, and print the peak of this process."""
+    if group:
+        (Path(group) / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
+    import datasets  # noqa: F401  what a run has loaded besides
+    import flwr.app  # noqa: F401
+    import rich.progress  # noqa: F401
+    import torch
+
+    from atoll.adapters.fresh import fresh_adapters
+    from atoll.base.load import load_base
+    from atoll.config.schema import Train
+    from atoll.cost.meters import resident_peak_bytes
+    from atoll.engines.local import LocalTrainer
+    from atoll.engines.trainer import FitPlan, TrainState
+    from atoll.tasks.batches import Batch
+
+    rows, tokens, rank, checkpointing = case
+    base = load_base(folder, bits=None if bits == 32 else bits)  # type: ignore[arg-type]
+    loading = resident_peak_bytes()
+    sizes = {module.name: (module.d_in, module.d_out) for module in read_shapes(folder).modules}
+    ids = torch.randint(3, 2000, (rows, tokens))
+    positions = torch.arange(ids.numel()).view_as(ids)[:, :-1].flatten()
+    batch = Batch(ids, positions, ids.flatten()[positions + 1], None, None, (tokens,) * rows)
+
+    class SameBatch:
+        def batch(self, step: int) -> Batch:
+            return batch
+
+    state = TrainState(fresh_adapters("lora", sizes, dict.fromkeys(sizes, rank), 16.0, 0), {}, 0)
+    LocalTrainer(base, Train(), steps, 0.0, 0, "edge").fit(state, SameBatch(), FitPlan(steps, 1, checkpointing), lambda report: None)
+    print(json.dumps({"loading_peak_bytes": loading, "peak_bytes": resident_peak_bytes(), "file_bytes": mapped_file_bytes()}))
+
+
+def mapped_file_bytes() -> int:
+    """Resident pages of files, which for this process are libraries."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssFile:"))
+
+
+@contextmanager
+def limited(num_bytes: int) -> Iterator[Path]:
+    """A control group that may hold so much."""
+    group = GROUPS / f"planned_memory_{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(num_bytes), encoding="ascii")
+        yield group
+    finally:
+        group.rmdir()
+
+
+def run(folder: str, bits: int, case: tuple[int, int, int, bool], steps: int, group: Path | None = None) -> dict[str, int] | None:
+    """The figures of one process; None where it was killed.
+
+    Raises: RuntimeError where it ended in another way.
+    """
+    told = json.dumps([folder, bits, case, steps, str(group or "")])
+    done = subprocess.run([sys.executable, __file__, "--child", told], capture_output=True, text=True, check=False)
+    if done.returncode == -9 and group is not None:
+        return None
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def row(folder: str, bits: int, case: tuple[int, int, int, bool], steps: int, *, free_only: bool) -> dict[str, Any]:
+    """Plan and measurements of one setting."""
+    asked = setting(read_shapes(folder), bits, case)
+    free = run(folder, bits, case, steps)
+    assert free is not None
+    planned = asked.peak_bytes
+    parts = {name: getattr(asked.memory, name) for name in asked.memory.__slots__}
+    found: dict[str, Any] = {"bits": bits, "rows": case[0], "tokens": case[1], "rank": case[2], "checkpointing": case[3]}
+    found |= {"planned_bytes": planned, "parts": parts, **free, "measured_to_planned": free["peak_bytes"] / planned}
+    for factor, name in () if free_only else ((SURVIVES, "survives"), (DIES, "dies")):
+        with limited(int(factor * planned) - free["file_bytes"]) as group:
+            ended = run(folder, bits, case, steps, group)
+        found[name] = (ended is not None) == (name == "survives")
+    return found
+
+
+def write_model(folder: str) -> None:
+    """The random Llama, with a tokenizer of words "w0", "w1", ..."""
+    import torch
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**SIZES)).save_pretrained(folder)
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{n}": n + 3 for n in range(2000)}
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="<pad>")), pad_token="<pad>").save_pretrained(folder)
+
+
+def kept_rows(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of the results file, where it has the same settings."""
+    file = results.RESULTS / "planned_memory.json"
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return list(found["results"]["rows"]) if found.get("config") == settings else []
+
+
+def shown(found: Mapping[str, Any]) -> str:
+    """One line for a row."""
+    limits = "".join(f"  {name} {found[name]}" for name in ("survives", "dies") if name in found)
+    return (
+        f"{found['bits']:2} bits {found['rows']} x {found['tokens']} rank {found['rank']:2}"
+        f" {'checkpointed' if found['checkpointing'] else '':12}"
+        f" planned {found['planned_bytes'] / 1e6:6.0f} MB  measured {found['peak_bytes'] / 1e6:6.0f} MB"
+        f" (loading {found['loading_peak_bytes'] / 1e6:.0f})  ratio {found['measured_to_planned']:.3f}{limits}"
+    )
+
+
+def main() -> None:
+    """Measure all rows and write; or be measured."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--bits", type=int, nargs="+", default=[32, 16, 8, 4])
+    parser.add_argument("--cases", type=int, nargs="+", default=list(range(len(CASES))))
+    parser.add_argument("--free", action="store_true", help="without limits")
+    parser.add_argument("--more", action="store_true", help="add rows to those of the results file, measured with the same settings")
+    parser.add_argument("--child")
+    given = parser.parse_args()
+    if given.child is not None:
+        folder, bits, case, steps, group = json.loads(given.child)
+        child(folder, bits, tuple(case), steps, group)
+        return
+    settings = {"model": SIZES, "steps": given.steps, "limit": "cgroup v1 memory.limit_in_bytes", "survives": SURVIVES, "dies": DIES}
+    rows = kept_rows(settings) if given.more else []
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(folder)
+        for number in given.cases:
+            for bits in given.bits:
+                rows.append(row(folder, bits, CASES[number], given.steps, free_only=given.free))
+                print(shown(rows[-1]), flush=True)
+                results.write("planned_memory", settings, {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""benchmarks/results/fedpipe.md and .json: one table for each task and fleet, and planned against measured memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sides import results
+from sides.fleets import FEDPIPE, LORA
+from sides.kr_table import Spread
+from sides.kr_tasks import TASKS
+
+NAME = "fedpipe"
+GOALS = {"simulated time to LoRA's loss, of the best baseline's": 0.5}
+Record = Mapping[str, Any]
+
+
+def write(records: Sequence[Record], config: Mapping[str, Any]) -> None:
+    """Both files, and the tables on the terminal."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record["task"], record["fleet"]), []).append(record)
+    parts = [_table(task, fleet, group) for (task, fleet), group in groups.items()]
+    text = "\n\n".join([_heading(config), *parts]) + "\n"
+    print(text)
+    (results.RESULTS / f"{NAME}.md").write_text(text, encoding="utf-8")
+    results.write(NAME, dict(config) | {"goals": GOALS}, {f"{task} {fleet}": list(group) for (task, fleet), group in groups.items()})
+
+
+def _heading(config: Mapping[str, Any]) -> str:
+    return (
+        f"# FedPipe against other methods\n\n{config['model']}, {config['rounds']} rounds of at least {config['local_steps']} steps of"
+        f" {config['rows']} rows; seeds {', '.join(map(str, config['seeds']))}. Loss: nats per completion token on test rows."
+        ' Time to target: simulated seconds until the loss is no more than what "LoRA, one rank" ends with (mean over seeds); "-": never.'
+    )  # fmt: skip
+
+
+def _table(task: str, fleet: str, records: Sequence[Record]) -> str:
+    methods = list(dict.fromkeys(record["method"] for record in records))
+    target = _target(records)
+    columns = ("method", "rate", "final loss", "time to target", "of LoRA's", "simulated time", "numbers trained", "MB moved", "edges")
+    rows = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    lora = _times([record for record in records if record["method"] == LORA], target)
+    for method in methods:
+        mine = [record for record in records if record["method"] == method]
+        whole = [record for record in mine if record["losses"]]
+        if not whole:
+            page = mine[0]["failed"].splitlines()[0]
+            rows.append(f"| {method} | - | {page} | - | - | - | - | - | - |")
+            continue
+        times = _times(whole, target)
+        share = "-" if None in times or None in lora or not lora else f"{_mean(times) / _mean(lora):.2f}"
+        moved = [(one["traffic"]["up_bytes"] + one["traffic"]["down_bytes"]) / 1e6 for one in whole]
+        cells = (
+            method, f"{whole[0]['learning_rate']:g}", Spread.of([one["losses"][-1][1] for one in whole]).text(3),
+            "-" if None in times else Spread.of([time for time in times if time is not None]).text(1), share,
+            Spread.of([one["simulated_seconds"] for one in whole]).text(1), f"{_trained(whole[0]):,}", Spread.of(moved).text(1),
+            f"{len(whole[0]['edges'])} of {len(whole[0]['edges']) + len(whole[0]['left_out'])}",
+        )  # fmt: skip
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join([f"## {TASKS[task].title}, {fleet} fleet", "", *rows, "", _memory(records)])
+
+
+def _target(records: Sequence[Record]) -> float:
+    """The loss that LoRA ends with."""
+    losses = [record["losses"][-1][1] for record in records if record["method"] == LORA and record["losses"]]
+    return sum(losses) / len(losses) if losses else 0.0
+
+
+def _times(records: Sequence[Record], target: float) -> list[float | None]:
+    """Simulated seconds until the target, by run; None where it is never reached."""
+    return [next((seconds for seconds, loss in record["losses"] if loss <= target), None) for record in records]
+
+
+def _mean(times: Sequence[float | None]) -> float:
+    return sum(time or 0.0 for time in times) / len(times)
+
+
+def _trained(record: Record) -> int:
+    """Numbers that the edges train, all together."""
+    return sum(edge["num_trainable"] for edge in record["edges"])
+
+
+def _memory(records: Sequence[Record]) -> str:
+    """What FedPipe planned for each edge."""
+    whole = [record for record in records if record["method"] == FEDPIPE and record["losses"]]
+    if not whole:
+        return ""
+    rows = ["What FedPipe gave each edge:", "", "| edge | bits | ranks | batch | steps | planned memory |", "|---|---|---|---|---|---|"]
+    for edge in whole[0]["edges"]:
+        ranks = sorted(set(edge["ranks"].values()))
+        span = f"{ranks[0]} to {ranks[-1]} on {len(edge['ranks'])}"
+        planned = f"{edge['predicted_peak_bytes'] / 1e6:.1f} MB"
+        rows.append(f"| {edge['name']} | {edge['bits']} | {span} | {edge['batch_size']} | {edge['steps']} | {planned} |")
+    return "\n".join(rows)
