@@ -78,6 +78,14 @@ def test_one_edge_trains_on_its_own_share(folder: Path, access: HostAccess) -> N
     assert sum((traffic.up_bytes_by_kind or {}).values()) < traffic.up_bytes
 
 
+def test_a_planner_leaves_the_blocks_of_one_edge_in_its_host(folder: Path, access: HostAccess) -> None:
+    settings = ("plan.policy=fedpipe", "plan.warmup_steps=2", "plan.ranks=[2,4]")
+    result = edge(folder / "run.toml", access, name="north", out=folder / "out", overrides=settings)
+    (only,) = result.summary.edges
+    assert (only.name, only.mode, only.steps) == ("north", "split", 6)
+    assert set(only.ranks.values()) == {4}
+
+
 def test_the_adapter_is_that_of_local_training_and_loads_in_peft(folder: Path, access: HostAccess) -> None:
     """Two ways to the same: this edge against a host, and alone with the whole base."""
     split = edge(folder / "run.toml", access, name="south", out=folder / "split")

@@ -11,6 +11,7 @@ from atoll.errors import AtollError, ConflictError, ManyErrors
 
 FEDADAPTER = '[run]\nrounds = 4\n[plan]\npolicy = "fedadapter"\n'
 FEDPIPE = '[plan]\npolicy = "fedpipe"\n'
+MERGE = '[select]\npolicy = "random"\nkilled = "merge"'
 CONFLICTS = [
     ('[federated]\nlate = "drop"', "federated.late", "no round_deadline", 'late = "wait"'),
     ('[federated]\nlate = "cut"', "federated.late", "no round_deadline", "add round_deadline"),
@@ -26,6 +27,10 @@ CONFLICTS = [
     (FEDADAPTER + "ranks = [8, 4]", "plan.ranks", "[8, 4]", "in order"),
     (FEDADAPTER + '[adapter]\nstart = "before"', "adapter.start", 'plan.policy = "fedadapter"', "take it out"),
     (FEDADAPTER + '[[edge]]\nname = "a"\nrank = 3', "edge.a.rank", 'plan.policy = "fedadapter"', "take it out"),
+    (FEDPIPE + MERGE, "select.killed", 'plan.policy = "fedpipe"', 'killed = "offload"'),
+    ("[model]\nquantize = 8\n" + MERGE, "select.killed", "model.quantize = 8", 'killed = "offload"'),
+    ('[run]\ncompare = ["homogeneous"]\n' + MERGE, "select.killed", "run.compare", 'killed = "offload"'),
+    (MERGE + '\n[[edge]]\nname = "a"\nbits = 16', "select.killed", "bits = 16 of edge a", 'killed = "offload"'),
     (FEDADAPTER + '[select]\npolicy = "random"', "select.policy", 'policy = "random"', 'policy = "all"'),
 ]  # fmt: skip
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import atoll
-from atoll.config.schema import RunConfig
+from atoll.config.schema import Edge, RunConfig
 from atoll.engines.trainer import Batches, FitPlan, StepReport, Trainer, TrainState, Update
 from atoll.errors import InfeasibleError, RunFolderError
 from atoll.jobs.job import Job, prepare, replanned
@@ -18,6 +18,7 @@ from atoll.jobs.rounds import Rounds
 from atoll.runs.events import EventLog
 from atoll.selection.importance import Importance
 from atoll.selection.plan import FleetPlan, plan_fleet
+from atoll.selection.planner.fedpipe import Planner
 
 from tests.jobs.conftest import Done, Workplace
 from tests.selection.test_plan import BASE
@@ -277,3 +278,25 @@ def test_edges_that_name_one_file_share_its_examples(place: Workplace) -> None:
     assert a is not c
     assert [len(examples) for examples in (a, b, c)] == [24, 24, 24]
     job.close()
+
+
+def test_without_memory_for_a_warm_up_all_weights_count_alike(place: Workplace) -> None:
+    job = prepare(place.config({"north": {}}, {"plan": PLANNER}))
+    with_warm_up = job.plan.edge("north").predicted_peak_bytes
+    done = place.train({"north": {"memory": with_warm_up - 1}}, {"plan": {**PLANNER, "warmup_rank": 64}})
+    assert not done.events("importance_found")
+    assert any("all weights count alike" in str(event["advice"]) for event in done.events("advised"))
+    assert done.plan["importance"] == "none"
+
+
+def test_more_edges_asked_for_than_can_take_part_is_infeasible(place: Workplace) -> None:
+    edges: dict[str, dict[str, object]] = {"north": {}, "south": {"memory": 10**6}}
+    with pytest.raises(InfeasibleError) as caught:
+        prepare(place.config(edges, {"plan": {"infeasible": "leave-out"}, "federated": {"min_edges": 2}}))
+    assert "2, and 1 that can; left out: south" in caught.value.page()
+
+
+def test_a_planner_offers_no_host_to_a_classifier() -> None:
+    config = RunConfig.model_validate({"plan": {"policy": "fedpipe"}, "model": {"task": "classify"}, "data": {"text": "{a}", "label": "b"}})
+    planner = Planner(config, BASE, [module.name for module in BASE.modules], {module.name: 1.0 for module in BASE.modules})
+    assert not any(place.split for place in planner.places(Edge(name="north")))

@@ -167,3 +167,13 @@ def test_an_edge_that_cannot_do_one_step_is_refused_or_left_out(place: Workplace
     ]
     with pytest.raises(InfeasibleError):
         place.train({"slow": edges["slow"]}, {**CUT, "plan": plan}, "nobody")
+
+
+def test_comparison_rows_wait_for_an_edge_that_the_federation_drops(place: Workplace) -> None:
+    edges: dict[str, dict[str, object]] = {"fast": FAST, "slow": SLOW}
+    sections = {"run": {"compare": ["local-only"]}, "plan": {"round_deadline": "1 s"}, "federated": {"late": "drop"}}
+    done = place.train(edges, sections)
+    assert done.result.summary.status == "complete"
+    assert done.result.summary.eval.local_only is not None
+    assert set(done.result.summary.eval.local_only.edges) == {"fast", "slow"}
+    assert {event["edge"] for event in done.events("edge_dropped")} == {"slow"}

@@ -76,6 +76,11 @@ def _selection(config: RunConfig, document: Document) -> list[InputError]:
     if config.model.precision == "bf16" and select.killed == "merge":
         what = 'select.killed = "merge" rounds away what a young adapter adds to weights in bf16'
         add("killed", what, 'model.precision = "bf16"', 'model.precision = "fp32"', 'write killed = "offload", or precision = "fp32"')
+    narrow = _narrow_bits(config) if select.killed == "merge" else None
+    if narrow is not None:
+        what = 'select.killed = "merge" needs weights in full precision'
+        do = 'write killed = "offload" below [select], or leave the bits of the base as they are'
+        add("killed", what, narrow, "no bases of fewer bits", do)
     window, period = select.observe_steps, select.every
     if select.policy == "kill-and-revive" and isinstance(window, int) and isinstance(period, int) and period <= window:
         what = "a window of observation is no shorter than its period, so that no module would ever be killed"
@@ -137,6 +142,17 @@ def _growing(config: RunConfig, document: Document) -> list[InputError]:
         do = 'write policy = "all" below [select], or another [plan] policy'
         add(("select", "policy"), what, f'policy = "{config.select.policy}" beside plan.policy = "fedadapter"', 'select.policy = "all"', do)
     return errors
+
+
+def _narrow_bits(config: RunConfig) -> str | None:
+    """What says that edges hold the base in fewer bits than its precision has; None where nothing does."""
+    if config.plan.policy == "fedpipe":
+        return 'plan.policy = "fedpipe"'
+    if config.model.quantize != "auto":
+        return f"model.quantize = {config.model.quantize}"
+    if "homogeneous" in config.run.compare:
+        return 'run.compare with "homogeneous"'
+    return next((f"bits = {edge.bits} of edge {edge.name}" for edge in config.edge if edge.bits is not None), None)
 
 
 def _training(config: RunConfig, document: Document) -> list[InputError]:

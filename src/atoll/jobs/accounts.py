@@ -40,12 +40,13 @@ class _Total:
         self.up_bytes, self.down_bytes = self.up_bytes + result.up_bytes, self.down_bytes + result.down_bytes
         self.wire.sent.update(result.wire.sent)
         self.wire.received.update(result.wire.received)
-        self.peak_bytes = max(self.peak_bytes or 0, result.peak_bytes)
 
     def add_round(self, result: EdgeResult) -> None:
         """Count a round."""
         self.add(result)
         self.steps += result.num_steps
+        # What was planned is training, not the warm-up before it.
+        self.peak_bytes = max(self.peak_bytes or 0, result.peak_bytes)
         self.trained += result.work
         self.first_step = self.first_step or result.first_step
 

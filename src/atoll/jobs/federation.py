@@ -25,6 +25,9 @@ def run_federation(job: Job, log: EventLog, accounts: Accounts, accountant: Acco
     if plan.policy == "fedadapter":
         return _run_stages(job, log, accounts, accountant, planned)
     warms_up = plan.policy == "fedpipe" and plan.importance != "none" and plan.importance_file is None
+    if warms_up and all(edge.warm_up is None for edge in job.edges):
+        log.append(Advised("", "no edge has memory for a warm-up with adapters on every weight: all weights count alike"))
+        warms_up = False
     if not warms_up:
         return job, run_rounds(job, job.edges, "federated", log, accountant)
     with Rounds(job, job.edges, "federated", log, accountant) as rounds:
@@ -80,4 +83,3 @@ def _planned_anew(job: Job, rounds: Rounds, log: EventLog, accounts: Accounts, p
     accounts.replan(job)
     planned(importance, job)
     return job
-

@@ -14,6 +14,7 @@ from atoll.adapters.peft_files import load_adapter
 from atoll.adapters.state import AdapterState
 from atoll.base.load import Base
 from atoll.config.conflicts import KEEPS_BENEATH, beneath_in_a_host, classes_in_a_host, whole_in_a_host
+from atoll.config.document import few
 from atoll.config.load import LoadedConfig, load
 from atoll.config.schema import PRECISION_BITS, RunConfig
 from atoll.engines.split.host.server import Host
@@ -80,6 +81,8 @@ class Job:
     start: AdapterState
     data_events: tuple[DataLoaded, ...]
     """What was read, for the event log."""
+    has_host: bool
+    """Whether a host was named, against which edges train unless they say otherwise or a planner decides."""
     split: SplitSide | None
     """What edges train on whose blocks run in a host; `base` is the same where no edge has the whole base."""
     host: Host | None
@@ -106,7 +109,7 @@ class Job:
 
 
 def prepare(config_path: Path, overrides: Sequence[str] = (), host: HostAccess | None = None) -> Job:
-    """Read and check everything a run needs. With a `host`, edges train against it unless they say mode = "local".
+    """Read and check everything a run needs. With a `host`, edges train against it unless they say mode = "local" or a planner decides.
 
     Raises: InputError leaves for what the user must mend; InfeasibleError where an edge cannot hold the plan.
     """
@@ -163,7 +166,7 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | N
         central = _central(config, shapes, base, edges, start) if "central" in config.run.compare else None
         events = tuple(_data_event(edge, part) for edge, part in zip(rows, examples, strict=True))
         opened.pop_all()  # From here on the job closes what is open.
-    return Job(loaded, base, bases, shapes, form, edges, central, held_out, plan, start, events, split, own_host)
+    return Job(loaded, base, bases, shapes, form, edges, central, held_out, plan, start, events, host is not None, split, own_host)
 
 
 def replanned(job: Job, importance: Importance) -> Job:
@@ -202,8 +205,8 @@ def _by_another_plan(job: Job, config: RunConfig, importance: Importance | None,
     config = config.model_copy(update={"edge": tuple(edge for edge in config.edge if edge.name in known)})
     given = config.adapter.start is not None
     plan = plan_fleet(
-        config, job.shapes, num_rows, start_ranks=_ranks(job.start, job.shapes) if given else None, importance=importance,
-        rounds_done=rounds_done,
+        config, job.shapes, num_rows, start_ranks=_ranks(job.start, job.shapes) if given else None, has_host=job.has_host,
+        importance=importance, rounds_done=rounds_done,
     )  # fmt: skip
     edges = tuple(
         replace(again, num_rows=known[again.name].num_rows, uploaded_bytes=known[again.name].uploaded_bytes)
@@ -224,6 +227,14 @@ def _check_aggregation(config: RunConfig, plan: FleetPlan) -> None:
         raise beneath_in_a_host(config, split)
     if split and config.adapter.kind == "full":
         raise whole_in_a_host(split)
+    if split and config.model.task == "classify":
+        raise classes_in_a_host(f'mode = "split": {few(split)}')
+    if config.federated.min_edges > len(plan.edges):
+        raise InfeasibleError(
+            "a round needs more edges than can take part", where="[federated] min_edges",
+            got=f"{config.federated.min_edges}, and {len(plan.edges)} that can; left out: {few([edge.name for edge in plan.left_out])}",
+            expected="no more than can take part", do="lower federated.min_edges, or give the edges that are left out more",
+        )  # fmt: skip
 
 
 def _merges(config: RunConfig) -> bool:
@@ -265,9 +276,12 @@ def _uploaded_bytes(edge: EdgeRows, plan: EdgePlan) -> int:
 
 
 def _alone(loaded: LoadedConfig, name: str) -> LoadedConfig:
-    edges = tuple(edge for edge in loaded.config.edge if edge.name == name)
-    federated = loaded.config.federated.model_copy(update={"min_edges": 1})
-    return replace(loaded, config=loaded.config.model_copy(update={"edge": edges, "federated": federated}))
+    config = loaded.config
+    edges = tuple(edge for edge in config.edge if edge.name == name)
+    federated = config.federated.model_copy(update={"min_edges": 1})
+    # One machine against its host: no planner may give it the whole base, which it need not have.
+    run = config.run.model_copy(update={"placement": "split" if config.run.placement == "auto" else config.run.placement})
+    return replace(loaded, config=config.model_copy(update={"run": run, "edge": edges, "federated": federated}))
 
 
 def _bases(

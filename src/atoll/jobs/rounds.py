@@ -144,7 +144,8 @@ class Rounds:
         return self._clock.edge_seconds(result.edge, result.work, result.up_bytes + result.down_bytes)
 
     def _lateness(self, result: EdgeResult) -> str | None:
-        reason = self._clock.lateness(self._seconds(result))
+        # The comparison rows are plain training, which nobody waits for.
+        reason = self._clock.lateness(self._seconds(result)) if self._phase == "federated" else None
         self._late |= {result.edge} if reason is not None else set()
         return reason
 

@@ -14,7 +14,7 @@ from atoll.cost.formulas import adapter_parameters
 from atoll.errors import InfeasibleError
 from atoll.selection.costs import Costs, costs_of
 from atoll.selection.fit import Setting, advice, largest_batch, needs, refuse
-from atoll.selection.importance import Importance, by_type
+from atoll.selection.importance import Importance, by_type, uniform
 from atoll.selection.planner.explain import Binding, Price, binding, missing, prices, why
 from atoll.selection.planner.fedpipe import Asked, Decision, Planner, WarmUpPlan
 from atoll.selection.split import elsewhere
@@ -153,7 +153,7 @@ def plan_fleet(
 
 def _worth(config: RunConfig, names: Sequence[str], importance: Importance | None) -> Mapping[str, float]:
     if importance is None:
-        return dict.fromkeys(names, 1.0)
+        return uniform(names)
     scores = importance.of(names, "importance")
     return by_type(scores) if config.plan.granularity == "type" else scores
 

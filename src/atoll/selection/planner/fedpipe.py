@@ -54,11 +54,6 @@ class Shortage:
     """What is missing; None: there is enough."""
     seconds: float | None
 
-    @property
-    def is_short(self) -> bool:
-        """Whether anything is missing by itself; both limits together may still be too narrow."""
-        return self.memory_bytes is not None or self.seconds is not None
-
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -131,8 +126,9 @@ class Planner:
         asked = self.config.model.quantize if edge.bits is None else edge.bits
         widths = sorted(set(self.config.plan.bits), reverse=True) if asked == "auto" else [asked]
         here = [Place(False, bits) for bits in widths if edge.mode in ("auto", "local")]
-        # What is kept beneath the adapters is an edge's own to hold: no host can, so that none is offered.
-        splits = edge.mode == "split" or (edge.mode == "auto" and self.config.federated.aggregation not in KEEPS_BENEATH)
+        # What is kept beneath the adapters, and a classifier's head, are an edge's own to hold: then no host is offered.
+        hosts = self.config.federated.aggregation not in KEEPS_BENEATH and self.config.model.task != "classify"
+        splits = edge.mode == "split" or (edge.mode == "auto" and hosts)
         return here + [Place(True, 8 * self._activation_bytes)] * splits
 
     @property
@@ -204,9 +200,11 @@ class Planner:
         plan = self.config.plan
         if plan.importance == "none" or plan.importance_file is not None:
             return None
-        ranks = dict.fromkeys(self.pool, plan.warmup_rank)
+        # What was trained before is held still beside what warms up.
+        before = max(self._ranks(edge)) if plan.refresh is not None or self.config.adapter.start is not None else 0
+        ranks = dict.fromkeys(self.pool, plan.warmup_rank + before)
         # P, l and Q are held beside the pair that they are written into, and have moments of their own.
-        twice = OPTIMIZER_BYTES_PER_PARAMETER * adapter_parameters(self.shapes, ranks)
+        twice = OPTIMIZER_BYTES_PER_PARAMETER * adapter_parameters(self.shapes, dict.fromkeys(self.pool, plan.warmup_rank))
         for checkpointing in self._checkpointing():
             for batch_size in self._batches():
                 if edge.memory is None or self._peak_bytes(edge, place, ranks, batch_size, checkpointing) + twice <= edge.memory:

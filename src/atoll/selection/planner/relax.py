@@ -59,7 +59,6 @@ def relaxed(values_SO: Array, uses_SOL: Array, near_L: Array) -> Relaxed:
     return Relaxed(bound * scale, best_L * scale, choices[:num_cuts][ties])
 
 
-
 @lru_cache(2 * _CUTS)
 def _pairs(count: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     one, other = np.triu_indices(count, 1)
