@@ -47,7 +47,7 @@ class Run(Section):
     (for comparison: they leave their owner). "auto": in a host where one is named, else on the edge."""
     compare: tuple[Literal["local-only", "central", "homogeneous"], ...] = ()
     """Extra rows in the evaluation: every edge alone, and one trainer that sees all data, each with the same number of examples seen; or
-    the rank and batch of [adapter] and [train], unquantized (bits: the most of [plan]), on all edges that can hold them."""
+    the rank and batch of [adapter] and [train], at the most bits of [plan], on all edges that can hold them."""
     fleet: Text | None = None
     """A file of [[edge]] sections, instead of any here."""
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 from atoll.adapters.state import AdapterState
 from atoll.jobs.accounts import Accounts
-from atoll.jobs.job import Job, homogeneous, replanned, staged
+from atoll.jobs.job import Job, grown_to, homogeneous, replanned
 from atoll.jobs.rounds import Accountant, Rounds, run_rounds
 from atoll.runs.events import Advised, EventLog, ImportanceFound, PhaseStarted
+from atoll.selection.growth import growths_of
 from atoll.selection.importance import Importance, average, per_cost
-from atoll.selection.stages import stages_of
 
 Planned = Callable[[Importance | None, Job], None]
 """Called with every new plan's job, and the importance it was made by; None: it was made without."""
@@ -23,7 +23,7 @@ def run_federation(job: Job, log: EventLog, accounts: Accounts, accountant: Acco
     """
     plan, rounds_asked = job.config.plan, job.config.run.rounds
     if plan.policy == "fedadapter":
-        return _run_stages(job, log, accounts, accountant, planned)
+        return _run_growing(job, log, accounts, accountant, planned)
     warms_up = plan.policy == "fedpipe" and plan.importance != "none" and plan.importance_file is None
     if warms_up and all(edge.warm_up is None for edge in job.edges):
         log.append(Advised("", "no edge has memory for a warm-up with adapters on every weight: all weights count alike"))
@@ -42,16 +42,16 @@ def _run(rounds: Rounds, num_rounds: int, job: Job, log: EventLog) -> None:
     rounds.run(num_rounds)
 
 
-def _run_stages(job: Job, log: EventLog, accounts: Accounts, accountant: Accountant, planned: Planned) -> tuple[Job, AdapterState]:
+def _run_growing(job: Job, log: EventLog, accounts: Accounts, accountant: Accountant, planned: Planned) -> tuple[Job, AdapterState]:
     """Adapters that grow: what a stage adds changes nothing until it is trained."""
     with Rounds(job, job.edges, "federated", log, accountant) as rounds:
-        for stage in stages_of(job.config):
-            if stage.first_round:
-                job = staged(job, stage.first_round)
+        for growth in growths_of(job.config):
+            if growth.first_round:
+                job = grown_to(job, growth.first_round)
                 rounds.replan(job, job.edges)
                 accounts.replan(job)
                 planned(None, job)
-            _run(rounds, stage.num_rounds, job, log)
+            _run(rounds, growth.num_rounds, job, log)
         return job, rounds.state
 
 

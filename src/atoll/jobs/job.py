@@ -174,13 +174,13 @@ def replanned(job: Job, importance: Importance) -> Job:
     return _by_another_plan(job, job.config, importance)
 
 
-def staged(job: Job, rounds_done: int) -> Job:
+def grown_to(job: Job, rounds_done: int) -> Job:
     """The same job with the plan of the stage after so many rounds."""
     return _by_another_plan(job, job.config, None, rounds_done)
 
 
 def homogeneous(job: Job) -> Job | None:
-    """One setting for all edges that can hold it, as methods without a planner have it: [adapter] and [train] as written, unquantized.
+    """One setting for all edges that can hold it, as methods without a planner have it: [adapter], [train], and the most bits of [plan].
 
     None where no edge can hold it, or the whole base is in a host that was named.
     """

@@ -14,11 +14,11 @@ from atoll.cost.formulas import adapter_parameters
 from atoll.errors import InfeasibleError
 from atoll.selection.costs import Costs, costs_of
 from atoll.selection.fit import Setting, advice, largest_batch, needs, refuse
+from atoll.selection.growth import Growth, growth_after, growths_of
 from atoll.selection.importance import Importance, by_type, uniform
 from atoll.selection.planner.explain import Binding, Price, binding, missing, prices, why
 from atoll.selection.planner.fedpipe import Asked, Decision, Planner, WarmUpPlan
 from atoll.selection.split import elsewhere
-from atoll.selection.stages import Stage, stage_after, stages_of
 from atoll.shapes import BaseShapes
 from atoll.units import format_bytes, format_seconds
 
@@ -229,10 +229,11 @@ def _growing(
     config: RunConfig, shapes: BaseShapes, asked: Sequence[Asked], names: Sequence[str], rounds_done: int
 ) -> tuple[list[EdgePlan], list[LeftOut]]:
     """What the stage after so many rounds says; an edge takes part in all stages or, where the last is too much for it, in none."""
-    def planned(stage: Stage, of: Sequence[Asked]) -> tuple[list[EdgePlan], list[LeftOut]]:
-        return _as_written(config, shapes, of, modules := stage.modules(shapes, names), dict.fromkeys(modules, stage.rank))
 
-    last, now = stages_of(config)[-1], stage_after(config, rounds_done)
+    def planned(growth: Growth, of: Sequence[Asked]) -> tuple[list[EdgePlan], list[LeftOut]]:
+        return _as_written(config, shapes, of, modules := growth.modules(shapes, names), dict.fromkeys(modules, growth.rank))
+
+    last, now = growths_of(config)[-1], growth_after(config, rounds_done)
     plans, left_out = planned(last, asked)
     if now != last:
         fitting = {plan.name for plan in plans}

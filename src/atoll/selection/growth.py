@@ -15,7 +15,7 @@ from atoll.shapes import BaseShapes
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class Growth:
     """Some rounds with adapters of one width on the top blocks."""
 
     number: int
@@ -35,15 +35,15 @@ class Stage:
         return tuple(name for name in names if block_of[name] in top)
 
 
-def stages_of(config: RunConfig) -> tuple[Stage, ...]:
+def growths_of(config: RunConfig) -> tuple[Growth, ...]:
     """One stage for each of [plan] ranks; rounds are divided as evenly as they can be, and there is at least one for each."""
     ranks, rounds = config.plan.ranks, config.run.rounds
     starts = [number * rounds // len(ranks) for number in range(len(ranks) + 1)]
     return tuple(
-        Stage(number + 1, len(ranks), starts[number], starts[number + 1] - starts[number], rank) for number, rank in enumerate(ranks)
+        Growth(number + 1, len(ranks), starts[number], starts[number + 1] - starts[number], rank) for number, rank in enumerate(ranks)
     )
 
 
-def stage_after(config: RunConfig, rounds_done: int) -> Stage:
+def growth_after(config: RunConfig, rounds_done: int) -> Growth:
     """The stage of the round that follows so many."""
-    return next(stage for stage in reversed(stages_of(config)) if stage.first_round <= rounds_done)
+    return next(growth for growth in reversed(growths_of(config)) if growth.first_round <= rounds_done)

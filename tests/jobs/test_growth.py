@@ -14,11 +14,11 @@ from atoll.adapters.state import AdapterState
 from atoll.base.head import loss_sum
 from atoll.config.schema import RunConfig
 from atoll.errors import InfeasibleError
-from atoll.jobs.job import Job, prepare, staged
+from atoll.jobs.job import Job, grown_to, prepare
 from atoll.jobs.rounds import Rounds
 from atoll.runs.events import EventLog
+from atoll.selection.growth import growth_after, growths_of
 from atoll.selection.plan import plan_fleet
-from atoll.selection.stages import stage_after, stages_of
 
 from tests.jobs.conftest import Workplace
 from tests.selection.test_plan import BASE, MODULES, NUM_BLOCKS
@@ -40,19 +40,19 @@ def growing(ranks: tuple[int, ...], rounds: int, **edge: object) -> RunConfig:
     ("rounds", "ranks", "starts"), [(4, (2, 4), [0, 2]), (5, (2, 4), [0, 2]), (10, (1, 2, 3, 4), [0, 2, 5, 7]), (3, (8, 8, 8), [0, 1, 2])]
 )
 def test_rounds_are_divided_evenly_over_stages(rounds: int, ranks: tuple[int, ...], starts: list[int]) -> None:
-    stages = stages_of(growing(ranks, rounds))
+    stages = growths_of(growing(ranks, rounds))
     assert [stage.first_round for stage in stages] == starts
     assert [stage.rank for stage in stages] == list(ranks)
     assert sum(stage.num_rounds for stage in stages) == rounds
     assert max(stage.num_rounds for stage in stages) - min(stage.num_rounds for stage in stages) <= 1
-    by_round = [stage_after(growing(ranks, rounds), done).number for done in range(rounds)]
+    by_round = [growth_after(growing(ranks, rounds), done).number for done in range(rounds)]
     assert by_round == [stage.number for stage in stages for _ in range(stage.num_rounds)]
 
 
 def test_a_stage_has_its_share_of_the_blocks_from_the_top_at_its_rank() -> None:
     config = growing((2, 4, 8, 16, 16), 10)
     for done in range(10):
-        stage = stage_after(config, done)
+        stage = growth_after(config, done)
         (edge,) = plan_fleet(config, BASE, None, rounds_done=done).edges
         lowest = NUM_BLOCKS - -(-NUM_BLOCKS * stage.number // 5)
         assert edge.ranks == {module.name: stage.rank for module in MODULES if module.block >= lowest}
@@ -95,7 +95,7 @@ def test_growing_changes_no_loss(place: Workplace, kind: str) -> None:
         rounds.run(2)
         before, old = loss_of(job, rounds.state), rounds.state
         assert abs(before - loss_of(job, AdapterState(kind, {}))) > 1e-3, "something was learned"  # type: ignore[arg-type]
-        grown = staged(job, 2)
+        grown = grown_to(job, 2)
         rounds.replan(grown, grown.edges)
         assert loss_of(job, rounds.state) == pytest.approx(before, rel=1e-6)
         strategy = rounds._strategy
@@ -164,7 +164,7 @@ def test_growing_in_depth_alone_keeps_the_moments_of_what_was_there(place: Workp
     with Rounds(job, job.edges, "federated", EventLog(None)) as rounds:
         rounds.run(2)
         old = rounds.state
-        grown = staged(job, 2)
+        grown = grown_to(job, 2)
         rounds.replan(grown, grown.edges)
         from tests.jobs.test_federation import watch
 
