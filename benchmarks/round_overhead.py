@@ -127,7 +127,7 @@ def _run(start: AdapterState, names: dict[int, str], works: dict[str, EdgeWork])
 
 
 TIMED = [
-    (strategy.Aggregator, "add", "aggregation (QR and SVD in fp64)"), (strategy.Aggregator, "finish", "aggregation (QR and SVD in fp64)"),
+    (strategy, "aggregate", "aggregation (updates read from disk, QR and SVD in fp64)"), (strategy.Spool, "put", "updates to disk"),
     (strategy, "check_update", "checks of the update"),
     (strategy, "put_adapter", "adapter to message"), (strategy, "get_adapter", "message to adapter"),
     (strategy, "num_bytes", "counting bytes"), (strategy.EdgeParts, "of", "the edge's part of the adapter"),

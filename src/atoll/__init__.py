@@ -24,15 +24,16 @@ os.environ.setdefault("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1")
 if TYPE_CHECKING:
     from atoll.commands.evaluate import evaluate
     from atoll.commands.generate import generate
-    from atoll.commands.load import load
-    from atoll.commands.merge import merge
+    from atoll.commands.merge import load, merge
     from atoll.commands.plan import plan
+    from atoll.commands.resume import resume
     from atoll.commands.train import RunResult, train
 
 __version__ = version("atoll")
-__all__ = ["RunResult", "__version__", "evaluate", "generate", "load", "merge", "plan", "train"]
+__all__ = ["RunResult", "__version__", "evaluate", "generate", "load", "merge", "plan", "resume", "train"]
 
-_HOME = {name: f"atoll.commands.{name}" for name in ("evaluate", "generate", "load", "merge", "plan", "train")}
+_HOME = {name: f"atoll.commands.{name}" for name in ("evaluate", "generate", "merge", "plan", "resume", "train")}
+_HOME["load"] = "atoll.commands.merge"
 _HOME["RunResult"] = "atoll.commands.train"
 
 

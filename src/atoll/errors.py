@@ -24,12 +24,15 @@ AtollError
 │   ├── AdapterFolderError A402   an adapter folder that cannot be read
 │   ├── AdapterFitError    A403   an adapter that does not fit this model or run
 │   ├── RunFolderError     R501   a folder that is not a run directory, or lacks what is asked of it
-│   └── OutputError        R502   a place that cannot be written
+│   ├── OutputError        R502   a place that cannot be written
+│   ├── ResumeError        R503   a run that cannot go on: it is going on already, or what it began with has changed
+│   └── FleetFolderError   R505   a folder that is not of a fleet, or lacks what is asked of it
 ├── PlanError                     exit 3: what was asked does not fit the machines
 │   └── InfeasibleError    P601   no setting fits an edge's memory or time
 └── PeerError                     exit 4: an edge, a host or the coordinator was lost or refused; work is saved
     ├── EdgesLostError     F701   fewer edges answered than a round needs
     ├── UpdateRefusedError F702   an update that must not be averaged
+    ├── DiskError          R504   the coordinator's disk takes no more; the last whole checkpoint is intact
     ├── FrameError         W801   bytes from the other side that are no whole, undamaged message
     ├── ProtocolError      W802   a message that the dialogue does not allow now
     ├── HostRefusedError   W803   the host refused the device, naming what does not fit
@@ -209,6 +212,18 @@ class OutputError(InputError):
     code = "R502"
 
 
+class ResumeError(InputError):
+    """A run that cannot go on: it is going on already, or what it began with has changed."""
+
+    code = "R503"
+
+
+class FleetFolderError(InputError):
+    """A folder that is not of a fleet, or lacks what is asked of it."""
+
+    code = "R505"
+
+
 class PlanError(AtollError):
     """What was asked does not fit the machines."""
 
@@ -237,6 +252,12 @@ class UpdateRefusedError(PeerError):
     """An update that must not be averaged."""
 
     code = "F702"
+
+
+class DiskError(PeerError):
+    """The coordinator's disk takes no more; the last whole checkpoint is intact."""
+
+    code = "R504"
 
 
 class FrameError(PeerError):

@@ -154,8 +154,8 @@ class BadLine:
 
 LINES = (
     BadLine(("trian", "run.toml"), ("C107", "'trian'", "did you mean `atoll train`?")),
-    BadLine(("frobnicate",), ("C107", "init, plan, train, host, edge, status, evaluate, generate, merge, doctor")),
-    BadLine(("resume", "runs/x"), ("C107", "not in this version")),
+    BadLine(("frobnicate",), ("C107", "init, plan, train, resume, host, edge, status, evaluate, generate, merge, doctor")),
+    BadLine(("audit", "runs/x"), ("C107", "not in this version")),
     BadLine(("host",), ("C107", "missing option '--model'")),
     BadLine(("host", "--model", "tiny", "--quantize", "3"), ("C107", "--quantize 3", "16, 8 or 4")),
     BadLine(("host", "--model", "tiny", "--tenant", "north"), ("C107", "--tenant goes with --make-certificates")),
@@ -166,7 +166,18 @@ LINES = (
     BadLine(("audit", "run.toml"), ("C107", "not in this version")),
     BadLine(("train",), ("C107", "missing argument 'RUN.toml'", "atoll train [OPTIONS] RUN.toml")),
     BadLine(("train", "run.toml", "more"), ("C107", "more")),
-    BadLine(("train", "run.toml", "--engine", "flower"), ("C107", "--engine")),
+    BadLine(("train", "run.toml", "--engine", "ray"), ("C107", "--engine", "'here', 'flower'")),
+    BadLine(("train", "nowhere.toml", "--engine", "flower"), ("C101", "nowhere.toml", "no such file")),
+    BadLine(("train", "run.toml", "--fleet", "coordinator"), ("C107", "--fleet goes with --engine flower")),
+    BadLine(("train", "run.toml", "--engine", "flower", "--host", "big:7431"), ("C107", "--engine flower and --host", "atoll fleet init")),
+    BadLine(("resume",), ("C107", "missing argument 'RUN_DIR'")),
+    BadLine(("resume", "runs/x", "--fleet", "coordinator"), ("C107", "--fleet goes with --engine flower")),
+    BadLine(("resume", "runs/x", "--engine", "flower", "--host", "big:7431"), ("C107", "--engine flower and --host")),
+    BadLine(("fleet", "leave"), ("C107", "'leave'", "one of init, join")),
+    BadLine(("fleet", "join"), ("C107", "missing argument 'DIR'")),
+    BadLine(("fleet", "init", "run.toml", "--out", "fleet"), ("C107", "missing option '--address'")),
+    BadLine(("fleet", "init", "nowhere.toml", "--out", "fleet", "--address", "a:1"), ("C101", "nowhere.toml", "no such file")),
+    BadLine(("doctor", "--fleet", "fleet", "--profile", "north.json"), ("C107", "--profile and --fleet", "one of the two")),
     BadLine(("--verison",), ("C107", "--verison")),
     BadLine(("evaluate",), ("C107", "neither", "--model M")),
     BadLine(("evaluate", "runs/x", "--model", "tiny"), ("C107", "a run directory or a model")),
@@ -210,7 +221,24 @@ def test_all_errors_of_a_file_come_at_once(atoll: Callable[..., object], tmp_pat
     _is_a_page(outcome, ("run.rounds", "[trian]", "privacy.clip", "train.schedule", "train.lr", "--set rank=4", "6 errors"))
 
 
-@pytest.mark.parametrize("arguments", [("train", "run.toml"), ("train", "run.toml", "--json"), ("resume", "x"), ("train", "absent.toml")])
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("resume", "runs/x"), "R501"), (("resume", "runs/x", "--engine", "flower"), "R501"), (("fleet", "join", "north"), "R505"),
+        (("doctor", "--fleet", "north"), "R505"),
+    ],
+)  # fmt: skip
+def test_a_folder_that_is_none_is_a_page_and_exit_2(
+    arguments: tuple[str, ...], code: str, atoll: Callable[..., object], tmp_path: Path
+) -> None:  # fmt: skip
+    outcome = atoll(*arguments)
+    assert (outcome.status, outcome.out) == (2, "")
+    assert outcome.err.startswith(f"error {code}")
+    assert "do  " in outcome.err
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("arguments", [("train", "run.toml"), ("train", "run.toml", "--json"), ("audit", "x"), ("train", "absent.toml")])
 def test_the_same_in_a_process_of_its_own(arguments: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text("[run]\nrounds = 0")
     done = subprocess.run([sys.executable, "-m", "atoll", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -11,7 +11,7 @@ import pytest
 
 from atoll import __version__
 
-COMMANDS = ("init", "plan", "train", "host", "edge", "status", "evaluate", "generate", "merge", "doctor")
+COMMANDS = ("init", "plan", "train", "resume", "host", "edge", "status", "evaluate", "generate", "merge", "doctor", "fleet")
 HEAVY = ("torch", "transformers", "peft", "datasets", "flwr", "pydantic", "numpy", "pyarrow", "huggingface_hub")
 
 

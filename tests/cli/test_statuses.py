@@ -34,7 +34,7 @@ def fake_train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Cal
 
         module = types.ModuleType("atoll.commands.train")
         module.train = train  # type: ignore[attr-defined]
-        module.example_prompt = lambda config, *, overrides: "it's a test ->"  # type: ignore[attr-defined]
+        module.example_prompt = lambda run_dir: "it's a test ->"  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "atoll.commands.train", module)
 
     return install

@@ -31,6 +31,12 @@ CONFLICTS = [
     ("[model]\nquantize = 8\n" + MERGE, "select.killed", "model.quantize = 8", 'killed = "offload"'),
     ('[run]\ncompare = ["homogeneous"]\n' + MERGE, "select.killed", "run.compare", 'killed = "offload"'),
     (MERGE + '\n[[edge]]\nname = "a"\nbits = 16', "select.killed", "bits = 16 of edge a", 'killed = "offload"'),
+    ('[federated]\ncombine = "median"\naggregation = "stack"', "federated.combine", 'aggregation = "stack"', 'aggregation = "exact-svd"'),
+    ('[federated]\ncombine = "trimmed-mean"\naggregation = "zero-pad"', "federated.combine", "zero-pad", "take combine out"),
+    ('[federated]\ncombine = "median"\n[adapter]\nkind = "bottleneck"', "federated.combine", "bottleneck", 'kind = "lora"'),
+    ('[federated]\nclip_update = 1.0\naggregation = "residual"', "federated.clip_update", "residual", 'aggregation = "stack"'),
+    ('[federated]\nclip_update = "auto"\n[adapter]\nkind = "bottleneck"', "federated.clip_update", "bottleneck", 'kind = "lora"'),
+    ('[federated]\ncombine = "median"\ntrim = 0.1', "federated.trim", 'combine = "median"', "take trim out"),
     (FEDADAPTER + '[select]\npolicy = "random"', "select.policy", 'policy = "random"', 'policy = "all"'),
 ]  # fmt: skip
 
@@ -61,6 +67,8 @@ def test_what_excludes_each_other_is_one_page(tmp_path: Path, text: str, key: st
         '[federated]\nlate = "drop"\n[plan]\nround_deadline = "60 s"', '[plan]\nround_deadline = "60 s"',
         FEDPIPE + 'steps = "fill"\nrefresh = 2', FEDPIPE + 'importance_file = "i.json"\nwarmup_steps = 1',
         FEDPIPE + 'importance = "gradient-weight"\nwarmup_steps = 1', FEDPIPE + 'importance = "none"\nwarmup_steps = 1',
+        '[federated]\ncombine = "trimmed-mean"\ntrim = 0.1\nclip_update = 2.0\nmax_norm = 10.0', '[federated]\ncombine = "median"',
+        '[federated]\nclip_update = "auto"\naggregation = "stack"', '[federated]\ncombine = "median"\n[adapter]\nkind = "full"',
         FEDPIPE + '[federated]\naggregation = "stack"', FEDADAPTER, FEDADAPTER + 'ranks = [4, 4]\n[adapter]\nkind = "bottleneck"',
     ],
 )  # fmt: skip

@@ -45,15 +45,19 @@ def rows() -> Rows:
     return Rows(torch.arange(ROWS * TOKENS).view(ROWS, TOKENS) % 96, torch.arange(LABELS), torch.arange(LABELS))
 
 
-def counted_flops(family: str, ranks: dict[str, int], shapes: BaseShapes, checkpointing: bool, killed: Mapping[str, int] = {}) -> int:
+def counted_flops(
+    family: str, ranks: dict[str, int], shapes: BaseShapes, checkpointing: bool, killed: Mapping[str, int] = {},
+    beneath: Mapping[str, int] = {},
+) -> int:  # fmt: skip
     """One forward and backward pass of a real model, as PyTorch counts its products, and this package's own counter with it."""
     model = random_model(family)
     model.set_attn_implementation("eager")
     sizes = {module.name: (module.d_in, module.d_out) for module in shapes.modules}
     # Bottleneck adapters have the same products as LoRA, without the fused in-place product that the counter does not see.
     state = fresh_adapters("bottleneck", sizes, {**ranks, **killed}, 1.0, 0)
-    count = CountedFlops(head_of(model).weight_VD)
-    with attached(model, state, killed=Killed(tuple(killed))), FlopCounterMode(display=False) as counter, count:
+    lying, count = fresh_adapters("bottleneck", sizes, dict(beneath), 1.0, 0), CountedFlops(head_of(model).weight_VD)
+    placed = attached(model, state, killed=Killed(tuple(killed)), beneath=lying)
+    with placed, FlopCounterMode(display=False) as counter, count:
         if checkpointing:
             model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
             model.disable_input_require_grads()  # the library would ask for a gradient of the frozen embedding
@@ -109,9 +113,24 @@ def test_flops_with_killed_modules_are_what_pytorch_counts(family: str, kept: st
     ranks = {m.name: 4 for m in shapes.modules if (m.block, m.stage) == KEPT[kept]}
     killed = {m.name: 8 for m in shapes.modules if m.name not in ranks}
     foretold = formulas.step_flops(
-        shapes, ranks, num_rows=ROWS, row_tokens=TOKENS, num_label_tokens=LABELS, gradient_checkpointing=checkpointing, killed=killed
+        shapes, ranks, num_rows=ROWS, row_tokens=TOKENS, num_label_tokens=LABELS, gradient_checkpointing=checkpointing, frozen=killed
     )
     counted = counted_flops(family, ranks, shapes, checkpointing, killed)
+    assert counted == pytest.approx(foretold.flops, rel=1e-9) or (checkpointing and 0.88 * foretold.flops < counted < foretold.flops)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("kept", KEPT)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_flops_of_what_lies_beneath_are_what_pytorch_counts(family: str, kept: str, checkpointing: bool, tmp_path: Path) -> None:
+    """Beneath modules that are trained, and beneath all others."""
+    shapes = saved_shapes(family, tmp_path)
+    ranks = {m.name: 4 for m in shapes.modules if (m.block, m.stage) == KEPT[kept]}
+    beneath = {m.name: 12 for m in shapes.modules}
+    foretold = formulas.step_flops(
+        shapes, ranks, num_rows=ROWS, row_tokens=TOKENS, num_label_tokens=LABELS, gradient_checkpointing=checkpointing, frozen=beneath
+    )
+    counted = counted_flops(family, ranks, shapes, checkpointing, beneath=beneath)
     assert counted == pytest.approx(foretold.flops, rel=1e-9) or (checkpointing and 0.88 * foretold.flops < counted < foretold.flops)
 
 
@@ -121,7 +140,7 @@ def test_part_of_a_stage_is_counted_no_lower_than_pytorch_does(tmp_path: Path) -
     for name in ("q_proj", "k_proj", "v_proj"):
         ranks = {m.name: 4 for m in shapes.modules if m.last_name == name and m.block == 0}
         killed = {m.name: 8 for m in shapes.modules if m.name not in ranks}
-        foretold = formulas.step_flops(shapes, ranks, num_rows=ROWS, row_tokens=TOKENS, num_label_tokens=LABELS, killed=killed).flops
+        foretold = formulas.step_flops(shapes, ranks, num_rows=ROWS, row_tokens=TOKENS, num_label_tokens=LABELS, frozen=killed).flops
         assert 0.95 * foretold < counted_flops("llama", ranks, shapes, False, killed) < foretold
 
 
@@ -130,7 +149,7 @@ def test_killed_modules_cost_nothing_where_they_are_not_evaluated_and_active_one
     first, second = ({m.name: 2 for m in shapes.modules if m.block == block} for block in (0, 1))
 
     def count(ranks: dict[str, int], killed: dict[str, int], elsewhere: set[int], again: bool = False) -> int:
-        return formulas.adapter_flops(shapes, ranks, num_tokens=9, gradient_checkpointing=again, elsewhere=elsewhere, killed=killed)
+        return formulas.adapter_flops(shapes, ranks, num_tokens=9, gradient_checkpointing=again, elsewhere=elsewhere, frozen=killed)
 
     assert count(first, second, {1}) == count(first, {}, set()) == count(first, {}, {0})
     assert count(first, second, {0}) == count(first, second, set()) > count(first, {}, set())
@@ -158,7 +177,7 @@ def test_flops_of_a_device_are_what_pytorch_counts(active: str, checkpointing: b
     client.end()
     foretold = formulas.step_flops(
         shapes, ranks, num_rows=ROWS, row_tokens=TOKENS, num_label_tokens=LABELS, gradient_checkpointing=checkpointing,
-        elsewhere={1}, killed=killed, factored=mode == "factored",
+        elsewhere={1}, frozen=killed, factored=mode == "factored",
     )  # fmt: skip
     assert counter.head_flops == foretold.head_flops
     assert counter.flops == foretold.flops or (checkpointing and 0.88 * foretold.flops < counter.flops < foretold.flops)

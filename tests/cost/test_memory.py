@@ -54,6 +54,20 @@ def test_base_and_adapters_are_counted_to_the_byte() -> None:
     assert peak(ranks={MODULES[0].name: 2}).adapter_bytes == 16 * 2 * 128
 
 
+def test_what_lies_beneath_has_numbers_a_message_and_a_copy_in_the_precision_of_the_arithmetic() -> None:
+    def beneath_bytes(precision_bytes: int, bits: int) -> int:
+        return training_memory(
+            BASE, ALL, num_rows=1, row_tokens=8, num_label_tokens=8, bits=bits, activation_bytes=precision_bytes,
+            beneath={MODULES[0].name: 20, MODULES[4].name: 3},
+        ).beneath_bytes
+
+    numbers = 20 * (64 + 64) + 3 * (64 + 160)
+    assert [beneath_bytes(4, 32), beneath_bytes(4, 8), beneath_bytes(2, 16), beneath_bytes(2, 4)] == [
+        12 * numbers, 12 * numbers, 14 * numbers, 14 * numbers,
+    ]  # fmt: skip
+    assert peak().beneath_bytes == 0
+
+
 def test_a_merged_module_is_held_twice_where_it_is_held_at_all() -> None:
     q_proj, down_proj = MODULES[0], MODULES[13]
 

@@ -178,7 +178,7 @@ class Tampering(InProcessGrid):
         ("scores", {}, "no scores"),
         ("metrics", {}, "no metrics"),
         ("wire_up", {}, "no wire_up"),
-        ("", {"num_examples": 1.5}, "1.5 where a whole number belongs"),
+        ("", {"num_examples": 1.5}, "num_examples = 1.5 where a whole number of 0 or more belongs"),
         ("", {"num_active": [1, 2]}, "int() argument"),
     ],
 )

@@ -69,7 +69,7 @@ def test_every_node_has_a_state_of_its_own_which_is_empty_at_first() -> None:
 
 def test_the_folder_is_private_and_gone_at_the_end() -> None:
     states = EdgeStates(NAMES)
-    folder = Path(states._folder.name)
+    folder = states._folder
     assert folder.stat().st_mode & 0o077 == 0
     states[1] = states[1]
     assert len(list(folder.iterdir())) == 1

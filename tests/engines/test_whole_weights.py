@@ -14,7 +14,9 @@ from atoll.adapters.whole import WholeChange
 from atoll.base.load import Base
 from atoll.config.schema import Train
 from atoll.cost.work import Work
-from atoll.engines.federated.aggregation import Aggregator, Common, Contribution, check_update, joined, started
+from atoll.engines.federated.aggregation.rules import Aggregator, Common, joined, started
+from atoll.engines.federated.aggregation.spool import Contribution
+from atoll.engines.federated.checks import check_update
 from atoll.engines.federated.client import EdgeWork, client_app
 from atoll.engines.federated.flower import Context, RecordDict
 from atoll.engines.federated.grid import InProcessGrid
@@ -171,7 +173,7 @@ def test_whole_weights_travel_bit_for_bit() -> None:
 
 def test_an_update_of_other_weights_is_refused() -> None:
     reference, good = mixed(0), mixed(1)
-    check_update(Contribution("north", good, 1), reference, {"a": 2})
+    check_update(Contribution("north", good, 1), reference)
     bad = [
         AdapterState("lora", good.modules, {"other": good.whole["head"]}),
         AdapterState("lora", good.modules, {"head": WholeChange(torch.zeros(3, 7), torch.zeros(3))}),
@@ -179,10 +181,10 @@ def test_an_update_of_other_weights_is_refused() -> None:
     ]
     for state in bad:
         with pytest.raises(AdapterFitError, match="what the edges share"):
-            check_update(Contribution("north", state, 1), reference, {"a": 2})
+            check_update(Contribution("north", state, 1), reference)
     nan = AdapterState("lora", {}, {"head": WholeChange(torch.full((3, 6), torch.nan), torch.zeros(3))})
     with pytest.raises(UpdateRefusedError, match="not finite"):
-        check_update(Contribution("north", nan, 1), reference, {"a": 2})
+        check_update(Contribution("north", nan, 1), reference)
 
 
 def test_common_state_used_in_a_round_keeps_what_no_edge_sent() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 import tomllib
 from pathlib import Path
 
 import pytest
+import typer
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE, DOCS = ROOT / "src" / "atoll", ROOT / "docs"
@@ -124,6 +126,22 @@ def test_files_that_are_named_exist(page: Path) -> None:
     """Paths in `code`, from the root or from the package; run directories and model folders have files of their own without a folder."""
     named = re.findall(r"`((?:[\w.-]+/)+[\w-]+\.(?:py|md|toml|txt))`", page.read_text(encoding="utf-8"))
     assert not [path for path in named if not (ROOT / path).is_file() and not (PACKAGE / path).is_file()]
+
+
+def shown_lines(page: Path) -> list[str]:
+    """Command lines of atoll in fenced blocks, whole; "..." and placeholders of a usage are none."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    joined = "".join(blocks).replace("\\\n", " ")
+    return re.findall(r"^(?:\$ )?(?:\.venv/bin/)?atoll ([^.].*)$", joined, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if shown_lines(page)], ids=name_of)
+def test_command_lines_that_are_shown_are_taken(page: Path) -> None:
+    from atoll.cli.app import app
+
+    for line in shown_lines(page):
+        action = typer.main.get_command(app).main(args=shlex.split(line, comments=True), prog_name="atoll", standalone_mode=False)
+        assert callable(action), line  # What would be done; it is not done.
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -43,8 +43,8 @@ class Watched:
 
 def watch(rounds: Rounds) -> dict[str, Watched]:
     """Put watches around the trainers of all edges, until the next plan."""
-    found = {name: Watched(work.trainer) for name, work in rounds._works.items()}
-    rounds._works.update({name: replace(work, trainer=found[name]) for name, work in rounds._works.items()})  # type: ignore[misc]
+    found = {name: Watched(work.trainer) for name, work in rounds._crew._works.items()}
+    rounds._crew._works.update({name: replace(work, trainer=found[name]) for name, work in rounds._crew._works.items()})  # type: ignore[misc]
     return found
 
 

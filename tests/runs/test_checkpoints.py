@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from atoll.runs.checkpoints import MANIFEST, is_whole, latest_checkpoint, write_checkpoint
+from atoll.runs.checkpoints import MANIFEST, damage, latest_checkpoint, write_checkpoint
 from atoll.runs.layout import RunDirectory
 
 
@@ -49,8 +49,8 @@ def test_the_same_round_again_replaces_it(tmp_path: Path) -> None:
     assert [entry.name for entry in run.checkpoints.iterdir()] == ["round-0001"]
 
 
-@pytest.mark.parametrize("damage", ["changed", "cut", "gone", "more", "no manifest", "torn manifest", "other manifest"])
-def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("harm", ["changed", "cut", "gone", "more", "no manifest", "torn manifest", "other manifest"])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, harm: str) -> None:
     run = RunDirectory(tmp_path)
     first = write_checkpoint(run, 1, _fill("abc"))
     second = write_checkpoint(run, 2, _fill("abc"))
@@ -63,8 +63,8 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> Non
         "no manifest": manifest.unlink,
         "torn manifest": lambda: manifest.write_text(manifest.read_text()[:20]),
         "other manifest": lambda: manifest.write_text("[]"),
-    }[damage]()
-    assert not is_whole(second)
+    }[harm]()
+    assert damage(second) is not None
     assert latest_checkpoint(run) == first
 
 

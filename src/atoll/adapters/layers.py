@@ -149,8 +149,8 @@ def merged_weight(module: nn.Module, delta_OI: Tensor) -> Tensor:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether the module is exactly an unquantized Linear or Conv1D, so that its weight may be used directly."""
-    return type(module) in (nn.Linear, Conv1D)
+    """Whether the module is exactly an unquantized Linear or Conv1D, and its weight is there, so that it may be used directly."""
+    return type(module) in (nn.Linear, Conv1D) and not module.weight.is_meta
 
 
 def _is_small(weight_OI: Tensor) -> bool:

@@ -166,9 +166,9 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _buffers_beside_weights(model: nn.Module) -> Iterator[None]:
-    """Where weights are on the meta device, buffers too."""
+    """Where weights are on the meta device, buffers too; not where a device map brings weights in as they are needed."""
     real: list[tuple[nn.Module, str, Tensor]] = []
-    if any(parameter.is_meta for parameter in model.parameters()):
+    if not hasattr(model, "hf_device_map") and any(parameter.is_meta for parameter in model.parameters()):
         real = [(m, name, b) for m in model.modules() for name, b in m.named_buffers(recurse=False) if not b.is_meta]
     for module, name, buffer in real:
         setattr(module, name, buffer.to("meta"))

@@ -12,10 +12,11 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
+from accelerate.utils import check_device_map
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.auto_factory import _get_model_class
@@ -26,11 +27,14 @@ from atoll.base.head import NextToken, Objective, check_head
 from atoll.base.headers import CONFIG, INDEX, PART, WEIGHTS, fetch, read_index, read_part, weight_files
 from atoll.base.quantize import Bits, check_kept, how_to_keep
 from atoll.embedded import tiny_path
-from atoll.errors import ArchitectureError, BaseFolderError, TokenizerError, WeightsError
+from atoll.errors import ArchitectureError, BadValueError, BaseFolderError, TokenizerError, WeightsError
 
 _GENERATION = "generation_config.json"
 _M_MMAP_THRESHOLD, _MAPPED_BYTES = -3, 2**20
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DeviceMap = Literal["auto"] | Mapping[str, int | str]
+"""Where each module of a base is, as accelerate has it: by name, the number of an accelerator, "cpu" or "disk". "auto": fill the
+accelerators one after the other, then memory, then disk."""
 # trust_remote_code=False wherever something is loaded: without it, transformers asks at the terminal whether to run the code that a
 # config's auto_map names.
 
@@ -61,7 +65,7 @@ class Base:
         return hasher.hexdigest()
 
 
-def load_base(name: str, *, precision: str = "fp32", bits: Bits | None = None) -> Base:
+def load_base(name: str, *, precision: str = "fp32", bits: Bits | None = None, device_map: DeviceMap | None = None) -> Base:
     """The base called `name`: "tiny", a folder, or a hub id; the projections of its blocks in so many bits, the rest in `precision`.
 
     Without `bits` all weights are in `precision`. 16: bf16, made wide for each product; 8: int8 with a scale for each row; 4: NF4, its
@@ -69,7 +73,11 @@ def load_base(name: str, *, precision: str = "fp32", bits: Bits | None = None) -
 
     Raises: BaseFolderError, ArchitectureError, TokenizerError, WeightsError; BadValueError for other bits, UnavailableError without
     bitsandbytes, which 8 and 4 need.
+
+    With a `device_map` the base may be larger than one accelerator. It can be served, not trained beside: its head is not looked at.
     """
+    if device_map is not None:
+        _check_device_map(device_map)
     source = str(tiny_path()) if name == "tiny" else name
     quantization = None if bits is None else how_to_keep(bits, DTYPES[precision])
     if quantization is not None:
@@ -79,9 +87,10 @@ def load_base(name: str, *, precision: str = "fp32", bits: Bits | None = None) -
     with quiet():
         config = load_causal_config(source)
         tokenizer = load_tokenizer(name)
-        model = load_model(source, config, precision, quantization)
+        model = load_model(source, config, precision, quantization, device_map=device_map)
     check_vocabulary(source, model, tokenizer)
-    check_head(model)
+    if device_map is None:
+        check_head(model)
     if bits is not None and quantization is not None:
         check_kept(name, model, bits)
     transposed = any(isinstance(module, Conv1D) for module in model.modules())
@@ -187,33 +196,56 @@ def load_causal_config(source: str) -> Any:
 
 def load_model(
     source: str, config: Any, precision: str, quantization: QuantizationConfigMixin | None = None, *, family: Any = AutoModelForCausalLM,
-    may_miss: Collection[str] = (),
+    may_miss: Collection[str] = (), device_map: DeviceMap | None = None,
 ) -> PreTrainedModel:  # fmt: skip
-    """The frozen model of a folder or hub id, on the accelerator where there is one.
+    """The frozen model of a folder or hub id, on the accelerator where there is one, or as `device_map` says.
 
     `family` is one of the library's auto classes; weights of the modules in `may_miss` may be absent, and are then whatever they are.
 
-    Raises: WeightsError.
+    Raises: WeightsError; BadValueError for a device map that does not fit the model.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         folder = _weights_folder(source)
         with ExitStack() as opened:
+            # What a device map leaves on disk is read from the folder's own files at every pass.
+            stored = _stored(folder, opened) if device_map is None else None
             found: Any = _get_model_class(config, family._model_mapping).from_pretrained(
-                None, config=config, state_dict=_stored(folder, opened), dtype=DTYPES[precision], output_loading_info=True,
-                quantization_config=quantization, device_map=None if quantization is None else {"": device},
+                str(folder) if stored is None else None, config=config, state_dict=stored, dtype=DTYPES[precision],
+                output_loading_info=True, quantization_config=quantization, use_safetensors=True,
+                device_map=device_map or (None if quantization is None else {"": device}),
             )  # fmt: skip
         model, loaded = found
+        if isinstance(device_map, Mapping):
+            check_device_map(model, dict(device_map))
         model.name_or_path = model.config.name_or_path = source
         load_generation_config(model, folder)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as problem:
-        raise weights_error(source, first_line(problem)) from None
+        raise _placing_error(first_line(problem)) if device_map else weights_error(source, first_line(problem)) from None
     missing = [key for key in sorted(loaded["missing_keys"]) if key.rpartition(".")[0] not in may_miss]
     wrong = [*missing[:3], *(str(key) for key in list(loaded["mismatched_keys"])[:3])]
     if wrong:
         raise weights_error(source, "missing or of another shape: " + ", ".join(wrong))
-    model = model.to(device) if quantization is None else model
+    if device_map is not None and model.device.type == "meta":
+        raise _placing_error("an input embedding that is brought in for each pass")
+    model = model.to(device) if quantization is None and device_map is None else model
     return model.eval().requires_grad_(False)
+
+
+def _check_device_map(device_map: DeviceMap) -> None:
+    here = torch.cuda.device_count()
+    known = {"cpu", "disk", *range(here), *(f"cuda:{number}" for number in range(here))}
+    unknown = [] if isinstance(device_map, str) else [f"{name} on {place}" for name, place in device_map.items() if place not in known]
+    if unknown:
+        raise _placing_error(", ".join(unknown[:3]))
+
+
+def _placing_error(got: str) -> BadValueError:
+    return BadValueError(
+        "the device map does not fit this base and this machine", where="device map", got=got,
+        expected=f"every module once, on one of {torch.cuda.device_count()} accelerators (0, 1, ...), cpu or disk; the input embedding "
+        "first of all, and where the arithmetic is", do='mend the file, or take "auto"',
+    )  # fmt: skip
 
 
 def _weights_folder(source: str) -> Path:

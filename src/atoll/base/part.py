@@ -19,7 +19,19 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from atoll.base.blocks import Skip, blocks_path, hear_hidden_states_only, sizes_of, trace
 from atoll.base.head import check_head
-from atoll.base.headers import CONFIG, INDEX, PART, WEIGHTS, StoredTensor, fetch, read_headers, read_index, read_part, read_stored
+from atoll.base.headers import (
+    CONFIG,
+    INDEX,
+    PART,
+    WEIGHTS,
+    StoredTensor,
+    fetch,
+    read_headers,
+    read_index,
+    read_part,
+    read_stored,
+    weight_files,
+)  # fmt: skip
 from atoll.base.load import (
     DTYPES,
     Base,
@@ -125,6 +137,22 @@ def part_digest(source: str, front: int, back: int) -> str:
     for name, held in sorted(_held(_skeleton(source, front, back)).items()):
         hasher.update(f"\n{name} {held.tensor.dtype} {tuple(held.tensor.shape)}\n".encode())
         for chunk in _bytes_of(held.tensor):
+            hasher.update(chunk)
+    return hasher.hexdigest()
+
+
+def stored_digest(source: str) -> str:
+    """SHA-256 over names, types, shapes and bytes of all tensors of a base as they are stored, however it is divided into files.
+
+    Raises: BaseFolderError, WeightsError.
+    """
+    source = str(tiny_path()) if source == "tiny" else source
+    check_folder(source)
+    folder = Path(source) if Path(source).is_dir() else fetch(source, (*BESIDE_WEIGHTS, INDEX, WEIGHTS))
+    hasher = hashlib.sha256()
+    for name, tensor in sorted(read_stored(weight_files(folder)).items()):
+        hasher.update(f"\n{name} {tensor.dtype} {tensor.shape}\n".encode())
+        for chunk in _bytes_of(tensor):
             hasher.update(chunk)
     return hasher.hexdigest()
 

@@ -42,6 +42,25 @@ class Access:
         return host_access(self.host, self.ca, self.cert, self.key, self.insecure)
 
 
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """The options that say where edges run."""
+
+    engine: str
+    """"here" or "flower"."""
+    folder: Path | None
+
+    def check(self, access: Access) -> None:
+        """Raises: CommandLineError for options that do not go together."""
+        if self.folder is not None and self.engine != "flower":
+            raise CommandLineError("--fleet goes with --engine flower", got="--fleet alone", expected="--engine flower", do="add it")
+        if self.engine == "flower" and access.host is not None:
+            raise CommandLineError(
+                "the edges of a fleet know their hosts themselves", got="--engine flower and --host", expected="one of them",
+                do="name hosts when the fleet's folders are written: atoll fleet init --host HOST:PORT",
+            )  # fmt: skip
+
+
 def init(directory: Path) -> None:
     """Write a folder to start from, and say what to do with it."""
     from atoll.commands.init import init as write_folder
@@ -66,15 +85,40 @@ def plan(config: Path, *, overrides: tuple[str, ...], as_json: bool) -> None:
         print_table(plan_table(fleet), sys.stdout)
 
 
-def train(config: Path, *, out: Path | None, overrides: tuple[str, ...], access: Access, as_json: bool) -> None:
+def train(config: Path, *, out: Path | None, overrides: tuple[str, ...], access: Access, fleet: Fleet, as_json: bool) -> None:
     """Run it and show the comparison, the adapter, and what to try next."""
+    fleet.check(access)
     _check_config(config, overrides)
-    from atoll.commands.train import train as run
 
     def begin(progress: Any) -> Any:
+        if fleet.engine == "flower":
+            from atoll.fleet.train import train_on_fleet
+
+            return train_on_fleet(config, fleet.folder, _tell, out=out, overrides=overrides, observers=(progress,))
+        from atoll.commands.train import train as run
+
         return run(config, out=out, overrides=overrides, observers=(progress,), host=access.opened())
 
-    _train(config, overrides, begin, access, as_json)
+    _train(begin, access, as_json)
+
+
+def resume(run_dir: Path, *, access: Access, fleet: Fleet, as_json: bool) -> None:
+    """Go on with it and show the same."""
+    fleet.check(access)
+    from atoll.runs.layout import RunDirectory
+
+    RunDirectory.open(run_dir)  # Answered at once, before the seconds that torch takes to open.
+
+    def begin(progress: Any) -> Any:
+        if fleet.engine == "flower":
+            from atoll.fleet.train import resume_on_fleet
+
+            return resume_on_fleet(run_dir, fleet.folder, _tell, (progress,))
+        from atoll.commands.resume import resume as run
+
+        return run(run_dir, observers=(progress,), host=access.opened())
+
+    _train(begin, access, as_json)
 
 
 def edge(config: Path, *, access: Access, options: Mapping[str, Any], as_json: bool) -> None:
@@ -85,10 +129,10 @@ def edge(config: Path, *, access: Access, options: Mapping[str, Any], as_json: b
     def begin(progress: Any) -> Any:
         return run(config, access.opened(), observers=(progress,), **options)
 
-    _train(config, options["overrides"], begin, access, as_json)
+    _train(begin, access, as_json)
 
 
-def _train(config: Path, overrides: tuple[str, ...], run: Callable[[Any], Any], access: Access, as_json: bool) -> None:
+def _train(run: Callable[[Any], Any], access: Access, as_json: bool) -> None:
     with _results(as_json) as show:
         from atoll.report.progress import Progress
 
@@ -106,7 +150,7 @@ def _train(config: Path, overrides: tuple[str, ...], run: Callable[[Any], Any], 
         print(f"adapter: {result.adapter}")
         if result.figures:
             print(f"figures: {result.figures[0].parent}")
-        prompt = example_prompt(config, overrides=overrides)
+        prompt = example_prompt(result.run_dir)
         if prompt is None:
             print(f"next:    atoll evaluate {shlex.quote(str(result.run_dir))}")
             return
@@ -169,12 +213,37 @@ def merge(run_dir: Path, *, out: Path) -> None:
     print(f"wrote {write_model(run_dir, out=out)}")
 
 
-def doctor(*, as_json: bool) -> int:
-    """Show what this machine has; the status tells whether something would fail."""
-    with _results(as_json) as show:
-        from atoll.commands.doctor import doctor as examine
+def fleet_init(config: Path, *, out: Path, address: str, hosts: tuple[str, ...]) -> None:
+    """Write a fleet's folders, and say what to do with them."""
+    _check_config(config, ())
+    from atoll.fleet.init import init as write_folders
 
-        report = examine()
+    print(write_folders(config, out, address, hosts).to_text())
+
+
+def fleet_join(folder: Path, *, config: Path | None, overrides: tuple[str, ...]) -> None:
+    """Take part until stopped."""
+    from atoll.commands.host import stopped_by_signals
+    from atoll.fleet.join import join
+
+    join(folder, _tell, config=config, overrides=overrides, stop=stopped_by_signals())
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def doctor(fleet: Path | None, *, as_json: bool) -> int:
+    """Show what this machine, or a fleet's folder, has; the status tells whether something would fail."""
+    with _results(as_json) as show:
+        if fleet is None:
+            from atoll.commands.doctor import doctor as examine
+
+            report = examine()
+        else:
+            from atoll.fleet.check import check_fleet
+
+            report = check_fleet(fleet)
         if as_json:
             show(report.to_json())
         else:

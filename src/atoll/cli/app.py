@@ -6,19 +6,19 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import click
 import typer
 import typer.core
 
-from atoll.cli import actions
+from atoll.cli import actions, fleet
 from atoll.cli.actions import Access
 from atoll.cli.boundary import Boundary
 from atoll.errors import CommandLineError
 
 # Of the contract, and of later versions: named here so that the answer to typing one is exact.
-_LATER = ("resume", "audit", "report", "watch")
+_LATER = ("audit", "report", "watch")
 Action = Callable[[], int | None]  # what parsing returns; `main` runs it, so that click never sees what it raises
 
 
@@ -39,8 +39,12 @@ class Commands(typer.core.TyperGroup):
         Raises: CommandLineError naming the commands there are.
         """
         if args and args[0] not in self.commands:
-            raise _no_such_command(args[0], list(self.commands))
+            raise _no_such_command(ctx.command_path, args[0], list(self.commands))
         return super().resolve_command(ctx, args)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names for the help page: commands first, as typer puts groups before them."""
+        return sorted(self.commands, key=lambda name: isinstance(self.commands[name], click.Group))
 
 
 _WIDE = {"max_content_width": 110}
@@ -55,6 +59,8 @@ Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Put one value on top of the file; may be repeated.")
 ]
 HostAddress = Annotated[str | None, typer.Option("--host", metavar="HOST:PORT", help="A host that keeps most of the base (atoll host).")]
+Engine = Annotated[Literal["here", "flower"], typer.Option("--engine", help="Edges run in this process, or over Flower.")]
+FleetFolder = Annotated[Path | None, typer.Option("--fleet", metavar="DIR", help="With flower: the coordinator's folder.")]
 Ca = Annotated[Path | None, typer.Option("--ca", metavar="FILE", help="The CA that signed the host's certificate: turns TLS on.")]
 Cert = Annotated[Path | None, typer.Option("--cert", metavar="FILE", help="This machine's certificate, where the host asks for one.")]
 Key = Annotated[Path | None, typer.Option("--key", metavar="FILE", help="The key of --cert.")]
@@ -115,6 +121,8 @@ def train(
     cert: Cert = None,
     key: Key = None,
     insecure: Insecure = False,
+    engine: Engine = "here",
+    fleet_folder: FleetFolder = None,
     as_json: Json = False,
 ) -> Action:
     """Run it: private shards in, one adapter out.
@@ -122,8 +130,28 @@ def train(
     RUN.toml says what to do; `atoll init` writes one. The run directory holds the adapter as Hugging Face PEFT writes it.
     Edges with mode = "split" train against --host, or against one that starts here on loopback.
     """
-    access = Access(host, ca, cert, key, insecure)
-    return partial(actions.train, config, out=out, overrides=tuple(sets or ()), access=access, as_json=as_json)
+    access, place = Access(host, ca, cert, key, insecure), actions.Fleet(engine, fleet_folder)
+    return partial(actions.train, config, out=out, overrides=tuple(sets or ()), access=access, fleet=place, as_json=as_json)
+
+
+@app.command(cls=Command)
+def resume(
+    run_dir: RunFolder,
+    host: HostAddress = None,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    insecure: Insecure = False,
+    engine: Engine = "here",
+    fleet_folder: FleetFolder = None,
+    as_json: Json = False,
+) -> Action:
+    """Go on with a run that was stopped or killed.
+
+    RUN_DIR is a folder that `atoll train` wrote. Its adapter becomes what it would have been; a complete run stays as it is.
+    """
+    access, place = Access(host, ca, cert, key, insecure), actions.Fleet(engine, fleet_folder)
+    return partial(actions.resume, run_dir, access=access, fleet=place, as_json=as_json)
 
 
 @app.command(cls=Command)
@@ -155,6 +183,9 @@ def host(
         bool, typer.Option("--merge", help="Let devices merge killed modules: a copy of a weight for each, in every session.")
     ] = False,
     metrics: Annotated[str | None, typer.Option("--metrics", metavar="HOST:PORT", help="Prometheus metrics there.")] = None,
+    device_map: Annotated[
+        str | None, typer.Option("--device-map", metavar="MAP", help='Spread the base over accelerators: "auto", or a JSON file.')
+    ] = None,
 ) -> Action:
     """Serve a frozen base to edges.
 
@@ -179,7 +210,7 @@ def host(
         "model": model, "listen": listen, "quantize": quantize, "precision": precision, "tls_cert": tls_cert, "tls_key": tls_key,
         "client_ca": client_ca, "insecure": insecure, "make_certificates": make_certificates, "tenants": tuple(tenant or ()),
         "metrics": metrics, "max_sessions": max_sessions, "max_tokens": max_tokens, "idle_seconds": idle,
-        "max_tenant_sessions": max_tenant_sessions, "exchange_seconds": exchange, "merges": merge,
+        "max_tenant_sessions": max_tenant_sessions, "exchange_seconds": exchange, "merges": merge, "device_map": device_map,
     }  # fmt: skip
     return partial(actions.host, settings)
 
@@ -299,14 +330,18 @@ def doctor(
     cert: Cert = None,
     key: Key = None,
     insecure: Insecure = False,
+    fleet_folder: Annotated[
+        Path | None, typer.Option("--fleet", metavar="DIR", help="Examine what `atoll fleet init` wrote: DIR, or one machine's folder.")
+    ] = None,
     as_json: Json = False,
 ) -> Action:
     """What this machine has, what would fail, and what to do.
 
-    With --profile: what an [[edge]] of run.toml declares, measured here; the link, too, if --host is given.
+    With --profile: what an [[edge]] of run.toml declares, measured here; the link, too, if --host is given. With --fleet: certificates,
+    keys, files and connections of a fleet.
     """
     access = Access(host, ca, cert, key, insecure)
-    if profile is not None:
+    if profile is not None and fleet_folder is None:
         return partial(actions.profile, profile, base=base or "tiny", access=access, as_json=as_json)
     given = [name for name, value in (("--base", base), ("--host", host), ("--ca", ca), ("--cert", cert), ("--key", key)) if value]
     if given or insecure:
@@ -314,13 +349,32 @@ def doctor(
             "what to measure goes with --profile", where="atoll doctor", got=", ".join(given) or "--insecure",
             expected="atoll doctor --profile FILE [--base M] [--host HOST:PORT]", do="add --profile FILE",
         )  # fmt: skip
-    return partial(actions.doctor, as_json=as_json)
+    if profile is not None:
+        raise CommandLineError(
+            "a fleet is examined, or this machine measured", where="atoll doctor", got="--profile and --fleet", expected="one of the two",
+            do="run atoll doctor twice",
+        )  # fmt: skip
+    return partial(actions.doctor, fleet_folder, as_json=as_json)
 
 
-def _no_such_command(name: str, known: list[str]) -> CommandLineError:
+fleet_commands = typer.Typer(cls=Commands, name="fleet", rich_markup_mode=None)
+fleet_commands.command(cls=Command, name="init")(fleet.init)
+fleet_commands.command(cls=Command, name="join")(fleet.join)
+app.add_typer(fleet_commands)
+
+
+@fleet_commands.callback(invoke_without_command=True)
+def fleet_group(context: typer.Context) -> None:
+    """The machines of a run that is on many."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit
+
+
+def _no_such_command(program: str, name: str, known: list[str]) -> CommandLineError:
     import difflib
 
     likely = difflib.get_close_matches(name, known, n=1)
     what = f"`atoll {name}` is not in this version" if name in _LATER else f"there is no command {name!r}"
-    do = f"did you mean `atoll {likely[0]}`?" if likely else "`atoll --help` says what each of them does"
-    return CommandLineError(what, where="atoll", got=name, expected=f"one of {', '.join(known)}", do=do)
+    do = f"did you mean `{program} {likely[0]}`?" if likely else f"`{program} --help` says what each of them does"
+    return CommandLineError(what, where=program, got=name, expected=f"one of {', '.join(known)}", do=do)

@@ -61,10 +61,11 @@ class DoctorReport:
     def to_text(self) -> str:
         """One line for each check, and what to do below those that are not well."""
         lines: list[str] = []
+        width = max(16, *(len(check.name) for check in self.checks))
         for check in self.checks:
-            lines.append(f"{_MARKS[check.status]}  {check.name:<16} {check.found}")
+            lines.append(f"{_MARKS[check.status]}  {check.name:<{width}} {check.found}")
             if check.do:
-                lines.append(f"      {'':<16} -> {check.do}")
+                lines.append(f"      {'':<{width}} -> {check.do}")
         return "\n".join(lines)
 
 
@@ -176,6 +177,11 @@ def _python() -> Check:
     found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     well = sys.version_info >= (3, 11)
     return Check("python", "ok" if well else "fail", found, "" if well else "use Python 3.11 or newer")
+
+
+def library(name: str) -> Check:
+    """One library that the package asks for, against the range it was tested with."""
+    return next(_library(wanted) for wanted in map(Requirement, requires("atoll") or ()) if wanted.name == name)
 
 
 def _libraries() -> list[Check]:

@@ -10,8 +10,7 @@ from atoll.config.load import LoadedConfig, load
 from atoll.engines.split.certificates import DeviceTls
 from atoll.errors import ConflictError
 from atoll.jobs.job import prepared
-from atoll.jobs.parts import with_fetched_base
-from atoll.jobs.split import HostAccess
+from atoll.jobs.split import HostAccess, with_fetched_base
 from atoll.runs.events import Event
 
 

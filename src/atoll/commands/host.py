@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import sys
@@ -10,12 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from atoll.base.load import Base, load_base
+from atoll.base.load import Base, DeviceMap, load_base
 from atoll.base.quantize import Bits
 from atoll.config.schema import PRECISION_BITS
 from atoll.engines.split.certificates import HostTls, make_certificates, open_channel, server_credentials
 from atoll.engines.split.host.server import Host
 from atoll.engines.split.transport import fetch_status
+from atoll.errors import BadValueError, CommandLineError
 from atoll.jobs.split import HostAccess, HostLimits, serve, start_host
 from atoll.threads import suited_threads
 
@@ -48,6 +50,8 @@ class HostSettings:
     max_tenant_sessions: int | None = None
     """Of devices whose certificates have the same name; without certificates all are one tenant. None: as many as of all together."""
     exchange_seconds: float = 3600.0
+    device_map: str | None = None
+    """For a base that is larger than one accelerator: "auto", or a JSON file that gives each module its place."""
 
 
 def host(settings: HostSettings, on_ready: Callable[[str], None], stop: threading.Event | None = None) -> None:
@@ -55,7 +59,7 @@ def host(settings: HostSettings, on_ready: Callable[[str], None], stop: threadin
 
     Raises: TransportError for an address or certificates that are not safe or not usable; what loading the base raises.
     """
-    stop = stop or _stopped_by_signals()
+    stop = stop or stopped_by_signals()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
     tls = _certificates(settings, on_ready)
     # Before the base, which may take minutes to load.
@@ -99,7 +103,32 @@ def _serve(running: Host, settings: HostSettings, bits: int, tls: HostTls, on_re
 
 
 def _base(settings: HostSettings) -> Base:
-    return load_base(settings.model, precision=settings.precision, bits=_BITS.get(settings.quantize))
+    if settings.merges and settings.device_map is not None:
+        raise CommandLineError(
+            "--merge copies weights, which a device map may keep elsewhere", where="atoll host", got="--merge and --device-map",
+            expected="one of them", do="leave one away",
+        )  # fmt: skip
+    where = None if settings.device_map is None else _device_map(settings.device_map)
+    return load_base(settings.model, precision=settings.precision, bits=_BITS.get(settings.quantize), device_map=where)
+
+
+def _device_map(given: str) -> DeviceMap:
+    if given == "auto":
+        return "auto"
+    try:
+        value = json.loads(Path(given).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise _no_device_map(given, str(problem)) from None
+    if not isinstance(value, dict) or not value or not all(type(place) in (int, str) for place in value.values()):
+        raise _no_device_map(given, "something else")
+    return value
+
+
+def _no_device_map(given: str, got: str) -> BadValueError:
+    return BadValueError(
+        "the device map cannot be read", where=given, got=got, expected='"auto", or a JSON file such as {"model.embed_tokens": 0, ...}',
+        do="mend the file; accelerate.infer_auto_device_map makes one to start from",
+    )  # fmt: skip
 
 
 def _certificates(settings: HostSettings, on_ready: Callable[[str], None]) -> HostTls:
@@ -110,7 +139,8 @@ def _certificates(settings: HostSettings, on_ready: Callable[[str], None]) -> Ho
     return made.host if settings.tenants else replace(made.host, client_ca=None)
 
 
-def _stopped_by_signals() -> threading.Event:
+def stopped_by_signals() -> threading.Event:
+    """What SIGINT and SIGTERM set from now on."""
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

@@ -1,15 +1,19 @@
-"""atoll merge: base and adapter as one ordinary Hugging Face model folder."""
+"""The result of a run for other libraries: atoll merge writes an ordinary Hugging Face model folder, atoll.load makes a PEFT model."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from atoll.adapters.attach import merge_into
 from atoll.errors import AdapterFitError, OutputError
 from atoll.jobs.finished import open_run
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 def merge(run_dir: str | Path, *, out: str | Path) -> Path:
@@ -43,3 +47,19 @@ def merge(run_dir: str | Path, *, out: str | Path) -> Path:
         do = "give another folder with --out"
         raise OutputError("the merged model cannot be written", where=str(target), got=str(problem), do=do) from None
     return target
+
+
+def load(run_dir: str | Path) -> PeftModel:
+    """The run's base with its adapter, in eval mode.
+
+    Raises: RunFolderError; AdapterFitError for bottleneck adapters, which PEFT does not have.
+    """
+    from peft import PeftModel
+
+    finished = open_run(Path(run_dir))
+    if finished.adapter.kind != "lora":
+        raise AdapterFitError(
+            "PEFT has no bottleneck adapter", where=str(finished.run.adapter), got=finished.adapter.kind, expected="lora",
+            do="use atoll generate and atoll evaluate on the run directory, or train with kind = \"lora\"",
+        )  # fmt: skip
+    return PeftModel.from_pretrained(finished.base.model, str(finished.run.adapter)).eval()

@@ -9,7 +9,8 @@ from pathlib import Path
 from atoll.config.load import load
 from atoll.errors import AdapterFolderError
 from atoll.jobs.sources import base_shapes, edge_rows, given_importance, run_labels
-from atoll.selection.plan import FleetPlan, plan_fleet
+from atoll.selection.plan import plan_fleet
+from atoll.selection.rounds.plans import FleetPlan
 from atoll.selection.schedule import check_schedules
 
 _DOWN = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_A\.weight")

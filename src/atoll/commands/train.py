@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import os
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
+
+from safetensors import SafetensorError
 
 from atoll.adapters.attach import attached
 from atoll.adapters.fresh import head_state
 from atoll.adapters.peft_files import save_adapter
 from atoll.adapters.state import AdapterState
-from atoll.config.load import config_hash, load, resolved
+from atoll.config.load import resolved
 from atoll.engines.federated.strategy import RoundResult
 from atoll.jobs.accounts import Accounts
+from atoll.jobs.crews.crew import CrewOf
+from atoll.jobs.crews.local import LocalCrew
 from atoll.jobs.federation import run_federation, run_homogeneous
+from atoll.jobs.finished import run_config
 from atoll.jobs.job import Job, prepare
-from atoll.jobs.rounds import run_rounds
+from atoll.jobs.keeping import Kept, Standing, hashes_of, keep
+from atoll.jobs.rounds import Rounds, run_rounds
 from atoll.jobs.sources import eval_rows
 from atoll.jobs.split import HostAccess
 from atoll.report.figures import write_figures
 from atoll.runs.checkpoints import write_checkpoint
+from atoll.runs.disk import disk_told
 from atoll.runs.events import Advised, CheckpointWritten, EdgeLeftOut, Evaluated, Event, EventLog, PhaseStarted, RunFinished, RunStarted
+from atoll.runs.files import write_folder
 from atoll.runs.layout import RunDirectory
 from atoll.runs.summary import Evaluation, Homogeneous, LocalOnly, Scores, Summary, versions, write_summary
 from atoll.selection.choosing import full_pool_warning
@@ -56,54 +69,97 @@ def train(
     return train_job(prepare(Path(config_path), overrides, host), out, observers)
 
 
-def train_job(job: Job, out: Path | None, observers: Sequence[Callable[[Event], None]]) -> RunResult:
-    """The same for a run that is made ready already."""
+def train_job(
+    job: Job, out: Path | None, observers: Sequence[Callable[[Event], None]], crew_of: CrewOf | None = None
+) -> RunResult:  # fmt: skip
+    """The same for a run that is made ready already; `crew_of` makes its crews, None: in this process."""
     try:
-        return _run(job, out, observers)
+        run = RunDirectory.create_at(out) if out is not None else RunDirectory.create(Path("runs"), job.config.run.name)
+        with disk_told(run):
+            hashes = hashes_of(job)
+            run.write_config(job.loaded.toml_text, _resolved(job, hashes))
+            run.write_json(run.plan_json, job.plan.to_json())
+            with EventLog(run.events_path, observers) as log:
+                _begin(job, run, log)
+                return go_on(job, run, log, hashes, crew_of=crew_of)
     finally:
         job.close()
 
 
-def _run(job: Job, out: Path | None, observers: Sequence[Callable[[Event], None]]) -> RunResult:
-    started = time.monotonic()
-    run = RunDirectory.create_at(out) if out is not None else RunDirectory.create(Path("runs"), job.config.run.name)
-    run.write_config(job.loaded.toml_text, _resolved(job))
-    run.write_json(run.plan_json, job.plan.to_json())
+def go_on(
+    job: Job, run: RunDirectory, log: EventLog, hashes: Mapping[str, object], *, kept: Kept | None = None, crew_of: CrewOf | None = None
+) -> RunResult:  # fmt: skip
+    """The run from its start, or from where it was `kept`; `hashes` are those of the job."""
+    started = time.monotonic() - (0.0 if kept is None else kept.standing.wall_seconds)
     accounts = Accounts(job)
-    with EventLog(run.events_path, observers) as log:
-        log.append(RunStarted(run.path.name, job.config.run.seed, job.config.run.rounds, tuple(edge.name for edge in job.edges)))
-        for event in job.data_events:
-            log.append(event)
-        for edge_out in job.plan.left_out:
-            log.append(EdgeLeftOut(edge_out.name, edge_out.why))
-        for edge in job.edges:
-            warning = full_pool_warning(edge.chooser, job.config.run.rounds * edge.plan.num_steps)
-            if warning is not None:
-                log.append(Advised(edge.name, warning))
-        try:
-            evaluation = _train(job, run, accounts, log)
-        except BaseException as problem:
-            run.mark(problem)
-            _finish(run, log, accounts, "interrupted" if isinstance(problem, KeyboardInterrupt) else "failed", Evaluation(), started)
-            raise
-        summary = _finish(run, log, accounts, "complete", evaluation, started)
-        figures = _figures(run, log)
-    return RunResult(run.path, run.adapter, summary, figures)
+    if kept is not None:
+        accounts.restore(kept.standing.accounts)
+    on = _Run(job, run, accounts, log, hashes, started, crew_of or partial(LocalCrew, folder=run.states))
+    try:
+        evaluation = on.train(kept)
+    except BaseException as problem:
+        run.mark(problem)
+        with suppress(OSError):  # What went wrong may be that nothing can be written.
+            on.finish("interrupted" if isinstance(problem, KeyboardInterrupt) else "failed", Evaluation())
+        raise
+    summary = on.finish("complete", evaluation)
+    return RunResult(run.path, run.adapter, summary, _figures(run, log))
 
 
-@dataclass(frozen=True, slots=True)
-class _Checkpointing:
-    """Keeps every round's adapter, and passes the figures on."""
+def _begin(job: Job, run: RunDirectory, log: EventLog) -> None:
+    log.append(RunStarted(run.path.name, job.config.run.seed, job.config.run.rounds, tuple(edge.name for edge in job.edges)))
+    for event in job.data_events:
+        log.append(event)
+    for edge_out in job.plan.left_out:
+        log.append(EdgeLeftOut(edge_out.name, edge_out.why))
+    for edge in job.edges:
+        warning = full_pool_warning(edge.chooser, job.config.run.rounds * edge.plan.num_steps)
+        if warning is not None:
+            log.append(Advised(edge.name, warning))
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """A run on its way: keeps every round, and passes the figures on."""
 
     job: Job
+    """As it was planned first, until the federated rounds are over; then as it was planned last."""
     run: RunDirectory
     accounts: Accounts
     log: EventLog
+    hashes: Mapping[str, object]
+    started: float
+    crew_of: CrewOf
+    base: Scores | None = None
+    importance: Importance | None = None
 
-    def add(self, result: RoundResult, simulated_seconds: float | None) -> None:
+    def train(self, kept: Kept | None) -> Evaluation:
+        """All rounds that are left, and what they are compared with."""
+        job, log = self.job, self.log
+        if kept is None:
+            self.base = _score(job, None, "base", log)
+        else:
+            self.base = kept.standing.base_scores
+        job, state = run_federation(job, log, self.accounts, self, self._planned, self.crew_of, kept)
+        _save(job, state, self.run.adapter)
+        adapted = _score(job, state, "federated", log)
+        local_only = _local_only(job, self.run, log, self.crew_of) if "local-only" in job.config.run.compare else None
+        central = None
+        if job.central is not None:
+            central = _score(job, run_rounds(job, (job.central,), "central", log, crew_of=self.crew_of), "central", log)
+        homogeneous = _homogeneous(job, log, self.crew_of) if "homogeneous" in job.config.run.compare else None
+        return Evaluation(self.base, adapted, local_only, central, homogeneous)
+
+    def add(self, result: RoundResult, simulated_seconds: float | None, rounds: Rounds) -> None:
         """Write the round's checkpoint, whole or not at all."""
-        self.accounts.add(result, simulated_seconds)
-        path = write_checkpoint(self.run, result.round, lambda folder: _save(self.job, result.state, folder))
+        self.accounts.add(result, simulated_seconds, rounds)
+
+        def write(folder: Path) -> None:
+            _write_adapter(self.job, result.state, folder)
+            standing = Standing(self.accounts.to_json(), self.base, time.monotonic() - self.started, self.importance)
+            keep(folder, rounds, result.round, standing, self.hashes)
+
+        path = write_checkpoint(self.run, result.round, write)
         self.log.append(CheckpointWritten(result.round, str(path.relative_to(self.run.path))))
         every = self.job.config.evaluate.every
         if every is not None and result.round % every == 0 and result.round < self.job.config.run.rounds:
@@ -113,26 +169,23 @@ class _Checkpointing:
         """Count the edge's absence."""
         self.accounts.drop(edge)
 
+    def finish(self, status: Literal["complete", "interrupted", "failed"], evaluation: Evaluation) -> Summary:
+        """Write the summary."""
+        seconds = time.monotonic() - self.started
+        summary = self.accounts.summary(status, evaluation, seconds)
+        write_summary(self.run.summary_path, summary)
+        self.log.append(RunFinished(status, seconds))
+        return summary
 
-def _train(job: Job, run: RunDirectory, accounts: Accounts, log: EventLog) -> Evaluation:
-    base = _score(job, None, "base", log)
-
-    def planned(importance: Importance | None, job: Job) -> None:
+    def _planned(self, importance: Importance | None, job: Job) -> None:
+        self.importance = importance
         if importance is not None:
-            run.write_json(run.importance_json, importance.to_json())
-        run.write_json(run.plan_json, job.plan.to_json())
-
-    job, state = run_federation(job, log, accounts, _Checkpointing(job, run, accounts, log), planned)
-    _save(job, state, run.adapter)
-    adapted = _score(job, state, "federated", log)
-    local_only = _local_only(job, run, log) if "local-only" in job.config.run.compare else None
-    central = None if job.central is None else _score(job, run_rounds(job, (job.central,), "central", log), "central", log)
-    homogeneous = _homogeneous(job, log) if "homogeneous" in job.config.run.compare else None
-    return Evaluation(base, adapted, local_only, central, homogeneous)
+            self.run.write_json(self.run.importance_json, importance.to_json())
+        self.run.write_json(self.run.plan_json, job.plan.to_json())
 
 
-def _homogeneous(job: Job, log: EventLog) -> Homogeneous | None:
-    found = run_homogeneous(job, log)
+def _homogeneous(job: Job, log: EventLog, crew_of: CrewOf) -> Homogeneous | None:
+    found = run_homogeneous(job, log, crew_of)
     if found is None:
         return None
     other, state, seconds = found
@@ -140,11 +193,11 @@ def _homogeneous(job: Job, log: EventLog) -> Homogeneous | None:
     return Homogeneous(scores, tuple(edge.name for edge in other.edges), seconds)
 
 
-def _local_only(job: Job, run: RunDirectory, log: EventLog) -> LocalOnly:
+def _local_only(job: Job, run: RunDirectory, log: EventLog, crew_of: CrewOf) -> LocalOnly:
     """Every edge alone, for as many steps as it trained in the federation."""
     scores: dict[str, Scores] = {}
     for edge in job.edges:
-        state = run_rounds(job, (edge,), "local-only", log)
+        state = run_rounds(job, (edge,), "local-only", log, crew_of=crew_of)
         _save(job, state, run.edge_adapter(edge.name))
         scores[edge.name] = _score(job, state, f"local-only:{edge.name}", log) or {}
     keys = next(iter(scores.values()))
@@ -152,7 +205,7 @@ def _local_only(job: Job, run: RunDirectory, log: EventLog) -> LocalOnly:
 
 
 def _score(job: Job, state: AdapterState | None, row: str, log: EventLog) -> Scores | None:
-    if job.held_out is None:
+    if job.held_out is None or job.form is None:
         return None
     log.append(PhaseStarted("evaluate", len(job.held_out)))
     settings, max_length = job.config.evaluate, job.config.data.max_length
@@ -168,23 +221,28 @@ def _score(job: Job, state: AdapterState | None, row: str, log: EventLog) -> Sco
 
 
 def _save(job: Job, state: AdapterState, folder: Path) -> None:
+    write_folder(folder, lambda stage: _write_adapter(job, state, stage))
+
+
+def _write_adapter(job: Job, state: AdapterState, folder: Path) -> None:
     base = job.base
-    save_adapter(state, folder, base_name=base.name, transposed=base.transposed, head=tuple(base.head), labels=base.labels)
+    try:
+        save_adapter(state, folder, base_name=base.name, transposed=base.transposed, head=tuple(base.head), labels=base.labels)
+    except SafetensorError as problem:
+        # safetensors keeps what the system says in its text alone.
+        number = re.search(r"os error (\d+)", str(problem))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from problem
 
 
-def _resolved(job: Job) -> dict[str, object]:
-    hashes = {"config_hash": config_hash(job.config), "base_hash": job.base.digest(), "start_digest": job.start.digest()}
+def _resolved(job: Job, hashes: Mapping[str, object]) -> dict[str, object]:
     named = {"id2label": dict(enumerate(job.base.labels))} if job.base.labels else {}
     folder = str(job.loaded.path.resolve().parent)
-    return {"config": resolved(job.config), "folder": folder, "hashes": hashes, "versions": versions(), **named}
-
-
-def _finish(run: RunDirectory, log: EventLog, accounts: Accounts, status: str, evaluation: Evaluation, started: float) -> Summary:
-    seconds = time.monotonic() - started
-    summary = accounts.summary(status, evaluation, seconds)  # type: ignore[arg-type]
-    write_summary(run.summary_path, summary)
-    log.append(RunFinished(status, seconds))  # type: ignore[arg-type]
-    return summary
+    return {
+        "config": resolved(job.config), "folder": folder, "has_host": job.has_host, "run_id": job.run_id, "hashes": hashes,
+        "versions": versions(), **named,
+    }  # fmt: skip
 
 
 def _figures(run: RunDirectory, log: EventLog) -> tuple[Path, ...]:
@@ -196,12 +254,12 @@ def _figures(run: RunDirectory, log: EventLog) -> tuple[Path, ...]:
         return ()
 
 
-def example_prompt(config_path: str | Path, *, overrides: Sequence[str] = ()) -> str | None:
-    """The prompt of the first held-out row, or "..." where there is none that fits on a command line; None for a classifier.
+def example_prompt(run_dir: Path) -> str | None:
+    """The prompt of the first held-out row of a run, or "..." where there is none that fits on a command line; None for a classifier.
 
     Raises: InputError leaves, as the run itself would.
     """
-    loaded = load(Path(config_path), overrides)
+    loaded = run_config(RunDirectory.open(run_dir))
     if loaded.config.model.task == "classify":
         return None
     rows = eval_rows(loaded)

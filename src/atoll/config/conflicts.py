@@ -12,13 +12,15 @@ from atoll.errors import ConflictError, InputError
 
 KEEPS_BENEATH = ("stack", "residual")
 """Values of federated.aggregation that keep a frozen part beneath the adapters."""
+CLIPS = ("exact-svd", "stack")
+"""Values of federated.aggregation that federated.clip_update goes with: those that know no factors, only products."""
 _BENEATH = "keeps a part of the result beneath the adapters, which a host cannot hold"
 _BENEATH_DO = 'write aggregation = "exact-svd" or "zero-pad", or let every edge hold the whole base: mode = "local"'
 
 
 def conflicts(config: RunConfig, document: Document) -> list[InputError]:
     """One leaf for each group of values that exclude each other."""
-    parts = (_templates, _selection, _planning, _growing, _training, _edges, _aggregation, _whole_weights, _classes, _evaluation)
+    parts = (_templates, _selection, _planning, _growing, _training, _edges, _aggregation, _robust, _whole_weights, _classes, _evaluation)
     return [error for part in parts for error in part(config, document)]
 
 
@@ -210,6 +212,26 @@ def _aggregation(config: RunConfig, document: Document) -> list[InputError]:
         got = f'mode = "split": {few(split)}' if split else 'run.placement = "split"'
         what, expected = f'aggregation = "{rule}" {_BENEATH}', "edges that hold the whole base"
         errors.append(_conflict(document, location, what, got, expected, _BENEATH_DO))
+    return errors
+
+
+def _robust(config: RunConfig, document: Document) -> list[InputError]:
+    federated, errors = config.federated, list[InputError]()
+    asked = {"combine": ("exact-svd",) if federated.combine != "mean" else None, "clip_update": CLIPS if federated.clip_update else None}
+    for key, rules in asked.items():
+        what = f"federated.{key} = {as_toml(getattr(federated, key))} works on products B A"
+        got = f'aggregation = "{federated.aggregation}"'
+        if rules is not None and federated.aggregation not in rules:
+            expected = " or ".join(f'aggregation = "{rule}"' for rule in rules)
+            errors.append(_conflict(document, ("federated", key), what, got, expected, f"take {key} out, or write {expected}"))
+        if rules is not None and config.adapter.kind == "bottleneck":
+            got, expected = 'adapter.kind = "bottleneck"', 'adapter.kind = "lora" or "full"'
+            do = f'take {key} out, or write kind = "lora" below [adapter]'
+            errors.append(_conflict(document, ("federated", key), f"{what}, which a bottleneck does not have", got, expected, do))
+    if federated.combine != "trimmed-mean" and federated.trim != type(federated)().trim:
+        what, got = "federated.trim belongs to a trimmed mean", f'trim = {federated.trim:g} beside combine = "{federated.combine}"'
+        do = 'write combine = "trimmed-mean", or take trim out'
+        errors.append(_conflict(document, ("federated", "trim"), what, got, 'combine = "trimmed-mean"', do))
     return errors
 
 

@@ -237,6 +237,16 @@ class Federated(Section):
     """Fewest edges whose updates make a round."""
     round_timeout: Seconds = 3600.0
     """A round that takes longer goes on without the missing edges."""
+    combine: Literal["mean", "median", "trimmed-mean"] = "mean"
+    """What of all edges' products B A is taken: the mean, weighted by data; or, against bad updates, the median or trimmed mean of every
+    coordinate, where each edge counts the same however much data it has. The last two need aggregation = "exact-svd"."""
+    trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
+    """Share of the edges left out at each end of a trimmed mean, rounded down to whole edges."""
+    clip_update: Literal["auto"] | Annotated[float, Field(gt=0)] | None = None
+    """An update that moves all products B A (or whole weights) together further than this, in the Frobenius norm, is shrunk to it; "auto":
+    the median of the round's norms. Needs aggregation = "exact-svd" or "stack"."""
+    max_norm: Annotated[float, Field(gt=0)] | None = None
+    """An update with a module whose product B A (or change of a whole weight) has a larger Frobenius norm is refused."""
     late: Literal["wait", "cut", "drop"] = "wait"
     """An edge that by declared speed and link cannot finish by plan.round_deadline is waited for, stops at the last step that it can
     finish, or is left out of the round."""

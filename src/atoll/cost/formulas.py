@@ -53,15 +53,15 @@ def step_flops(
     num_label_tokens: int,
     gradient_checkpointing: bool = False,
     elsewhere: Container[int] = (),
-    killed: Mapping[str, int] = {},
+    frozen: Mapping[str, int] = {},
     factored: bool = False,
     num_real_tokens: int | None = None,
 ) -> Flops:
     """Forward and backward through the base, its adapters and its head, for `num_rows` rows of `row_tokens` tokens.
 
-    `ranks` are those of active modules; `killed` those of modules that are evaluated and not trained. Blocks that run `elsewhere`, in a
-    host, cost nothing here, nor do their killed modules; their active adapters do, on a `factored` wire their first factor only, for
-    `num_real_tokens` where there is padding.
+    `ranks` are those of active modules; `frozen` those of what is evaluated and not trained: killed modules, and what lies beneath. Blocks
+    that run `elsewhere`, in a host, cost nothing here, nor does what is frozen there; their active adapters do, on a `factored` wire their
+    first factor only, for `num_real_tokens` where there is padding.
 
     With one adapter on the second block's fc1 and 10 label tokens of 2 rows x 6 tokens: forward 2*12*(64+64+128+128) = 9216 a block
     and scores 4*2*36*8 = 2304; backward only fc2's dx, 2*12*128 = 3072.
@@ -74,10 +74,10 @@ def step_flops(
         >>> step_flops(base, {m.name: 2 for m in modules}, num_rows=2, row_tokens=6, num_label_tokens=10).block_flops
         49152
 
-    The first example with a killed fc2 above, 2*12*2*24 = 1152 each way, and a killed fc1 below, forward only, as much once.
+    The first example with a frozen fc2 above, 2*12*2*24 = 1152 each way, and a frozen fc1 below, forward only, as much once.
 
-        >>> killed = {"h.0.mlp.fc1": 2, "h.1.mlp.fc2": 2}
-        >>> step_flops(base, {"h.1.mlp.fc1": 2}, num_rows=2, row_tokens=6, num_label_tokens=10, killed=killed)
+        >>> frozen = {"h.0.mlp.fc1": 2, "h.1.mlp.fc2": 2}
+        >>> step_flops(base, {"h.1.mlp.fc1": 2}, num_rows=2, row_tokens=6, num_label_tokens=10, frozen=frozen)
         Flops(block_flops=26112, adapter_flops=6528, head_flops=10240)
     """
     num_tokens = num_rows * row_tokens
@@ -85,7 +85,7 @@ def step_flops(
         shapes, ranks, num_rows=num_rows, row_tokens=row_tokens, gradient_checkpointing=gradient_checkpointing, elsewhere=elsewhere
     )
     adapters = adapter_flops(
-        shapes, ranks, num_tokens=num_tokens, gradient_checkpointing=gradient_checkpointing, elsewhere=elsewhere, killed=killed,
+        shapes, ranks, num_tokens=num_tokens, gradient_checkpointing=gradient_checkpointing, elsewhere=elsewhere, frozen=frozen,
         factored=factored, num_real_tokens=num_real_tokens,
     )  # fmt: skip
     if shapes.head:
@@ -126,9 +126,9 @@ def base_flops(
 
 def adapter_flops(
     shapes: BaseShapes, ranks: Mapping[str, int], *, num_tokens: int, gradient_checkpointing: bool = False,
-    elsewhere: Container[int] = (), killed: Mapping[str, int] = {}, factored: bool = False, num_real_tokens: int | None = None,
+    elsewhere: Container[int] = (), frozen: Mapping[str, int] = {}, factored: bool = False, num_real_tokens: int | None = None,
 ) -> int:  # fmt: skip
-    """The adapters, forward and backward: active ones (`ranks`) wherever their block runs, `killed` ones but for blocks `elsewhere`.
+    """The adapters, forward and backward: active ones (`ranks`) wherever their block runs, `frozen` ones but for blocks `elsewhere`.
 
     Padding does not travel: of blocks `elsewhere`, `num_real_tokens` of the tokens are worked on (None: all of them).
 
@@ -140,18 +140,18 @@ def adapter_flops(
         >>> adapter_flops(base, {"h.0.attn.qkv_proj": 1, "h.1.attn.qkv_proj": 1}, num_tokens=4)
         704
 
-    A killed module has no gradients of A and B: backward, those of u and of x, is as much as forward, and that only above the lowest
+    A frozen adapter has no gradients of A and B: backward, those of u and of x, is as much as forward, and that only above the lowest
     active stage. Below fc1 of the first block, o_proj costs 2*4*16 = 128; above it, o_proj of the second block costs 256.
 
         >>> active = {"h.0.mlp.fc1": 1}
-        >>> [adapter_flops(base, active, num_tokens=4, killed={f"h.{b}.attn.o_proj": 1}) for b in (0, 1)]
+        >>> [adapter_flops(base, active, num_tokens=4, frozen={f"h.{b}.attn.o_proj": 1}) for b in (0, 1)]
         [640, 768]
-        >>> adapter_flops(base, active, num_tokens=4, killed={"h.1.attn.o_proj": 1}, elsewhere={1})
+        >>> adapter_flops(base, active, num_tokens=4, frozen={"h.1.attn.o_proj": 1}, elsewhere={1})
         512
 
     Checkpointing runs those in blocks that have a backward pass forward once more; blocks `elsewhere` are not run again.
 
-        >>> adapter_flops(base, active, num_tokens=4, killed={"h.0.attn.o_proj": 1}, gradient_checkpointing=True)
+        >>> adapter_flops(base, active, num_tokens=4, frozen={"h.0.attn.o_proj": 1}, gradient_checkpointing=True)
         960
         >>> adapter_flops(base, active, num_tokens=4, gradient_checkpointing=True, elsewhere={0})
         512
@@ -175,7 +175,7 @@ def adapter_flops(
             continue
         here, above = module.block not in elsewhere, _place(module) > lowest
         again = gradient_checkpointing and here and module.block >= lowest[0]
-        rank, frozen_rank = ranks.get(module.name, 0), killed.get(module.name, 0) if here else 0
+        rank, frozen_rank = ranks.get(module.name, 0), frozen.get(module.name, 0) if here else 0
         no_input_gradient = 0 if above else 2 * num_tokens * rank * module.d_in
         total += 2 * num_tokens * module.num_adapter_parameters(rank) * (3 + again) - no_input_gradient
         total -= 6 * num_tokens * rank * module.d_out if factored and not here else 0
@@ -223,6 +223,15 @@ def adapter_payload_bytes(shapes: BaseShapes, ranks: Mapping[str, int]) -> int:
     128
     """
     return ADAPTER_BYTES_PER_PARAMETER * adapter_parameters(shapes, ranks)
+
+
+def frozen_payload_bytes(shapes: BaseShapes, ranks: Mapping[str, int]) -> int:
+    """What lies beneath the adapters, on its way to an edge: a classifier's head is no part of it.
+
+    >>> frozen_payload_bytes(base, {"h.0.attn.qkv_proj": 2, "h.0.mlp.fc1": 1})
+    224
+    """
+    return ADAPTER_BYTES_PER_PARAMETER * (adapter_parameters(shapes, ranks) - shapes.num_head_parameters)
 
 
 def round_seconds(

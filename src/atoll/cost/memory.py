@@ -22,6 +22,8 @@ OPTIMIZER_BYTES_PER_PARAMETER = 16
 HELD_BYTES_PER_WHOLE_PARAMETER = 40
 """Beside these, of a weight that is trained whole: the change and moments that a round begins with (12) and those that it ends with (12),
 the message (4), the moments that wait for the next round (8), and the coordinator's own (4). Of adapters all of this is little."""
+BENEATH_BYTES_PER_PARAMETER = 12
+"""Of what lies beneath the adapters: the number, the message that brought it, and the coordinator's own. It has no gradient, no moments."""
 LOGITS_CHUNK_BYTES = 32 * 2**20
 """Largest block of logits at once; a test holds it equal to base.head's."""
 PASSING_SHARE = 0.25
@@ -47,6 +49,8 @@ class Memory:
     logits_bytes: int
     widened_bytes: int = 0
     """The largest projection made wide for one product, or summed up with what it has learned where it is trained whole."""
+    beneath_bytes: int = 0
+    """What lies frozen beneath the adapters."""
     loading_bytes: int = 0
     """What loading needs for a moment besides the base, when nothing else is there yet."""
 
@@ -58,7 +62,7 @@ class Memory:
     @property
     def at_training_bytes(self) -> int:
         """The foretold peak of training."""
-        held = self.process_bytes + self.base_bytes + self.adapter_bytes
+        held = self.process_bytes + self.base_bytes + self.adapter_bytes + self.beneath_bytes
         return held + self.activation_bytes + self.logits_bytes + self.widened_bytes
 
     @property
@@ -79,14 +83,15 @@ def training_memory(
     gradient_checkpointing: bool = False,
     elsewhere: Container[int] = (),
     merged: Container[str] = (),
+    beneath: Mapping[str, int] = {},
     process_bytes: int | None = None,
 ) -> Memory:
     """Peak memory of a process that trains these adapters on batches of `num_rows` rows of `row_tokens` tokens.
 
     The projections of the blocks are kept in `bits`, all other weights and the arithmetic in `activation_bytes` a number; where the two
     say the same, nothing is widened. Blocks that run `elsewhere`, in a host, are not held; what their adapters read and add is. Modules
-    that are `merged` have a second weight, with the adapter in it, beside the base's. `process_bytes`, where given, stand for all that
-    is there before a model.
+    that are `merged` have a second weight, with the adapter in it, beside the base's. `beneath` are the ranks of what lies frozen beneath
+    the adapters. `process_bytes`, where given, stand for all that is there before a model.
 
     For given bits, rows, tokens and checkpointing only `adapter_bytes` depends on ranks of blocks that are here, and in proportion;
     `activation_bytes` on which stages are adapted, a sum over the blocks from the lowest adapted one up.
@@ -111,6 +116,7 @@ def training_memory(
         activation_bytes=int(slack * activation_bytes * (stored + share * largest + ends)),
         logits_bytes=rows_of_logits * num_logits * 4,
         widened_bytes=widest_weight * activation_bytes if narrow else _summed_bytes(here, ranks, activation_bytes),
+        beneath_bytes=_beneath_bytes(shapes, beneath, activation_bytes),
         loading_bytes=QUANTIZING_BYTES.get(bits, 0) * widest_weight if narrow else 0,
     )
 
@@ -118,6 +124,13 @@ def training_memory(
 def _held_bytes(modules: Sequence[ModuleShape], ranks: Mapping[str, int]) -> int:
     numbers = sum(module.num_adapter_parameters(ranks.get(module.name, 0)) for module in modules if module.whole)
     return HELD_BYTES_PER_WHOLE_PARAMETER * numbers
+
+
+def _beneath_bytes(shapes: BaseShapes, ranks: Mapping[str, int], activation_bytes: int) -> int:
+    # Where the arithmetic is narrower than fp32, a copy in its precision waits for the way back.
+    rounded = activation_bytes if activation_bytes < 4 else 0
+    numbers = sum(module.num_adapter_parameters(ranks.get(module.name, 0)) for module in shapes.modules)
+    return (BENEATH_BYTES_PER_PARAMETER + rounded) * numbers
 
 
 def _summed_bytes(modules: Sequence[ModuleShape], ranks: Mapping[str, int], activation_bytes: int) -> int:

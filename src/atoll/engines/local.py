@@ -75,12 +75,13 @@ class LocalTrainer:
         optimizer = self._moments(state.optimizer, stretch)
         trained = [name for name in state.adapter.parts if name not in killed.names]
         cohorts = cohorts_of(trained, optimizer)
+        ranks_beneath = {} if state.beneath is None else state.beneath.ranks
         with attached(model, state.adapter, dropout=self.dropout, killed=killed, cohorts=cohorts, beneath=state.beneath) as adapters:
             stepper = new_stepper(adapters, self.train, self.total_steps, optimizer)
             adapters.train(True)
             for step in range(state.step, until):
                 parts = [fit.batches.batch(step * fit.accumulate + part).to(model.device) for part in range(fit.accumulate)]
-                report = self.attempt(partial(self._step, stepper, parts, step))
+                report = replace(self.attempt(partial(self._step, stepper, parts, step)), beneath=ranks_beneath)
                 if step == state.step:
                     report = replace(report, turn=stretch.turn, handed_over=() if killed.how == "skip" else tuple(killed.names))
                 fit.watcher.see(adapters, report)

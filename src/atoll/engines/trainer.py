@@ -100,6 +100,8 @@ class StepReport:
     """(rows, padded tokens a row) of each forward pass, for counting work."""
     active: tuple[str, ...]
     """Modules that were trained."""
+    beneath: Mapping[str, int] = field(default_factory=dict)
+    """Ranks of what was evaluated beneath them."""
     handed_over: tuple[str, ...] = ()
     """Killed modules that were given to whoever runs their blocks right before this step."""
     turn: Turn | None = None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, Self
 
 from atoll.cost.formulas import adapter_parameters
 from atoll.cost.meters import FirstStep
@@ -15,8 +15,11 @@ from atoll.engines.federated.importance import Asked, EdgeScores
 from atoll.engines.federated.strategy import EdgeResult, RoundResult
 from atoll.jobs.clock import clock_of
 from atoll.jobs.job import Job
+from atoll.jobs.rounds import Rounds
 from atoll.runs.summary import Durations, EdgeCompute, EdgeSummary, Evaluation, FirstStepFlops, LeftOutSummary, Summary, Traffic, versions
-from atoll.selection.plan import EdgePlan
+from atoll.selection.rounds.plans import EdgePlan
+
+_NUMBERS = ("steps", "up_bytes", "down_bytes", "peak_bytes", "dropped_rounds")
 
 
 @dataclass(slots=True)
@@ -50,6 +53,25 @@ class _Total:
         self.trained += result.work
         self.first_step = self.first_step or result.first_step
 
+    def to_json(self) -> dict[str, object]:
+        """As JSON values."""
+        first = None if self.first_step is None else self.first_step.to_numbers()
+        numbers = {name: getattr(self, name) for name in _NUMBERS}
+        works = {"trained": self.trained.to_numbers(), "work": self.work.to_numbers()}
+        return {**numbers, **works, "sent": dict(self.wire.sent), "received": dict(self.wire.received), "first_step": first}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """What `to_json` made."""
+        total = cls(
+            trained=Work.from_numbers(value["trained"]), work=Work.from_numbers(value["work"]),
+            wire=WireAccount(Counter(value["sent"]), Counter(value["received"])),
+            first_step=None if value["first_step"] is None else FirstStep.from_numbers(value["first_step"]),
+        )  # fmt: skip
+        for name in _NUMBERS:
+            setattr(total, name, value[name])
+        return total
+
 
 class Accounts:
     """Adds up the federated rounds; comparison rows are not part of what the run costs."""
@@ -59,11 +81,20 @@ class Accounts:
         self._totals: defaultdict[str, _Total] = defaultdict(_Total)
         self._seconds: list[float | None] = []
 
+    def to_json(self) -> dict[str, object]:
+        """What was counted so far, as JSON values."""
+        return {"edges": {name: total.to_json() for name, total in self._totals.items()}, "seconds": self._seconds}
+
+    def restore(self, value: Mapping[str, Any]) -> None:
+        """Go on from what `to_json` made."""
+        self._totals.update({name: _Total.from_json(total) for name, total in value["edges"].items()})
+        self._seconds = list(value["seconds"])
+
     def replan(self, job: Job) -> None:
         """Go on with another plan for the same edges."""
         self._job = job
 
-    def add(self, result: RoundResult, simulated_seconds: float | None) -> None:
+    def add(self, result: RoundResult, simulated_seconds: float | None, rounds: Rounds) -> None:
         """Count one round."""
         for edge in result.edges:
             self._totals[edge.edge].add_round(edge)

@@ -25,7 +25,8 @@ from atoll.jobs.split import HostAccess, HostLimits, SplitSide, join, largest_ba
 from atoll.runs.events import DataLoaded
 from atoll.selection.choosing import Chooser, chooser_of
 from atoll.selection.importance import Importance
-from atoll.selection.plan import EdgePlan, FleetPlan, plan_fleet
+from atoll.selection.plan import plan_fleet
+from atoll.selection.rounds.plans import EdgePlan, FleetPlan
 from atoll.selection.schedule import check_schedules
 from atoll.shapes import BaseShapes
 from atoll.tasks.batches import BatchStream, check_packing
@@ -40,7 +41,7 @@ from atoll.tasks.tokens import Examples, pad_id
 class WarmUpPart:
     """What an edge scores weights with."""
 
-    batches: BatchStream
+    batches: BatchStream | None
     gradient_checkpointing: bool
 
 
@@ -49,8 +50,9 @@ class Participant:
     """One edge of a run: what it trains on, and how."""
 
     name: str
-    examples: Examples
-    batches: BatchStream
+    examples: Examples | None
+    """None where it is on a machine of its own, which alone has them."""
+    batches: BatchStream | None
     plan: EdgePlan
     chooser: Chooser
     """Which modules are active when."""
@@ -72,7 +74,8 @@ class Job:
     bases: Mapping[int, Base]
     """By the bits of the blocks' projections, what edges hold that hold the whole base."""
     shapes: BaseShapes
-    form: TextForm
+    form: TextForm | None
+    """Of the rows; None where none are here."""
     edges: tuple[Participant, ...]
     central: Participant | None
     """One trainer that sees all rows, for as many steps as all edges together, where the run compares with it."""
@@ -87,6 +90,8 @@ class Job:
     """What edges train on whose blocks run in a host; `base` is the same where no edge has the whole base."""
     host: Host | None
     """The host on loopback that this process runs for them, where none was named."""
+    run_id: str = ""
+    """Tells a run from others on the same fleet; empty where all is in this process."""
 
     @property
     def config(self) -> RunConfig:
@@ -118,7 +123,7 @@ def prepare(config_path: Path, overrides: Sequence[str] = (), host: HostAccess |
 
 def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | None = None) -> Job:
     """The same for a config that is read already; of one edge alone, with `only`."""
-    all_edges, loaded = loaded, loaded if only is None else _alone(loaded, only)
+    all_edges, loaded = loaded, loaded if only is None else alone(loaded, only)
     config = loaded.config
     if host is not None and config.model.task == "classify":
         raise classes_in_a_host(host.address)
@@ -131,20 +136,20 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | N
     form = forms[id(rows[0].rows)]
     if held_out is not None:
         check_metrics(config.evaluate, form_of(config.data, held_out, labels), held_out)
-    given = _given_start(loaded, shapes)
+    given = given_start(loaded, shapes)
     num_rows = {edge.name: len(edge.rows) for edge in rows}
     plan = plan_fleet(
-        config, shapes, num_rows, start_ranks=_ranks(given, shapes) if given else None, has_host=host is not None,
+        config, shapes, num_rows, start_ranks=block_ranks(given, shapes) if given else None, has_host=host is not None,
         importance=given_importance(loaded),
     )  # fmt: skip
     plans = {edge.name: edge for edge in plan.edges}
     rows = tuple(edge for edge in rows if edge.name in plans)
     check_schedules(config, plan, num_rows)
-    _check_aggregation(config, plan)
+    check_aggregation(config, plan)
     with ExitStack() as opened:
         base, split, own_host = _bases(loaded, plan, host, held_out is not None, labels, opened)
         bases = _edge_bases(loaded, plan, {PRECISION_BITS[config.model.precision]: base})
-        start = _with_head(given or _fresh_start(config, shapes, plan), base)
+        start = with_head(given or fresh_start(config, shapes, plan), base)
         if split is not None:
             # A host that cannot be reached, or refuses, is found out before anything is written.
             for killed in (Killed(), *([Killed(tuple(start.modules), "merge")] if _merges(config) else [])):
@@ -158,7 +163,7 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | N
         examples = [tokenized[id(edge.rows)] for edge in rows]
         edges = tuple(
             replace(
-                participant(config, shapes, base, edge.name, part, plans[edge.name]), num_rows=len(edge.rows),
+                participant(config, shapes, base, edge.name, part, plans[edge.name], len(edge.rows)),
                 uploaded_bytes=_uploaded_bytes(edge, plans[edge.name]),
             )
             for edge, part in zip(rows, examples, strict=True)
@@ -188,7 +193,7 @@ def homogeneous(job: Job) -> Job | None:
         return None
     config = job.config
     plan = config.plan.model_copy(update={"policy": "as-written", "infeasible": "leave-out", "round_deadline": None})
-    federated = config.federated.model_copy(update={"late": "wait", "min_edges": 1})
+    federated = config.federated.model_copy(update={"late": "wait", "min_edges": 1, "aggregation": "exact-svd"})
     model = config.model.model_copy(update={"quantize": max(config.plan.bits)})
     edges = tuple(edge.model_copy(update={"mode": "local", "rank": None, "bits": None}) for edge in config.edge)
     try:
@@ -205,23 +210,27 @@ def _by_another_plan(job: Job, config: RunConfig, importance: Importance | None,
     config = config.model_copy(update={"edge": tuple(edge for edge in config.edge if edge.name in known)})
     given = config.adapter.start is not None
     plan = plan_fleet(
-        config, job.shapes, num_rows, start_ranks=_ranks(job.start, job.shapes) if given else None, has_host=job.has_host,
+        config, job.shapes, num_rows, start_ranks=block_ranks(job.start, job.shapes) if given else None, has_host=job.has_host,
         importance=importance, rounds_done=rounds_done,
     )  # fmt: skip
     edges = tuple(
-        replace(again, num_rows=known[again.name].num_rows, uploaded_bytes=known[again.name].uploaded_bytes)
-        for again in (participant(config, job.shapes, job.base, one.name, known[one.name].examples, one) for one in plan.edges)
+        replace(
+            participant(config, job.shapes, job.base, one.name, known[one.name].examples, one, known[one.name].num_rows),
+            uploaded_bytes=known[one.name].uploaded_bytes,
+        )
+        for one in plan.edges
     )
-    loaded, start = replace(job.loaded, config=config), job.start if given else _with_head(_fresh_start(config, job.shapes, plan), job.base)
+    loaded, start = replace(job.loaded, config=config), job.start if given else with_head(fresh_start(config, job.shapes, plan), job.base)
     return replace(
         job, loaded=loaded, plan=replace(plan, left_out=(*job.plan.left_out, *plan.left_out)), edges=edges, start=start,
         central=None if job.central is None else _central(config, job.shapes, job.base, edges, start),
-        bases=_edge_bases(loaded, plan, job.bases),
+        # Edges on machines of their own load what they need themselves.
+        bases=job.bases if any(edge.examples is None for edge in edges) else _edge_bases(loaded, plan, job.bases),
     )  # fmt: skip
 
 
-def _check_aggregation(config: RunConfig, plan: FleetPlan) -> None:
-    """What the configuration alone does not show: where a host was named, edges train against it unless they say otherwise."""
+def check_aggregation(config: RunConfig, plan: FleetPlan) -> None:
+    """What the configuration alone does not show: which edges a host serves. Raises: ConflictError, InfeasibleError."""
     split = [edge.name for edge in plan.edges if edge.mode == "split"]
     if split and config.federated.aggregation in KEEPS_BENEATH:
         raise beneath_in_a_host(config, split)
@@ -241,20 +250,25 @@ def _merges(config: RunConfig) -> bool:
     return config.select.policy != "all" and config.select.killed == "merge"
 
 
-def participant(config: RunConfig, shapes: BaseShapes, base: Base, name: str, examples: Examples, plan: EdgePlan) -> Participant:
-    """An edge with the rows it trains on.
+def participant(
+    config: RunConfig, shapes: BaseShapes, base: Base, name: str, examples: Examples | None, plan: EdgePlan, num_rows: int = 0
+) -> Participant:
+    """An edge with the rows it trains on, or with their number where it is on a machine of its own.
 
     Raises: ConflictError where a window of [select] is as long as its period.
     """
-    def stream(batch_size: int) -> BatchStream:
+    def stream(batch_size: int) -> BatchStream | None:
+        if examples is None:
+            return None
         return BatchStream(
             examples, batch_size=batch_size, seed=config.run.seed, edge=name, batching=config.data.batching, pad_id=pad_id(base.tokenizer)
         )
 
     batches, asked = stream(plan.batch_size), plan.warm_up
-    chooser = chooser_of(config, shapes, plan.ranks, edge=name, epoch_steps=-(-batches.batches_per_epoch // plan.accumulate))
+    per_epoch = -(-num_rows // plan.batch_size) if batches is None else batches.batches_per_epoch
+    chooser = chooser_of(config, shapes, plan.ranks, edge=name, epoch_steps=-(-per_epoch // plan.accumulate))
     warm_up = None if asked is None else WarmUpPart(stream(asked.batch_size), asked.gradient_checkpointing)
-    return Participant(name, examples, batches, plan, chooser, warm_up)
+    return Participant(name, examples, batches, plan, chooser, warm_up, num_rows)
 
 
 def _central(config: RunConfig, shapes: BaseShapes, base: Base, edges: Sequence[Participant], start: AdapterState) -> Participant:
@@ -262,10 +276,11 @@ def _central(config: RunConfig, shapes: BaseShapes, base: Base, edges: Sequence[
     whole = any(edge.plan.mode != "split" for edge in edges)
     where = replace(edges[0].plan, mode="local", bits=PRECISION_BITS[config.model.precision]) if whole else edges[0].plan
     plan = replace(
-        where, name="central", num_steps=steps, ranks=_ranks(start, shapes), batch_size=config.train.batch_size,
+        where, name="central", num_steps=steps, ranks=block_ranks(start, shapes), batch_size=config.train.batch_size,
         accumulate=config.train.accumulate,
     )  # fmt: skip
-    return participant(config, shapes, base, "central", edges[0].examples.joined(*(edge.examples for edge in edges[1:])), plan)
+    first, *others = (edge.examples for edge in edges if edge.examples is not None)
+    return participant(config, shapes, base, "central", first.joined(*others), plan)
 
 
 def _uploaded_bytes(edge: EdgeRows, plan: EdgePlan) -> int:
@@ -275,7 +290,8 @@ def _uploaded_bytes(edge: EdgeRows, plan: EdgePlan) -> int:
     return sum(len(json.dumps(dict(edge.rows[number]), ensure_ascii=False, default=str).encode()) + 1 for number in range(len(edge.rows)))
 
 
-def _alone(loaded: LoadedConfig, name: str) -> LoadedConfig:
+def alone(loaded: LoadedConfig, name: str) -> LoadedConfig:
+    """The config of one edge on its own machine."""
     config = loaded.config
     edges = tuple(edge for edge in config.edge if edge.name == name)
     federated = config.federated.model_copy(update={"min_edges": 1})
@@ -327,7 +343,8 @@ def _data_event(edge: EdgeRows, examples: Examples) -> DataLoaded:
     )
 
 
-def _given_start(loaded: LoadedConfig, shapes: BaseShapes) -> AdapterState | None:
+def given_start(loaded: LoadedConfig, shapes: BaseShapes) -> AdapterState | None:
+    """The adapter that run.toml names to start from, if any. Raises: AdapterFolderError, AdapterFitError."""
     if loaded.config.adapter.start is None:
         return None
     folder = loaded.resolve(loaded.config.adapter.start)
@@ -344,18 +361,18 @@ def _given_start(loaded: LoadedConfig, shapes: BaseShapes) -> AdapterState | Non
     return state
 
 
-def _ranks(state: AdapterState, shapes: BaseShapes) -> dict[str, int]:
-    """Of the modules of the blocks."""
+def block_ranks(state: AdapterState, shapes: BaseShapes) -> dict[str, int]:
+    """An adapter's ranks, by full name of the blocks' modules."""
     ranks = state.ranks
     return {module.name: ranks[module.name] for module in shapes.modules if module.name in ranks}
 
 
-def _with_head(state: AdapterState, base: Base) -> AdapterState:
-    """With a classifier's head as it starts, where the state has none."""
+def with_head(state: AdapterState, base: Base) -> AdapterState:
+    """The state, with a classifier's head as it starts where there is none in it."""
     return AdapterState(state.kind, state.modules, {**head_state(base.head).whole, **state.whole})
 
 
-def _fresh_start(config: RunConfig, shapes: BaseShapes, plan: FleetPlan) -> AdapterState:
+def fresh_start(config: RunConfig, shapes: BaseShapes, plan: FleetPlan) -> AdapterState:
     """A new common adapter, at the largest rank that any edge has."""
     ranks: dict[str, int] = {}
     for edge in plan.edges:

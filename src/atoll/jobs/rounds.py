@@ -1,94 +1,90 @@
-"""Run the rounds: Flower's strategy and client apps over the in-process grid, told as events."""
+"""Run the rounds: Flower's strategy and a crew of edges, told as events."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
 from atoll.adapters.state import AdapterState
-from atoll.cost.traffic import WireAccount
-from atoll.engines.federated.client import EdgeWork, client_app
-from atoll.engines.federated.flower import ConfigRecord
-from atoll.engines.federated.grid import InProcessGrid
-from atoll.engines.federated.importance import Asked, EdgeWarmUp, ask_importance
-from atoll.engines.federated.parts import Aggregation
-from atoll.engines.federated.store import EdgeStates
+from atoll.engines.federated.aggregation.rules import Common
+from atoll.engines.federated.flower import ConfigRecord, RecordDict
+from atoll.engines.federated.importance import Asked, ask_importance
+from atoll.engines.federated.payload import BENEATH, get_adapter, put_adapter
+from atoll.engines.federated.store import read_record, write_record
 from atoll.engines.federated.strategy import AdapterStrategy, EdgeResult, Observer, RoundResult
-from atoll.engines.local import LocalTrainer
-from atoll.engines.trainer import FitPlan, StepReport
-from atoll.engines.warming import Warmed, WarmUp, warm_up
 from atoll.jobs.clock import clock_of
+from atoll.jobs.crews.crew import CrewOf, Order
+from atoll.jobs.crews.local import LocalCrew, aggregation_of, robust_of
 from atoll.jobs.job import Job, Participant
-from atoll.jobs.steps import step_work
-from atoll.runs.events import (
-    EdgeDropped,
-    EdgeFinished,
-    EventLog,
-    HostLost,
-    ModulesChosen,
-    Phase,
-    PhaseStarted,
-    RoundFinished,
-    RoundStarted,
-    StepDone,
-)
+from atoll.runs.events import EdgeDropped, EdgeFinished, EventLog, Phase, PhaseStarted, RoundFinished, RoundStarted
+
+_COMMON, _STEPS, _STATES = "common.state", "steps.json", "edges"
 
 
 class Accountant(Protocol):
     """Who is told what the rounds cost and what came out of them."""
 
-    def add(self, result: RoundResult, simulated_seconds: float | None) -> None:
-        """A round ended."""
+    def add(self, result: RoundResult, simulated_seconds: float | None, rounds: Rounds) -> None:
+        """A round ended; these `rounds` can be kept as they are now."""
 
     def drop(self, edge: str) -> None:
         """A round went on without this edge."""
 
 
-def run_rounds(job: Job, edges: tuple[Participant, ...], phase: Phase, log: EventLog, accountant: Accountant | None = None) -> AdapterState:
-    """All federated rounds over these edges, in this process; the common adapter after the last one.
+def run_rounds(
+    job: Job, edges: tuple[Participant, ...], phase: Phase, log: EventLog, accountant: Accountant | None = None,
+    crew_of: CrewOf = LocalCrew,
+) -> AdapterState:  # fmt: skip
+    """All federated rounds over these edges; the common adapter after the last one.
 
     Raises: EdgesLostError where a round gets fewer updates than [federated] min_edges.
     """
-    log.append(PhaseStarted(phase, job.config.run.rounds * sum(edge.plan.num_steps for edge in edges)))
-    with Rounds(job, edges, phase, log, accountant) as rounds:
+    with Rounds(job, edges, phase, log, accountant, crew_of) as rounds:
         rounds.run(job.config.run.rounds)
         return rounds.state
 
 
 class Rounds:
-    """The edges of a run and its coordinator, in this process, from one round to another; a context, at whose end edges' states go."""
+    """The edges of a run and its coordinator, from one round to another; a context, at whose end the crew is let go."""
 
     def __init__(
-        self, job: Job, edges: tuple[Participant, ...], phase: Phase, log: EventLog, accountant: Accountant | None = None
+        self, job: Job, edges: tuple[Participant, ...], phase: Phase, log: EventLog, accountant: Accountant | None = None,
+        crew_of: CrewOf = LocalCrew,
     ) -> None:  # fmt: skip
         self._job, self._phase, self._log, self._accountant = job, phase, log, accountant
-        self._nodes = {number + 1: edge.name for number, edge in enumerate(edges)}
         self._steps_before: Counter[str] = Counter()
         self._late: set[str] = set()
         self._clock = clock_of(job.config)
-        self._works: dict[str, EdgeWork] = {}
-        self._states = EdgeStates(self._nodes)
-        self._grid = InProcessGrid(client_app(lambda context: self._works[str(context.node_config["edge"])]), self._states)
+        self._crew = crew_of(job, edges, phase, log)
         self._strategy = AdapterStrategy(
-            job.start, edge_ranks={edge.name: edge.plan.ranks for edge in edges}, nodes=self._nodes,
+            job.start, edge_ranks={edge.name: edge.plan.ranks for edge in edges}, nodes=self._crew.nodes,
             min_edges=min(job.config.federated.min_edges, len(edges)), observer=self._observer(),
-            aggregation=_aggregation(job, phase), seed=job.config.run.seed, lateness=self._lateness,
+            aggregation=aggregation_of(job, phase), seed=job.config.run.seed, lateness=self._lateness,
+            order_of=self._crew.order_record, run_id=job.run_id, phase=phase, base_digests=self._crew.base_digests,
+            robust=robust_of(job, phase),
+            max_norm=job.config.federated.max_norm if phase == "federated" else None,
         )  # fmt: skip
         self._edges = edges
-        self._give_work()
+        self._give_orders()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._states.close()
+        self._crew.close()
 
     @property
     def state(self) -> AdapterState:
         """The common adapter."""
         return self._strategy.state
+
+    @property
+    def job(self) -> Job:
+        """By whose plan they go."""
+        return self._job
 
     @property
     def num_done(self) -> int:
@@ -100,37 +96,65 @@ class Rounds:
 
         Raises: EdgesLostError where nobody answered.
         """
-        self._give_work()  # A later warm-up draws other start values.
+        self._give_orders()  # A later warm-up draws other start values.
         adapter = self.state if self.num_done or self._job.config.adapter.start else None
         asked = {edge.name for edge in self._edges if edge.warm_up is not None}
         return ask_importance(
-            self._grid, {node: name for node, name in self._nodes.items() if name in asked}, self._job.plan.pool, adapter=adapter,
-            round_number=self.num_done,
-            timeout=self._job.config.federated.round_timeout,
+            self._crew.grid, {node: name for node, name in self._crew.nodes.items() if name in asked}, self._job.plan.pool,
+            adapter=adapter, round_number=self.num_done, timeout=self._job.config.federated.round_timeout,
+            order_of=self._crew.order_record,
         )  # fmt: skip
 
     def replan(self, job: Job, edges: tuple[Participant, ...]) -> None:
         """Go on by another plan for the same edges."""
         self._job, self._edges = job, edges
         self._strategy.replan({edge.name: edge.plan.ranks for edge in edges}, job.start)
-        self._give_work()
+        self._give_orders()
 
     def run(self, num_rounds: int) -> None:
         """Some more rounds.
 
         Raises: EdgesLostError where a round gets fewer updates than [federated] min_edges.
         """
+        self._log.append(PhaseStarted(self._phase, num_rounds * sum(edge.plan.num_steps for edge in self._edges)))
         # Nothing else goes with the adapter: rounds of one kind cost the same bytes under any name.
         timeout = self._job.config.federated.round_timeout
-        self._strategy.start(self._grid, self._strategy.arrays(), num_rounds, timeout, ConfigRecord({}))
+        self._strategy.start(self._crew.grid, self._strategy.arrays(), num_rounds, timeout, ConfigRecord({}))
+        self._steps_before = self._steps_after(self.num_done + num_rounds)
         self._strategy.rounds_before += num_rounds
-        self._steps_before.update({edge.name: num_rounds * edge.plan.num_steps for edge in self._edges})
 
-    def _give_work(self) -> None:
-        rounds_left = self._job.config.run.rounds - self.num_done
-        for edge in self._edges:
-            total = self._steps_before[edge.name] + rounds_left * edge.plan.num_steps
-            self._works[edge.name] = edge_work(self._job, edge, self._phase, self._log, total, self.num_done)
+    def keep(self, folder: Path, num_done: int) -> None:
+        """Write all that goes on from round to round, bit for bit, into a new folder; told after round `num_done`."""
+        folder.mkdir()
+        record, common = RecordDict(), self._strategy.common
+        put_adapter(record, common.trained)
+        if common.beneath is not None:
+            put_adapter(record, common.beneath, BENEATH)
+        write_record(folder / _COMMON, record)
+        steps = {"rounds": num_done, "steps": self._steps_after(num_done)}
+        (folder / _STEPS).write_text(json.dumps(steps) + "\n", encoding="utf-8")
+        self._crew.keep(folder / _STATES)
+
+    def restore(self, folder: Path) -> None:
+        """Go on from what `keep` wrote by a job with the same plan."""
+        record = read_record(folder / _COMMON)
+        self._strategy.common = Common(get_adapter(record), get_adapter(record, BENEATH) if BENEATH in record else None)
+        kept = json.loads((folder / _STEPS).read_text(encoding="utf-8"))
+        self._strategy.rounds_before, self._steps_before = kept["rounds"], Counter(kept["steps"])
+        self._crew.restore(folder / _STATES)
+        self._give_orders()
+
+    def _steps_after(self, num_done: int) -> Counter[str]:
+        """Steps that every edge was to do in so many rounds."""
+        here = num_done - self.num_done
+        return self._steps_before + Counter({edge.name: here * edge.plan.num_steps for edge in self._edges})
+
+    def _give_orders(self) -> None:
+        left = self._job.config.run.rounds - self.num_done
+        self._crew.give(self._job, self._edges, [
+            Order(edge.name, edge.plan, self._phase, self._steps_before[edge.name] + left * edge.plan.num_steps, self.num_done)
+            for edge in self._edges
+        ])  # fmt: skip
 
     def _observer(self) -> Observer:
         return Observer(
@@ -156,100 +180,12 @@ class Rounds:
         names = tuple(edge.edge for edge in result.edges)
         self._log.append(RoundFinished(self._phase, result.round, names, result.discarded_share, up, down, result.seconds, simulated))
         if self._accountant is not None:
-            self._accountant.add(result, simulated)
+            self._accountant.add(result, simulated, self)
 
     def _edge_dropped(self, round_number: int, edge: str, reason: str) -> None:
         self._log.append(EdgeDropped(round_number, edge, reason))
         if self._accountant is not None:
             self._accountant.drop(edge)
-
-
-def edge_work(job: Job, edge: Participant, phase: Phase, log: EventLog, total_steps: int, round_number: int = 0) -> EdgeWork:
-    """One edge's trainer, data and plan; `total_steps` are those of the whole run, and `round_number` the rounds done before."""
-    config, plan = job.config, edge.plan
-
-    def on_step(round_number: int, report: StepReport) -> None:
-        if report.turn is not None:
-            turn, policy = report.turn, config.select.policy
-            log.append(ModulesChosen(
-                phase, round_number, edge.name, report.step, turn.reason, policy, report.active, turn.killed, turn.revived, turn.scores
-            ))  # fmt: skip
-        log.append(_step_done(phase, round_number, edge.name, report))
-
-    trainer = LocalTrainer(
-        job.base_of(plan), config.train, total_steps=total_steps, dropout=config.adapter.dropout, seed=config.run.seed,
-        edge=edge.name, chooser=edge.chooser if edge.chooser.schedule.ever else None,
-    )  # fmt: skip
-    account = WireAccount()
-    if plan.mode == "split":
-        assert job.split is not None
-        client = job.split.client
-        client.on_lost = lambda reason: log.append(HostLost(edge.name, reason))
-        trainer, account = replace(trainer, attempt=client.patiently), client.account
-    return EdgeWork(
-        name=edge.name,
-        trainer=trainer,
-        account=account,
-        batches=edge.batches,
-        num_examples=len(edge.examples),
-        plan=FitPlan(plan.num_steps, plan.accumulate, plan.gradient_checkpointing),
-        # Where adapters start anew in every round, there is nothing that old moments belong to.
-        keep_optimizer=config.train.optimizer_state == "keep" and _aggregation(job, phase) != "stack",
-        work_of=lambda report: step_work(job, plan, report),
-        uploaded_bytes=edge.uploaded_bytes if plan.mode == "cloud" else None,
-        on_step=on_step,
-        warm_up=_Warming(job, edge, log, round_number).as_work(),
-    )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Warming:
-    """How one edge scores modules."""
-
-    job: Job
-    edge: Participant
-    log: EventLog
-    round_number: int
-
-    def as_work(self) -> EdgeWarmUp | None:
-        """None where nothing is to be scored, or this edge cannot."""
-        if self.edge.warm_up is None:
-            return None
-        plan = replace(
-            self.edge.plan, ranks=dict.fromkeys(self.job.plan.pool, self.job.config.plan.warmup_rank),
-            gradient_checkpointing=self.edge.warm_up.gradient_checkpointing,
-        )  # fmt: skip
-        return EdgeWarmUp(self.scores, lambda report: step_work(self.job, plan, report))
-
-    def scores(self, adapter: AdapterState | None) -> Warmed:
-        """Of every module, on the edge's own data."""
-        config, plan, job = self.job.config, self.edge.plan, self.job
-        assert config.plan.importance != "none"
-        assert self.edge.warm_up is not None
-        settings = WarmUp(
-            config.plan.importance, config.plan.warmup_steps, config.plan.warmup_rank, config.adapter.alpha, config.train,
-            config.run.seed, self.edge.name, self.round_number, self.edge.warm_up.gradient_checkpointing,
-        )  # fmt: skip
-        if plan.mode == "split":
-            assert job.split is not None
-            settings = replace(settings, attempt=job.split.client.patiently)
-        sizes = {module.name: (module.d_in, module.d_out) for module in job.shapes.modules if module.name in job.plan.pool}
-        warmed = warm_up(job.base_of(plan), sizes, self.edge.warm_up.batches, settings, adapter)
-        for report in warmed.reports:
-            self.log.append(_step_done("warm-up", self.round_number, self.edge.name, report))
-        return warmed
-
-
-def _step_done(phase: Phase, round_number: int, edge: str, report: StepReport) -> StepDone:
-    return StepDone(
-        phase, round_number, edge, report.step, report.loss, report.learning_rate, report.grad_norm, report.num_tokens,
-        report.num_label_tokens, len(report.active),
-    )  # fmt: skip
-
-
-def _aggregation(job: Job, phase: Phase) -> Aggregation:
-    """The comparison rows are plain training of one adapter, whatever the rule of the federation."""
-    return job.config.federated.aggregation if phase == "federated" else "exact-svd"
 
 
 def _edge_finished(phase: Phase, round_number: int, result: EdgeResult) -> EdgeFinished:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,9 +45,31 @@ def base_shapes(loaded: LoadedConfig, num_classes: int) -> BaseShapes:
 
 
 def run_labels(config: RunConfig, parts: Iterable[Rows]) -> tuple[str, ...]:
-    """The classes of a run in their order: as [evaluate] labels says, or those of all its training rows, sorted; none where it generates.
+    """The classes of a run in their order, as `labels_of` has them.
 
     Raises: ColumnError, BadRowError; BadValueError for fewer than two classes.
+    """
+    labels = labels_of(config, parts)
+    check_labels(config, labels)
+    return labels
+
+
+def check_labels(config: RunConfig, labels: Sequence[str]) -> None:
+    """Whether there are classes to tell apart, where a run does that.
+
+    Raises: BadValueError for fewer than two.
+    """
+    if config.model.task == "classify" and len(labels) < 2:
+        raise BadValueError(
+            "there are no classes to tell apart", where=f"[data] label = {config.data.label!r}", got=", ".join(labels) or "no label",
+            expected="two classes or more", do="name the column that holds the classes",
+        )  # fmt: skip
+
+
+def labels_of(config: RunConfig, parts: Iterable[Rows]) -> tuple[str, ...]:
+    """The classes of some rows: as [evaluate] labels says, or all that are there, sorted; none where the run generates.
+
+    Raises: ColumnError, BadRowError.
     """
     column = config.data.label
     if config.model.task == "generate" or column is None:
@@ -62,11 +84,6 @@ def run_labels(config: RunConfig, parts: Iterable[Rows]) -> tuple[str, ...]:
                 found.add(as_text({column: value}, column))
             except RowProblem as problem:
                 skip_or_raise(rows, index, problem)
-    if len(found) < 2:
-        raise BadValueError(
-            "there are no classes to tell apart", where=f"[data] label = {column!r}", got=", ".join(sorted(found)) or "no label",
-            expected="two classes or more", do="name the column that holds the classes",
-        )  # fmt: skip
     return tuple(sorted(found))
 
 

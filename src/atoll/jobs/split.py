@@ -1,4 +1,4 @@
-"""Put split mode together: a base made ready for a host to serve, and a device's part of one joined to its host."""
+"""Put split mode together: a base made ready for a host to serve, a device's part of one joined to its host, or fetched from it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import version
+from pathlib import Path
 
 import grpc
 
 from atoll.base.blocks import blocks_path, sizes_of, trace
 from atoll.base.load import Base
 from atoll.base.part import load_part, part_digest, tokenizer_digest
+from atoll.config.load import LoadedConfig, changed
 from atoll.config.schema import RunConfig
 from atoll.elsewhere import Elsewhere
 from atoll.engines.split.certificates import DeviceTls, open_channel
@@ -19,6 +21,7 @@ from atoll.engines.split.conversation import Transport
 from atoll.engines.split.cut import Cut
 from atoll.engines.split.device.blocks import RemoteBlocks
 from atoll.engines.split.device.client import Client, Terms
+from atoll.engines.split.device.parts import fetch_part
 from atoll.engines.split.host.middle import shared_view
 from atoll.engines.split.host.server import Host
 from atoll.engines.split.host.session import Served
@@ -146,3 +149,15 @@ def largest_batch_tokens(config: RunConfig, train_rows: int, *, scores: bool) ->
     """Padded tokens of the largest micro-batch of a run, of those that are scored too where there are any."""
     generated = config.evaluate.max_new_tokens if config.evaluate.metrics else 0
     return max(train_rows * config.data.max_length, config.evaluate.batch_size * (config.data.max_length + generated) if scores else 0)
+
+
+def with_fetched_base(loaded: LoadedConfig, access: HostAccess, folder: Path) -> LoadedConfig:
+    """The config with its base in `folder`, which is fetched from the host where it is not there yet.
+
+    Raises: TransportError, HostLostError, HostRefusedError, FrameError, OutputError.
+    """
+    cut = loaded.config.model.cut
+    if not folder.exists():
+        with open_channel(access.address, access.tls, insecure=access.insecure) as channel:
+            fetch_part(channel, Cut(cut.front, cut.back), folder)
+    return changed(loaded, [f"model.base={folder.absolute()}"])

@@ -9,7 +9,7 @@ from atoll.cost.traffic import WireBytes
 from atoll.cost.work import Work
 from atoll.engines.trainer import StepReport
 from atoll.jobs.job import Job
-from atoll.selection.plan import EdgePlan
+from atoll.selection.rounds.plans import EdgePlan
 from atoll.selection.split import elsewhere, step_bytes, step_round_trips
 
 
@@ -30,10 +30,11 @@ def step_work(job: Job, plan: EdgePlan, report: StepReport) -> Work:
 
 def _flops(job: Job, plan: EdgePlan, report: StepReport, active: Mapping[str, int], killed: Mapping[str, int]) -> Flops:
     rows, positions = sum(rows for rows, _ in report.micro_batches), sum(rows * width for rows, width in report.micro_batches)
+    frozen = {name: killed.get(name, 0) + report.beneath.get(name, 0) for name in {*killed, *report.beneath}}
     return step_flops(
         job.shapes, active, num_rows=rows, row_tokens=round(positions / rows), num_label_tokens=report.num_label_tokens,
         gradient_checkpointing=plan.gradient_checkpointing, elsewhere=elsewhere(job.config, job.shapes) if plan.mode == "split" else (),
-        killed=killed, factored=job.config.wire.mode == "factored", num_real_tokens=report.num_tokens,
+        frozen=frozen, factored=job.config.wire.mode == "factored", num_real_tokens=report.num_tokens,
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from atoll.runs.events import (
     ImportanceFound,
     ModulesChosen,
     PhaseStarted,
+    Resumed,
     RoundFinished,
     RunFinished,
     RunStarted,
@@ -27,6 +28,8 @@ def describe_event(event: Event) -> str:
         case RunStarted():
             edges = f"{_counted(len(event.edges), 'edge')} ({', '.join(event.edges)})"
             return f"run {event.name}: {edges}, {_counted(event.rounds, 'round')}, seed {event.seed}"
+        case Resumed():
+            return f"goes on after round {event.round}" if event.round else "begins again"
         case DataLoaded():
             return _data(event)
         case PhaseStarted():

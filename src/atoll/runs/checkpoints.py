@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from atoll.runs.files import sync_folder, write_json
+from atoll.runs.files import files_in, write_folder, write_json
 from atoll.runs.layout import RunDirectory
 
 MANIFEST = "manifest.json"
+STATE = "state"
+"""The folder of a checkpoint that a run goes on from; the rest is the adapter."""
+NUM_STATES = 2
+"""Checkpoints of so many last rounds keep theirs: if one is damaged, there is the one before."""
 
 
 def write_checkpoint(run: RunDirectory, round: int, write: Callable[[Path], None]) -> Path:
@@ -21,23 +25,15 @@ def write_checkpoint(run: RunDirectory, round: int, write: Callable[[Path], None
 
     Until the rename the checkpoint does not exist: a crash before it leaves a staging folder that the next write removes.
     """
-    run.checkpoints.mkdir(exist_ok=True)
-    for left in run.checkpoints.glob(".stage-*"):
-        shutil.rmtree(left)
     target = checkpoint_path(run, round)
-    stage = run.checkpoints / f".stage-{target.name}"
-    stage.mkdir()
-    write(stage)
-    for file in _files(stage):
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    manifest = {file.relative_to(stage).as_posix(): {"sha256": _digest(file), "size_bytes": file.stat().st_size} for file in _files(stage)}
-    write_json(stage / MANIFEST, {"round": round, "files": manifest})
-    if target.exists():
-        target.rename(run.checkpoints / f".stage-old-{target.name}")
-    os.rename(stage, target)
-    sync_folder(run.checkpoints)
-    shutil.rmtree(run.checkpoints / f".stage-old-{target.name}", ignore_errors=True)
+
+    def fill(stage: Path) -> None:
+        write(stage)
+        manifest = {file.relative_to(stage).as_posix(): _entry(file) for file in files_in(stage)}
+        write_json(stage / MANIFEST, {"round": round, "files": manifest})
+
+    write_folder(target, fill)
+    _thin_out(run, round)
     return target
 
 
@@ -46,26 +42,56 @@ def checkpoint_path(run: RunDirectory, round: int) -> Path:
     return run.checkpoints / f"round-{round:04d}"
 
 
+def checkpoints_of(run: RunDirectory) -> dict[int, Path]:
+    """The folders of all checkpoints by round, the latest first; not all of them need be whole."""
+    found = {int(match[1]): path for path in run.checkpoints.glob("round-*") if (match := re.fullmatch(r"round-([0-9]{4,})", path.name))}
+    return {number: found[number] for number in sorted(found, reverse=True)}
+
+
 def latest_checkpoint(run: RunDirectory) -> Path | None:
     """The whole checkpoint of the latest round; one whose files do not match its manifest is passed over."""
-    found = {int(match[1]): path for path in run.checkpoints.glob("round-*") if (match := re.fullmatch(r"round-([0-9]{4,})", path.name))}
-    return next((found[number] for number in sorted(found, reverse=True) if is_whole(found[number])), None)
+    return next((path for path in checkpoints_of(run).values() if damage(path) is None), None)
 
 
-def is_whole(checkpoint: Path) -> bool:
-    """Whether the folder holds exactly the files of its manifest, byte for byte."""
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, naming a file; None where it holds exactly the files of its manifest, byte for byte."""
     try:
-        listed = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
-        files = {file.relative_to(checkpoint).as_posix(): file for file in _files(checkpoint) if file != checkpoint / MANIFEST}
-        return files.keys() == listed.keys() and all(
-            file.stat().st_size == listed[name]["size_bytes"] and _digest(file) == listed[name]["sha256"] for name, file in files.items()
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False  # a manifest that cannot be read vouches for nothing
+        listed = _listed(checkpoint)
+        files = {file.relative_to(checkpoint).as_posix(): file for file in files_in(checkpoint) if file != checkpoint / MANIFEST}
+        for name, entry in listed.items():
+            if name not in files:
+                return f"{name} is missing"
+            size = files[name].stat().st_size
+            if size != entry["size_bytes"]:
+                return f"{name} has {size} of {entry['size_bytes']} bytes"
+            if _digest(files[name]) != entry["sha256"]:
+                return f"{name} holds other bytes than were written"
+        return next((f"{name} was not written by the run" for name in files if name not in listed), None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+        # A manifest that cannot be read vouches for nothing.
+        return f"{MANIFEST} cannot be read: {type(problem).__name__}: {problem}"
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+def _thin_out(run: RunDirectory, round: int) -> None:
+    """Leave of older checkpoints the adapter alone; a crash in the middle leaves one that is passed over, until the next call."""
+    older = [path for number, path in checkpoints_of(run).items() if number <= round and (path / STATE).is_dir()][NUM_STATES:]
+    for path in older:
+        try:
+            listed = _listed(path)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        kept = {name: entry for name, entry in listed.items() if not name.startswith(f"{STATE}/")}
+        write_json(path / MANIFEST, {"round": int(path.name.removeprefix("round-")), "files": kept})
+        shutil.rmtree(path / STATE)
+
+
+def _listed(checkpoint: Path) -> Mapping[str, Any]:
+    listed: Mapping[str, Any] = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
+    return listed
+
+
+def _entry(file: Path) -> dict[str, object]:
+    return {"sha256": _digest(file), "size_bytes": file.stat().st_size}
 
 
 def _digest(file: Path) -> str:

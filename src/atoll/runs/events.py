@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Literal, Self
 
-from atoll.errors import RunFolderError
+from atoll.errors import ResumeError, RunFolderError
 from atoll.runs.files import finite
 
 Phase = Literal["federated", "local-only", "central", "homogeneous", "warm-up", "evaluate"]
@@ -36,6 +39,13 @@ class RunStarted(Event):
     seed: int
     rounds: int
     edges: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed(Event):
+    """The run goes on after round `round`, in a new process; what comes before of later rounds is done again."""
+
+    round: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,22 +221,29 @@ Observer = Callable[[Event], None]
 
 
 class EventLog:
-    """Appends events to a file, whole line by whole line, and shows each to the observers. `path` None: observers only."""
+    """Appends events to a file, whole line by whole line, and shows each to the observers. `path` None: observers only.
+
+    While it is open no other process can open the same file as an event log; the death of a process opens it to others.
+
+    Raises: ResumeError where another process has it.
+    """
 
     def __init__(self, path: Path | None, observers: Sequence[Observer] = ()) -> None:
         self._observers = tuple(observers)
         self._file: IO[bytes] | None = None
         if path is not None:
+            self._file = _locked(path)
             _drop_torn_line(path)
-            self._file = path.open("ab", buffering=0)
 
     def append(self, event: Event) -> None:
-        """Write one line, then tell the observers in their order."""
+        """Write one line, then tell the observers in their order.
+
+        Raises: OSError where the disk takes no whole line; no half of one stays.
+        """
         if self._file is not None:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
             line = {"time": now, "event": event.kind()} | {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
-            # Unbuffered and in one call: a process that is killed leaves whole lines and at most one torn one.
-            self._file.write(json.dumps(finite(line), ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            _write_whole(self._file, json.dumps(finite(line), ensure_ascii=False, allow_nan=False).encode() + b"\n")
         for observer in self._observers:
             observer(event)
 
@@ -261,6 +278,30 @@ def read_events(path: Path) -> Iterator[dict[str, object]]:
             what, where = "an event cannot be read", f"{path}, line {number}"
             do = "the file was changed after it was written; take the line out"
             raise RunFolderError(what, where=where, got=repr(line[:60]), expected="a JSON object", do=do) from None
+
+
+def _locked(path: Path) -> IO[bytes]:
+    file = path.open("ab", buffering=0)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ResumeError(
+            "another process works on this run", where=str(path.parent), got="a run that goes on", expected="a run that was stopped",
+            do="wait until it ends, or stop it",
+        ) from None  # fmt: skip
+    return file
+
+
+def _write_whole(file: IO[bytes], line: bytes) -> None:
+    # Unbuffered and in one call: a process that is killed leaves whole lines and at most one torn one.
+    before = os.fstat(file.fileno()).st_size
+    try:
+        if file.write(line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+    except OSError:
+        os.ftruncate(file.fileno(), before)
+        raise
 
 
 def _drop_torn_line(path: Path) -> None:

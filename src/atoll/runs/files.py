@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 
@@ -26,6 +27,33 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: object) -> None:
     """Put `value` at `path` as strict JSON; numbers that JSON does not have (NaN, infinity) become null."""
     write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder and put it at `target`, in place of what is there; a crash leaves the old one, the new one or none."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(".stage-*"):
+        shutil.rmtree(left)  # Of a process that was killed.
+    stage, old = target.with_name(f".stage-{target.name}"), target.with_name(f".stage-old-{target.name}")
+    stage.mkdir()
+    try:
+        write(stage)
+        for file in files_in(stage):
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        sync_folder(stage)
+        if target.exists():
+            target.rename(old)
+        os.rename(stage, target)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)  # On a full disk, half a folder would take the place that is left.
+    sync_folder(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def files_in(folder: Path) -> list[Path]:
+    """All files below a folder, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def sync_folder(folder: Path) -> None:

@@ -117,6 +117,11 @@ class RunDirectory:
         """The folder of whole checkpoints."""
         return self.path / "checkpoints"
 
+    @property
+    def states(self) -> Path:
+        """Where edges' own states wait while rounds go on."""
+        return self.path / "states"
+
     def edge_adapter(self, name: str) -> Path:
         """Where an edge's own adapter is kept."""
         return self.path / "edges" / name / "adapter"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from atoll.config.schema import Edge, RunConfig
-from atoll.cost.formulas import adapter_payload_bytes, round_seconds, step_flops
+from atoll.cost.formulas import adapter_payload_bytes, frozen_payload_bytes, round_seconds, step_flops
 from atoll.selection.fit import Setting
 from atoll.selection.split import step_bytes, step_round_trips
 
@@ -24,6 +25,8 @@ class Costs:
     down_bytes: int
     round_trips: int
     """Of a step, with a host."""
+    beneath_bytes: int = 0
+    """Of what lies beneath the adapter, to the edge, once a round."""
 
     def round_up_bytes(self, num_steps: int) -> int:
         """From the edge, in a round."""
@@ -31,7 +34,7 @@ class Costs:
 
     def round_down_bytes(self, num_steps: int) -> int:
         """To the edge, in a round."""
-        return self.payload_bytes + num_steps * self.down_bytes
+        return self.payload_bytes + self.beneath_bytes + num_steps * self.down_bytes
 
     def round_seconds(self, edge: Edge, num_steps: int) -> float | None:
         """Of a round by the edge's declared speed and link; None where neither is declared."""
@@ -39,6 +42,15 @@ class Costs:
             num_steps * self.flops, self.round_up_bytes(num_steps) + self.round_down_bytes(num_steps), flops_per_second=edge.flops,
             bits_per_second=edge.bandwidth, latency_seconds=edge.latency, round_trips=1 + num_steps * self.round_trips,
         )  # fmt: skip
+
+    def steps_by(self, deadline: float | None, edge: Edge, most: int) -> int:
+        """Steps that the edge can do in so many seconds, at most so many."""
+        without, one = self.round_seconds(edge, 0), self.round_seconds(edge, 1)
+        if deadline is None or without is None or one is None:
+            return most
+        if one <= without:
+            return most if without <= deadline else 0
+        return max(0, min(most, math.floor((deadline - without) / (one - without) * (1 + 1e-12))))
 
 
 def costs_of(config: RunConfig, setting: Setting, *, accumulate: int, split: bool) -> Costs:
@@ -50,8 +62,11 @@ def costs_of(config: RunConfig, setting: Setting, *, accumulate: int, split: boo
     flops = step_flops(
         setting.shapes, setting.ranks, num_rows=setting.batch_size, row_tokens=setting.row_tokens,
         num_label_tokens=setting.num_label_tokens, gradient_checkpointing=setting.gradient_checkpointing,
-        elsewhere=setting.elsewhere, factored=config.wire.mode == "factored",
+        elsewhere=setting.elsewhere, frozen=setting.beneath, factored=config.wire.mode == "factored",
     ).times(accumulate)  # fmt: skip
     trips = step_round_trips(config, setting.shapes, setting.ranks, num_exchanges=accumulate) if split else 0
     payload_bytes = adapter_payload_bytes(setting.shapes, setting.ranks)
-    return Costs(setting.memory.at_training_bytes, payload_bytes, flops.flops, wire.up_bytes, wire.down_bytes, trips)
+    return Costs(
+        setting.memory.at_training_bytes, payload_bytes, flops.flops, wire.up_bytes, wire.down_bytes, trips,
+        frozen_payload_bytes(setting.shapes, setting.beneath),
+    )  # fmt: skip

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from atoll.cost.formulas import frozen_payload_bytes
 from atoll.cost.memory import Memory, training_memory
 from atoll.errors import InfeasibleError
 from atoll.shapes import BaseShapes
@@ -33,6 +34,8 @@ class Setting:
     """What is there before a model, where that is declared."""
     activation_bytes: int | None = None
     """Bytes a number of the precision, where `bits` are those of the blocks' projections alone; None: `bits` are the precision."""
+    beneath: Mapping[str, int] = field(default_factory=dict)
+    """Ranks of what lies frozen beneath the adapters."""
 
     @property
     def num_label_tokens(self) -> int:
@@ -46,7 +49,7 @@ class Setting:
             self.shapes, self.ranks, num_rows=self.batch_size, row_tokens=self.row_tokens, num_label_tokens=self.num_label_tokens,
             bits=self.bits, activation_bytes=self.activation_bytes or self.bits // 8,
             gradient_checkpointing=self.gradient_checkpointing, elsewhere=self.elsewhere, merged=self.merged,
-            process_bytes=self.process_bytes,
+            beneath=self.beneath, process_bytes=self.process_bytes,
         )  # fmt: skip
 
     @property
@@ -61,6 +64,34 @@ def largest_batch(setting: Setting, memory_bytes: int) -> int:
     while 2 * batch <= _LARGEST_BATCH and dataclasses.replace(setting, batch_size=2 * batch).peak_bytes <= memory_bytes:
         batch *= 2
     return batch
+
+
+def as_written(setting: Setting, memory_bytes: int | None, by_itself: bool) -> str:
+    """One line on what run.toml says; gradient checkpointing may have come on by itself, to fit the memory."""
+    ranks = sorted(set(setting.ranks.values()))
+    span = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+    where = f"blocks {setting.elsewhere.start} to {setting.elsewhere.stop - 1} in the host; " if setting.elsewhere else ""
+    batch = f"{setting.batch_size} x {setting.row_tokens} tokens"
+    what = f"{where}rank {span} on {len(setting.ranks)} modules, {batch}, as run.toml says"
+    if memory_bytes is None:
+        return f"{what}; no memory is declared, so that none is a limit"
+    if by_itself:
+        plain = dataclasses.replace(setting, gradient_checkpointing=False)
+        return (
+            f"{what}; gradient checkpointing is on, because without it {format_bytes(plain.peak_bytes)} would be needed"
+            f" and {format_bytes(memory_bytes)} are declared; {format_bytes(plain.peak_bytes - memory_bytes)} more would switch it off"
+        )
+    spare = f"{what}; {format_bytes(memory_bytes - setting.peak_bytes)} of the declared memory are left"
+    larger = largest_batch(setting, memory_bytes)
+    return f"{spare}, enough for batch_size = {larger}" if larger > setting.batch_size else spare
+
+
+def beneath_in_words(setting: Setting) -> str:
+    """What a plan says besides; nothing where nothing lies beneath."""
+    if not setting.beneath:
+        return ""
+    lying = format_bytes(frozen_payload_bytes(setting.shapes, setting.beneath))
+    return f"; costs are those of the last round, in which up to {lying} lie beneath the adapters"
 
 
 def refuse(edges: Sequence[tuple[str, int, Setting]]) -> None:
@@ -86,8 +117,10 @@ def needs(name: str, memory_bytes: int, setting: Setting) -> str:
     parts = {
         "process": memory.process_bytes, "base": memory.base_bytes, "adapters": memory.adapter_bytes,
         "activations": memory.activation_bytes, "logits": memory.logits_bytes, "one weight made wide": memory.widened_bytes,
+        "beneath the adapters": memory.beneath_bytes,
     }  # fmt: skip
-    listed = ", ".join(f"{part} {format_bytes(size)}" for part, size in parts.items() if size or part != "one weight made wide")
+    not_always = ("one weight made wide", "beneath the adapters")
+    listed = ", ".join(f"{part} {format_bytes(size)}" for part, size in parts.items() if size or part not in not_always)
     missing = format_bytes(memory.num_bytes - memory_bytes)
     return f"{name} needs {format_bytes(memory.num_bytes)} ({listed}): {missing} more"
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from atoll.adapters.targets import resolve_targets
@@ -13,109 +12,23 @@ from atoll.config.schema import DEFAULT_LOCAL_STEPS, PRECISION_BITS, Edge, RunCo
 from atoll.cost.formulas import adapter_parameters
 from atoll.errors import InfeasibleError
 from atoll.selection.costs import Costs, costs_of
-from atoll.selection.fit import Setting, advice, largest_batch, needs, refuse
+from atoll.selection.fit import Setting, advice, as_written, beneath_in_words, needs, refuse
 from atoll.selection.growth import Growth, growth_after, growths_of
 from atoll.selection.importance import Importance, by_type, uniform
-from atoll.selection.planner.explain import Binding, Price, binding, missing, prices, why
-from atoll.selection.planner.fedpipe import Asked, Decision, Planner, WarmUpPlan
+from atoll.selection.planner.explain import Binding, binding, missing, prices, why
+from atoll.selection.planner.fedpipe import Asked, Decision, Planner
+from atoll.selection.rounds.beneath import Beneath, beneath
+from atoll.selection.rounds.plans import EdgePlan, FleetPlan, LeftOut, Mode, Span
 from atoll.selection.split import elsewhere
 from atoll.shapes import BaseShapes
 from atoll.units import format_bytes, format_seconds
 
 LOCAL_EDGE = "local"
 """The one edge of a run without [[edge]]."""
-Mode = Literal["local", "split", "cloud"]
 
 
-@dataclass(frozen=True, slots=True)
-class EdgePlan:
-    """What one edge does in every round."""
-
-    name: str
-    mode: Mode
-    bits: int
-    """Bits per weight in the blocks of its copy of the base."""
-    batch_size: int
-    accumulate: int
-    ranks: Mapping[str, int]
-    """Rank by full module name."""
-    num_steps: int
-    """Optimizer steps per round."""
-    gradient_checkpointing: bool
-    predicted_peak_bytes: int
-    predicted_seconds: float | None
-    """Per round, with every row at full length and every token a label: an upper bound. None where no speed or link is declared."""
-    up_bytes: int
-    """Per round, with every module active; rows that an edge hands over are not counted."""
-    down_bytes: int
-    """Per round."""
-    binding: Binding
-    """The declared limits that decided something, if any did."""
-    why: str
-    objective: float | None = None
-    """Worth of its ranks, as a share of the largest on all weights; None where run.toml says the ranks."""
-    prices: tuple[Price, ...] = ()
-    """What more of a limit would buy."""
-    under_training: float = 0.0
-    """Share of a round's steps that it cannot finish by the deadline, by declared speed and link."""
-    warm_up: WarmUpPlan | None = None
-    """How it finds the importance of weights; None where it is not asked to, or has too little memory for it."""
-
-    def to_json(self) -> dict[str, object]:
-        """The fields as JSON values."""
-        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        nested = {"prices": [dataclasses.asdict(price) for price in self.prices]}
-        nested["warm_up"] = None if self.warm_up is None else dataclasses.asdict(self.warm_up)  # type: ignore[assignment]
-        return found | {"ranks": dict(self.ranks)} | nested
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """An edge for which nothing fits, in a run that goes on without it."""
-
-    name: str
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class FleetPlan:
-    """What all edges do, and how often."""
-
-    edges: tuple[EdgePlan, ...]
-    rounds: int
-    num_trainable: int
-    """Numbers in the adapter that the edges share, at the largest rank of each module."""
-    num_parameters: int
-    """Of the frozen base."""
-    left_out: tuple[LeftOut, ...] = ()
-    importance: str | None = None
-    """How the worth of weights was found; None where run.toml says the ranks."""
-    pool: tuple[str, ...] = ()
-    """Full names of all modules that may have an adapter."""
-
-    def edge(self, name: str) -> EdgePlan:
-        """The plan of one edge, which must exist."""
-        return next(edge for edge in self.edges if edge.name == name)
-
-    @property
-    def predicted_seconds(self) -> float | None:
-        """Of the whole run: a round lasts as long as its slowest edge. None where an edge declares neither speed nor link."""
-        known = [edge.predicted_seconds for edge in self.edges if edge.predicted_seconds is not None]
-        return self.rounds * max(known) if len(known) == len(self.edges) else None
-
-    def to_json(self) -> dict[str, object]:
-        """The fields as JSON values."""
-        return {
-            "rounds": self.rounds,
-            "num_parameters": self.num_parameters,
-            "num_trainable": self.num_trainable,
-            "predicted_seconds": self.predicted_seconds,
-            "up_bytes": self.rounds * sum(edge.up_bytes for edge in self.edges),
-            "down_bytes": self.rounds * sum(edge.down_bytes for edge in self.edges),
-            "importance": self.importance,
-            "edges": [edge.to_json() for edge in self.edges],
-            "left_out": [dataclasses.asdict(edge) for edge in self.left_out],
-        }
+RanksOf = Callable[[Edge], Mapping[str, int]]
+"""Ranks of an edge, by full module name."""
 
 
 def plan_fleet(
@@ -140,15 +53,23 @@ def plan_fleet(
     steps = [steps_per_round(config, edges_rows[edge.name] if edges_rows is not None else None) for edge in edges]
     asked = [Asked(edge, num_steps, config.plan.round_deadline) for edge, num_steps in zip(edges, steps, strict=True)]
     if plans_itself:
-        plans, left_out = _planned(Planner(config, shapes, names, _worth(config, names, importance)), asked)
+        (under,) = _beneath(config, shapes, asked, [(config.run.rounds, _at_most(config, names))], _widest(start_ranks))
+        plans, left_out = _planned(Planner(config, shapes, names, _worth(config, names, importance), under.ranks), asked)
+        spans = [Span(config.run.rounds, plans, under)]
     elif config.plan.policy == "fedadapter":
-        plans, left_out = _growing(config, shapes, asked, names, rounds_done)
+        spans, left_out = _growing(config, shapes, asked, names)
+        plans = _of_stage(config, spans, rounds_done)
     else:
-        plans, left_out = _as_written(config, shapes, asked, names, start_ranks)
-    largest = {name: max((plan.ranks.get(name, 0) for plan in plans), default=0) for name in names}
+        spans, left_out = _spans(config, shapes, asked, [(config.run.rounds, _said(config, names, start_ranks))], start_ranks)
+        plans = list(spans[0].plans)
+    largest = {name: max((plan.ranks.get(name, 0) for plan in spans[-1].plans), default=0) for name in names}
     kind = None if not plans_itself else "none" if importance is None else importance.kind
-    trained = adapter_parameters(shapes, largest)
-    return FleetPlan(tuple(plans), config.run.rounds, trained, shapes.num_parameters, tuple(left_out), kind, tuple(names))
+    seconds = [span.seconds for span in spans if span.seconds is not None]
+    return FleetPlan(
+        tuple(plans), config.run.rounds, adapter_parameters(shapes, largest), shapes.num_parameters,
+        sum(seconds) if len(seconds) == len(spans) else None, sum(span.up_bytes for span in spans),
+        sum(span.down_bytes for span in spans), tuple(left_out), kind, tuple(names),
+    )  # fmt: skip
 
 
 def _worth(config: RunConfig, names: Sequence[str], importance: Importance | None) -> Mapping[str, float]:
@@ -175,24 +96,41 @@ def _placed(edge: Edge, placement: Literal["auto"] | Mode, has_host: bool, *, pl
     return edge.model_copy(update={"mode": mode, **limits})
 
 
-def _rank(config: RunConfig, edge: Edge, name: str, start_ranks: Mapping[str, int] | None) -> int:
-    if edge.rank is not None:
-        return edge.rank
-    return config.adapter.rank if start_ranks is None else start_ranks[name]
+def _beneath(
+    config: RunConfig, shapes: BaseShapes, asked: Sequence[Asked], wanted: Sequence[tuple[int, RanksOf]],
+    start_ranks: Mapping[str, int] | None,
+) -> list[Beneath]:  # fmt: skip
+    """What lies beneath the adapters in each span of so many rounds at such ranks."""
+    spans = [(num_rounds, [ranks_of(one.edge) for one in asked]) for num_rounds, ranks_of in wanted]
+    return beneath(config.federated.aggregation, shapes, spans, start_ranks)
+
+
+def _spans(
+    config: RunConfig, shapes: BaseShapes, asked: Sequence[Asked], wanted: Sequence[tuple[int, RanksOf]],
+    start_ranks: Mapping[str, int] | None = None,
+) -> tuple[list[Span], list[LeftOut]]:  # fmt: skip
+    """So many rounds at such ranks, one after the other; an edge takes part in all or, where the last are too much for it, in none."""
+    under = _beneath(config, shapes, asked, wanted, start_ranks)
+    plans, left_out = _as_written(config, shapes, asked, wanted[-1][1], under[-1].ranks)
+    if left_out:
+        fitting = {plan.name for plan in plans}
+        asked = [one for one in asked if one.edge.name in fitting]
+        under = _beneath(config, shapes, asked, wanted, start_ranks)
+    return [
+        Span(num_rounds, _as_written(config, shapes, asked, ranks_of, below.ranks)[0], below)
+        for (num_rounds, ranks_of), below in zip(wanted, under, strict=True)
+    ], left_out
 
 
 def _as_written(
-    config: RunConfig, shapes: BaseShapes, asked: Sequence[Asked], names: Sequence[str], start_ranks: Mapping[str, int] | None
+    config: RunConfig, shapes: BaseShapes, asked: Sequence[Asked], ranks_of: RanksOf, lying: Mapping[str, int]
 ) -> tuple[list[EdgePlan], list[LeftOut]]:
     """What run.toml says, for those that can hold it, and that can do a step of it by the deadline where edges are cut off there.
 
     Machines of one kind are looked at once.
     """
     kinds = [dataclasses.replace(one, edge=one.edge.model_copy(update={"name": "edge", "data": None})) for one in asked]
-    settings = {
-        kind: _setting(config, shapes, kind.edge, {name: _rank(config, kind.edge, name, start_ranks) for name in names})
-        for kind in dict.fromkeys(kinds)
-    }  # fmt: skip
+    settings = {kind: _setting(config, shapes, kind.edge, ranks_of(kind.edge), lying) for kind in dict.fromkeys(kinds)}
     short = {kind for kind, setting in settings.items() if kind.edge.memory is not None and setting.peak_bytes > kind.edge.memory}
     named = list(zip(asked, kinds, strict=True))
     if short and (config.plan.infeasible == "refuse" or short.issuperset(kinds)):
@@ -225,24 +163,63 @@ def _no_time(slow: Sequence[Asked], num_edges: int) -> InfeasibleError:
     )  # fmt: skip
 
 
+def _said(config: RunConfig, names: Sequence[str], start_ranks: Mapping[str, int] | None) -> RanksOf:
+    """What run.toml or a start adapter says."""
+
+    def ranks_of(edge: Edge) -> Mapping[str, int]:
+        if edge.rank is None and start_ranks is not None:
+            return start_ranks
+        return dict.fromkeys(names, edge.rank or config.adapter.rank)
+
+    return ranks_of
+
+
+def _at_most(config: RunConfig, names: Sequence[str]) -> RanksOf:
+    """The most that a planner may give an edge."""
+
+    def ranks_of(edge: Edge) -> Mapping[str, int]:
+        own = config.adapter.rank if edge.mode == "cloud" else max(config.plan.ranks)
+        return dict.fromkeys(names, edge.rank or own)
+
+    return ranks_of
+
+
+def _widest(start_ranks: Mapping[str, int] | None) -> Mapping[str, int]:
+    """Modules of one size must cost a planner the same."""
+    return dict.fromkeys(start_ranks or {}, max((start_ranks or {}).values(), default=0))
+
+
 def _growing(
-    config: RunConfig, shapes: BaseShapes, asked: Sequence[Asked], names: Sequence[str], rounds_done: int
-) -> tuple[list[EdgePlan], list[LeftOut]]:
-    """What the stage after so many rounds says; an edge takes part in all stages or, where the last is too much for it, in none."""
+    config: RunConfig, shapes: BaseShapes, asked: Sequence[Asked], names: Sequence[str]
+) -> tuple[list[Span], list[LeftOut]]:
+    """A span for each stage, whose ranks are those of all edges."""
 
-    def planned(growth: Growth, of: Sequence[Asked]) -> tuple[list[EdgePlan], list[LeftOut]]:
-        return _as_written(config, shapes, of, modules := growth.modules(shapes, names), dict.fromkeys(modules, growth.rank))
+    def ranks_of(growth: Growth) -> RanksOf:
+        ranks = dict.fromkeys(growth.modules(shapes, names), growth.rank)
+        return lambda edge: ranks
 
-    last, now = growths_of(config)[-1], growth_after(config, rounds_done)
-    plans, left_out = planned(last, asked)
-    if now != last:
-        fitting = {plan.name for plan in plans}
-        plans, _ = planned(now, [one for one in asked if one.edge.name in fitting])
-    words = f"stage {now.number} of {now.num_stages}"
-    return [dataclasses.replace(plan, why=f"{words}; {plan.why}") for plan in plans], left_out
+    return _spans(config, shapes, asked, [(growth.num_rounds, ranks_of(growth)) for growth in growths_of(config)])
 
 
-def _setting(config: RunConfig, shapes: BaseShapes, edge: Edge, ranks: Mapping[str, int]) -> Setting:
+def _of_stage(config: RunConfig, spans: Sequence[Span], rounds_done: int) -> list[EdgePlan]:
+    """What edges do in the stage after so many rounds, with the memory that the whole run takes."""
+    now = growth_after(config, rounds_done)
+    first, end = now.first_round + 1, now.first_round + now.num_rounds
+    rounds = f"round {end}" if first == end else f"rounds {first} to {end}"
+    found = []
+    for stages in zip(*(span.plans for span in spans), strict=True):
+        plan, peaks = stages[now.number - 1], [one.predicted_peak_bytes for one in stages]
+        most = max(reversed(range(len(stages))), key=peaks.__getitem__) + 1
+        words = f"stage {now.number} of {now.num_stages} ({rounds}); {plan.why}"
+        if most != now.number:
+            words += f"; memory is that of stage {most}: {stages[most - 1].why}"
+        found.append(dataclasses.replace(plan, predicted_peak_bytes=max(peaks), why=words))
+    return found
+
+
+def _setting(
+    config: RunConfig, shapes: BaseShapes, edge: Edge, ranks: Mapping[str, int], lying: Mapping[str, int] = {}
+) -> Setting:
     """What the configuration asks of this edge; checkpointing comes on by itself where declared memory needs it."""
     row_tokens = min(config.data.max_length, shapes.max_positions or config.data.max_length)
     asked, precision_bits = config.train.gradient_checkpointing, PRECISION_BITS[config.model.precision]
@@ -252,8 +229,8 @@ def _setting(config: RunConfig, shapes: BaseShapes, edge: Edge, ranks: Mapping[s
     bits = precision_bits if quantize == "auto" or edge.mode != "local" else quantize
     setting = Setting(
         shapes, ranks, bits, config.train.batch_size, row_tokens, asked is True, there, ranks if merges else (), edge.process_memory,
-        precision_bits // 8,
-    )
+        precision_bits // 8, lying,
+    )  # fmt: skip
     too_large = edge.memory is not None and setting.peak_bytes > edge.memory
     return dataclasses.replace(setting, gradient_checkpointing=True) if asked == "auto" and too_large else setting
 
@@ -267,8 +244,8 @@ def _edge_plan(config: RunConfig, asked: Asked, setting: Setting) -> EdgePlan:
         )  # fmt: skip
     costs = costs_of(config, setting, accumulate=accumulate, split=edge.mode == "split")
     by_itself = setting.gradient_checkpointing and config.train.gradient_checkpointing == "auto"
-    in_time = steps_by(asked, costs, num_steps)
-    words, cut = _why(setting, edge.memory, by_itself), config.federated.late == "cut" and in_time < num_steps
+    in_time = costs.steps_by(asked.deadline, edge, num_steps)
+    words, cut = as_written(setting, edge.memory, by_itself), config.federated.late == "cut" and in_time < num_steps
     if cut:
         words = f"{in_time} of {num_steps} steps, as many as it can do in {format_seconds(asked.deadline or 0.0)}; {words}"
     bound = _bound(memory=by_itself, time=cut)
@@ -289,18 +266,9 @@ def _plan_of(
         name=edge.name, mode="split" if edge.mode == "split" else "local", bits=setting.bits, batch_size=setting.batch_size,
         accumulate=accumulate, ranks=setting.ranks, num_steps=num_steps, gradient_checkpointing=setting.gradient_checkpointing,
         predicted_peak_bytes=setting.peak_bytes, predicted_seconds=costs.round_seconds(edge, num_steps),
-        up_bytes=costs.round_up_bytes(num_steps), down_bytes=costs.round_down_bytes(num_steps), binding=bound, why=words,
+        up_bytes=costs.round_up_bytes(num_steps), down_bytes=costs.round_down_bytes(num_steps), binding=bound,
+        why=words + beneath_in_words(setting),
     )  # fmt: skip
-
-
-def steps_by(asked: Asked, costs: Costs, most: int) -> int:
-    """Steps that an edge can do by the deadline, at most so many."""
-    without, one = costs.round_seconds(asked.edge, 0), costs.round_seconds(asked.edge, 1)
-    if asked.deadline is None or without is None or one is None:
-        return most
-    if one <= without:
-        return most if without <= asked.deadline else 0
-    return max(0, min(most, math.floor((asked.deadline - without) / (one - without) * (1 + 1e-12))))
 
 
 def _planned(planner: Planner, asked: Sequence[Asked]) -> tuple[list[EdgePlan], list[LeftOut]]:
@@ -336,7 +304,7 @@ def _steps(planner: Planner, asked: Sequence[Asked], decided: Sequence[Decision 
         if costs.round_seconds(one.edge, 1) is None:
             return one.num_steps
         most = int(config.plan.most_steps * one.num_steps)
-        return max(one.num_steps, steps_by(dataclasses.replace(one, deadline=by), costs, most))
+        return max(one.num_steps, costs.steps_by(by, one.edge, most))
 
     return {one.edge.name: filled(one, costs) for one, costs in known}
 
@@ -347,7 +315,7 @@ def _explained(planner: Planner, asked: Asked, decision: Decision, num_steps: in
     edge = asked.edge.model_copy(update={"mode": "split" if decision.place.split else "local"})
     words = why(planner, asked, decision, bound, priced)
     plan = _plan_of(edge, decision.setting, decision.accumulate, planner.costs(decision), num_steps, bound, words)
-    return dataclasses.replace(plan, objective=decision.objective, prices=priced, warm_up=planner.warm_up(asked.edge, decision.place))
+    return dataclasses.replace(plan, objective=planner.worth(decision), prices=priced, warm_up=planner.warm_up(asked.edge, decision.place))
 
 
 def _cloud(planner: Planner, asked: Asked) -> EdgePlan:
@@ -364,25 +332,3 @@ def _declared(asked: Asked) -> str:
     memory = f"{format_bytes(asked.edge.memory)} of memory" if asked.edge.memory is not None else "no limit of memory"
     deadline = f", {asked.deadline:g} s a round" if asked.deadline is not None else ""
     return f"{asked.edge.name} declares {memory}{deadline}"
-
-
-def _why(setting: Setting, memory_bytes: int | None, by_itself: bool) -> str:
-    ranks = sorted(set(setting.ranks.values()))
-    where = f"blocks {setting.elsewhere.start} to {setting.elsewhere.stop - 1} in the host; " if setting.elsewhere else ""
-    batch = f"{setting.batch_size} x {setting.row_tokens} tokens"
-    what = f"{where}rank {_span(ranks)} on {len(setting.ranks)} modules, {batch}, as run.toml says"
-    if memory_bytes is None:
-        return f"{what}; no memory is declared, so that none is a limit"
-    if by_itself:
-        plain = dataclasses.replace(setting, gradient_checkpointing=False)
-        return (
-            f"{what}; gradient checkpointing is on, because without it {format_bytes(plain.peak_bytes)} would be needed"
-            f" and {format_bytes(memory_bytes)} are declared; {format_bytes(plain.peak_bytes - memory_bytes)} more would switch it off"
-        )
-    spare = f"{what}; {format_bytes(memory_bytes - setting.peak_bytes)} of the declared memory are left"
-    larger = largest_batch(setting, memory_bytes)
-    return f"{spare}, enough for batch_size = {larger}" if larger > setting.batch_size else spare
-
-
-def _span(ranks: Sequence[int]) -> str:
-    return str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"

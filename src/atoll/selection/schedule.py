@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from atoll.config.schema import RunConfig, Select
 from atoll.errors import ConflictError
-from atoll.selection.plan import FleetPlan
+from atoll.selection.rounds.plans import FleetPlan
 
 _LEAST_AUTO_STEPS = 10
 _EPOCH_PARTS = 50

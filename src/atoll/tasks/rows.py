@@ -90,6 +90,12 @@ def load_rows(source: str, *, base_dir: Path, limit: int | None, on_bad_row: OnB
     return rows if limit is None or limit >= len(rows) else _first(rows, limit)
 
 
+def names_file(source: str, base_dir: Path) -> bool:
+    """Whether `source` is a file or a folder, there or not, and neither the demo nor a data set id."""
+    path = base_dir / Path(source).expanduser()
+    return source not in DEMO and (path.exists() or _missing_file(source, path, base_dir))
+
+
 def _first(rows: Rows, limit: int) -> Rows:
     values = tuple(column[:limit] for column in rows.values)
     return Rows(rows.columns, values, rows.origins, rows.origin_of[:limit], rows.record_of[:limit], rows.num_skipped, rows.on_bad_row)

@@ -75,21 +75,21 @@ def choices(names: Sequence[str], ranks: Sequence[int]) -> Iterator[dict[str, in
 
 
 def by_trying_everything(config: RunConfig, shapes: BaseShapes, seed: int) -> tuple[str, int, float] | None:
-    """Mode, bits and objective of the best plan of the first edge: the first place where anything fits, and there the most worth."""
+    """Mode, bits and objective of the best plan of the first edge: what is worth most here, and in a host only if nothing fits here."""
     worth = {name: score for name, score in scores(shapes, seed).items() if name.rpartition(".")[2] in TARGETS}
     whole = sum(worth.values()) * math.log1p(max(config.plan.ranks))
-    for mode, bits in [("local", 16), ("local", 8), ("local", 4), ("split", 32)]:
-        best = 0.0
+    found, best = None, 0.0
+    for mode, bits, fidelity in [("local", 16, 1.0), ("local", 8, 0.9994), ("local", 4, 0.913), ("split", 32, 1.0)]:
+        if mode == "split" and found is not None:
+            return found
         for ranks in choices(list(worth), config.plan.ranks):
-            objective = sum(worth[name] * math.log1p(rank) for name, rank in ranks.items()) / whole
+            objective = fidelity * sum(worth[name] * math.log1p(rank) for name, rank in ranks.items()) / whole
             sizes = itertools.product((False, True), BATCHES)
             if objective > best and any(
                 keeps_limits(config, setting(config, shapes, mode, bits, ranks, batch, again), mode) for again, batch in sizes
             ):
-                best = objective
-        if best:
-            return mode, bits, best
-    return None
+                found, best = (mode, bits, objective), objective
+    return found
 
 
 def best_size(config: RunConfig, shapes: BaseShapes, plan: EdgePlan) -> tuple[bool, int]:

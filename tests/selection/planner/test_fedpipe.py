@@ -77,30 +77,52 @@ def test_a_plan_never_breaks_its_budget(seed: int, memory: int, deadline: float,
 @given(seed=st.integers(0, 10**6), memory=st.integers(LEAST, MOST), deadline=st.floats(0.5, 3.0), more=st.floats(0.0, 0.5))
 @settings(max_examples=10, deadline=None)
 def test_more_of_a_limit_never_makes_a_plan_worse(seed: int, memory: int, deadline: float, more: float) -> None:
-    def worth(share: float, longer: float) -> tuple[int, int, float] | None:
+    def worth(share: float, longer: float) -> tuple[int, float] | None:
         try:
             found = only([edge(memory * (1 + share), **SPEED)], {"round_deadline": deadline * (1 + longer)}, seed)
         except InfeasibleError:
             return None
-        return BETTER.index(found.mode), found.bits if found.mode == "local" else 0, found.objective or 0.0
+        return BETTER.index(found.mode), found.objective or 0.0
 
     now, wider, longer, both = worth(0, 0), worth(more, 0), worth(0, more), worth(more, more)
     assume(now is not None)
     for less, more_of_it in ((now, wider), (now, longer), (wider, both), (longer, both)):
         assert less is not None
         assert more_of_it is not None
-        assert more_of_it[:2] >= less[:2]
-        assert more_of_it[:2] > less[:2] or more_of_it[2] >= less[2] * (1 - 1e-5)
+        assert more_of_it[0] > less[0] or (more_of_it[0] == less[0] and more_of_it[1] >= less[1] * (1 - 1e-5))
 
 
-@pytest.mark.parametrize(("mode", "bits"), [("local", 16), ("local", 8), ("local", 4), ("split", 32)])
-def test_the_base_stays_in_the_most_bits_that_fit_and_else_goes_to_a_host(mode: str, bits: int) -> None:
-    least = memory_of(mode, bits, {POOL[-1]: 1}, 1)
-    places = [("local", 16), ("local", 8), ("local", 4), ("split", 32)]
-    before = [memory_of(*place, {POOL[-1]: 1}, 1, True) for place in places[: places.index((mode, bits))]]
-    assert all(least < better for better in before), "the base of this test does not tell places apart"
-    found = only([edge(least)])
-    assert (found.mode, found.bits) == (mode, bits)
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_the_base_stays_in_the_bits_that_are_worth_most(bits: int) -> None:
+    # Room for everything in so many bits, and not in more.
+    memory = memory_of("local", bits, dict.fromkeys(POOL, max(RANKS)), 1)
+    found = only([edge(memory)], train={"batch_size": 4, "local_steps": 3, "gradient_checkpointing": False})
+    assert (found.mode, found.bits) == ("local", bits)
+    assert found.objective == pytest.approx({16: 1.0, 8: 0.9994, 4: 0.913}[bits])
+
+
+def test_a_base_of_few_bits_with_all_weights_is_worth_more_than_one_of_many_bits_with_few_weights() -> None:
+    few = memory_of("local", 16, {POOL[-1]: 1}, 1)
+    found, wide = only([edge(few)]), only([edge(few, bits=16)])
+    assert (wide.bits, len(wide.ranks)) == (16, 1)
+    assert found.bits < 16
+    assert (found.objective or 0.0) > (wide.objective or 1.0)
+
+
+def test_only_an_edge_that_can_hold_nothing_goes_to_a_host() -> None:
+    least = memory_of("split", 32, {POOL[-1]: 1}, 1)
+    assert least < memory_of("local", 4, {POOL[-1]: 1}, 1, again=True), "the base of this test does not tell places apart"
+    assert only([edge(least)]).mode == "split"
+
+
+def test_where_rounds_are_filled_recomputation_has_a_price() -> None:
+    everything = dict.fromkeys(POOL, max(RANKS))
+    memory, fields = memory_of("local", 16, everything, 1) - 1, {"bits": 16, "mode": "local", "flops": 1e9}
+    assert memory >= memory_of("local", 16, everything, 1, again=True)
+    asked, filled = only([edge(memory, **fields)]), only([edge(memory, **fields)], {"steps": "fill"})
+    assert (asked.gradient_checkpointing, filled.gradient_checkpointing) == (True, False)
+    assert (asked.objective, asked.ranks) == (pytest.approx(1.0), everything)
+    assert 2 / 3 < (filled.objective or 0.0) < 1.0
 
 
 def test_an_edge_without_limits_gets_everything() -> None:

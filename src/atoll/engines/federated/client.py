@@ -12,6 +12,7 @@ from atoll.cost.work import Work
 from atoll.engines.federated.flower import ClientApp, Context, Message, MetricRecord, RecordDict
 from atoll.engines.federated.importance import EdgeWarmUp, answer_importance
 from atoll.engines.federated.payload import BENEATH, get_adapter, get_optimizer, get_watch, put_adapter, put_optimizer, put_watch
+from atoll.engines.federated.receipts import put_receipt
 from atoll.engines.trainer import Batches, FitPlan, OptimizerState, StepReport, Trainer, TrainState, Watch
 
 
@@ -35,6 +36,8 @@ class EdgeWork:
     """Of the edge's rows, where they were handed over and this work is done elsewhere; None: it is done on the edge."""
     warm_up: EdgeWarmUp | None = None
     """How the edge scores modules when it is asked to; None: it cannot."""
+    base_digest: str = ""
+    """SHA-256 of the edge's base (Base.digest), for a coordinator that compares; empty: not looked at."""
 
 
 def client_app(edge_of: Callable[[Context], EdgeWork]) -> ClientApp:
@@ -61,7 +64,8 @@ def _fitting(optimizer: OptimizerState, adapter: AdapterState) -> OptimizerState
 
 
 def _train(work: EdgeWork, message: Message, context: Context) -> Message:
-    round_number = int(message.metadata.group_id)
+    round_number, reply = int(message.metadata.group_id), RecordDict()
+    put_receipt(reply, message.content, work.name, work.base_digest)
     # An edge's step count and Adam moments stay in its own Flower context: they are private, and live on from round to round.
     progress = context.state.metric_records.get("progress", MetricRecord({"step": 0}))
     adapter = get_adapter(message.content)
@@ -78,7 +82,6 @@ def _train(work: EdgeWork, message: Message, context: Context) -> Message:
     put_watch(context.state, update.state.watch)
     if work.keep_optimizer:
         put_optimizer(context.state, update.state.optimizer)
-    reply = RecordDict()
     adapter, trained = update.state.adapter, update.trained
     # A module that was not trained is no vote for leaving it as it was: the edges that trained it decide.
     modules = {name: value for name, value in adapter.modules.items() if name in trained}

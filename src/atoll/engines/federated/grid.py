@@ -65,10 +65,7 @@ class InProcessGrid(Grid):
     def _accept(self, message: Message) -> str:
         self._num_messages += 1
         message_id = f"message-{self._num_messages}"
-        # Flower's link would number the message; its own setter is private.
-        metadata: Any = message.metadata
-        metadata.__dict__["_message_id"] = message_id
-        self._pushed[message_id] = message
+        self._pushed[message_id] = numbered(message, message_id)
         return message_id
 
     def _handle(self, message: Message) -> Message:
@@ -81,3 +78,11 @@ class InProcessGrid(Grid):
             return Message(Error(EDGE_FAILED, problem.page()), reply_to=message)
         self._nodes[node] = context
         return reply
+
+
+def numbered(message: Message, message_id: str) -> Message:
+    """The message with a number, which an answer to it has to name."""
+    # Flower's link would number the message; its own setter is private.
+    metadata: Any = message.metadata
+    metadata.__dict__["_message_id"] = message_id
+    return message

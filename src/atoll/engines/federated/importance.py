@@ -12,8 +12,9 @@ from atoll.adapters.state import AdapterState
 from atoll.cost.meters import PeakMemory
 from atoll.cost.traffic import WireAccount
 from atoll.cost.work import Work
-from atoll.engines.federated.flower import Grid, Message, MessageType, MetricRecord, RecordDict
-from atoll.engines.federated.payload import get_adapter, num_bytes, put_adapter
+from atoll.engines.federated.checks import whole_number
+from atoll.engines.federated.flower import ConfigRecord, Grid, Message, MessageType, MetricRecord, RecordDict
+from atoll.engines.federated.payload import ORDER, get_adapter, num_bytes, put_adapter
 from atoll.engines.trainer import StepReport
 from atoll.engines.warming import Warmed
 from atoll.errors import AdapterFitError, EdgesLostError, UpdateRefusedError
@@ -61,11 +62,12 @@ class Asked:
 
 def ask_importance(
     grid: Grid, nodes: Mapping[int, str], modules: Collection[str], *, adapter: AdapterState | None = None, round_number: int = 0,
-    timeout: float | None = None,
+    timeout: float | None = None, order_of: Callable[[int], ConfigRecord | None] = lambda node: None,
 ) -> Asked:  # fmt: skip
     """Have these nodes, given with their edges' names, score the modules; an edge with an answer that cannot be used is left out.
 
-    `adapter` is the common one to score from; None: nothing was trained yet. `timeout` in seconds.
+    `adapter` is the common one to score from; None: nothing was trained yet. `timeout` in seconds. `order_of` a node is what a message
+    must tell its edge beside the adapter.
 
     Raises: EdgesLostError where nobody is left.
     """
@@ -77,6 +79,8 @@ def ask_importance(
             content = RecordDict()
             if adapter is not None:
                 put_adapter(content, adapter, _ADAPTER)
+            if (order := order_of(node)) is not None:
+                content[ORDER] = order
             sent[node] = (time.monotonic(), num_bytes(content))
             yield Message(content, node, MessageType.QUERY, group_id=str(round_number))
 
@@ -130,8 +134,8 @@ def _read(edge: str, reply: Message, modules: frozenset[str], down_bytes: int, s
     records = reply.content.metric_records
     try:
         figures = records[_FIGURES]
-        work, counts = Work.from_numbers(figures), {key: _whole(figures[key]) for key in ("num_examples", "peak_bytes", "crosses")}
-        up, down = (Counter({key: _whole(value) for key, value in records[kind].items()}) for kind in ("wire_up", "wire_down"))
+        work, counts = Work.from_numbers(figures), {key: whole_number(figures, key) for key in ("num_examples", "peak_bytes", "crosses")}
+        up, down = (Counter({key: whole_number(records[kind], key) for key in records[kind]}) for kind in ("wire_up", "wire_down"))
         scores = _checked(records[_SCORES], modules)
         if counts["num_examples"] < 1:
             raise ValueError(f"{counts['num_examples']} examples")
@@ -159,9 +163,3 @@ def _checked(record: MetricRecord, modules: frozenset[str]) -> dict[str, float]:
             raise ValueError(f"{score} for {name}")
         scores[name] = float(score)
     return scores
-
-
-def _whole(value: object) -> int:
-    if not isinstance(value, int):
-        raise TypeError(f"{value!r} where a whole number belongs")
-    return value

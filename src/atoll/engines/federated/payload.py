@@ -18,6 +18,8 @@ RAW = "atoll.raw.le"
 """Flower's `stype` of our arrays: plain little-endian bytes, row by row."""
 BENEATH = "beneath"
 """Key of what is frozen under the adapter, in a message to an edge; absent where there is no such part."""
+ORDER = "order"
+"""Key of what an edge on another machine is to do, in a message to it."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 assert sys.byteorder == "little", "tensors travel in memory order, which must be little-endian"

@@ -11,11 +11,17 @@ from atoll.adapters.state import AdapterState
 from atoll.cost.meters import FirstStep
 from atoll.cost.traffic import WireAccount
 from atoll.cost.work import Work
-from atoll.engines.federated.aggregation import Aggregator, Common, Contribution, check_update, joined, started
+from atoll.engines.federated.aggregation.parts import Aggregation, EdgeParts, wider
+from atoll.engines.federated.aggregation.robust import MEAN, Robust
+from atoll.engines.federated.aggregation.rules import Common, aggregate, joined, started
+from atoll.engines.federated.aggregation.spool import Contribution, Spool
+from atoll.engines.federated.checks import bad_figures, check_examples, check_update, whole_number
 from atoll.engines.federated.flower import ArrayRecord, ConfigRecord, Grid, Message, MessageType, MetricRecord, RecordDict, Strategy
-from atoll.engines.federated.parts import Aggregation, EdgeParts, wider
-from atoll.engines.federated.payload import BENEATH, get_adapter, num_bytes, put_adapter
+from atoll.engines.federated.payload import BENEATH, ORDER, get_adapter, num_bytes, put_adapter
+from atoll.engines.federated.receipts import Ask
 from atoll.errors import AdapterFitError, EdgesLostError, UpdateRefusedError
+
+_COUNTS = ("num_examples", "num_steps", "num_tokens", "num_label_tokens", "peak_bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,9 @@ class Observer:
 class AdapterStrategy(Strategy):
     """Sends every edge the common adapter at the edge's own ranks, and makes one of what returns, by a rule of `aggregation`.
 
+    An answer that must not count is refused, its edge dropped from the round by name, and the round goes on. An edge that answers the same
+    question twice does not count at all: otherwise the order of arrival would decide.
+
     The common adapter is an AdapterState; Flower's `arrays` argument carries the same numbers so that Flower's own loop and logs see them.
     """
 
@@ -78,18 +87,34 @@ class AdapterStrategy(Strategy):
     min_edges: int
     observer: Observer
     aggregation: Aggregation = "exact-svd"
+    robust: Robust = MEAN
+    """What bad updates are kept from."""
+    max_norm: float | None = None
+    """Updates with a module whose product, or change, has a larger norm are refused."""
+    run_id: str = ""
+    phase: str = "federated"
+    base_digests: Mapping[str, str] = field(default_factory=dict)
+    """Of the bases that edges must have; that of an edge which is absent is not looked at."""
     seed: int = 0
     lateness: Callable[[EdgeResult], str | None] = lambda result: None
     """Why an update that came is not counted, where it came too late."""
+    order_of: Callable[[int], ConfigRecord | None] = lambda node: None
+    """What a message must tell the edge of a node beside the adapter; None: nothing."""
     rounds_before: int = 0
     """Rounds that were run before Flower counts from 1."""
     common: Common = field(init=False)
     """What the edges share now."""
+    _parts: EdgeParts = field(init=False)
+    """Of the common adapter, as the round began with it."""
     _sent: dict[int, tuple[float, int]] = field(default_factory=dict)
+    """When each node was asked in this round, and with how many bytes."""
+    _declared: dict[str, int] = field(default_factory=dict)
+    """Number of examples in every edge's first answer."""
     _round_start: float = 0.0
 
     def __post_init__(self) -> None:
         self.common = started(self.initial, self.aggregation, self.seed)
+        self._parts = EdgeParts(self.common.trained, self.aggregation)
 
     @property
     def state(self) -> AdapterState:
@@ -97,41 +122,69 @@ class AdapterStrategy(Strategy):
         return joined(self.common)
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """One message per edge, made when the grid asks for it."""
+        """One message per edge of the run that the grid reaches, made when the grid asks for it."""
         number = self.rounds_before + server_round
         self._round_start = time.monotonic()
         self.observer.round_started(number)
-        parts, for_all = EdgeParts(self.common.trained, self.aggregation), RecordDict()
+        self._parts, for_all = EdgeParts(self.common.trained, self.aggregation), RecordDict()
+        self._sent.clear()
         if self.common.beneath is not None:
             put_adapter(for_all, self.common.beneath, BENEATH)
-        for node in grid.get_node_ids():
+        for node in (node for node in grid.get_node_ids() if node in self.nodes):
             content = RecordDict({"config": config, **for_all})
-            put_adapter(content, parts.of(self.edge_ranks[self.nodes[node]]))
+            put_adapter(content, self._given(self.nodes[node]))
+            self._ask(number, node).put(content)
+            if (order := self.order_of(node)) is not None:
+                content[ORDER] = order
             self._sent[node] = (time.monotonic(), num_bytes(content))
             yield Message(content, node, MessageType.TRAIN, group_id=str(number))
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """The new common adapter. Updates are added up as they come, and none is kept.
+        """The new common adapter, the same bits in whatever order the updates come; memory holds one of them at a time.
 
         Raises: EdgesLostError where fewer than `min_edges` sent an update that can be used.
         """
         number = self.rounds_before + server_round
-        aggregator = Aggregator(self.aggregation, self.common, self._common_ranks(), seed=self.seed, round=number)
-        results, silent, reasons = list[EdgeResult](), set(self.nodes), list[str]()
+        with Spool() as spool:
+            results = self._collect(number, replies, spool)
+            outcome = aggregate(
+                spool, self.aggregation, self.common, self._common_ranks(), self._given, robust=self.robust, seed=self.seed, round=number,
+            )  # fmt: skip
+        self.common = outcome.common
+        seconds = time.monotonic() - self._round_start
+        self.observer.round_finished(RoundResult(number, self.state, outcome.discarded_share, results, seconds))
+        return self.arrays(), None
+
+    def _collect(self, number: int, replies: Iterable[Message], spool: Spool) -> tuple[EdgeResult, ...]:
+        """Put the updates that count into the spool; what their edges reported, in the order of the nodes."""
+        results, reasons = dict[str, EdgeResult](), list[str]()
+        heard, answered = set[int](), set[int]()
         for reply in replies:
             node = reply.metadata.src_node_id
-            silent.discard(node)
+            edge = self.nodes.get(node, f"node {node}")
+            heard.add(node)
             try:
+                self._check_asked(number, node, reply)
+                if node in answered:
+                    results.pop(edge, None)
+                    spool.drop(edge)
+                    raise UpdateRefusedError(
+                        "a second answer in one round", where=f"edge {edge}", got="two answers to one question", expected="one",
+                        do="see that no two processes take part as the same edge",
+                    )  # fmt: skip
+                answered.add(node)
                 contribution, result = self._read(node, reply)
                 self._check_in_time(result)
-                aggregator.add(contribution)
             except (UpdateRefusedError, AdapterFitError) as problem:
-                self.observer.edge_dropped(number, self.nodes[node], problem.page())
-                reasons.append(f"{self.nodes[node]}: {problem.got.splitlines()[0] if problem.got else problem.what}")
+                problem.where = problem.where or f"edge {edge}"
+                self.observer.edge_dropped(number, edge, problem.page())
+                reasons.append(f"{edge}: {problem.got.splitlines()[0] if problem.got else problem.what}")
                 continue
-            results.append(result)
+            spool.put(contribution)
+            self._declared.setdefault(edge, contribution.num_examples)
+            results[edge] = result
             self.observer.edge_finished(number, result)
-        for node in sorted(silent):
+        for node in sorted(self.nodes.keys() - heard):
             self.observer.edge_dropped(number, self.nodes[node], "no answer before the round ended")
         if len(results) < self.min_edges:
             counted = f"{len(results)} of {len(self.nodes)} edges"
@@ -140,11 +193,7 @@ class AdapterStrategy(Strategy):
                 expected=f"at least {self.min_edges} ([federated] min_edges)",
                 do="see edge_dropped in events.jsonl; the last whole round is in checkpoints/",
             )  # fmt: skip
-        outcome = aggregator.finish()
-        self.common = outcome.common
-        seconds = time.monotonic() - self._round_start
-        self.observer.round_finished(RoundResult(number, self.state, outcome.discarded_share, tuple(results), seconds))
-        return self.arrays(), None
+        return tuple(results[edge] for edge in self.nodes.values() if edge in results)
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """No messages: held-out rows are the coordinator's, and are scored once, after the last round."""
@@ -177,29 +226,45 @@ class AdapterStrategy(Strategy):
         missing = {name: adapter for name, adapter in fresh.modules.items() if name not in modules}
         self.common = replace(self.common, trained=AdapterState(trained.kind, {**modules, **missing}, trained.whole))
 
-    def _read(self, node: int, reply: Message) -> tuple[Contribution, EdgeResult]:
-        edge = self.nodes[node]
+    def _given(self, edge: str) -> AdapterState:
+        """What this edge was sent in this round."""
+        return self._parts.of(self.edge_ranks[edge])
+
+    def _ask(self, number: int, node: int) -> Ask:
+        return Ask(self.run_id, number, self.phase, self.nodes[node])
+
+    def _check_asked(self, number: int, node: int, reply: Message) -> None:
+        if node not in self._sent:
+            raise UpdateRefusedError(
+                "an answer of a node that was not asked", where=self.nodes.get(node, f"node {node}"), got=f"node {node}",
+                expected=f"one of the {len(self._sent)} nodes that were sent this round's adapter", do="find out who sends it",
+            )  # fmt: skip
         if reply.has_error():
             got = reply.error.reason or f"code {reply.error.code}"
-            raise UpdateRefusedError("the edge reported an error", where=f"edge {edge}", got=got)
+            raise UpdateRefusedError("the edge reported an error", where=f"edge {self.nodes[node]}", got=got)
+        self._ask(number, node).check(reply.content, self.base_digests.get(self.nodes[node]))
+
+    def _read(self, node: int, reply: Message) -> tuple[Contribution, EdgeResult]:
+        edge, content = self.nodes[node], reply.content
         started, down_bytes = self._sent[node]
-        if "metrics" not in reply.content.metric_records:
-            raise UpdateRefusedError("the reply carries no figures", where=f"edge {edge}", got=", ".join(reply.content))
-        metrics = reply.content.metric_records["metrics"]
-        contribution = Contribution(edge, get_adapter(reply.content), int(metrics["num_examples"]))  # type: ignore[arg-type]
-        counts = {key: int(metrics[key]) for key in ("num_examples", "num_steps", "num_tokens", "num_label_tokens", "peak_bytes")}  # type: ignore[arg-type]
-        up, down = (Counter({k: int(v) for k, v in reply.content.metric_records[key].items()}) for key in ("wire_up", "wire_down"))  # type: ignore[arg-type]
-        # Rows that were handed over are trained where the coordinator is: no adapter crosses.
-        uploaded = reply.content.metric_records.get("uploaded")
-        sent = num_bytes(reply.content) if uploaded is None else int(uploaded["bytes"])  # type: ignore[arg-type]
-        down_bytes = down_bytes if uploaded is None else 0
-        first = reply.content.metric_records.get("first_step")
-        result = EdgeResult(
-            edge=edge, mean_loss=float(metrics["mean_loss"]), up_bytes=sent + up.total(),  # type: ignore[arg-type]
-            down_bytes=down_bytes + down.total(), wire=WireAccount(up, down), work=Work.from_numbers(metrics),
-            seconds=time.monotonic() - started, first_step=None if first is None else FirstStep.from_numbers(first), **counts,
-        )  # fmt: skip
-        check_update(contribution, self.common.trained, self.edge_ranks[edge])
+        numbers = content.metric_records
+        try:
+            metrics = numbers["metrics"]
+            counts = {key: whole_number(metrics, key) for key in _COUNTS}
+            up, down = (Counter({k: whole_number(numbers[key], k) for k in numbers[key]}) for key in ("wire_up", "wire_down"))
+            # Rows that were handed over are trained where the coordinator is: no adapter crosses.
+            crosses, first = "uploaded" not in numbers, numbers.get("first_step")
+            sent = num_bytes(content) if crosses else whole_number(numbers["uploaded"], "bytes")
+            result = EdgeResult(
+                edge=edge, mean_loss=float(metrics["mean_loss"]), up_bytes=sent + up.total(),  # type: ignore[arg-type]
+                down_bytes=(down_bytes if crosses else 0) + down.total(), wire=WireAccount(up, down), work=Work.from_numbers(metrics),
+                seconds=time.monotonic() - started, first_step=None if first is None else FirstStep.from_numbers(first), **counts,
+            )  # fmt: skip
+        except (LookupError, TypeError, ValueError) as problem:
+            raise bad_figures(edge, problem) from None
+        contribution = Contribution(edge, get_adapter(content), result.num_examples)
+        check_update(contribution, self._given(edge), self.max_norm)
+        check_examples(edge, result.num_examples, self._declared.get(edge, result.num_examples))
         return contribution, result
 
     def _check_in_time(self, result: EdgeResult) -> None:

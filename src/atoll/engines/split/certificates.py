@@ -17,7 +17,7 @@ from pathlib import Path
 
 import grpc
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat, load_pem_private_key
@@ -108,38 +108,83 @@ def is_loopback(address: str) -> bool:
         return False
 
 
+def examined(cert: Path, key: Path, ca: Path) -> x509.Certificate:
+    """The owner's certificate, if it holds now, the key is its own, and an authority that holds now signed it.
+
+    Raises: TransportError.
+    """
+    pem, _ = _authority(ca), _pair(cert, key)
+    certificate = _certificates(cert, _read(cert))[0]
+    if not any(_signed(certificate, authority) for authority in _certificates(ca, pem or b"")):
+        raise TransportError(
+            "the certificate is not signed by this authority", where=str(cert), got=f"signed by {certificate.issuer.rfc4514_string()}",
+            expected=f"a certificate that {ca} vouches for", do="give files that were made together",
+        )  # fmt: skip
+    return certificate
+
+
+def covers(certificate: x509.Certificate, host: str) -> bool:
+    """Whether who is called by this name or address may show the certificate."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return False
+    return _san(host) in names
+
+
+def _signed(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
 def make_certificates(folder: Path, hosts: Sequence[str], tenants: Sequence[str]) -> Made:
     """A certificate authority for development, the host's certificate for these names and addresses, and one for each tenant.
 
     Raises: TransportError for a name that no certificate can carry; OutputError where a file exists or cannot be written.
     """
-    _check_tenants(tenants)
-    issuer = _Issuer(datetime.datetime.now(datetime.UTC) - CLOCK_SKEW)
+    check_names(tenants, "tenant")
+    issuer = Issuer("atoll development CA")
     # A host that listens on all addresses is called by its machine's name.
     called = [socket.gethostname() if host.strip("[]") in _EVERYWHERE else host for host in hosts]
-    names = x509.SubjectAlternativeName([_san(name) for name in dict.fromkeys((*LOOPBACK_NAMES, *called))])
-    files = {"ca.pem": _pem(issuer.certificate), "ca.key": _pem(issuer.key)}
-    files |= issuer.issue("host", "atoll host", ExtendedKeyUsageOID.SERVER_AUTH, names)
+    files = {**issuer.own("ca"), **issuer.server("host", "atoll host", called)}
     for tenant in tenants:
-        files |= issuer.issue(f"tenant-{tenant}", tenant, ExtendedKeyUsageOID.CLIENT_AUTH, None)
+        files |= issuer.device(f"tenant-{tenant}", tenant)
     _write_all(folder, files)
     ca = folder / "ca.pem"
     devices = {tenant: DeviceTls(ca, folder / f"tenant-{tenant}.pem", folder / f"tenant-{tenant}.key") for tenant in tenants}
     return Made(folder / "ca.key", HostTls(folder / "host.pem", folder / "host.key", ca), devices)
 
 
-class _Issuer:
-    """A new authority, which signs certificates that hold from `start` on."""
+class Issuer:
+    """A new authority, which signs certificates that hold for a year from now; certificates and keys come as the contents of files."""
 
-    def __init__(self, start: datetime.datetime) -> None:
-        self._start, self.key = start, ec.generate_private_key(ec.SECP256R1())
-        self._name = _name("atoll development CA")
-        self.certificate = self._sign(self._name, self.key, [
+    def __init__(self, common_name: str) -> None:
+        self._start, self._key = datetime.datetime.now(datetime.UTC) - CLOCK_SKEW, ec.generate_private_key(ec.SECP256R1())
+        self._name = _name(common_name)
+        self._certificate = self._sign(self._name, self._key, [
             (x509.BasicConstraints(ca=True, path_length=0), True), (_key_usage(ca=True), True),
         ])  # fmt: skip
 
-    def issue(self, stem: str, common_name: str, usage: ObjectIdentifier, names: x509.SubjectAlternativeName | None) -> dict[str, bytes]:
-        """Certificate and key of one owner, by file name."""
+    def own(self, stem: str) -> dict[str, bytes]:
+        """The authority's own certificate and key: STEM.pem, STEM.key."""
+        return {f"{stem}.pem": _pem(self._certificate), f"{stem}.key": _pem(self._key)}
+
+    def server(self, stem: str, common_name: str, hosts: Sequence[str]) -> dict[str, bytes]:
+        """STEM.pem and STEM.key of who is called by these names and addresses, or over loopback.
+
+        Raises: TransportError for a name that no certificate can carry.
+        """
+        names = x509.SubjectAlternativeName([_san(name) for name in dict.fromkeys((*LOOPBACK_NAMES, *hosts))])
+        return self._issue(stem, common_name, ExtendedKeyUsageOID.SERVER_AUTH, names)
+
+    def device(self, stem: str, tenant: str) -> dict[str, bytes]:
+        """STEM.pem and STEM.key of a device that a host knows as this tenant."""
+        return self._issue(stem, tenant, ExtendedKeyUsageOID.CLIENT_AUTH, None)
+
+    def _issue(self, stem: str, common_name: str, usage: ObjectIdentifier, names: x509.SubjectAlternativeName | None) -> dict[str, bytes]:
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = self._sign(_name(common_name), key, [
             (x509.BasicConstraints(ca=False, path_length=None), True), (_key_usage(ca=False), True),
@@ -154,13 +199,13 @@ class _Issuer:
             self._name, subject, key.public_key(), x509.random_serial_number(), self._start, self._start + VALID, [
                 x509.Extension(x509.SubjectKeyIdentifier.oid, False, x509.SubjectKeyIdentifier.from_public_key(key.public_key())),
                 x509.Extension(
-                    x509.AuthorityKeyIdentifier.oid, False, x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
+                    x509.AuthorityKeyIdentifier.oid, False, x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
                 ),
             ],
         )  # fmt: skip
         for extension, critical in extensions:
             builder = builder.add_extension(extension, critical)
-        return builder.sign(self.key, hashes.SHA256())
+        return builder.sign(self._key, hashes.SHA256())
 
 
 def _name(common_name: str) -> x509.Name:
@@ -187,13 +232,17 @@ def _san(host: str) -> x509.GeneralName:
     return x509.DNSName(host)
 
 
-def _check_tenants(tenants: Sequence[str]) -> None:
-    bad = [tenant for tenant in tenants if not _TENANT.fullmatch(tenant)]
-    # Files of two tenants must differ on every file system.
-    bad += [tenant for tenant, count in Counter(tenant.lower() for tenant in tenants).items() if count > 1]
+def check_names(names: Sequence[str], kind: str) -> None:
+    """Whether certificates, and files or folders of these names, can be told apart; `kind` says whose they are: "tenant".
+
+    Raises: TransportError.
+    """
+    bad = [name for name in names if not _TENANT.fullmatch(name)]
+    # Files of two must differ on every file system.
+    bad += [name for name, count in Counter(name.lower() for name in names).items() if count > 1]
     if bad:
         raise TransportError(
-            "a tenant's name must be one that a certificate and a file can carry", where="tenant", got=repr(bad[0]),
+            "a name must be one that a certificate and a file can carry", where=kind, got=repr(bad[0]),
             expected="1 to 64 letters, digits, dots, dashes and underscores, no two alike", do="choose another name",
         )  # fmt: skip
 
@@ -202,6 +251,20 @@ def _pem(thing: x509.Certificate | ec.EllipticCurvePrivateKey) -> bytes:
     if isinstance(thing, x509.Certificate):
         return thing.public_bytes(Encoding.PEM)
     return thing.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """A file that was not there before, whole or not at all; a *.key is its owner's alone from the start.
+
+    Raises: OSError.
+    """
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if path.suffix == ".key" else 0o644)
+    try:
+        with open(handle, "wb") as file:
+            file.write(content)
+    except OSError:
+        path.unlink()
+        raise
 
 
 def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -216,11 +279,8 @@ def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            # Made for its owner alone from the start, and never in place of a file that came meanwhile.
-            mode = 0o600 if name.endswith(".key") else 0o644
-            with open(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-                written.append(folder / name)
-                file.write(content)
+            write_new(folder / name, content)
+            written.append(folder / name)
     except OSError as problem:
         for path in written:
             path.unlink()

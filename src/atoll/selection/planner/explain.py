@@ -28,13 +28,13 @@ class Price:
     batch_size: int
     objective: float
 
-    def in_words(self, now: Decision) -> str:
-        """The difference to what is planned now."""
+    def in_words(self, now: Decision, worth: float) -> str:
+        """The difference to what is planned now, which is worth so much."""
         changes = [f"{_mode(now.place)} to {self.mode}"] if self.mode != _mode(now.place) else []
         changes += [f"{now.place.bits} to {self.bits} bits"] if self.bits != now.place.bits and self.mode == "local" else []
         changes += [f"batch {now.setting.batch_size} to {self.batch_size}"] if self.batch_size != now.setting.batch_size else []
-        if round(self.objective, 3) != round(now.objective, 3):
-            changes.append(f"worth {now.objective:.1%} to {self.objective:.1%}")
+        if round(self.objective, 3) != round(worth, 3):
+            changes.append(f"worth {worth:.1%} to {self.objective:.1%}")
         more = format_bytes(self.more) if self.limit == "memory" else format_seconds(self.more)
         return f"{more} more: {', '.join(changes) or 'nothing'}"
 
@@ -44,7 +44,7 @@ def binding(planner: Planner, asked: Asked, now: Decision) -> Binding:
     bound = [
         limit for limit, more, without in _changes(asked)
         # Where a step more changes something, the limit binds; where it does not, the next step might.
-        if _differs(planner.decide(more, now), now) or _differs(planner.decide(without, now), now)
+        if any(_differs(planner, planner.decide(wider, now), now) for wider in (more, without))
     ]  # fmt: skip
     return ", ".join(bound) or "none"  # type: ignore[return-value]
 
@@ -56,7 +56,7 @@ def prices(planner: Planner, asked: Asked, now: Decision, bound: Binding) -> tup
         one = planner.decide(more, now) if limit in bound else None
         if one is not None:
             step = MORE_BYTES if limit == "memory" else MORE_SECONDS
-            found.append(Price(limit, step, _mode(one.place), one.place.bits, one.setting.batch_size, one.objective))
+            found.append(Price(limit, step, _mode(one.place), one.place.bits, one.setting.batch_size, planner.worth(one)))
     return tuple(found)
 
 
@@ -73,16 +73,16 @@ def why(planner: Planner, asked: Asked, now: Decision, bound: Binding, priced: S
     setting = now.setting
     ranks = sorted(set(setting.ranks.values()))
     span = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
-    places = planner.places(asked.edge)
-    better = places[: places.index(now.place)][-1:]
+    worth, places = planner.worth(now), planner.places(asked.edge)
+    wider = places[: places.index(now.place)][-1:]
     parts = [
-        ", as ".join([_where(now.place, setting.elsewhere), *(missing(planner.shortage(asked, place)) for place in better)]),
-        f"rank {span} on {len(setting.ranks)} of {len(planner.pool)} weights, worth {now.objective:.1%} of the largest ranks on all",
+        ", as ".join([_where(now.place, setting.elsewhere), *(_rival(planner, asked, place) for place in wider)]),
+        f"rank {span} on {len(setting.ranks)} of {len(planner.pool)} weights, worth {worth:.1%} of the largest ranks on all",
     ]
     if setting.gradient_checkpointing:
         parts.append("gradient checkpointing makes room")
     parts += [f"{bound} {'bind' if ',' in bound else 'binds'}"] if bound != "none" else ["no limit binds"]
-    parts += [price.in_words(now) for price in priced]
+    parts += [price.in_words(now, worth) for price in priced]
     return "; ".join(parts)
 
 
@@ -94,10 +94,17 @@ def missing(shortage: Shortage) -> str:
     return f"{where} would need at least {' and '.join(lacks) or 'both limits to be wider'}"
 
 
-def _differs(one: Decision | None, now: Decision) -> bool:
+def _rival(planner: Planner, asked: Asked, place: Place) -> str:
+    rival = planner.best_of(asked, [place])
+    if rival is None:
+        return missing(planner.shortage(asked, place))
+    return f"{place.bits} bits here would be worth {planner.worth(rival):.1%}"
+
+
+def _differs(planner: Planner, one: Decision | None, now: Decision) -> bool:
     assert one is not None, "fewer limits leave at least what there is"
     without = now.setting.gradient_checkpointing and not one.setting.gradient_checkpointing
-    better = one.objective > now.objective * (1 + 1e-9) or one.setting.batch_size > now.setting.batch_size
+    better = planner.worth(one) > planner.worth(now) * (1 + 1e-9) or one.setting.batch_size > now.setting.batch_size
     return one.place != now.place or better or without
 
 

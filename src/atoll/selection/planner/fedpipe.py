@@ -1,7 +1,7 @@
 """FedPipe: where each edge's base runs, in how many bits, with which ranks and batch, found under its memory and the round's deadline.
 
-Source: methods.md 2.4. Places are tried from the best down (the whole base here in the most bits, then in fewer, then in a host); the first
-one where anything fits is taken, and what it leaves of memory and time goes to ranks, then to rows per micro-batch.
+Source: methods.md 2.4. The whole base stays here in the bits whose ranks are worth most, less what narrow weights do to gradients; it goes
+to a host only where nothing fits here. What is left of memory and time goes to rows per micro-batch.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ from atoll.selection.planner.table import Stage, stages_of
 from atoll.selection.split import elsewhere
 from atoll.shapes import BaseShapes
 
+FIDELITY = {4: 0.913, 8: 0.9994}
+"""Cosine between the adapters' gradients on a base of so many bits and on the unquantized one (stack.md, measured); of others 1."""
+RECOMPUTED = 2 / 3
+"""Steps that are done in the same time with gradient checkpointing: a frozen base takes two passes, and then three."""
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -41,7 +46,7 @@ class Decision:
     place: Place
     setting: Setting
     accumulate: int
-    objective: float
+    ranks_worth: float
     """Worth of the ranks, as a share of the most that any ranks to choose from could be worth."""
 
 
@@ -82,8 +87,10 @@ class WarmUpPlan:
 class Planner:
     """Decides for the edges of one fleet; what does not depend on an edge is worked out once."""
 
-    def __init__(self, config: RunConfig, shapes: BaseShapes, pool: Sequence[str], importance: Mapping[str, float]) -> None:
-        self.config, self.shapes, self.pool = config, shapes, tuple(pool)
+    def __init__(
+        self, config: RunConfig, shapes: BaseShapes, pool: Sequence[str], importance: Mapping[str, float], beneath: Mapping[str, int] = {}
+    ) -> None:
+        self.config, self.shapes, self.pool, self.beneath = config, shapes, tuple(pool), beneath
         # As shares of all of it: scores may be of any size, and a solver has an absolute tolerance.
         whole = math.fsum(importance[name] for name in pool)
         self.importance = {name: importance[name] / whole if whole else 1 / len(pool) for name in pool}
@@ -102,11 +109,21 @@ class Planner:
         # Machines of one kind are decided on once.
         edge = asked.edge
         limits = (edge.memory, edge.process_memory, edge.flops, edge.bandwidth, edge.latency, asked.num_steps, asked.deadline)
-        key = (edge.mode, edge.rank, edge.bits, *limits, known and (known.place, known.objective, self._key(known)))
+        key = (edge.mode, edge.rank, edge.bits, *limits, known and (known.place, known.ranks_worth, self._key(known)))
         if key not in self._decided:
-            found = (self._best(asked, place, known) for place in self.places(edge))
-            self._decided[key] = next((one for one in found if one is not None), None)
+            places = self.places(edge)
+            here, elsewhere = ([place for place in places if place.split is split] for split in (False, True))
+            self._decided[key] = self.best_of(asked, here, known) or self.best_of(asked, elsewhere, known)
         return self._decided[key]
+
+    def worth(self, decision: Decision) -> float:
+        """Of its ranks, less what narrow weights and recomputation take from it: 1 is the largest ranks on all of an unquantized base."""
+        return decision.ranks_worth * self._share(decision.place, decision.setting.gradient_checkpointing)
+
+    def _share(self, place: Place, checkpointing: bool) -> float:
+        fidelity = FIDELITY.get(place.bits, 1.0)
+        # Where rounds are filled, time that is lost is steps that are lost.
+        return fidelity * RECOMPUTED if checkpointing and self.config.plan.steps == "fill" else fidelity
 
     def costs(self, decision: Decision) -> Costs:
         """What it costs."""
@@ -172,7 +189,7 @@ class Planner:
         merges = self.config.select.policy != "all" and self.config.select.killed == "merge"
         return Setting(
             self.shapes, ranks, place.bits, batch_size, self.row_tokens, checkpointing, there, self.pool if merges else (),
-            process_bytes, self._activation_bytes,
+            process_bytes, self._activation_bytes, self.beneath,
         )  # fmt: skip
 
     def _process_bytes(self, edge: Edge, place: Place) -> int:
@@ -239,20 +256,22 @@ class Planner:
             self._stages[key] = stages_of(self.shapes, self.pool, self._ranks(edge), self.importance, costs, borders)
         return self._stages[key]
 
-    def _best(self, asked: Asked, place: Place, known: Decision | None) -> Decision | None:
-        """The best ranks; for these no checkpointing where that fits, and the most rows per micro-batch."""
-        best = known if known is not None and known.place == place else None
-        for checkpointing in self._checkpointing():
-            for batch_size in self._batches_to_try(asked, place):
-                best = self._better(asked, place, batch_size, checkpointing, best) or best
+    def best_of(self, asked: Asked, places: Sequence[Place], known: Decision | None = None) -> Decision | None:
+        """The place and ranks of most worth; for these no checkpointing where that fits, and the most rows per micro-batch."""
+        best = known if known is not None and known.place in places else None
+        for place in places:
+            for checkpointing in self._checkpointing():
+                for batch_size in self._batches_to_try(asked, place):
+                    best = self._better(asked, place, batch_size, checkpointing, best) or best
         return best and self._widest(asked, best)
 
     def _better(self, asked: Asked, place: Place, batch_size: int, checkpointing: bool, best: Decision | None) -> Decision | None:
-        """Better ranks than the best so far; None where there are none."""
-        edge, worth = asked.edge, best.objective if best is not None else 0.0
+        """What is worth more than the best so far; None where nothing is."""
+        edge, share = asked.edge, self._share(place, checkpointing)
+        worth = self.worth(best) / share if best is not None else 0.0
         # What time alone allows is the most that can be had; where it fits in memory, nothing is left to look for.
         most = self._without_memory(asked, place, batch_size)
-        if most is None or most.objective <= worth:
+        if most is None or most.ranks_worth <= worth:
             return None
         if checkpointing == most.setting.gradient_checkpointing and self._fits(edge, place, most.setting.ranks, batch_size, checkpointing):
             return dataclasses.replace(most, setting=dataclasses.replace(most.setting, process_bytes=edge.process_memory))
@@ -262,7 +281,7 @@ class Planner:
         if self._loading_bytes(place) > left:
             return None
         # An optimum is found to within a share of it.
-        within = (worth, most.objective * (1 + GAP))
+        within = (worth, most.ranks_worth * (1 + GAP))
         # Memory is rounded to bytes, and a sum of rounded parts may be some too low: then they are kept free.
         for spare in (0, 4 * len(self.pool)):
             found = self._solved(asked, place, batch_size, checkpointing, [Limit((1, 0, 0, 0, 0), left - spare)], within)

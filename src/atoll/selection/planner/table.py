@@ -20,7 +20,7 @@ from atoll.shapes import BaseShapes, ModuleShape
 
 Array = NDArray[np.float64]
 KINDS = 5
-"""Of cost: memory, bytes of the adapter, FLOPs, bytes and round trips of a step."""
+"""Of cost: memory, bytes of a round without steps (the mean of both ways), FLOPs, bytes and round trips of a step."""
 
 
 CostsOf = Callable[[Mapping[str, int]], Costs]
@@ -112,8 +112,8 @@ class _Parts:
 
     def _ask(self, ranks: Mapping[str, int]) -> Array:
         costs = self._costs_of(ranks)
-        wire_bytes = costs.up_bytes + costs.down_bytes
-        return np.array([costs.memory_bytes, costs.payload_bytes, costs.flops, wire_bytes, costs.round_trips], dtype=float)
+        wire_bytes, without_steps = costs.up_bytes + costs.down_bytes, (costs.round_up_bytes(0) + costs.round_down_bytes(0)) / 2
+        return np.array([costs.memory_bytes, without_steps, costs.flops, wire_bytes, costs.round_trips], dtype=float)
 
     def _in_like_places(
         self, places: Sequence[object], first: int, ask: Callable[[tuple[ModuleShape, ...]], Array]
@@ -165,9 +165,11 @@ class _Parts:
 
 def _like_places(shapes: BaseShapes, stages: Sequence[tuple[ModuleShape, ...]], borders: Sequence[int]) -> list[object]:
     """Of every stage, what it has in common with those that cost alike: a run of equal blocks, its place in the block, its modules."""
-    sizes: list[list[tuple[int, int, int]]] = [[] for _ in range(shapes.num_blocks)]
+    # What lies beneath adapters is on the modules of the pool alone.
+    pool = {module.name for modules in stages for module in modules}
+    sizes: list[list[tuple[int, int, int, bool]]] = [[] for _ in range(shapes.num_blocks)]
     for module in shapes.modules:
-        sizes[module.block].append((module.stage, module.d_in, module.d_out))
+        sizes[module.block].append((module.stage, module.d_in, module.d_out, module.name in pool))
     begins = [block in borders or not block or sizes[block] != sizes[block - 1] for block in range(shapes.num_blocks)]
     run = np.cumsum(begins).tolist()
     return [(run[modules[0].block], modules[0].stage, _sizes(modules)) for modules in stages]

@@ -9,6 +9,7 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -42,13 +43,25 @@ class Peer(Protocol):
 
 def shared_view(module: nn.Module) -> nn.Module:
     """A copy of the module tree that shares every weight, so that a session can hang its own modules into it."""
-    clone = module.__class__.__new__(module.__class__)
+    clone: Any = module.__class__.__new__(module.__class__)
     clone.__dict__ = dict(module.__dict__)
     for hooks in ("_forward_pre_hooks", "_forward_hooks"):
         clone.__dict__[hooks] = OrderedDict(module.__dict__[hooks])
     clone._buffers = dict(module._buffers)  # Some rotary tables are made anew when a row is longer than any before.
     clone._modules = {name: None if child is None else shared_view(child) for name, child in module._modules.items()}
+    if "_hf_hook" in clone.__dict__:
+        # A device map hangs a forward of its own on every module, bound to that module: it would run the original with all below it.
+        hooked = clone.__dict__.pop("forward")
+        clone._old_forward = clone.forward
+        clone.forward = partial(hooked.func, clone)
     return clone
+
+
+def place_of(module: nn.Module) -> torch.device:
+    """Where a module of the base computes: not where its weight is between two passes, if a device map keeps that elsewhere."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    weight: Any = module.weight
+    return weight.device if hook is None else torch.device(hook.execution_device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,7 +97,8 @@ class Middle:
         """Blocks whose forward is another in this session."""
         self._install_blocks(cut, returns_tuple)
         for module in killed:
-            base, pair = self._view.get_submodule(module.name), frozen_pair(module.kind, module.adapter, model.device)
+            base = self._view.get_submodule(module.name)
+            pair = frozen_pair(module.kind, module.adapter, place_of(base))
             self._view.set_submodule(module.name, merged(module.name, base, pair) if module.merge else adapted(base, pair))
         self._groups = [_Group(number, names, self._view, self, peer, factored) for number, names in enumerate(groups)]
 
@@ -155,9 +169,10 @@ class Middle:
         self._replaced = list({id(block): block for block in (blocks[first], blocks[last])}.values())
 
     def _leave(self, out: Any) -> Any:
-        self._end = out[0] if isinstance(out, tuple) else out
-        assert self._end is not None
-        after = self._end.detach()
+        end = out[0] if isinstance(out, tuple) else out
+        # Where a device map spreads the blocks, what the device sends and gets is where the first of them is.
+        self._end = end.to(self._anchor.device)
+        after = end.detach()
         return (after, *out[1:]) if isinstance(out, tuple) else after
 
     def _run(self, layout: Layout, rows: int, positions: int) -> None:
@@ -222,7 +237,7 @@ class _Cut(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, anchor: Tensor, group: _Group) -> tuple[Tensor, ...]:
-        wants, real = ctx.needs_input_grad[0], group.middle.real
+        wants, real = ctx.needs_input_grad[0], _beside(group.middle.real, x)
         group.peer.send_input(group.number, gather(x, real))
         with torch.set_grad_enabled(wants):
             inner = x.detach().requires_grad_(wants)
@@ -230,7 +245,8 @@ class _Cut(torch.autograd.Function):
         parts = group.peer.receive_output(group.number)
         outs = []
         for name, y, part in zip(group.names, ys, parts, strict=True):
-            outs.append(plus_at(y.detach(), real, part @ group.middle.ups_OR[name].T if group.factored else part))
+            added = part @ group.middle.ups_OR[name].T if group.factored else part
+            outs.append(plus_at(y.detach(), real, added.to(y.device)))
         # The way back is kept without the values that led there.
         ctx.inner, ctx.group = inner, group
         ctx.edges = [get_gradient_edge(y) for y in ys] if wants else []
@@ -240,10 +256,10 @@ class _Cut(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
         group: _Group = ctx.group
-        wants, real = ctx.needs_input_grad[0], group.middle.real
+        wants, real, home = ctx.needs_input_grad[0], _beside(group.middle.real, grads[0]), group.middle.anchor.device
         outgoing: list[Tensor] = []
         for place, grad in enumerate(grads):
-            g_NO = gather(grad, real)
+            g_NO = gather(grad, real).to(home)
             if group.factored:
                 outgoing += [g_NO @ group.middle.ups_OR[group.names[place]], ctx.lows[place].T @ g_NO]
             else:
@@ -252,5 +268,9 @@ class _Cut(torch.autograd.Function):
         if not wants:
             return None, None, None
         (grad_x,) = torch.autograd.grad(ctx.edges, ctx.inner, grads)
-        add_at(grad_x, real, group.peer.receive_input_gradient(group.number))
+        add_at(grad_x, real, group.peer.receive_input_gradient(group.number).to(grad_x.device))
         return grad_x, None, None
+
+
+def _beside(real: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if real is None else real.to(x.device)

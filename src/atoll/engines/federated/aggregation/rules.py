@@ -8,12 +8,14 @@ zero-pad   A and B averaged apart, padded with zeros to the common rank: not dW.
 residual   as zero-pad, and what that misses of dW is kept frozen beneath. Source: FedEx-LoRA (Singhal et al., 2025).
 stack      dW is kept frozen beneath, and adapters start anew in every round. Source: FLoRA (Wang et al., 2024).
 
-Of a weight that is trained whole, dW itself travels, and by each of the rules the exact mean is what comes out.
+Of a weight that is trained whole, dW itself travels, and by each of the rules the exact mean is what comes out. With exact-svd, `robust`
+can put the median or the trimmed mean in the mean's place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,20 +23,14 @@ import torch
 from atoll.adapters.fresh import fresh_adapters
 from atoll.adapters.low_rank import singular_factors
 from atoll.adapters.state import AdapterState, ModuleAdapter
+from atoll.adapters.whole import WholeChange
 from atoll.config.conflicts import KEEPS_BENEATH
-from atoll.engines.federated.parts import Aggregation, at_rank, spare_rows, unequal_widths
-from atoll.engines.federated.sums import Factors, PaddedSum, ProductSum, WholeSum
-from atoll.errors import AdapterFitError, UpdateRefusedError
+from atoll.engines.federated.aggregation.parts import Aggregation, at_rank, spare_rows, unequal_widths
+from atoll.engines.federated.aggregation.robust import MEAN, Robust, clip_updates, combined_product, combined_whole
+from atoll.engines.federated.aggregation.spool import Contribution, Spool
+from atoll.engines.federated.aggregation.sums import Factors, PaddedSum, ProductSum, WholeSum, dense_factors, squared_norm
+from atoll.errors import AdapterFitError
 from atoll.seeding import stream
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Contribution:
-    """What one edge sends: its adapter, and the weight of its data."""
-
-    edge: str
-    state: AdapterState
-    num_examples: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,12 +70,30 @@ def joined(common: Common) -> AdapterState:
     return AdapterState(trained.kind, {name: whole.modules[name] for name in order}, trained.whole)
 
 
+def aggregate(
+    spool: Spool, aggregation: Aggregation, common: Common, ranks: Mapping[str, int], sent: Callable[[str], AdapterState], *,
+    robust: Robust = MEAN, seed: int = 0, round: int = 1,
+) -> Aggregate:  # fmt: skip
+    """One round's updates become one, the same bits in whatever order they came; `sent` is what an edge was given, by its name.
+
+    Raises: AdapterFitError where `robust` needs products, and the rule or the adapters have none.
+    """
+    robust.check(aggregation, common.trained)
+    if robust.clip is not None:
+        clip_updates(spool, robust.clip, sent)
+    aggregator = Aggregator(aggregation, common, ranks, seed=seed, round=round)
+    if robust.combine != "mean":
+        return _combined(spool, common, ranks, robust)
+    for contribution in spool:
+        aggregator.add(contribution)
+    return aggregator.finish()
+
+
 class Aggregator:
-    """One round's updates, added as they come; what it holds does not grow with their number.
+    """One round's updates, added one after the other in an order that is always the same; what it holds does not grow with their number.
 
     A module that one edge alone trained, at the common rank, is taken over as it is, bit for bit (but by `stack`). A module that nobody
-    trained stays as it was. The order of the updates does not matter beyond the last bits, and where they are few (see ProductSum) and the
-    rule is exact-svd or stack, in no bit.
+    trained stays as it was.
     """
 
     def __init__(self, aggregation: Aggregation, common: Common, ranks: Mapping[str, int], *, seed: int = 0, round: int = 1) -> None:
@@ -107,7 +121,7 @@ class Aggregator:
         for name, adapter in modules.items():
             if name not in self._sums:
                 self._sums[name] = self._new_sums(name)
-            self._sums[name].add(contribution.edge, adapter, contribution.num_examples)
+            self._sums[name].add(adapter, contribution.num_examples)
         for name, change in contribution.state.whole.items():
             if name not in self._whole:
                 self._whole[name] = WholeSum(change)
@@ -115,46 +129,27 @@ class Aggregator:
 
     def finish(self) -> Aggregate:
         """The new common adapter, and what it misses."""
-        common = self._common
-        trained, added = dict(common.trained.modules), dict[str, ModuleAdapter]()
-        missed = whole = 0.0
-        for name, sums in self._sums.items():
-            part = self._part(name, sums)
-            trained[name] = part.trained
-            missed, whole = missed + part.missed, whole + part.whole
-            if part.beneath is not None:
-                added[name] = part.beneath
-        beneath = common.beneath
-        if added:
-            beneath = (AdapterState("lora", beneath.modules if beneath else {}) + AdapterState("lora", added)).compacted()
-        means = {**common.trained.whole, **{name: total.mean() for name, total in self._whole.items()}}
-        return Aggregate(Common(AdapterState(common.trained.kind, trained, means), beneath), missed / whole if whole else 0.0)
+        parts = {name: self._part(name, sums) for name, sums in self._sums.items()}
+        return _joined_parts(self._common, parts, {name: total.mean() for name, total in self._whole.items()})
 
     def _new_sums(self, name: str) -> _Sums:
         size, bottleneck = self._common.trained.modules[name].size, self._common.trained.kind == "bottleneck"
         pads = bottleneck or self._aggregation in ("zero-pad", "residual")
-        padded = PaddedSum(size, self._ranks[name], self._scaling(name)) if pads else None
+        padded = PaddedSum(size, self._ranks[name], _scaling(self._common.trained.modules[name], self._ranks[name])) if pads else None
         return _Sums(None if bottleneck else ProductSum(size), padded)
-
-    def _scaling(self, name: str) -> float:
-        old = self._common.trained.modules[name]
-        return old.scaling * old.rank / self._ranks[name]
 
     def _part(self, name: str, sums: _Sums) -> _Part:
         old, rank = self._common.trained.modules[name], self._ranks[name]
         if self._aggregation == "stack":
             assert sums.product is not None
-            return _Part(_anew(name, old, rank, self._seed, self._round), _adapter_of(sums.product.mean(), self._scaling(name)))
-        if sums.only is not None and sums.only.rank == rank:
+            return _Part(_anew(name, old, rank, self._seed, self._round), _adapter_of(sums.product.mean(), _scaling(old, rank)))
+        if sums.only is not None and _fits_alone(sums.only, old, rank):
             return _Part(sums.only)
         if sums.padded is not None:
             padded = sums.padded.mean(lambda first: spare_rows(old, first, rank))
             return _padded(padded, sums.product, keeps_rest=self._aggregation == "residual")
         assert sums.product is not None
-        factors = singular_factors(*sums.product.mean())
-        squares_R = factors.values_R.square()
-        trained = at_rank(factors, rank, old, self._scaling(name))
-        return _Part(trained, missed=float(squares_R[rank:].sum()), whole=float(squares_R.sum()))
+        return _cut(sums.product.mean(), old, rank)
 
 
 @dataclass(slots=True, eq=False)
@@ -167,11 +162,11 @@ class _Sums:
     """While one edge alone sent it."""
     num_edges: int = 0
 
-    def add(self, edge: str, adapter: ModuleAdapter, weight: int) -> None:
+    def add(self, adapter: ModuleAdapter, weight: int) -> None:
         self.num_edges += 1
         self.only = adapter if self.num_edges == 1 else None
         if self.product is not None:
-            self.product.add(edge, adapter, weight)
+            self.product.add(adapter, weight)
         if self.padded is not None:
             self.padded.add(adapter, weight)
 
@@ -186,25 +181,64 @@ class _Part:
     whole: float = 0.0
 
 
+def _combined(spool: Spool, common: Common, ranks: Mapping[str, int], robust: Robust) -> Aggregate:
+    """The median or trimmed mean, one module in memory at a time."""
+    parts, changes = dict[str, _Part](), dict[str, WholeChange]()
+    for name, voters in spool.voters().items():
+        if name in common.trained.whole:
+            changes[name] = combined_whole(spool, name, voters, common.trained.whole[name], robust)
+            continue
+        old, rank = common.trained.modules[name], ranks[name]
+        alone = spool.adapter(voters[0], name) if len(voters) == 1 else None
+        if alone is not None and _fits_alone(alone, old, rank):
+            parts[name] = _Part(alone)
+        else:
+            parts[name] = _cut(dense_factors(combined_product(spool, name, voters, old.size, robust)), old, rank)
+    return _joined_parts(common, parts, changes)
+
+
+def _joined_parts(common: Common, parts: Mapping[str, _Part], changes: Mapping[str, WholeChange]) -> Aggregate:
+    trained = {**common.trained.modules, **{name: part.trained for name, part in parts.items()}}
+    added = {name: part.beneath for name, part in parts.items() if part.beneath is not None}
+    beneath = common.beneath
+    if added:
+        beneath = (AdapterState("lora", beneath.modules if beneath else {}) + AdapterState("lora", added)).compacted()
+    missed, whole = sum(part.missed for part in parts.values()), sum(part.whole for part in parts.values())
+    state = AdapterState(common.trained.kind, trained, {**common.trained.whole, **changes})
+    return Aggregate(Common(state, beneath), missed / whole if whole else 0.0)
+
+
+def _cut(product: Factors, old: ModuleAdapter, rank: int) -> _Part:
+    """The best approximation of the product at this rank."""
+    factors = singular_factors(*product)
+    squares_R = factors.values_R.square()
+    trained = at_rank(factors, rank, old, _scaling(old, rank))
+    return _Part(trained, missed=float(squares_R[rank:].sum()), whole=float(squares_R.sum()))
+
+
+def _fits_alone(adapter: ModuleAdapter, old: ModuleAdapter, rank: int) -> bool:
+    # An update of a smaller rank that was clipped may have the common rank, but it keeps its own scaling.
+    return adapter.rank == rank and math.isclose(adapter.scaling, _scaling(old, rank))
+
+
+def _scaling(old: ModuleAdapter, rank: int) -> float:
+    return old.scaling * old.rank / rank
+
+
 def _padded(trained: ModuleAdapter, product: ProductSum | None, *, keeps_rest: bool) -> _Part:
     """The padded mean as it is stored, beside what it misses of the exact one."""
     if product is None:
         return _Part(trained)
     up_OR, down_RI = product.mean()
     rest = torch.cat([up_OR, trained.up_OR.double() * -trained.scaling], dim=1), torch.cat([down_RI, trained.down_RI.double()])
-    whole = _squared_norm((up_OR, down_RI))
+    whole = squared_norm((up_OR, down_RI))
     if not keeps_rest:
-        return _Part(trained, missed=_squared_norm(rest), whole=whole)
+        return _Part(trained, missed=squared_norm(rest), whole=whole)
     factors = singular_factors(*rest)
     # Less than the rounding of the padded mean itself is not worth a column.
     rank = int((factors.values_R > whole**0.5 * torch.finfo(torch.float32).eps / 2).sum())
     kept = factors.up_OR[:, :rank] * factors.values_R[:rank], factors.down_RI[:rank]
     return _Part(trained, _adapter_of(kept, trained.scaling) if rank else None, whole=whole)
-
-
-def _squared_norm(factors: Factors) -> float:
-    up_OR, down_RI = factors
-    return max(0.0, float(((up_OR.T @ up_OR) * (down_RI @ down_RI.T)).sum()))
 
 
 def _adapter_of(factors: Factors, scaling: float) -> ModuleAdapter:
@@ -216,38 +250,3 @@ def _anew(name: str, old: ModuleAdapter, rank: int, seed: int, round: int) -> Mo
     """A new adapter in the place of another; each round has rows of its own."""
     alpha, round_seed = old.scaling * old.rank, stream(seed, "stack", round=round)
     return fresh_adapters("lora", {name: old.size}, {name: rank}, alpha, round_seed).modules[name]
-
-
-def check_update(contribution: Contribution, reference: AdapterState, ranks: Mapping[str, int]) -> None:
-    """Refuse an update that must not be averaged; `ranks` are those of the modules that the edge was given.
-
-    Raises: UpdateRefusedError, AdapterFitError; both name edge and module.
-    """
-    where = f"edge {contribution.edge}"
-    if contribution.num_examples <= 0:
-        raise UpdateRefusedError(
-            "an update without data", where=where, got=f"{contribution.num_examples} examples", expected="at least 1",
-            do="check the edge's data",
-        )  # fmt: skip
-    for name, adapter in contribution.state.modules.items():
-        known = reference.modules.get(name)
-        fits = known is not None and (adapter.size, adapter.rank) == (known.size, ranks.get(name))
-        if not fits or contribution.state.kind != reference.kind:
-            raise AdapterFitError(
-                "an update does not fit the common adapter", where=where,
-                got=f"{contribution.state.kind} adapter of {name}, {adapter.size}, rank {adapter.rank}",
-                expected=f"{reference.kind} adapters of the modules that the edge was given, of their sizes and ranks",
-                do="use the same base and [adapter] on every edge",
-            )  # fmt: skip
-    for name, change in contribution.state.whole.items():
-        start = reference.whole.get(name)
-        if start is None or [t.shape for t in change.tensors] != [t.shape for t in start.tensors]:
-            raise AdapterFitError(
-                "an update does not fit what the edges share", where=where, got=f"the weight of {name}, {change.size}",
-                expected="weights that the edge was given, of their sizes", do="use the same base and [adapter] on every edge",
-            )  # fmt: skip
-    if not contribution.state.is_finite():
-        raise UpdateRefusedError(
-            "an update holds numbers that are not finite", where=where, got="NaN or infinity", expected="finite numbers",
-            do="lower learning_rate, or set grad_clip",
-        )  # fmt: skip

@@ -17,16 +17,29 @@ Factors = tuple[Tensor, Tensor]
 """(up_OR, down_RI), fp64; they stand for their product."""
 
 
+def dense_factors(product_OI: Tensor) -> Factors:
+    """A dense product beside an identity."""
+    num_outputs, num_inputs = product_OI.shape
+    if num_inputs <= num_outputs:
+        return product_OI, torch.eye(num_inputs, dtype=torch.float64)
+    return torch.eye(num_outputs, dtype=torch.float64), product_OI
+
+
+def squared_norm(factors: Factors) -> float:
+    """Of the product, in the Frobenius norm."""
+    up_OR, down_RI = factors
+    return max(0.0, float(((up_OR.T @ up_OR) * (down_RI @ down_RI.T)).sum()))
+
+
 class ProductSum:
     """The weighted mean of s_i B_i A_i over edges, exact to the rounding of fp64.
 
-    Adapters are kept as they came as long as together they hold fewer numbers than the product itself, and are then added up by edge name:
-    so far their order changes no bit. Later the sum is dense, and their order changes its rounding.
+    Adapters are kept as they came as long as together they hold fewer numbers than the product itself; later the sum is dense.
     """
 
     def __init__(self, size: tuple[int, int]) -> None:
         self._size = size
-        self._parts: list[tuple[str, ModuleAdapter, int]] = []
+        self._parts: list[tuple[ModuleAdapter, int]] = []
         self._dense_OI: Tensor | None = None
         self._weight = 0
 
@@ -34,33 +47,26 @@ class ProductSum:
     def num_held(self) -> int:
         """Numbers in memory."""
         dense = 0 if self._dense_OI is None else self._dense_OI.numel()
-        return dense + sum(adapter.num_parameters for _, adapter, _ in self._parts)
+        return dense + sum(adapter.num_parameters for adapter, _ in self._parts)
 
-    def add(self, edge: str, adapter: ModuleAdapter, weight: int) -> None:
+    def add(self, adapter: ModuleAdapter, weight: int) -> None:
         """Count one edge's adapter."""
         self._weight += weight
-        self._parts.append((edge, adapter, weight))
+        self._parts.append((adapter, weight))
         num_inputs, num_outputs = self._size
         if self._dense_OI is None and len(self._parts) > 1 and self.num_held > num_inputs * num_outputs:
             self._dense_OI = torch.zeros(num_outputs, num_inputs, dtype=torch.float64)
         if self._dense_OI is not None:
-            for _, part, part_weight in self._ordered():
+            for part, part_weight in self._parts:
                 self._dense_OI.addmm_(part.up_OR.double(), part.down_RI.double(), alpha=part.scaling * part_weight)
             self._parts.clear()
 
     def mean(self) -> Factors:
         """Factors of the mean: the concatenation [p_i s_i B_i], [A_i], or the dense product beside an identity."""
-        if self._dense_OI is None:
-            parts = self._ordered()
-            up = torch.cat([a.up_OR.double() * (a.scaling * weight / self._weight) for _, a, weight in parts], dim=1)
-            return up, torch.cat([a.down_RI for _, a, _ in parts]).double()
-        mean_OI, (num_inputs, num_outputs) = self._dense_OI / self._weight, self._size
-        if num_inputs <= num_outputs:
-            return mean_OI, torch.eye(num_inputs, dtype=torch.float64)
-        return torch.eye(num_outputs, dtype=torch.float64), mean_OI
-
-    def _ordered(self) -> list[tuple[str, ModuleAdapter, int]]:
-        return sorted(self._parts, key=lambda part: part[0])
+        if self._dense_OI is not None:
+            return dense_factors(self._dense_OI / self._weight)
+        up = torch.cat([a.up_OR.double() * (a.scaling * weight / self._weight) for a, weight in self._parts], dim=1)
+        return up, torch.cat([a.down_RI for a, _ in self._parts]).double()
 
 
 class PaddedSum:

@@ -1,0 +1,90 @@
+"""atoll resume: go on with a run that was stopped, as if it had not been."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from atoll.commands.train import RunResult, go_on
+from atoll.config.load import LoadedConfig
+from atoll.errors import ConflictError, ResumeError
+from atoll.jobs.crews.crew import CrewOf
+from atoll.jobs.finished import run_config
+from atoll.jobs.job import Job, prepared
+from atoll.jobs.keeping import check_unchanged, config_hashes, find_kept, hashes_of
+from atoll.jobs.split import HostAccess
+from atoll.runs.disk import disk_told
+from atoll.runs.events import Advised, Event, EventLog, Resumed
+from atoll.runs.layout import RunDirectory
+from atoll.runs.summary import read_summary, versions
+
+Begin = Callable[[LoadedConfig, str], tuple[Job, CrewOf | None]]
+"""Makes the job of a config and a run's id ready, and says who makes its crews; None: in this process."""
+
+
+def resume(
+    run_dir: str | Path, *, observers: Sequence[Callable[[Event], None]] = (), host: HostAccess | None = None
+) -> RunResult:  # fmt: skip
+    """Go on with a run after its last whole checkpoint, with the config that it began with; a run without one begins again.
+
+    The adapter comes out bit for bit as if the run had not been stopped. A run that is complete is left as it is, and observers are told.
+
+    Raises: RunFolderError; ResumeError where another process works on it, or what it began with has changed; and as `atoll.train`.
+    """
+    return resume_by(run_dir, lambda loaded, _: (prepared(loaded, host), None), observers, has_host=host is not None)
+
+
+def resume_by(
+    run_dir: str | Path, begin: Begin, observers: Sequence[Callable[[Event], None]], *, has_host: bool = False, on_fleet: bool = False
+) -> RunResult:  # fmt: skip
+    """The same with a job, and crews, that `begin` makes."""
+    run = RunDirectory.open(Path(run_dir))
+    loaded, noted = run_config(run), run.read_config()
+    began_with = _began_with(run, noted)
+    if run.summary_path.is_file() and (summary := read_summary(run.summary_path)).status == "complete":
+        for observer in observers:
+            observer(Advised("", "the run is complete: nothing is left to do"))
+        return RunResult(run.path, run.adapter, summary, tuple(sorted(run.path.glob("report/*"))))
+    check_unchanged(began_with, config_hashes(loaded))
+    for what, before, now, option in (
+        ("a host that was named", bool(noted.get("has_host")), has_host, "--host HOST:PORT"),
+        ("a fleet", bool(noted.get("run_id")), on_fleet, "--engine flower, with --fleet as it began"),
+    ):
+        if before != now:
+            raise ConflictError(
+                f"a run goes on as it began: with {what}, or without", where=str(run.path), got="with" if now else "without",
+                expected="with" if before else "without", do=f"add {option}" if before else f"leave {option.split()[0]} away",
+            )  # fmt: skip
+    with disk_told(run), EventLog(run.events_path, observers) as log:
+        job, crew_of = begin(loaded, str(noted.get("run_id", "")))
+        try:
+            return _resumed(job, run, log, began_with, noted, crew_of)
+        finally:
+            job.close()
+
+
+def _resumed(
+    job: Job, run: RunDirectory, log: EventLog, began_with: Mapping[str, Any], noted: Mapping[str, Any], crew_of: CrewOf | None
+) -> RunResult:  # fmt: skip
+    hashes = hashes_of(job)
+    check_unchanged(began_with, hashes)
+    kept, passed = find_kept(run, hashes)
+    log.append(Resumed(0 if kept is None else kept.round))
+    for advice in passed:
+        log.append(Advised("", advice))
+    now = versions()
+    for name, before in noted.get("versions", {}).items():
+        if now.get(name) != before:
+            log.append(Advised("", f"the run began with {name} {before}, and goes on with {now.get(name)}: its last bits may differ"))
+    return go_on(job, run, log, hashes, kept=kept, crew_of=crew_of)
+
+
+def _began_with(run: RunDirectory, noted: Mapping[str, object]) -> Mapping[str, Any]:
+    hashes = noted.get("hashes")
+    if not isinstance(hashes, dict):
+        raise ResumeError(
+            "the run does not say what it began with", where=str(run.config_json), got="no hashes",
+            expected="hashes of config, base and data", do="begin a new run with `atoll train`",
+        )  # fmt: skip
+    return hashes

@@ -1,0 +1,296 @@
+"""atoll doctor --fleet: whether a fleet's folders are whole, believe each other, and reach each other. Changes nothing."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+import ssl
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key, load_ssh_public_key
+
+from atoll.commands.doctor import Check, DoctorReport, Status, library
+from atoll.config.load import LoadedConfig, load
+from atoll.engines.split.certificates import CLOCK_SKEW, DeviceTls, covers, examined, open_channel
+from atoll.engines.split.transport import fetch_status
+from atoll.errors import AtollError, FleetFolderError, InputError, ManyErrors, TransportError
+from atoll.fleet.files import CoordinatorFolder, EdgeFolder, HostFolder, Named, named_by_coordinator, named_by_edge, split_address
+from atoll.jobs.crews.desk import asked_for
+
+SOON = datetime.timedelta(days=30)
+"""Certificates that end sooner are a warning."""
+CALL_SECONDS = 5.0
+_COPY = "copy the folder again as `atoll fleet init` wrote it"
+_NEW = "run `atoll fleet init` again, and give every machine its new folder"
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+def check_fleet(folder: Path) -> DoctorReport:
+    """Examine the folder of a coordinator, an edge or a host as the machine that it is for; or a whole fleet's, from any machine.
+
+    What only its own machine can have (rows, a running SuperLink) is a warning at most in a whole fleet's folder.
+
+    Raises: FleetFolderError for a folder that is none of these, or whose fleet.json or edge.json cannot be read.
+    """
+    if (folder / "coordinator").is_dir():
+        return DoctorReport((library("flwr"), *_whole(folder)))
+    if (folder / "fleet.json").exists():
+        return DoctorReport((library("flwr"), *_coordinator(CoordinatorFolder(folder), at_home=True)))
+    if (folder / "edge.json").exists():
+        return DoctorReport((library("flwr"), *_edge(EdgeFolder(folder), at_home=True)))
+    if (folder / "host.pem").exists():
+        return DoctorReport(tuple(_host(HostFolder(folder))))
+    raise FleetFolderError(
+        "not a folder of a fleet", where=str(folder), got="no folder" if not folder.is_dir() else "no fleet.json, edge.json or host.pem",
+        expected="the whole folder, coordinator, edges/NAME or hosts/NAME", do="give a folder that `atoll fleet init` wrote",
+    )  # fmt: skip
+
+
+def _whole(folder: Path) -> list[Check]:
+    coordinator = CoordinatorFolder(folder / "coordinator")
+    fleet = coordinator.read()
+    found = _within("coordinator", _coordinator(coordinator, at_home=False))
+    for name in fleet.edges:
+        edge = EdgeFolder(folder / "edges" / name)
+        if not edge.edge_json.exists():
+            found.append(Check(f"edges/{name}", "fail", "no edge.json", f"run `atoll fleet init` again: {name} is in fleet.json"))
+            continue
+        checks = [*_edge(edge, at_home=False), *_agreement(coordinator, edge, name), *_host_names(folder, edge)]
+        found += _within(f"edges/{name}", checks)
+    for path in sorted(folder.glob("hosts/*/")):
+        found += _within(f"hosts/{path.name}", _host(HostFolder(path)))
+    return found
+
+
+def _within(folder: str, checks: Sequence[Check]) -> list[Check]:
+    return [replace(check, name=f"{folder} {check.name}") for check in checks]
+
+
+def _coordinator(folder: CoordinatorFolder, *, at_home: bool) -> list[Check]:
+    fleet = folder.read()
+    publics = [folder.node_public(name) for name in fleet.edges]
+    app = [folder.app / "pyproject.toml", folder.app / "LICENSE", folder.app / "atoll_app" / "apps.py"]
+    files = _files(folder.path, [folder.run_toml, folder.ca, folder.cert, folder.key, *publics, *app])
+    if files.status == "fail":
+        return [files]
+    host, _ = split_address(fleet.address, str(folder.fleet_json))
+    found = [files, _private([folder.key]), *_certificate(folder.cert, folder.key, folder.ca, host)]
+    found += [_public_keys(publics), *_config(folder.run_toml, fleet.edges, named_by_coordinator, at_home=at_home)]
+    return [*found, _superlink(fleet.address, folder.ca, "warn", "start it: atoll train run.toml --engine flower --fleet .")]
+
+
+def _edge(folder: EdgeFolder, *, at_home: bool) -> list[Check]:
+    edge = folder.read()
+    files = _files(folder.path, [folder.run_toml, folder.ca, folder.node_key, folder.node_public, folder.cert, folder.key])
+    if files.status == "fail":
+        return [files]
+    found = [files, _private([folder.node_key, folder.key]), *_certificate(folder.cert, folder.key, folder.ca)]
+    found += [_node_key(folder), *_config(folder.run_toml, [edge.name], lambda loaded: named_by_edge(loaded, edge.name), at_home=at_home)]
+    away: Status = "fail" if at_home else "warn"
+    found.append(_superlink(edge.superlink, folder.ca, away, "start the coordinator first; or open the way there in the firewall"))
+    return found if edge.host is None else [*found, _host_answers(folder, edge.host, away)]
+
+
+def _host(folder: HostFolder) -> list[Check]:
+    files = _files(folder.path, [folder.ca, folder.cert, folder.key, folder.start])
+    return [files] if files.status == "fail" else [files, _private([folder.key]), *_certificate(folder.cert, folder.key, folder.ca)]
+
+
+def _files(folder: Path, paths: Sequence[Path]) -> Check:
+    """Whether each is there and this process may read it."""
+    bad = [f"{path.relative_to(folder)}: {problem}" for path in paths if (problem := _unreadable(path))]
+    return Check("files", "fail", "; ".join(bad), _COPY) if bad else Check("files", "ok", f"all {len(paths)} can be read")
+
+
+def _unreadable(path: Path) -> str:
+    try:
+        with path.open("rb"):
+            return ""
+    except FileNotFoundError:
+        return "missing"
+    except OSError as problem:
+        return problem.strerror or str(problem)
+
+
+def _private(keys: Sequence[Path]) -> Check:
+    """Whether nobody but the owner may read them; systems without such permissions have nothing to check."""
+    open_keys = [key for key in keys if os.name == "posix" and key.stat().st_mode & _OTHERS]
+    if open_keys:
+        names = ", ".join(key.name for key in open_keys)
+        return Check("private keys", "fail", f"others may read {names}", "chmod 600 " + " ".join(str(key) for key in open_keys))
+    return Check("private keys", "ok", f"{', '.join(key.name for key in keys)}: for their owner alone")
+
+
+def _certificate(cert: Path, key: Path, ca: Path, host: str | None = None) -> list[Check]:
+    """The certificate with its key and its authority; whether it is for `host`; and this machine's clock by it."""
+    try:
+        certificate = examined(cert, key, ca)
+    except TransportError as problem:
+        found = f"{problem.what}: {problem.got} ({problem.where})"
+        return [*_clock_by(cert), Check("certificate", "fail", found, f"{problem.do}; or {_NEW}")]
+    left = certificate.not_valid_after_utc - _now()
+    found = f"{cert.name} holds until {certificate.not_valid_after_utc:%Y-%m-%d}, {left.days} days more; signed by {ca.name}; its key fits"
+    do = _NEW if left < SOON else ""
+    checks = [*_clock_by(cert), Check("certificate", "warn" if do else "ok", found, do)]
+    if host is None:
+        return checks
+    if covers(certificate, host):
+        return [*checks, Check("address", "ok", f"{cert.name} is for {host}")]
+    do = f"run `atoll fleet init` again with the address that edges call, or write that of {cert.name} into fleet.json"
+    return [*checks, Check("address", "fail", f"{cert.name} is not for {host}", do)]
+
+
+def _clock_by(cert: Path) -> list[Check]:
+    """This machine's clock, against the hour in which the certificate was made."""
+    try:
+        made = x509.load_pem_x509_certificate(cert.read_bytes()).not_valid_before_utc + CLOCK_SKEW
+    except ValueError:
+        return []
+    now = _now()
+    found = f"{now:%Y-%m-%d %H:%M} UTC; {cert.name} was made {made:%Y-%m-%d %H:%M}"
+    if now >= made:
+        return [Check("clock", "ok", found)]
+    do = "set this machine's clock; if it is right, the one that made the certificates was not"
+    return [Check("clock", "fail" if now < made - CLOCK_SKEW else "warn", f"{found}, which is still to come", do)]
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+def _public_keys(paths: Sequence[Path]) -> Check:
+    bad = [path.name for path in paths if _public_of(path) is None]
+    if bad:
+        return Check("node keys", "fail", f"no public key of a node: {', '.join(bad)}", f"copy node.pub of the edge there; or {_NEW}")
+    return Check("node keys", "ok", f"of {', '.join(path.stem for path in paths)}")
+
+
+def _node_key(folder: EdgeFolder) -> Check:
+    """Whether the two halves of the key belong together."""
+    try:
+        key = load_ssh_private_key(folder.node_key.read_bytes(), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as problem:
+        return Check("node key", "fail", f"node.key is no private key: {str(problem).splitlines()[0]}", f"{_COPY}; or {_NEW}")
+    public = _public_of(folder.node_public)
+    if public is None:
+        return Check("node key", "fail", "node.pub is no public key of a node", f"{_COPY}; or {_NEW}")
+    if key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) != public:
+        return Check("node key", "fail", "node.pub is not of node.key", f"{_COPY}; or {_NEW}")
+    return Check("node key", "ok", "node.key and node.pub belong together")
+
+
+def _public_of(path: Path) -> bytes | None:
+    """The key alone, without a comment; None where it is none that Flower takes."""
+    try:
+        key = load_ssh_public_key(path.read_bytes())
+    except (ValueError, UnsupportedAlgorithm):
+        return None
+    is_one = isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1)
+    return key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) if is_one else None
+
+
+def _agreement(coordinator: CoordinatorFolder, folder: EdgeFolder, name: str) -> list[Check]:
+    """Whether an edge and the coordinator do the same run, with the same authority and address, and know the edge by the same key."""
+    pairs = [
+        (coordinator.run_toml, folder.run_toml), (coordinator.ca, folder.ca), (coordinator.node_public(name), folder.node_public),
+    ]  # fmt: skip
+    if any(_unreadable(path) for pair in pairs for path in pair):
+        return []  # Said already.
+    other = [] if _same_run(coordinator.run_toml, folder.run_toml) else ["run.toml"]
+    other += ["ca.pem"] if coordinator.ca.read_bytes() != folder.ca.read_bytes() else []
+    other += ["node.pub"] if _public_of(coordinator.node_public(name)) != _public_of(folder.node_public) else []
+    edge, fleet = folder.read(), coordinator.read()
+    other += ["name"] if edge.name != name else []
+    other += ["address"] if edge.superlink != fleet.address else []
+    if other:
+        return [Check("agreement", "fail", f"not as the coordinator has it: {', '.join(other)}", "copy what is right over what is not")]
+    return [Check("agreement", "ok", "run.toml, ca.pem, node.pub and address as the coordinator has them")]
+
+
+def _same_run(mine: Path, theirs: Path) -> bool:
+    """Whether both ask for the same, wherever files lie on each machine."""
+    if mine.read_bytes() == theirs.read_bytes():
+        return True
+    try:
+        return asked_for(load(mine).config) == asked_for(load(theirs).config)
+    except InputError:
+        return False  # Whichever it is, it is said where that folder is examined.
+
+
+def _host_names(folder: Path, edge_folder: EdgeFolder) -> list[Check]:
+    """Whether a host of this fleet has a certificate for the address that the edge calls."""
+    edge = edge_folder.read()
+    if edge.host is None:
+        return []
+    called, _ = split_address(edge.host, str(edge_folder.edge_json))
+    for path in sorted(folder.glob("hosts/*/host.pem")):
+        try:
+            if covers(x509.load_pem_x509_certificate(path.read_bytes()), called):
+                return [Check("host address", "ok", f"{path.relative_to(folder)} is for {called}")]
+        except ValueError:
+            continue  # Said where the host's own folder is examined.
+    return [Check("host address", "fail", f"no hosts/*/host.pem is for {called}", f"mend host in edge.json; or {_NEW}")]
+
+
+def _config(run_toml: Path, edges: Sequence[str], named: Callable[[LoadedConfig], list[Named]], *, at_home: bool) -> list[Check]:
+    """run.toml, the edges it must have, and what it names on this machine."""
+    away: Status = "fail" if at_home else "warn"
+    try:
+        loaded = load(run_toml)
+    except InputError as problem:
+        first = problem.errors[0] if isinstance(problem, ManyErrors) else problem
+        return [Check("run.toml", away, f"{first.what}: {first.got or first.where}", first.do or "mend it, on all machines alike")]
+    missing = [name for name in edges if name not in [edge.name for edge in loaded.config.edge]]
+    if missing:
+        return [Check("run.toml", "fail", f"no [[edge]] called {', '.join(missing)}", "give all machines the same run.toml")]
+    return [Check("run.toml", "ok", f"{len(loaded.config.edge)} edges"), *(_named(one, away) for one in named(loaded))]
+
+
+def _named(named: Named, away: Status) -> Check:
+    if named.path is None:
+        do = "copy it there if it is a file or a folder of yours"
+        return Check(named.what, "warn", f"{named.value}: nothing of this name beside run.toml, so taken for a Hugging Face id", do)
+    if named.path.exists():
+        return Check(named.what, "ok", f"{named.value} is there")
+    return Check(named.what, away, f"{named.value} is not there", f"put it at {named.path} on the machine that this folder is for")
+
+
+def _superlink(address: str, ca: Path, silent: Status, do: str) -> Check:
+    """Whether a SuperLink that this authority vouches for answers there; `silent` is the status where nobody does."""
+    host, port = split_address(address, "the SuperLink")
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except ssl.SSLError:
+        return Check("SuperLink", "fail", f"not called: {ca.name} is no certificate", f"{_COPY}; or {_NEW}")
+    try:
+        with socket.create_connection((host, port), CALL_SECONDS) as plain, context.wrap_socket(plain, server_hostname=host) as secured:
+            return Check("SuperLink", "ok", f"{address} answers over {secured.version()}, with a certificate that {ca.name} vouches for")
+    except ssl.SSLCertVerificationError as problem:
+        found = f"{address} shows a certificate that is not believed: {problem.verify_message}"
+        return Check("SuperLink", "fail", found, f"give the coordinator the certificates of this fleet; or {_NEW}")
+    except ssl.SSLError as problem:
+        return Check("SuperLink", "fail", f"{address} does not speak TLS: {problem.reason}", "mend the address, or what listens there")
+    except OSError as problem:
+        return Check("SuperLink", silent, f"not running: nobody answers at {address} ({problem.strerror or problem})", do)
+
+
+def _host_answers(folder: EdgeFolder, address: str, silent: Status) -> Check:
+    """Whether the host takes this edge's certificate; `silent` is the status where nobody answers."""
+    try:
+        socket.create_connection(split_address(address, "the host"), CALL_SECONDS).close()
+    except OSError as problem:
+        found = f"not running: nobody answers at {address} ({problem.strerror or problem})"
+        return Check("host", silent, found, "start it: hosts/NAME/start.txt; or open the way there in the firewall")
+    try:
+        with open_channel(address, DeviceTls(folder.ca, folder.cert, folder.key), insecure=False) as channel:
+            fetch_status(channel, CALL_SECONDS)
+    except AtollError as problem:
+        return Check("host", "fail", f"{address}: {problem.what}: {problem.got}", problem.do or f"{_COPY}; or {_NEW}")
+    return Check("host", "ok", f"{address} takes this edge's certificate")

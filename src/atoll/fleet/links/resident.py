@@ -1,0 +1,183 @@
+"""An edge's long-lived process: it holds base, rows and state, and answers what Flower's short-lived apps hand it.
+
+A round's state and answer are written before the answer leaves. So a question that is asked again, because an answer was lost or a process
+was killed, gets the same answer and trains nothing twice; and one for a round that was cut short trains it from the state before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from atoll.engines.federated.client import client_app
+from atoll.engines.federated.flower import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict, assume_identity
+from atoll.engines.federated.payload import ORDER
+from atoll.engines.federated.store import read_record, write_record
+from atoll.errors import AtollError, BadRowError, OutputError, PeerError, ProtocolError, RunFolderError
+from atoll.fleet.links.frames import Frame
+from atoll.jobs.crews.away import HELLO, TEXT
+from atoll.jobs.crews.desk import Desk
+from atoll.jobs.crews.local import edge_work
+from atoll.jobs.crews.orders import Sent, from_text
+from atoll.runs.events import Advised, EventLog
+from atoll.runs.files import write_folder
+
+KEPT_ROUNDS = 3
+"""A coordinator whose last checkpoints are damaged goes back by as many."""
+KEPT_RUNS = 4
+"""Of which the last rounds are kept: any of them may be resumed."""
+_RUN_ID, _COORDINATOR = 1, 0
+_STATE, _ANSWER, _QUESTION = "state.record", "answer.record", "question.txt"
+
+
+class Resident:
+    """Answers questions to one edge, one at a time. A context, at whose end the base is let go."""
+
+    def __init__(self, desk: Desk, folder: Path, log: EventLog) -> None:
+        self._desk, self._folder, self._log = desk, folder, log
+        self._lock = threading.Lock()
+        self._sent: Sent | None = None
+        self._app = client_app(lambda context: edge_work(*self._desk.work(self._order), self._order.order, self._log, self._desk.digest))
+        assume_identity(_RUN_ID, _COORDINATOR)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._desk.close()
+
+    def answer(self, data: bytes) -> bytes:
+        """The answer to a frame, as a frame."""
+        question = Frame.from_bytes(data)
+        with self._lock:
+            try:
+                return question.answered(self._answered(question)).to_bytes()
+            except BadRowError as problem:
+                # Its page quotes a row, which stays here.
+                bare = BadRowError(problem.what, expected=problem.expected, do="look at this edge's own log")
+                self._log.append(Advised(self._desk.name, problem.page()))
+                return question.answered(problem=bare.page()).to_bytes()
+            except AtollError as problem:
+                return question.answered(problem=problem.page()).to_bytes()
+            except OSError as problem:
+                full = OutputError("this edge cannot keep its state", where=str(self._folder), got=str(problem), do="free some space")
+                return question.answered(problem=full.page()).to_bytes()
+            except RuntimeError as problem:  # torch's, as for memory: asked again, it would fail again.
+                failed = PeerError("this edge cannot do its part", got=str(problem), do="give it more memory, or a smaller batch")
+                return question.answered(problem=failed.page()).to_bytes()
+
+    @property
+    def _order(self) -> Sent:
+        assert self._sent is not None
+        return self._sent
+
+    def _answered(self, question: Frame) -> RecordDict:
+        if question.kind == f"query.{HELLO}":
+            return RecordDict({HELLO: ConfigRecord({TEXT: self._desk.hello().to_text()})})
+        self._sent = from_text(str(_told(question, ORDER, TEXT)))
+        if question.kind == MessageType.QUERY:
+            return self._asked(question, RecordDict()).content
+        return self._trained(question)
+
+    def _trained(self, question: Frame) -> RecordDict:
+        sent, number = self._order, _told(question, "ask", "round")
+        if question.kind != MessageType.TRAIN or not isinstance(number, int) or question.group != str(number):
+            raise _not_ours(question, "a question of a round")
+        rounds = self._folder / _safe(sent.run_id) / sent.order.phase
+        here, digest = rounds / f"round-{number:04d}", _digest(question.content)
+        if (here / _QUESTION).is_file() and (here / _QUESTION).read_text() == digest:
+            return _kept(here / _ANSWER)
+        state = self._state_before(rounds, number)
+        context = Context(_RUN_ID, question.node, {"edge": self._order.order.edge}, state, {})
+        content = self._asked(question, state, context).content
+
+        def fill(stage: Path) -> None:
+            write_record(stage / _STATE, context.state)
+            write_record(stage / _ANSWER, content)
+            (stage / _QUESTION).write_text(digest)
+
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        if not rounds.parent.exists():
+            self._forget_old_runs()
+        write_folder(here, fill)
+        self._thin_out(rounds, number)
+        return content
+
+    def _asked(self, question: Frame, state: RecordDict, context: Context | None = None) -> Message:
+        context = context or Context(_RUN_ID, question.node, {"edge": self._order.order.edge}, state, {})
+        message = Message(question.content, question.node, question.kind, group_id=question.group)
+        return self._app(message, context)
+
+    def _state_before(self, rounds: Path, number: int) -> RecordDict:
+        """Of the last round before this one that the edge took part in; an edge that comes anew, or back without its files, has none."""
+        before = [path for path in rounds.glob("round-*") if _number(path) < number]
+        if not before:
+            if number > 1:
+                self._log.append(Advised(self._order.order.edge, f"no state from before round {number} is here: this edge begins anew"))
+            return RecordDict()
+        return _kept(max(before, key=_number) / _STATE)
+
+    def _forget_old_runs(self) -> None:
+        """Keep the last runs that this edge took part in, with room for one more."""
+        runs = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in runs[KEPT_RUNS - 1 :]:
+            shutil.rmtree(path)
+
+    def _thin_out(self, rounds: Path, number: int) -> None:
+        """Keep the last rounds that the edge took part in, and none that comes after this one: the coordinator went back."""
+        done = sorted(rounds.glob("round-*"), key=_number)
+        last = [path for path in done if _number(path) <= number][-KEPT_ROUNDS:]
+        for path in set(done) - set(last):
+            shutil.rmtree(path)
+
+
+def _kept(path: Path) -> RecordDict:
+    try:
+        return read_record(path)
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise RunFolderError(
+            "what this edge kept of a round is damaged", where=str(path), got=f"{type(problem).__name__}: {problem}",
+            expected="the file as it was written", do=f"delete {path.parent}: the edge goes on from the round before",
+        ) from None  # fmt: skip
+
+
+def _told(question: Frame, name: str, key: str) -> object:
+    record = question.content.config_records.get(name)
+    if record is None or key not in record:
+        raise _not_ours(question, f'"{name}" with "{key}"')
+    return record[key]
+
+
+def _not_ours(question: Frame, expected: str) -> ProtocolError:
+    return ProtocolError(
+        "a message that this edge cannot follow", got=f"{question.kind}: {', '.join(question.content) or 'empty'}", expected=expected,
+        do="run the same version of Atoll everywhere",
+    )  # fmt: skip
+
+
+def _number(path: Path) -> int:
+    return int(path.name.removeprefix("round-"))
+
+
+def _digest(content: RecordDict) -> str:
+    """Of a question, whatever order transport has given its records."""
+    hasher = hashlib.sha256()
+    for name, record in sorted(content.items()):
+        hasher.update(f"\n{name}\n".encode())
+        if not isinstance(record, ArrayRecord):
+            hasher.update(json.dumps(dict(record), sort_keys=True).encode())
+            continue
+        for key, array in sorted(record.items()):
+            hasher.update(f"\n{key} {array.dtype} {array.shape}\n".encode())
+            hasher.update(array.data)
+    return hasher.hexdigest()
+
+
+def _safe(name: str) -> str:
+    """A name from another machine as that of a folder."""
+    return hashlib.sha256(name.encode()).hexdigest()[:16] if not name.replace("-", "").isalnum() else name

@@ -1,0 +1,138 @@
+"""Processes that a fleet's commands start: Flower's own and ours. They end with who started them, however that ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from atoll.errors import HostLostError
+
+FLOWER_ENVIRONMENT = {
+    "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    # Flower looks for work once a second; its processes are short-lived, so that this is most of a round's time on a small base.
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+    "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1",
+}  # fmt: skip
+_GRACE_SECONDS = 10.0
+_LAUNCHER = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(1)  # The parent is gone already.
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def command(name: str) -> str:
+    """A command of this Python environment."""
+    return str(Path(sys.executable).with_name(name))
+
+
+def flower_environment(home: Path) -> dict[str, str]:
+    """For Flower's processes: its folder, nothing called home, nothing installed, and this environment's commands first."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return {**os.environ, **FLOWER_ENVIRONMENT, "FLWR_HOME": str(home), "PATH": path}
+
+
+class Child:
+    """A process that ends with this one. Its output goes to a file."""
+
+    def __init__(self, name: str, arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
+        self.name, self.log = name, log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as file:
+            self._start = file.tell()
+            self._process = subprocess.Popen(
+                [*_ending_with_parent(), *arguments], stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment,
+                start_new_session=True,  # Ctrl-C is for this process, which then ends its children in their order.
+            )  # fmt: skip
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def status(self) -> int | None:
+        """Its exit status; None while it runs."""
+        return self._process.poll()
+
+    def said(self) -> str:
+        """What it has written so far."""
+        with self.log.open("rb") as file:
+            file.seek(self._start)
+            return file.read().decode(errors="replace")
+
+    def wait_for(self, words: str, seconds: float) -> None:
+        """Until it has written these words.
+
+        Raises: HostLostError where it ends before, or does not in time.
+        """
+        deadline = time.monotonic() + seconds
+        while words not in (said := self.said()):
+            if self.status is not None or time.monotonic() > deadline:
+                what = f"it ended with status {self.status}" if self.status is not None else f"nothing of it in {seconds:g} s"
+                raise HostLostError(
+                    f"{self.name} does not start", where=str(self.log), got="; ".join([what, *said.strip().splitlines()[-3:]]),
+                    expected=f"{words!r} in its output", do="read its log; is the address in use?",
+                )  # fmt: skip
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """Ask it to end, and end it if it does not; may be called twice."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(_GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+
+def run_once(arguments: Sequence[str], environment: Mapping[str, str], seconds: float = 120.0) -> str:
+    """What a short command writes.
+
+    Raises: HostLostError where it fails.
+    """
+    try:
+        done = subprocess.run(
+            arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, timeout=seconds, check=False
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise HostLostError("a command does not end", where=" ".join(arguments[:3]), got=f"nothing in {seconds:g} s") from None
+    except OSError as problem:
+        raise HostLostError("a command cannot be run", where=arguments[0], got=problem.strerror or str(problem)) from None
+    if done.returncode:
+        said = (done.stdout + done.stderr).strip().splitlines()
+        raise HostLostError("a command failed", where=" ".join(arguments[:3]), got="; ".join(said[-3:]) or f"status {done.returncode}")
+    return done.stdout
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def until_ready(check: Callable[[], bool], seconds: float) -> bool:
+    """Whether something comes true in time."""
+    deadline = time.monotonic() + seconds
+    while not check():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _ending_with_parent() -> list[str]:
+    """What starts a command so that it is told when this process dies, even by a signal that cannot be caught. Elsewhere than on Linux it
+    may outlive it. A program does it, and not the forked child of this one, in which gRPC's threads would be missing."""
+    return [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())] if sys.platform == "linux" else []

@@ -1,0 +1,169 @@
+"""atoll train --engine flower: the same run, with edges on machines of their own, or in processes of their own on this one."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from uuid import uuid4
+
+from atoll.commands.resume import resume_by
+from atoll.commands.train import RunResult, train_job
+from atoll.config.load import LoadedConfig, load
+from atoll.engines.federated.flower import Grid
+from atoll.errors import ConflictError
+from atoll.fleet.apps import RELAY, carry
+from atoll.fleet.files import CoordinatorFolder, HostFolder, write_connection
+from atoll.fleet.init import init, may_split
+from atoll.fleet.links.relay import FleetGrid, Relay
+from atoll.fleet.links.sockets import LocalClient
+from atoll.fleet.processes import Child, free_port, until_ready
+from atoll.fleet.superlink import SuperLink
+from atoll.jobs.crews.away import AwayCrew, ask_hellos, named, prepared_away
+from atoll.jobs.crews.crew import CrewOf
+from atoll.jobs.job import Job, Participant
+from atoll.jobs.sources import base_source
+from atoll.report.progress import Progress
+from atoll.runs.events import Event, EventLog, Phase
+
+_LOCAL_EDGES_SECONDS, _HOST_SECONDS = 180.0, 180.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fleet:
+    """Where messages to edges go, and the edges that there are."""
+
+    relay: Relay
+    nodes: Mapping[int, str]
+    join_seconds: float
+    """How long edges may take until they say hello."""
+
+    def prepared(self, loaded: LoadedConfig, run_id: str) -> Job:
+        """The coordinator's side of a run with the edges that answer.
+
+        Raises: as `atoll.jobs.crews.away.prepared_away`.
+        """
+        asked = {edge.name for edge in loaded.config.edge}
+        nodes = {node: edge for node, edge in self.nodes.items() if edge in asked}
+        return prepared_away(loaded, *ask_hellos(FleetGrid(self.relay, nodes), nodes, self.join_seconds), run_id)
+
+    @property
+    def crew_of(self) -> CrewOf:
+        """Makes the crews of a run."""
+
+        def crew(job: Job, edges: Sequence[Participant], phase: Phase, log: EventLog) -> AwayCrew:
+            names = {edge.name for edge in edges}
+            nodes = {node: edge for node, edge in self.nodes.items() if edge in names}
+            return AwayCrew(job, FleetGrid(self.relay, nodes), nodes)
+
+        return crew
+
+
+def train_on_fleet(
+    config_path: Path, fleet: Path | None, tell: Callable[[str], None], *, out: Path | None = None, overrides: Sequence[str] = (),
+    observers: Sequence[Callable[[Event], None]] = (),
+) -> RunResult:  # fmt: skip
+    """Train as run.toml says over Flower. `fleet`: the coordinator's folder; None: SuperLink, hosts and edges start here, on loopback.
+
+    Raises: as `atoll.train`; FleetFolderError; HostLostError where something does not start.
+    """
+    loaded = load(config_path, overrides)
+    with opened(loaded, fleet, overrides, tell) as found:
+        return train_job(found.prepared(loaded, uuid4().hex), out, observers, found.crew_of)
+
+
+def resume_on_fleet(
+    run_dir: Path, fleet: Path | None, tell: Callable[[str], None], observers: Sequence[Callable[[Event], None]] = ()
+) -> RunResult:  # fmt: skip
+    """Go on with a run of a fleet; edges go on from what they keep themselves.
+
+    Raises: as `atoll.resume`; ConflictError without `fleet`; FleetFolderError; HostLostError where something does not start.
+    """
+    if fleet is None:
+        raise ConflictError(
+            "edges that were started with a run are gone with it, and what they had learned to go on from", where=str(run_dir),
+            got="--engine flower without --fleet", expected="the coordinator's folder of a fleet whose edges are still there",
+            do="begin a new run; `atoll fleet init` writes a fleet that outlives one",
+        )  # fmt: skip
+    with ExitStack() as stack:
+
+        def begin(loaded: LoadedConfig, run_id: str) -> tuple[Job, CrewOf]:
+            found = stack.enter_context(opened(loaded, fleet, (), tell))
+            return found.prepared(loaded, run_id), found.crew_of
+
+        return resume_by(run_dir, begin, observers, on_fleet=True)
+
+
+def train_in_app(grid: Grid, config: Path, out: Path, *, resumes: bool) -> RunResult:
+    """Train, or go on with the run in `out`, inside a Flower app that somebody else's `flwr run` started. An edge is who it says it is.
+
+    Raises: as `atoll.train` and `atoll.resume`; EdgesLostError where too few nodes come.
+    """
+    relay = Relay()
+    with LocalClient(relay.address, RELAY) as coordinator, Progress() as progress:
+        carrier = Thread(target=carry, args=(grid, coordinator, str(relay.next_epoch()).encode()), name="atoll-carrier", daemon=True)
+        carrier.start()
+        try:
+
+            def begin(loaded: LoadedConfig, run_id: str) -> tuple[Job, CrewOf]:
+                seconds = loaded.config.federated.round_timeout
+                until_ready(lambda: len(list(grid.get_node_ids())) >= len(loaded.config.edge), seconds)
+                numbers = {node: str(node) for node in grid.get_node_ids()}
+                found = Fleet(relay, named(FleetGrid(relay, numbers), numbers, seconds), seconds)
+                return found.prepared(loaded, run_id), found.crew_of
+
+            if resumes:
+                return resume_by(out, begin, [progress], on_fleet=True)
+            job, crew_of = begin(load(config), uuid4().hex)
+            return train_job(job, out, [progress], crew_of)
+        finally:
+            relay.close()
+            carrier.join()
+
+
+@contextmanager
+def opened(loaded: LoadedConfig, fleet: Path | None, overrides: Sequence[str], tell: Callable[[str], None]) -> Iterator[Fleet]:
+    """A fleet, for as long as this context lasts."""
+    with ExitStack() as stack:
+        if fleet is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="atoll-fleet-")))
+            path, seconds = folder / "fleet" / "coordinator", _LOCAL_EDGES_SECONDS
+            addresses = [f"127.0.0.1:{free_port()}"] if any(may_split(loaded.config, edge) for edge in loaded.config.edge) else []
+            init(loaded.path, folder / "fleet", f"127.0.0.1:{free_port()}", [f"host={one}" for one in addresses], overrides=overrides)
+            hosts = {HostFolder(folder / "fleet" / "hosts" / "host"): one for one in addresses}
+        else:
+            path, seconds = fleet, loaded.config.federated.round_timeout
+        coordinator = CoordinatorFolder(path)
+        write_connection(coordinator, coordinator.read().address)
+        link = stack.enter_context(SuperLink(coordinator, tell))
+        nodes = link.nodes()
+        if fleet is None:
+            _start_here(loaded, path.parent, hosts, overrides, stack)
+        link.carry()
+        tell(f"SuperLink on {coordinator.read().address} (TLS, node authentication); waiting for {', '.join(nodes.values())}")
+        yield Fleet(link.relay, nodes, seconds)
+
+
+def _start_here(
+    loaded: LoadedConfig, fleet: Path, hosts: Mapping[HostFolder, str], overrides: Sequence[str], stack: ExitStack
+) -> None:  # fmt: skip
+    """A host, if there is one, and all edges, as processes of their own."""
+    atoll = [sys.executable, "-m", "atoll"]
+    for place, address in hosts.items():
+        secured = ["--tls-cert", str(place.cert), "--tls-key", str(place.key), "--client-ca", str(place.ca)]
+        host = Child("the host", [
+            *atoll, "host", "--model", base_source(loaded), "--listen", address, "--merge", *secured
+        ], place.path / "host.log")  # fmt: skip
+        stack.callback(host.stop)
+        host.wait_for("serving ", _HOST_SECONDS)
+    sets = [text for override in overrides for text in ("--set", override)]
+    for edge in loaded.config.edge:
+        folder = fleet / "edges" / edge.name
+        child = Child(f"edge {edge.name}", [
+            *atoll, "fleet", "join", str(folder), "--config", str(loaded.path), *sets
+        ], folder / "join.log")  # fmt: skip
+        stack.callback(child.stop)

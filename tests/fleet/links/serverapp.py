@@ -1,0 +1,71 @@
+"""A ServerApp in a thread, on a grid that answers from a function; either can be let die."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+import grpc
+
+from atoll.engines.federated.flower import Error, Message, RecordDict
+from atoll.engines.federated.grid import numbered
+from atoll.fleet.apps import RELAY, carry
+from atoll.fleet.links.frames import packed, unpacked
+from atoll.fleet.links.relay import Relay
+from atoll.fleet.links.sockets import LocalClient
+
+Answers = Sequence[RecordDict | Error]
+
+
+class FakeGrid:
+    """Flower's grid between a ServerApp and edges: `answers` says what comes of a message's content, node and how often it was sent."""
+
+    def __init__(self, answers: Callable[[RecordDict, int, int], Answers]) -> None:
+        self._answers = answers
+        self._here: dict[str, list[Message]] = {}
+        self.sent: list[int] = []
+        """The nodes of all messages."""
+        self.is_broken = False
+
+    def push_messages(self, messages: Sequence[Message]) -> Sequence[str | None]:
+        """As Flower's."""
+        self._check()
+        ids = list[str | None]()
+        for message in messages:
+            node, number = message.metadata.dst_node_id, f"flower-{len(self.sent)}"
+            numbered(message, number)
+            self.sent.append(node)
+            found = self._answers(unpacked(message.content), node, self.sent.count(node))
+            self._here[number] = [Message(one if isinstance(one, Error) else packed(one), reply_to=message) for one in found]
+            ids.append(number)
+        return ids
+
+    def pull_messages(self, ids: Sequence[str]) -> Sequence[Message]:
+        """As Flower's; what comes twice comes at once."""
+        self._check()
+        return [reply for number in ids for reply in self._here.pop(number, [])]
+
+    def _check(self) -> None:
+        if self.is_broken:
+            raise ConnectionError("SuperLink is gone")
+
+
+class ServerAppThread:
+    """Carries for a relay until this ends, or the grid breaks."""
+
+    def __init__(self, relay: Relay, grid: FakeGrid) -> None:
+        self._relay, self._grid, self._epoch = relay, grid, relay.next_epoch()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            with LocalClient(self._relay.address, RELAY) as coordinator:
+                carry(self._grid, coordinator, str(self._epoch).encode())  # type: ignore[arg-type]
+        except (ConnectionError, grpc.RpcError):  # As Flower: it ends.
+            pass
+
+    def ended(self) -> bool:
+        """Whether it ends by itself."""
+        self._thread.join(10)
+        return not self._thread.is_alive()

@@ -1,0 +1,280 @@
+"""Every question is answered once, whatever gets lost between coordinator and edges."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from atoll.engines.federated.flower import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from atoll.engines.federated.grid import EDGE_FAILED
+from atoll.fleet import apps
+from atoll.fleet.apps import PROBLEM, RELAY
+from atoll.fleet.links.frames import Frame
+from atoll.fleet.links.relay import FleetGrid, Relay
+from atoll.fleet.links.sockets import LocalClient
+
+from tests.fleet.links.serverapp import Answers, FakeGrid, ServerAppThread
+
+NODES = {11: "north", 2**63 + 5: "south", 7: "west"}
+OFFLINE = Error(5, "the node is offline")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apps, "_POLL_SECONDS", 0.02)
+
+
+@pytest.fixture
+def lost() -> threading.Event:
+    return threading.Event()
+
+
+@pytest.fixture
+def relay(lost: threading.Event) -> Iterator[Relay]:
+    found = Relay(lost.set, ask_again=0.2, ask_lost=0.05)
+    yield found
+    found.close()
+
+
+def question(node: int, text: str = "hello") -> Message:
+    return Message(RecordDict({"question": ConfigRecord({"text": text})}), node, "train", group_id="1")
+
+
+def echo(content: RecordDict, node: int, times: int) -> Answers:
+    return [RecordDict({"answer": ConfigRecord({"text": content.config_records["question"]["text"], "node": str(node), "times": times})})]
+
+
+def told(reply: Message) -> tuple[object, object]:
+    """Who answered, and to what."""
+    answer = reply.content.config_records["answer"]
+    assert str(reply.metadata.src_node_id) == answer["node"]
+    return NODES[reply.metadata.src_node_id], answer["text"]
+
+
+def ask_all(relay: Relay, timeout: float | None = 20) -> Iterator[Message]:
+    return iter(FleetGrid(relay, NODES).send_and_receive([question(node, name) for node, name in NODES.items()], timeout=timeout))
+
+
+def waiting_files(relay: Relay) -> list[Path]:
+    return list(Path(relay._folder.name).iterdir())
+
+
+def test_every_node_is_asked_and_its_answer_is_its_own(relay: Relay) -> None:
+    ServerAppThread(relay, FakeGrid(echo))
+    assert sorted(map(told, ask_all(relay))) == [(name, name) for name in sorted(NODES.values())]  # type: ignore[type-var]
+    assert not waiting_files(relay)
+
+
+def test_content_crosses_bit_for_bit_and_nodes_keep_their_order(relay: Relay) -> None:
+    data = bytes(range(256)) * 5000
+
+    def back(content: RecordDict, node: int, times: int) -> Answers:
+        return [RecordDict({**content, "times": MetricRecord({"x": 0.1})})]
+
+    ServerAppThread(relay, FakeGrid(back))
+    grid = FleetGrid(relay, NODES)
+    assert list(grid.get_node_ids()) == list(NODES)
+    sent = RecordDict({"arrays": ArrayRecord({"a": Array("bfloat16", (len(data) // 2,), "raw", data)})})
+    (reply,) = grid.send_and_receive([grid.create_message(sent, "query", 7, "3")], timeout=20)
+    assert reply.content.array_records["arrays"]["a"].data == data
+    assert reply.content.metric_records["times"]["x"] == 0.1
+    assert reply.metadata.message_type == "query"
+
+
+def test_answers_come_as_they_are_there(relay: Relay) -> None:
+    done = threading.Event()
+
+    def one_waits(content: RecordDict, node: int, times: int) -> Answers:
+        return echo(content, node, times) if node != 11 or done.is_set() else []
+
+    ServerAppThread(relay, FakeGrid(one_waits))
+    replies = ask_all(relay)
+    assert {told(next(replies))[0], told(next(replies))[0]} == {"south", "west"}
+    assert len(waiting_files(relay)) == 1, "what was answered waits no more"
+    done.set()
+    assert told(next(replies))[0] == "north"
+    assert not list(replies)
+
+
+def test_answers_that_nobody_has_taken_wait_in_files(relay: Relay) -> None:
+    ServerAppThread(relay, FakeGrid(echo))
+    replies = ask_all(relay)
+    first = next(replies)
+    until(lambda: not relay._open)
+    assert [file.suffix for file in waiting_files(relay)] == [".answer"] * 2
+    assert {told(first)[0], *(told(reply)[0] for reply in replies)} == set(NODES.values())
+    assert not waiting_files(relay)
+
+
+@pytest.mark.parametrize("lose", [[], [OFFLINE]])
+def test_what_was_lost_is_asked_again(relay: Relay, lose: Answers) -> None:
+    grid = FakeGrid(lambda content, node, times: lose if times < 3 else echo(content, node, times))
+    ServerAppThread(relay, grid)
+    replies = list(ask_all(relay))
+    assert {told(reply)[0] for reply in replies} == set(NODES.values())
+    assert all(reply.content.config_records["answer"]["times"] >= 3 for reply in replies)  # type: ignore[operator]
+
+
+def test_after_many_errors_one_more_loss_does_not_wait_long(relay: Relay) -> None:
+    """An edge that was away for a while comes back, and its next answer is lost without a word."""
+
+    def away(content: RecordDict, node: int, times: int) -> Answers:
+        return [OFFLINE] if times < 8 else [] if times == 8 else echo(content, node, times)
+
+    grid = FakeGrid(away)
+    ServerAppThread(relay, grid)
+    (reply,) = FleetGrid(relay, NODES).send_and_receive([question(7)], timeout=20)
+    assert reply.content.config_records["answer"]["times"] == 9
+    assert grid.sent.count(7) == 9, "one plan for every question, however often it is lost"
+
+
+def test_a_message_that_flower_does_not_take_is_tried_again(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid, push = FakeGrid(echo), FakeGrid.push_messages
+    refusals: list[list[str | None]] = [[], [None]]
+    monkeypatch.setattr(grid, "push_messages", lambda messages: refusals.pop() if refusals else push(grid, messages))
+    thread = ServerAppThread(relay, grid)
+    assert [told(reply)[0] for reply in FleetGrid(relay, NODES).send_and_receive([question(7)], timeout=20)] == ["west"]
+    relay.close()
+    assert thread.ended()
+
+
+def test_an_answer_counts_once(relay: Relay) -> None:
+    """Two answers at once, and one more to the question that was asked again."""
+
+    def twice(content: RecordDict, node: int, times: int) -> Answers:
+        return echo(content, node, times) * 2
+
+    grid = FakeGrid(twice)
+    ServerAppThread(relay, grid)
+    for _ in range(2):
+        assert len(list(ask_all(relay))) == len(NODES)
+    with LocalClient(relay.address, RELAY) as late:
+        late.ask("Reply", Frame(1, 11, "train", "1", RecordDict()).to_bytes())
+        late.ask("Reply", Frame(999, 11, "train", "1", RecordDict()).to_bytes())
+    assert not relay._answers
+
+
+def test_what_an_edge_says_went_wrong_comes_as_its_error(relay: Relay) -> None:
+    ServerAppThread(relay, FakeGrid(lambda *_: [RecordDict({PROBLEM: ConfigRecord({"page": "error A403: other sizes"})})]))
+    for reply in ask_all(relay):
+        assert (reply.error.code, reply.error.reason) == (EDGE_FAILED, "error A403: other sizes")
+
+
+def test_an_answer_that_atoll_did_not_write_ends_neither_the_serverapp_nor_the_question(relay: Relay) -> None:
+    grid = FakeGrid(echo)
+    push = grid.push_messages
+
+    def foreign(messages: list[Message]) -> object:
+        ids = push(messages)
+        if messages[0].metadata.dst_node_id == 7:
+            (one,) = ids
+            grid._here[str(one)] = [Message(RecordDict({"other": ConfigRecord({"a": 1})}), reply_to=messages[0])]
+        return ids
+
+    grid.push_messages = foreign  # type: ignore[method-assign,assignment]
+    thread = ServerAppThread(relay, grid)
+    replies = {NODES[reply.metadata.src_node_id]: reply for reply in ask_all(relay)}
+    assert "did not write" in replies["west"].error.reason
+    assert told(replies["north"]) == ("north", "north")
+    relay.close()
+    assert thread.ended()
+
+
+def test_a_serverapp_that_dies_is_told_and_the_next_one_gets_all_that_is_open(relay: Relay, lost: threading.Event) -> None:
+    silent = FakeGrid(lambda content, node, times: echo(content, node, times) if node == 7 else [])
+    first = ServerAppThread(relay, silent)
+    replies = ask_all(relay)
+    assert told(next(replies))[0] == "west"
+    assert relay.is_served
+    silent.is_broken = True
+    assert lost.wait(10)
+    assert first.ended()
+    assert not relay.is_served
+    lost.clear()
+    grid = FakeGrid(echo)
+    ServerAppThread(relay, grid)
+    assert {told(reply)[0] for reply in replies} == {"north", "south"}
+    assert 7 not in grid.sent, "it has answered"
+    assert not lost.is_set()
+
+
+def test_the_serverapp_before_gets_nothing_and_ends_without_a_word(relay: Relay, lost: threading.Event) -> None:
+    old_grid = FakeGrid(echo)
+    old = ServerAppThread(relay, old_grid)
+    until(lambda: relay.is_served)
+    grid = FakeGrid(echo)
+    ServerAppThread(relay, grid)
+    assert len(list(ask_all(relay))) == len(NODES)
+    assert old.ended()
+    assert not old_grid.sent
+    assert not lost.is_set()
+    with LocalClient(relay.address, RELAY) as again:
+        assert list(again.stream("Messages", b"1")) == []
+
+
+def test_after_the_timeout_what_is_open_is_let_go_and_late_answers_do_not_count(relay: Relay) -> None:
+    late: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    grid = FakeGrid(lambda content, node, times: echo(content, node, times) if node == 7 else [])
+    ServerAppThread(relay, grid)
+    replies = ask_all(relay, timeout=1.0)
+    assert [told(reply)[0] for reply in replies] == ["west"]
+    assert not waiting_files(relay)
+    late.put(Frame(1, 11, "train", "1", RecordDict()).to_bytes())
+    with LocalClient(relay.address, RELAY) as client:
+        client.ask("Reply", late.get())
+    sent = len(grid.sent)
+    (reply,) = FleetGrid(relay, NODES).send_and_receive([question(7, "next")], timeout=20)
+    assert told(reply) == ("west", "next")
+    assert grid.sent[sent:] == [7], "nobody else is asked any more"
+
+
+def test_what_is_not_taken_is_let_go(relay: Relay) -> None:
+    """Whoever counts answers failed meanwhile."""
+    ServerAppThread(relay, FakeGrid(lambda content, node, times: echo(content, node, times) if node != 11 else []))
+    replies = FleetGrid(relay, NODES).send_and_receive([question(node) for node in NODES], timeout=20)
+    next(iter(replies))
+    replies.close()  # type: ignore[attr-defined]
+    assert not waiting_files(relay)
+    assert not relay._open
+    assert not relay._answers
+
+
+def test_pulling_takes_what_is_there_and_leaves_the_rest_asked(relay: Relay) -> None:
+    done = threading.Event()
+    ServerAppThread(relay, FakeGrid(lambda content, node, times: echo(content, node, times) if node == 7 or done.is_set() else []))
+    grid = FleetGrid(relay, NODES)
+    ids = list(grid.push_messages([question(node, name) for node, name in NODES.items()]))
+    found: list[Message] = []
+    until(lambda: bool(found.extend(grid.pull_messages(ids)) or found))
+    assert [told(reply)[0] for reply in found] == ["west"]
+    done.set()
+    until(lambda: len(found.extend(grid.pull_messages(ids)) or found) == len(NODES))  # type: ignore[arg-type]
+    assert {told(reply)[0] for reply in found} == set(NODES.values())
+
+
+def test_closing_ends_the_serverapp_and_leaves_no_file(lost: threading.Event) -> None:
+    relay = Relay(lost.set)
+    thread = ServerAppThread(relay, FakeGrid(lambda *_: []))
+    relay.ask(question(7))
+    folder, socket = Path(relay._folder.name), Path(relay.address.removeprefix("unix:"))
+    assert folder.stat().st_mode & 0o077 == 0
+    until(lambda: relay.is_served)
+    relay.close()
+    relay.close()
+    assert thread.ended()
+    assert not lost.is_set(), "nothing was lost"
+    assert not folder.exists()
+    assert not socket.parent.exists()
+
+
+def until(check: Callable[[], bool]) -> None:
+    pause = threading.Event()
+    for _ in range(1000):
+        if check():
+            return
+        pause.wait(0.01)
+    raise AssertionError("it did not come to that")

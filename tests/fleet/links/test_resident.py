@@ -1,0 +1,391 @@
+"""An edge's process comes to the same bits as an edge in this process, and trains no round twice, whenever it is killed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from atoll.adapters.state import AdapterState
+from atoll.config.load import LoadedConfig, load
+from atoll.engines.federated.flower import ArrayRecord, ConfigRecord, Message, RecordDict
+from atoll.engines.federated.payload import ORDER, get_adapter, put_adapter
+from atoll.engines.federated.receipts import Ask
+from atoll.fleet.links import resident as resident_module
+from atoll.fleet.links.frames import Frame
+from atoll.fleet.links.resident import Resident
+from atoll.jobs.crews.away import HELLO, TEXT
+from atoll.jobs.crews.crew import Order
+from atoll.jobs.crews.desk import Desk, Hello
+from atoll.jobs.crews.local import LocalCrew
+from atoll.jobs.crews.orders import to_text
+from atoll.jobs.job import Job, prepared
+from atoll.runs.events import EventLog
+
+RUN = """
+[run]
+rounds = 6
+
+[model]
+base = "tiny"
+
+[data]
+train = "demo"
+train_rows = 30
+prompt = "{mr} ->"
+completion = " {ref}"
+max_length = 64
+
+[adapter]
+rank = 2
+targets = "attention"
+
+[train]
+learning_rate = 3e-3
+batch_size = 2
+local_steps = 2
+
+[[edge]]
+name = "north"
+
+[[edge]]
+name = "south"
+"""
+STEPS, LAST = 2, 5
+"""Of a round; the last round that was trained."""
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedConfig:
+    path = tmp_path_factory.mktemp("config") / "run.toml"
+    path.write_text(RUN)
+    return load(path)
+
+
+@pytest.fixture(scope="module")
+def job(loaded: LoadedConfig) -> Iterator[Job]:
+    found = prepared(loaded)
+    yield found
+    found.close()
+
+
+def order_of(job: Job, rounds_before: int = 0) -> Order:
+    return Order("north", job.edges[0].plan, "federated", 6 * STEPS, rounds_before)
+
+
+def asks(job: Job, number: int, adapter: AdapterState, run: str = "run1") -> RecordDict:
+    content = RecordDict({"config": ConfigRecord({})})
+    put_adapter(content, adapter)
+    Ask(run, number, "federated", "north").put(content)
+    content[ORDER] = ConfigRecord({TEXT: to_text(order_of(job), job.plan.pool, job.base.labels, run)})
+    return content
+
+
+def values(content: RecordDict) -> dict[str, object]:
+    """All that is told, but for memory, and the receipt."""
+    found: dict[str, object] = {}
+    for name, record in content.items():
+        if isinstance(record, ArrayRecord):
+            found[name] = {key: (one.dtype, tuple(one.shape), one.data) for key, one in record.items()}
+        elif name != "receipt":
+            found[name] = {key: value for key, value in record.items() if key != "peak_bytes"}
+    return found
+
+
+@pytest.fixture(scope="module")
+def here(job: Job, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[AdapterState, dict[str, object]]]:
+    """What an edge in this process is sent in every round, and answers."""
+    with EventLog(tmp_path_factory.mktemp("here") / "events.jsonl") as log:
+        crew = LocalCrew(job, job.edges[:1], "federated", log)
+        crew.give(job, job.edges[:1], [order_of(job)])
+        found, adapter = [], job.start
+        for number in range(1, LAST + 1):
+            (reply,) = crew.grid.send_and_receive([Message(asks(job, number, adapter), 1, "train", group_id=str(number))])
+            found.append((adapter, values(reply.content)))
+            adapter = get_adapter(reply.content)
+        crew.close()
+    return found
+
+
+class Edge:
+    """An edge's process, which can be killed and started again."""
+
+    def __init__(self, loaded: LoadedConfig, folder: Path) -> None:
+        self._loaded, self.folder = loaded, folder
+        folder.mkdir()
+        self._log: EventLog | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Start it, after killing it if it runs."""
+        self.stop()
+        self._log = EventLog(self.folder / "events.jsonl")
+        self.resident = Resident(Desk(self._loaded, "north"), self.folder / "state", self._log)
+
+    def stop(self) -> None:
+        """Kill it."""
+        if self._log is not None:
+            self._log.close()
+
+    def answer(self, content: RecordDict, number: int, kind: str = "train") -> Frame:
+        """Its answer to a question."""
+        return Frame.from_bytes(self.resident.answer(Frame(3, 77, kind, str(number), content).to_bytes()))
+
+    def events(self, kind: str) -> list[dict[str, object]]:
+        """Its events of one kind."""
+        return [line for line in map(json.loads, (self.folder / "events.jsonl").read_text().splitlines()) if line["event"] == kind]
+
+    @property
+    def steps(self) -> int:
+        """That were trained in its life."""
+        return len(self.events("step_done"))
+
+    @property
+    def rounds(self) -> Path:
+        """Where its rounds of run1 are kept."""
+        return self.folder / "state" / "run1" / "federated"
+
+
+@pytest.fixture
+def edge(loaded: LoadedConfig, tmp_path: Path) -> Iterator[Edge]:
+    found = Edge(loaded, tmp_path / "north")
+    yield found
+    found.stop()
+
+
+Here = list[tuple[AdapterState, dict[str, object]]]
+
+
+def train(edge: Edge, job: Job, here: Here, *numbers: int) -> None:
+    """These rounds, which come to what they come to here."""
+    for number in numbers:
+        answer = edge.answer(asks(job, number, here[number - 1][0]), number)
+        assert answer.problem is None
+        assert (answer.number, answer.node, answer.group) == (3, 77, str(number))
+        assert values(answer.content) == here[number - 1][1]
+
+
+def test_rounds_come_to_the_same_bits_as_in_one_process(edge: Edge, job: Job, here: Here) -> None:
+    train(edge, job, here, 1, 2, 3)
+    assert edge.steps == 3 * STEPS
+    assert edge.folder.joinpath("state").stat().st_mode & 0o077 == 0
+
+
+def test_the_same_question_again_gives_the_same_bytes_and_trains_nothing(edge: Edge, job: Job, here: Here) -> None:
+    train(edge, job, here, 1)
+    question = Frame(3, 77, "train", "2", asks(job, 2, here[1][0])).to_bytes()
+    first = edge.resident.answer(question)
+    assert edge.resident.answer(question) == first
+    edge.start()
+    assert edge.resident.answer(question) == first
+    assert edge.steps == 2 * STEPS
+    train(edge, job, here, 3)
+
+
+def test_records_in_another_order_are_the_same_question(edge: Edge, job: Job, here: Here) -> None:
+    content = asks(job, 1, here[0][0])
+    first = edge.answer(content, 1)
+    again = edge.answer(RecordDict(dict(reversed(list(content.items())))), 1)
+    assert values(again.content) == values(first.content)
+    assert edge.steps == STEPS
+
+
+def test_killed_between_rounds_it_goes_on_from_disk(edge: Edge, job: Job, here: Here) -> None:
+    for number in (1, 2, 3):
+        train(edge, job, here, number)
+        edge.start()
+    assert edge.steps == 3 * STEPS
+
+
+def test_what_is_kept_matters(edge: Edge, job: Job, here: Here) -> None:
+    train(edge, job, here, 1)
+    shutil.rmtree(edge.rounds)
+    answer = edge.answer(asks(job, 2, here[1][0]), 2)
+    assert values(answer.content) != here[1][1]
+
+
+@pytest.mark.parametrize("left", ["nothing", "a stage", "half a stage"])
+def test_a_round_that_was_cut_short_is_trained_again_from_the_state_before(edge: Edge, job: Job, here: Here, left: str) -> None:
+    train(edge, job, here, 1, 2)
+    edge.stop()
+    stage = edge.rounds / ".stage-round-0002"
+    if left == "nothing":
+        shutil.rmtree(edge.rounds / "round-0002")
+    else:
+        (edge.rounds / "round-0002").rename(stage)
+    if left == "half a stage":
+        (stage / "question.txt").unlink()
+        (stage / "state.record").write_bytes(b"{")
+    edge.start()
+    train(edge, job, here, 2, 3)
+    assert edge.steps == 4 * STEPS
+    assert not stage.exists()
+
+
+@pytest.mark.parametrize("back", [1, 2])
+def test_a_coordinator_that_goes_back_gets_the_same_answers_or_new_ones(edge: Edge, job: Job, here: Here, back: int) -> None:
+    train(edge, job, here, *range(1, LAST + 1))
+    first, steps = LAST - back + 1, edge.steps
+    train(edge, job, here, *range(first, LAST + 1))
+    assert edge.steps == steps, "it had answered the same"
+    # Now from another common adapter: another edge was missing.
+    other = edge.answer(asks(job, first, here[0][0]), first)
+    assert edge.steps == steps + STEPS
+    assert values(other.content) != here[first - 1][1]
+    assert max(path.name for path in edge.rounds.iterdir()) == f"round-{first:04d}", "what came after does not hold any more"
+    train(edge, job, here, first)
+    assert not edge.events("advised")
+
+
+def test_an_edge_that_was_away_goes_on_from_its_last_round_even_if_asked_twice(edge: Edge, job: Job, here: Here) -> None:
+    train(edge, job, here, 1)
+    far, adapter = 1 + 2 * resident_module.KEPT_ROUNDS, here[1][0]
+    first = edge.answer(asks(job, far, adapter), far)
+    again = edge.answer(RecordDict({**asks(job, far, adapter), "config": ConfigRecord({"a": 1})}), far)
+    assert edge.steps == 3 * STEPS
+    assert values(again.content) == values(first.content), "from the same state"
+    assert not edge.events("advised")
+    assert values(first.content)["adapter"] == here[1][1]["adapter"], "its own second round"
+
+
+def test_only_the_last_rounds_are_kept(edge: Edge, job: Job, here: Here) -> None:
+    train(edge, job, here, *range(1, LAST + 1))
+    kept = range(LAST - resident_module.KEPT_ROUNDS + 1, LAST + 1)
+    assert sorted(path.name for path in edge.rounds.iterdir()) == [f"round-{number:04d}" for number in kept]
+
+
+def test_an_edge_that_comes_late_begins_anew_and_says_so(edge: Edge, job: Job, here: Here) -> None:
+    answer = edge.answer(asks(job, 3, here[0][0]), 3)
+    assert values(answer.content)["adapter"] == here[0][1]["adapter"], "as in its first round"
+    (advised,) = edge.events("advised")
+    assert "before round 3" in str(advised["advice"])
+
+
+def test_another_run_does_not_see_the_state_of_the_first(edge: Edge, job: Job, here: Here) -> None:
+    train(edge, job, here, 1, 2)
+    answer = edge.answer(asks(job, 1, here[0][0], run="run2"), 1)
+    assert values(answer.content)["adapter"] == here[0][1]["adapter"]
+    assert edge.steps == 3 * STEPS
+    train(edge, job, here, 3)
+    edge.answer(asks(job, 1, here[0][0], run="../../run3"), 1)
+    assert len(list((edge.folder / "state").iterdir())) == 3
+    assert {path.name for path in edge.folder.iterdir()} == {"state", "events.jsonl"}
+
+
+def test_two_threads_with_the_same_question_train_once(edge: Edge, job: Job, here: Here) -> None:
+    question = Frame(3, 77, "train", "1", asks(job, 1, here[0][0])).to_bytes()
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(edge.resident.answer, [question, question])
+    assert first == second
+    assert edge.steps == STEPS
+
+
+def test_an_edge_says_what_it_has(edge: Edge, loaded: LoadedConfig) -> None:
+    answer = edge.answer(RecordDict(), 0, f"query.{HELLO}")
+    hello = Hello.from_text(str(answer.content.config_records[HELLO][TEXT]))
+    assert hello == Desk(loaded, "north").hello()
+    assert (hello.edge, hello.num_rows, hello.labels) == ("north", 15, ())
+
+
+def without(content: RecordDict, *names: str) -> RecordDict:
+    return RecordDict({name: record for name, record in content.items() if name not in names})
+
+
+@pytest.mark.parametrize("damage", [
+    "no order", "no ask", "no adapter", "no modules", "empty", "order of another version", "order without text", "ask without round",
+    "another round", "no number", "another kind",
+])  # fmt: skip
+def test_a_message_that_cannot_be_followed_is_answered_with_a_page(edge: Edge, job: Job, here: Here, damage: str) -> None:
+    content, group, kind = asks(job, 1, here[0][0]), "1", "train"
+    match damage:
+        case "no order":
+            content = without(content, ORDER)
+        case "no ask":
+            content = without(content, "ask")
+        case "no adapter":
+            content = without(content, "adapter", "adapter_config")
+        case "no modules":
+            put_adapter(content, AdapterState("lora", {}))
+        case "empty":
+            content = RecordDict()
+        case "order of another version":
+            content[ORDER] = ConfigRecord({TEXT: "{}"})
+        case "order without text":
+            content[ORDER] = ConfigRecord({"other": 1})
+        case "ask without round":
+            content["ask"] = ConfigRecord({"nonce": "a"})
+        case "another round":
+            group = "2"
+        case "no number":
+            group = ""
+        case "another kind":
+            kind = "evaluate"
+    answer = Frame.from_bytes(edge.resident.answer(Frame(1, 77, kind, group, content).to_bytes()))
+    assert answer.problem is not None
+    assert answer.problem.startswith("error")
+    assert not answer.is_lost
+    assert not list(edge.folder.glob("state/*/*/round-*"))
+    train(edge, job, here, 1)
+
+
+def test_a_full_disk_is_a_page_and_the_round_is_trained_again_later(
+    edge: Edge, job: Job, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    train(edge, job, here, 1)
+
+    def full(path: Path, record: RecordDict) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(resident_module, "write_record", full)
+        answer = edge.answer(asks(job, 2, here[1][0]), 2)
+    assert answer.problem is not None
+    assert "R502" in answer.problem
+    assert "No space left" in answer.problem
+    train(edge, job, here, 2, 3)
+
+
+def test_torch_without_memory_is_a_page(edge: Edge, job: Job, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("out of memory: tried to allocate 7 GB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Desk, "work", fails)
+        answer = edge.answer(asks(job, 1, here[0][0]), 1)
+    assert "7 GB" in str(answer.problem)
+    train(edge, job, here, 1)
+
+
+@pytest.mark.parametrize("file", ["answer.record", "state.record"])
+def test_a_damaged_file_is_a_page(edge: Edge, job: Job, here: Here, file: str) -> None:
+    train(edge, job, here, 1)
+    (edge.rounds / "round-0001" / file).write_bytes(b"")
+    number = 1 if file == "answer.record" else 2
+    answer = edge.answer(asks(job, number, here[number - 1][0]), number)
+    assert file in str(answer.problem)
+
+
+def test_an_edge_scores_modules_when_it_is_asked(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(RUN + '\n[plan]\npolicy = "fedpipe"\nwarmup_steps = 2\nranks = [2]\nbits = [16]\n')
+    loaded = load(path)
+    job = prepared(loaded)
+    order = order_of(job)
+    content = RecordDict({ORDER: ConfigRecord({TEXT: to_text(order, job.plan.pool, job.base.labels, "run1")})})
+    with EventLog(tmp_path / "here.jsonl") as log:
+        crew = LocalCrew(job, job.edges[:1], "federated", log)
+        crew.give(job, job.edges[:1], [order])
+        (reply,) = crew.grid.send_and_receive([Message(content, 1, "query", group_id="0")])
+        crew.close()
+    job.close()
+    edge = Edge(loaded, tmp_path / "north")
+    answer = edge.answer(content, 0, "query")
+    edge.stop()
+    assert answer.problem is None
+    assert set(answer.content.metric_records["scores"]) == set(job.plan.pool)
+    assert values(answer.content) == values(reply.content)

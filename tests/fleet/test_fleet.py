@@ -1,0 +1,61 @@
+"""A whole fleet on loopback, each process as on a machine of its own: it comes to what one process comes to, killed or not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from atoll.commands.merge import load
+from atoll.commands.train import train
+
+from tests.fleet.loopback import COORDINATOR, HOST, LoopbackFleet
+
+RUN = Path(__file__).resolve().parents[2] / "examples" / "fleet" / "run.toml"
+
+
+@pytest.fixture(scope="module")
+def run_toml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example's run, in little."""
+    text = RUN.read_text().replace("local_steps = 5", "local_steps = 2")
+    text = text.replace("max_length = 64", "max_length = 64\neval_rows = 8\ntrain_rows = 60")
+    path = tmp_path_factory.mktemp("fleet") / "run.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture(scope="module")
+def here(run_toml: Path) -> Path:
+    """The same run in one process, which nobody disturbed."""
+    return train(run_toml, out=run_toml.parent / "here").run_dir
+
+
+def adapter(run: Path) -> bytes:
+    return (run / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_fleet_whose_processes_are_killed_ends_with_the_adapter_of_one_process(run_toml: Path, here: Path, tmp_path: Path) -> None:
+    with LoopbackFleet(tmp_path, run_toml, ["north", "south", "west"], has_host=True) as fleet:
+        fleet.start_all()
+        for number, victim in enumerate(("north", COORDINATOR, HOST)):
+            # In the middle of each of the rounds.
+            assert fleet.wait_until(lambda number=number: _steps(fleet) > 6 * number, 240)  # type: ignore[misc]
+            fleet.kill(victim)
+            fleet.start(victim)
+        fleet.wait(300)
+        assert adapter(fleet.run_dir) == adapter(here)
+        summary, undisturbed = (json.loads((run / "summary.json").read_text()) for run in (fleet.run_dir, here))
+    assert summary["eval"]["adapted"] == undisturbed["eval"]["adapted"]
+    assert [edge["steps"] for edge in summary["edges"]] == [edge["steps"] for edge in undisturbed["edges"]]
+    model = load(tmp_path / "run")
+    weights = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert any(torch.any(weight != 0) for name, weight in weights.items() if "lora_B" in name)
+    assert model.active_adapters
+
+
+def _steps(fleet: LoopbackFleet) -> int:
+    logs = [fleet.folder / "fleet" / "edges" / edge / "events.jsonl" for edge in fleet.edges]
+    return sum(log.read_text().count('"step_done"') for log in logs if log.exists())
