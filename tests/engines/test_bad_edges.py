@@ -250,3 +250,23 @@ def test_the_question_is_the_same_in_every_rerun_and_another_for_everything_else
             Ask("r", 1, "federated", "b"), Ask("", 1, "federated", "a")]  # fmt: skip
     assert len({ask.nonce for ask in asks}) == len(asks)
     assert Ask("r", 1, "federated", "a").nonce == asks[0].nonce
+
+
+def test_an_edge_that_stays_away_is_not_waited_for_until_it_comes_back() -> None:
+    waited: list[int] = []
+
+    def away(number: int, replies: list[Message]) -> Iterable[Message]:
+        bad = [reply for reply in replies if reply.metadata.src_node_id == BAD_NODE]
+        # Away in rounds 2 to 5; in round 6 it is back, and the first to answer.
+        if number == 6:
+            yield from bad
+        yield from (reply for reply in replies if reply.metadata.src_node_id != BAD_NODE)
+        waited.append(number)
+        if number in (1, 7):
+            yield from bad
+
+    coordinator, told = federate([2, 2, 2], away, rounds=7, patience=2)
+    assert waited == [1, 2, 3, 7]
+    assert [number for number, edge in told.finished if edge == BAD] == [1, 6, 7]
+    assert [number for number, edge, _ in told.dropped if edge == BAD] == [2, 3, 4, 5]
+    assert coordinator.state.is_finite()

@@ -237,6 +237,8 @@ class Federated(Section):
     """Fewest edges whose updates make a round."""
     round_timeout: Seconds = 3600.0
     """A round that takes longer goes on without the missing edges."""
+    patience: Annotated[int, Field(ge=1)] = 3
+    """Rounds in a row that an edge may miss; after them no round waits for it, until it answers one before the others are through."""
     combine: Literal["mean", "median", "trimmed-mean"] = "mean"
     """What of all edges' products B A is taken: the mean, weighted by data; or, against bad updates, the median or trimmed mean of every
     coordinate, where each edge counts the same however much data it has. The last two need aggregation = "exact-svd"."""

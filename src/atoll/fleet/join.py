@@ -18,7 +18,7 @@ from atoll.jobs.crews.desk import Desk
 from atoll.jobs.split import HostAccess
 from atoll.runs.events import EventLog
 
-_LONGEST_WAIT = 30.0
+_LONGEST_WAIT = 8.0
 
 
 def join(

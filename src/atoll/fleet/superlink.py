@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from atoll.fleet.processes import Child, command, flower_environment, run_once
 from atoll.runs.files import write_json
 
 _READY, _START_SECONDS = "Uvicorn running", 60.0
+_NODES = "nodes.json"
 _TRIED_AGAIN_AFTER = (1.0, 2.0, 4.0, 8.0)
 _SERVED_SECONDS = 180.0
 """So long an app run may take to come for messages: one that ended before it came is told by nobody."""
@@ -29,9 +31,12 @@ class SuperLink:
     def __init__(self, folder: CoordinatorFolder, tell: Callable[[str], None]) -> None:
         self._folder, self._tell = folder, tell
         self._address = folder.read().address
-        self._state = folder.path / "superlink"
+        self._state, self._edges = folder.path / "superlink", folder.read().edges
         self._environment = flower_environment(folder.flower.resolve())
         self._stopping, self._lost = threading.Event(), threading.Event()
+        if not set(self._edges) <= set(self._known()):
+            # A coordinator that was killed while it registered edges leaves some that cannot be registered again: all begin anew.
+            shutil.rmtree(self._state, ignore_errors=True)
         self._link = self._first_started()
         self.relay, self._served_by = Relay(self._lost.set), math.inf
         self._keeper: threading.Thread | None = None
@@ -49,16 +54,21 @@ class SuperLink:
 
     def nodes(self) -> dict[int, str]:
         """The edges by node id: each is registered with its public key, once."""
-        path = self._state / "nodes.json"
-        known: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
-        for edge in self._folder.read().edges:
+        known = self._known()
+        for edge in self._edges:
             if edge in known:
                 continue
             public = str(self._folder.node_public(edge))
             arguments = [command("flwr"), "supernode", "register", public, CONNECTION, "--name", edge, "--format", "json"]
             known[edge] = int(self._said(arguments, "an edge cannot be registered", edge)["node-id"])
-            write_json(path, known)
+            write_json(self._state / _NODES, known)
         return {node: edge for edge, node in known.items()}
+
+    def _known(self) -> dict[str, int]:
+        """The node ids of edges that are registered."""
+        path = self._state / _NODES
+        known: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
+        return known
 
     def carry(self) -> None:
         """Start the app run that carries messages, and see that there is always one."""

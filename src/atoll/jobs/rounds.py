@@ -64,7 +64,7 @@ class Rounds:
             min_edges=min(job.config.federated.min_edges, len(edges)), observer=self._observer(),
             aggregation=aggregation_of(job, phase), seed=job.config.run.seed, lateness=self._lateness,
             order_of=self._crew.order_record, run_id=job.run_id, phase=phase, base_digests=self._crew.base_digests,
-            robust=robust_of(job, phase),
+            robust=robust_of(job, phase), patience=job.config.federated.patience,
             max_norm=job.config.federated.max_norm if phase == "federated" else None,
         )  # fmt: skip
         self._edges = edges

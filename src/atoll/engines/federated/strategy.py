@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from atoll.adapters.state import AdapterState
@@ -96,6 +96,8 @@ class AdapterStrategy(Strategy):
     base_digests: Mapping[str, str] = field(default_factory=dict)
     """Of the bases that edges must have; that of an edge which is absent is not looked at."""
     seed: int = 0
+    patience: int = 3
+    """Rounds in a row that an edge may miss; then no round waits for it until it answers one in time."""
     lateness: Callable[[EdgeResult], str | None] = lambda result: None
     """Why an update that came is not counted, where it came too late."""
     order_of: Callable[[int], ConfigRecord | None] = lambda node: None
@@ -106,6 +108,8 @@ class AdapterStrategy(Strategy):
     """What the edges share now."""
     _parts: EdgeParts = field(init=False)
     """Of the common adapter, as the round began with it."""
+    _missed: Counter[int] = field(default_factory=Counter)
+    """Rounds in a row without an answer, by node."""
     _sent: dict[int, tuple[float, int]] = field(default_factory=dict)
     """When each node was asked in this round, and with how many bytes."""
     _declared: dict[str, int] = field(default_factory=dict)
@@ -159,7 +163,7 @@ class AdapterStrategy(Strategy):
         """Put the updates that count into the spool; what their edges reported, in the order of the nodes."""
         results, reasons = dict[str, EdgeResult](), list[str]()
         heard, answered = set[int](), set[int]()
-        for reply in replies:
+        for reply in self._awaited(replies):
             node = reply.metadata.src_node_id
             edge = self.nodes.get(node, f"node {node}")
             heard.add(node)
@@ -185,7 +189,10 @@ class AdapterStrategy(Strategy):
             results[edge] = result
             self.observer.edge_finished(number, result)
         for node in sorted(self.nodes.keys() - heard):
+            self._missed[node] += 1
             self.observer.edge_dropped(number, self.nodes[node], "no answer before the round ended")
+        for node in heard:
+            self._missed.pop(node, None)
         if len(results) < self.min_edges:
             counted = f"{len(results)} of {len(self.nodes)} edges"
             raise EdgesLostError(
@@ -194,6 +201,16 @@ class AdapterStrategy(Strategy):
                 do="see edge_dropped in events.jsonl; the last whole round is in checkpoints/",
             )  # fmt: skip
         return tuple(results[edge] for edge in self.nodes.values() if edge in results)
+
+    def _awaited(self, replies: Iterable[Message]) -> Iterator[Message]:
+        """The replies until all edges have answered that are waited for: those that did not miss too many rounds in a row."""
+        gone = {node for node, missed in self._missed.items() if missed >= self.patience}
+        left = set(self.nodes) - gone
+        for reply in replies:
+            yield reply
+            left.discard(reply.metadata.src_node_id)
+            if gone and not left:
+                return
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """No messages: held-out rows are the coordinator's, and are scored once, after the last round."""
