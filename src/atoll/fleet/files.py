@@ -48,20 +48,25 @@ class EdgeFile:
 
 
 @dataclass(frozen=True, slots=True)
-class CoordinatorFolder:
-    """What the coordinator's machine holds."""
+class MachineFolder:
+    """What every machine of a fleet holds."""
 
     path: Path
-
-    @property
-    def run_toml(self) -> Path:
-        """The config, word for word as it was given."""
-        return self.path / "run.toml"
 
     @property
     def ca(self) -> Path:
         """Who signed all certificates of the fleet."""
         return self.path / "ca.pem"
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorFolder(MachineFolder):
+    """What the coordinator's machine holds."""
+
+    @property
+    def run_toml(self) -> Path:
+        """The config, word for word as it was given."""
+        return self.path / "run.toml"
 
     @property
     def cert(self) -> Path:
@@ -105,20 +110,13 @@ class CoordinatorFolder:
 
 
 @dataclass(frozen=True, slots=True)
-class EdgeFolder:
+class EdgeFolder(MachineFolder):
     """What an edge's machine holds."""
-
-    path: Path
 
     @property
     def run_toml(self) -> Path:
         """The config, the same as the coordinator's."""
         return self.path / "run.toml"
-
-    @property
-    def ca(self) -> Path:
-        """Who signed all certificates of the fleet."""
-        return self.path / "ca.pem"
 
     @property
     def node_key(self) -> Path:
@@ -159,15 +157,8 @@ class EdgeFolder:
 
 
 @dataclass(frozen=True, slots=True)
-class HostFolder:
+class HostFolder(MachineFolder):
     """What a host's machine holds."""
-
-    path: Path
-
-    @property
-    def ca(self) -> Path:
-        """Who signed all certificates of the fleet."""
-        return self.path / "ca.pem"
 
     @property
     def cert(self) -> Path:

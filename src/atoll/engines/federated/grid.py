@@ -14,17 +14,11 @@ EDGE_FAILED = 1
 """Flower error code of a reply from an edge whose app raised."""
 
 
-class InProcessGrid(Grid):
-    """One app for all nodes, and a Context for each; a message is handled when its reply is asked for.
+class CoordinatorGrid(Grid):
+    """What grids of a coordinator that is no Flower app have in common: who speaks, and in which run."""
 
-    So memory does not grow with nodes, if their contexts are not held in it (see EdgeStates).
-    """
-
-    def __init__(self, app: ClientApp, nodes: MutableMapping[int, Context]) -> None:
-        self._app, self._nodes = app, nodes
+    def __init__(self) -> None:
         self._run = Run.create_empty(1)
-        self._pushed: dict[str, Message] = {}
-        self._num_messages = 0
         assume_identity(self._run.run_id, COORDINATOR_NODE)
 
     def set_run(self, run: Run) -> None:
@@ -39,6 +33,19 @@ class InProcessGrid(Grid):
     def create_message(self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None) -> Message:
         """A message from the coordinator to one node."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+
+class InProcessGrid(CoordinatorGrid):
+    """One app for all nodes, and a Context for each; a message is handled when its reply is asked for.
+
+    So memory does not grow with nodes, if their contexts are not held in it (see EdgeStates).
+    """
+
+    def __init__(self, app: ClientApp, nodes: MutableMapping[int, Context]) -> None:
+        super().__init__()
+        self._app, self._nodes = app, nodes
+        self._pushed: dict[str, Message] = {}
+        self._num_messages = 0
 
     def get_node_ids(self) -> Iterable[int]:
         """All nodes of the run, in the order they were given."""

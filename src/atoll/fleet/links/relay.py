@@ -16,8 +16,8 @@ from pathlib import Path
 
 import grpc
 
-from atoll.engines.federated.flower import Error, Grid, Message, RecordDict, Run, assume_identity
-from atoll.engines.federated.grid import COORDINATOR_NODE, EDGE_FAILED, numbered
+from atoll.engines.federated.flower import Error, Message, RecordDict
+from atoll.engines.federated.grid import EDGE_FAILED, CoordinatorGrid, numbered
 from atoll.fleet.apps import RELAY
 from atoll.fleet.links.frames import Frame
 from atoll.fleet.links.sockets import LocalServer
@@ -189,26 +189,12 @@ class Relay:
         return number in self._open and self._open[number].due == due
 
 
-class FleetGrid(Grid):
+class FleetGrid(CoordinatorGrid):
     """Flower's Grid over a relay, for some of a fleet's nodes."""
 
     def __init__(self, relay: Relay, nodes: Mapping[int, str]) -> None:
+        super().__init__()
         self._relay, self._nodes = relay, dict(nodes)
-        self._run = Run.create_empty(1)
-        assume_identity(self._run.run_id, COORDINATOR_NODE)
-
-    def set_run(self, run: Run) -> None:
-        """Set the run this grid operates in."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """The run this grid operates in."""
-        return self._run
-
-    def create_message(self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None) -> Message:
-        """A message from the coordinator to one node."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """The nodes, in the order they were given."""
