@@ -31,6 +31,8 @@ from atoll.report.progress import Progress
 from atoll.runs.events import Event, EventLog, Phase
 
 _LOCAL_EDGES_SECONDS, _HOST_SECONDS = 180.0, 180.0
+_ALONE_SECONDS = 120.0
+"""Edges without a long-lived process load their base before every answer: asked again sooner, they would do it twice."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,7 +105,7 @@ def train_in_app(grid: Grid, config: Path, out: Path, *, resumes: bool) -> RunRe
 
     Raises: as `atoll.train` and `atoll.resume`; EdgesLostError where too few nodes come.
     """
-    relay = Relay()
+    relay = Relay(ask_again=_ALONE_SECONDS)
     with LocalClient(relay.address, RELAY) as coordinator, Progress() as progress:
         carrier = Thread(target=carry, args=(grid, coordinator, str(relay.next_epoch()).encode()), name="atoll-carrier", daemon=True)
         carrier.start()
