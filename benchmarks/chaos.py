@@ -5,7 +5,7 @@ edge, the host, SuperLink or a SuperNode is ended by signal 9 after a random num
 `atoll resume`, `atoll fleet join`, `atoll host`; SuperLink and SuperNodes come back by themselves. At the end the adapter is compared with
 that of the same run in one process, byte for byte.
 
-Usage: python benchmarks/chaos.py [--kills 30] [--runs 6] [--seed 0]
+Usage: python benchmarks/chaos.py [--kills 30] [--runs 5] [--seed 0] [--victims coordinator host ...]
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def digest(run: Path) -> str:
     return hashlib.sha256((run / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
-def one_run(folder: Path, config: Path, kills: int, most_steps: int, draw: random.Random) -> dict[str, Any]:
+def one_run(folder: Path, config: Path, kills: int, most_steps: int, victims: list[str], draw: random.Random) -> dict[str, Any]:
     """A run with so many kills, if it does not end before."""
     done: list[dict[str, Any]] = []
     begin = time.monotonic()
@@ -53,7 +53,7 @@ def one_run(folder: Path, config: Path, kills: int, most_steps: int, draw: rando
             if not fleet.wait_until(lambda after=after: fleet.num_events >= after, ROUND_SECONDS):  # type: ignore[misc]
                 break
             time.sleep(draw.uniform(0.0, 0.3))
-            victim, struck = draw.choice(VICTIMS), time.monotonic()
+            victim, struck = draw.choice(victims), time.monotonic()
             fleet.kill(victim)
             if victim in fleet.processes:
                 fleet.start(victim)
@@ -70,10 +70,11 @@ def main() -> None:
     """All runs, and the comparison."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--runs", type=int, default=6)
+    parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--local-steps", type=int, default=6)
+    parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=VICTIMS, metavar="NAME", help=", ".join(VICTIMS))
     given = parser.parse_args()
     draw, runs = random.Random(given.seed), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory(prefix="atoll-chaos-") as name:
@@ -89,7 +90,7 @@ def main() -> None:
             folder.mkdir()
             print(f"run {len(runs) + 1}", flush=True)
             kills = min(left, -(-given.kills // given.runs))
-            runs.append(one_run(folder, work / "run.toml", kills, 3 * given.local_steps, draw))
+            runs.append(one_run(folder, work / "run.toml", kills, 3 * given.local_steps, given.victims, draw))
             left -= len(runs[-1]["kills"])
             same = runs[-1]["digest"] == undisturbed
             words = "the same bits" if same else "OTHER BITS"
@@ -97,7 +98,8 @@ def main() -> None:
     equal = sum(run["digest"] == undisturbed for run in runs)
     kills_done = [kill for run in runs for kill in run["kills"]]
     print(f"{len(kills_done)} kills in {len(runs)} runs; {equal} runs ended with the bits of an undisturbed one")
-    results.write("chaos", {**vars(given), "undisturbed": undisturbed}, {"runs": runs})
+    name = "chaos" if given.victims == VICTIMS else f"chaos_{'_'.join(given.victims)}"
+    results.write(name, {**vars(given), "undisturbed": undisturbed}, {"runs": runs})
     sys.exit(0 if equal == len(runs) else 1)
 
 

@@ -35,7 +35,7 @@ from sides.kr_tasks import MODEL, SHARED, TASKS, Sizes, prepare
 
 TUNING_SEED = 100
 TUNING_ROUNDS = 5
-LENGTHS = (4, 7, 10)
+LENGTHS = (4, 10)
 """Rounds. With a learning rate that falls to zero, the way to be at a target sooner is a shorter run: every method may choose."""
 LOCAL_STEPS, ROWS, EVAL_ROWS = 8, 4, 100
 

@@ -66,6 +66,9 @@ def rounds_of(folder: Path, base: str, rounds: int, *, resident: bool) -> list[f
             fleet.start("north")
             fleet.wait(RUN_SECONDS)
         else:
+            # A SuperNode gives up where SuperLink does not know it yet; `atoll fleet join` would start it again.
+            known = folder / "fleet" / "coordinator" / "superlink" / "nodes.json"
+            fleet.wait_until(known.exists, RUN_SECONDS)
             node = _node_alone(EdgeFolder(folder / "fleet" / "edges" / "north"))
             try:
                 fleet.wait(RUN_SECONDS)
