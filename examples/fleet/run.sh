@@ -14,7 +14,7 @@ trap 'kill $pids 2>/dev/null || true' EXIT
 
 atoll fleet init "$here/run.toml" --out "$out/fleet" --address "$link" --host "big=$host"
 
-(cd "$out/fleet/hosts/big" && exec sh start.txt) > "$out/host.log" 2>&1 &
+(cd "$out/fleet/hosts/big" && exec $(cat start.txt)) > "$out/host.log" 2>&1 &
 pids="$pids $!"
 for name in north south west; do
     atoll fleet join "$out/fleet/edges/$name" > "$out/$name.log" 2>&1 &
