@@ -9,7 +9,6 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from atoll.errors import HostLostError
@@ -46,11 +45,6 @@ class SuperLink:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-    @property
-    def pid(self) -> int:
-        """Of the SuperLink's process."""
-        return self._link.pid
 
     def nodes(self) -> dict[int, str]:
         """The edges by node id: each is registered with its public key, once."""
@@ -150,8 +144,3 @@ class SuperLink:
 def _listened_on(host: str) -> str:
     """A name or another machine's view of this one cannot be bound to; a loopback address can, and need not be left."""
     return host if host in ("127.0.0.1", "localhost", "::1") else "0.0.0.0"
-
-
-def superlink_log(folder: Path) -> Path:
-    """Where SuperLink's output is."""
-    return folder / "superlink" / "superlink.log"

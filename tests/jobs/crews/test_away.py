@@ -89,7 +89,7 @@ def test_rows_stay_where_they_are(place: Workplace) -> None:
         prepared_away(loaded, hellos(loaded), {}, "run1")
 
 
-@pytest.mark.parametrize(("what", "word"), [("config", "run.toml"), ("base", "base")])
+@pytest.mark.parametrize(("what", "word"), [("config", "run.toml"), ("base", "base"), ("atoll", "version of Atoll")])
 def test_edges_that_would_run_something_else_are_named(place: Workplace, what: str, word: str) -> None:
     loaded = config(place)
     said = hellos(loaded)
@@ -99,7 +99,7 @@ def test_edges_that_would_run_something_else_are_named(place: Workplace, what: s
         wrong = [replace(hello, base="") if hello.edge == "west" else hello for hello in wrong]
     with pytest.raises(ConflictError) as raised:
         prepared_away(loaded, wrong, {}, "run1")
-    assert raised.value.where == ("north, west" if what == "config" else "north"), "of an edge with a part, its host checks the base"
+    assert raised.value.where == ("north" if what == "base" else "north, west"), "of an edge with a part, its host checks the base"
     assert word in raised.value.what
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 
 from atoll.base.part import stored_digest
 from atoll.config.load import LoadedConfig
@@ -113,15 +114,18 @@ def check_hellos(loaded: LoadedConfig, hellos: Sequence[Hello]) -> None:
 
     Raises: ConflictError naming all that are not.
     """
-    expected = {"run.toml": asked_for(loaded.config), "base": stored_digest(base_source(loaded))}
-    for what, digest in expected.items():
-        said = {hello.edge: hello.config if what == "run.toml" else hello.base or digest for hello in hellos}
-        other = sorted(edge for edge, one in said.items() if one != digest)
+    of_all = (
+        ("version of Atoll", version("atoll"), lambda hello: hello.atoll, "install the same version everywhere"),
+        ("run.toml", asked_for(loaded.config), lambda hello: hello.config, "copy the coordinator's run.toml to them"),
+        # An edge that only ever holds a part of the base shows no digest of it.
+        ("base", own := stored_digest(base_source(loaded)), lambda hello: hello.base or own, "give them the same files of the base model"),
+    )
+    for what, expected, of, do in of_all:
+        other = sorted((hello.edge, of(hello)[:12]) for hello in hellos if of(hello) != expected)
         if other:
             raise ConflictError(
-                f"edges have another {what} than the coordinator", where=", ".join(other), got="; ".join(said[edge][:12] for edge in other),
-                expected=f"{digest[:12]} (SHA-256)",
-                do="copy the coordinator's run.toml to them" if what == "run.toml" else "give them the same files of the base model",
+                f"edges have another {what} than the coordinator", where=", ".join(edge for edge, _ in other),
+                got="; ".join(said for _, said in other), expected=expected[:12], do=do,
             )  # fmt: skip
 
 
