@@ -56,8 +56,8 @@ def change(outcome: Aggregate, name: str = "a") -> Tensor:
 def mean_of(parts: Sequence[Contribution], name: str = "a") -> Tensor:
     """The oracle: dense products, averaged by data over those that trained the module."""
     voters = [part for part in parts if name in part.state.modules]
-    whole = sum(part.num_examples for part in voters)
-    products = [part.state.modules[name].delta_OI() * (part.num_examples / whole) for part in voters]
+    whole = sum(part.weight for part in voters)
+    products = [part.state.modules[name].delta_OI() * (part.weight / whole) for part in voters]
     return torch.stack(products).sum(0)
 
 
@@ -106,10 +106,10 @@ def test_truncation_error_is_the_discarded_singular_values() -> None:
 @settings(max_examples=15, deadline=None)
 def test_zero_padding_is_the_mean_of_padded_factors_and_says_what_it_misses(setting: list[tuple[int, int]]) -> None:
     parts = [contribution(i, {"a": rank}, n) for i, (rank, n) in enumerate(setting)]
-    outcome, whole = aggregate(parts, {"a": 4}, rule="zero-pad"), sum(p.num_examples for p in parts)
+    outcome, whole = aggregate(parts, {"a": 4}, rule="zero-pad"), sum(p.weight for p in parts)
     down, up = torch.zeros(4, 7).double(), torch.zeros(9, 4).double()
     for part in parts:
-        one, share = part.state.modules["a"], part.num_examples / whole
+        one, share = part.state.modules["a"], part.weight / whole
         down[: one.rank] += share * one.down_RI
         up[:, : one.rank] += share * one.scaling * one.up_OR
     torch.testing.assert_close(change(outcome), up @ down, rtol=1e-5, atol=1e-5)
@@ -123,7 +123,7 @@ def test_zero_padding_is_exact_where_all_edges_have_the_same_a(weights: list[int
     first = contribution(0, {"a": 4}).state.modules["a"]
     others = [contribution(i, {"a": 4}, n) for i, n in enumerate(weights)]
     parts = [
-        Contribution(o.edge, AdapterState("lora", {"a": ModuleAdapter(first.down_RI, o.state.modules["a"].up_OR, 2.0)}), o.num_examples)
+        Contribution(o.edge, AdapterState("lora", {"a": ModuleAdapter(first.down_RI, o.state.modules["a"].up_OR, 2.0)}), o.weight)
         for o in others
     ]
     torch.testing.assert_close(change(aggregate(parts, rule="zero-pad")), mean_of(parts), rtol=1e-5, atol=1e-5)
@@ -230,7 +230,7 @@ def test_a_running_sum_is_the_same_before_and_after_it_gets_dense(setting: list[
     parts = [contribution(i, {"a": rank}, n) for i, (rank, n) in enumerate(setting)]
     running = ProductSum(SIZES["a"])
     for number, part in enumerate(parts):
-        running.add(part.state.modules["a"], part.num_examples)
+        running.add(part.state.modules["a"], part.weight)
         up, down = running.mean()
         assert up.shape[1] <= 7 or number == 0
         torch.testing.assert_close(up @ down, mean_of(parts[: number + 1]), rtol=1e-12, atol=1e-12)

@@ -212,7 +212,7 @@ def test_a_spool_gives_back_what_was_put_bit_for_bit() -> None:
         spool.put(Contribution("last", no_bias, 1))
         assert spool.edges == [*(part.edge for part in parts), "last"]
         for part, kept in zip(parts, spool, strict=False):
-            assert (kept.edge, kept.num_examples, kept.state.digest()) == (part.edge, part.num_examples, part.state.digest())
+            assert (kept.edge, kept.weight, kept.state.digest()) == (part.edge, part.weight, part.state.digest())
         assert spool.read("last").state.digest() == no_bias.digest()
         one = parts[1].state.modules["wide"]
         torch.testing.assert_close(spool.product_rows(parts[1].edge, "wide", 3, 9), one.delta_OI()[3:9], rtol=1e-12, atol=1e-12)

@@ -44,7 +44,7 @@ class Told:
 
 def run(edges: dict[str, Trainer], ranks: dict[str, int], *, rounds: int = 2, min_edges: int = 1, keep: bool = True,
         timeout: float = 3600.0, aggregation: str = "exact-svd",
-        parts: dict[str, slice] | None = None) -> tuple[AdapterState, Told]:  # fmt: skip
+        parts: dict[str, slice] | None = None, votes: dict[str, int] | None = None) -> tuple[AdapterState, Told]:  # fmt: skip
     told, start = Told(), adapters(random_model("llama"), rank=max(ranks.values()))
     works = {
         name: EdgeWork(name, engine, stream(name), 12, FitPlan(STEPS, 1, False), keep, lambda _: Work(Flops(2, 3, 4)), lambda *_: None)
@@ -54,7 +54,7 @@ def run(edges: dict[str, Trainer], ranks: dict[str, int], *, rounds: int = 2, mi
     contexts = {node: Context(1, node, {"edge": name}, RecordDict(), {}) for node, name in nodes.items()}
     given = {name: list(start.modules)[(parts or {}).get(name, slice(None))] for name in edges}
     edge_ranks = {name: dict.fromkeys(given[name], rank) for name, rank in ranks.items()}
-    strategy = AdapterStrategy(start, edge_ranks, nodes, min_edges, told.observer, aggregation)  # type: ignore[arg-type]
+    strategy = AdapterStrategy(start, edge_ranks, nodes, min_edges, told.observer, aggregation, votes=votes or {})  # type: ignore[arg-type]
     grid = InProcessGrid(client_app(lambda context: works[str(context.node_config["edge"])]), contexts)
     strategy.start(grid, strategy.arrays(), rounds, timeout)
     return strategy.state, told
@@ -84,6 +84,17 @@ def test_edges_of_unequal_rank_make_one_adapter() -> None:
     assert 0 < told.rounds[0].discarded_share < 1
     assert all(edge.up_bytes > 0 and edge.peak_bytes > 0 and edge.num_steps == STEPS for edge in told.edges)
     assert told.edges[0].up_bytes > told.edges[1].up_bytes, "a smaller rank sends less"
+
+
+def test_votes_are_shares_of_the_exact_mean() -> None:
+    def edges(*names: str) -> dict[str, Trainer]:
+        return {name: trainer(edge=name) for name in names}
+
+    alone = [run(edges(name), {name: 4}, rounds=1)[0] for name in ("north", "south")]
+    both, _ = run(edges("north", "south"), {"north": 4, "south": 4}, rounds=1, aggregation="residual", votes={"north": 3})
+    for name, adapter in both.modules.items():
+        north, south = (state.modules[name].delta_OI() for state in alone)
+        torch.testing.assert_close(adapter.delta_OI(), (3 * north + south) / 4, rtol=1e-4, atol=1e-6)
 
 
 def test_forgetting_the_optimizer_is_another_training() -> None:

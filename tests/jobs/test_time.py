@@ -84,6 +84,19 @@ def test_a_warm_up_takes_simulated_time_too(place: Workplace) -> None:
     assert done.result.summary.seconds.simulated == pytest.approx(warm_up + fsum(seconds_of(done, rates)))
 
 
+def test_updates_weigh_by_planned_steps_where_that_is_asked_for(place: Workplace) -> None:
+    planned = {"policy": "fedpipe", "importance": "none", "bits": [16]}
+    edges = {"fast": {"flops": "3 MFLOP/s"}, "slow": {"flops": "1 MFLOP/s"}}
+    weights = {
+        (steps, weigh): place.train(
+            edges, {"plan": planned | {"steps": steps}, "federated": {"weigh": weigh}}, f"{steps}-{weigh}"
+        ).weights
+        for steps in ("asked", "fill") for weigh in ("rows", "steps")
+    }  # fmt: skip
+    assert weights["asked", "rows"] == weights["asked", "steps"]
+    assert weights["fill", "rows"] != weights["fill", "steps"]
+
+
 def test_where_one_edge_declares_nothing_no_time_is_told(place: Workplace) -> None:
     done = place.train({"fast": FAST, "other": {}}, {})
     assert done.result.summary.seconds.simulated is None

@@ -196,7 +196,7 @@ class Plan(Section):
     steps: Literal["asked", "fill"] = "asked"
     """Optimizer steps per round: as [train] asks; or ("fill") more on edges that are done before the deadline, or before the slowest edge
     where there is no deadline."""
-    most_steps: Annotated[float, Field(ge=1)] = 4.0
+    most_steps: Annotated[float, Field(ge=1)] = 8.0
     """For steps = "fill": at most so many times what [train] asks."""
 
 
@@ -233,6 +233,9 @@ class Federated(Section):
     aggregation: Literal["exact-svd", "stack", "zero-pad", "residual"] = "exact-svd"
     """How adapters of unequal rank are averaged: the exact mean of products B A, cut to the common rank; or A and B apart, padded with
     zeros; that, and what it misses frozen beneath (residual); or the exact mean frozen beneath, and new adapters every round (stack)."""
+    weigh: Literal["rows", "steps"] = "rows"
+    """What an update weighs in the mean: its edge's rows; or ("steps") these times the steps that the plan gives the edge in a round, which
+    keeps slow edges from holding back the others where rounds are filled, and lets fast edges' rows count for more."""
     min_edges: Annotated[int, Field(ge=1)] = 1
     """Fewest edges whose updates make a round."""
     round_timeout: Seconds = 3600.0
@@ -240,8 +243,8 @@ class Federated(Section):
     patience: Annotated[int, Field(ge=1)] = 3
     """Rounds in a row that an edge may miss; after them no round waits for it, until it answers one before the others are through."""
     combine: Literal["mean", "median", "trimmed-mean"] = "mean"
-    """What of all edges' products B A is taken: the mean, weighted by data; or, against bad updates, the median or trimmed mean of every
-    coordinate, where each edge counts the same however much data it has. The last two need aggregation = "exact-svd"."""
+    """What of all edges' products B A is taken: the mean, weighted as `weigh` says; or, against bad updates, the median or trimmed mean of
+    every coordinate, where each edge counts the same however much data it has. The last two need aggregation = "exact-svd"."""
     trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
     """Share of the edges left out at each end of a trimmed mean, rounded down to whole edges."""
     clip_update: Literal["auto"] | Annotated[float, Field(gt=0)] | None = None

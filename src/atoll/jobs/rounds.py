@@ -60,7 +60,7 @@ class Rounds:
         self._clock = clock_of(job.config)
         self._crew = crew_of(job, edges, phase, log)
         self._strategy = AdapterStrategy(
-            job.start, edge_ranks={edge.name: edge.plan.ranks for edge in edges}, nodes=self._crew.nodes,
+            job.start, edge_ranks={edge.name: edge.plan.ranks for edge in edges}, nodes=self._crew.nodes, votes=_votes(job, edges),
             min_edges=min(job.config.federated.min_edges, len(edges)), observer=self._observer(),
             aggregation=aggregation_of(job, phase), seed=job.config.run.seed, lateness=self._lateness,
             order_of=self._crew.order_record, run_id=job.run_id, phase=phase, base_digests=self._crew.base_digests,
@@ -108,7 +108,7 @@ class Rounds:
     def replan(self, job: Job, edges: tuple[Participant, ...]) -> None:
         """Go on by another plan for the same edges."""
         self._job, self._edges = job, edges
-        self._strategy.replan({edge.name: edge.plan.ranks for edge in edges}, job.start)
+        self._strategy.replan({edge.name: edge.plan.ranks for edge in edges}, _votes(job, edges), job.start)
         self._give_orders()
 
     def run(self, num_rounds: int) -> None:
@@ -186,6 +186,11 @@ class Rounds:
         self._log.append(EdgeDropped(round_number, edge, reason))
         if self._accountant is not None:
             self._accountant.drop(edge)
+
+
+def _votes(job: Job, edges: tuple[Participant, ...]) -> dict[str, int]:
+    """How much the examples of each edge count; of those that are not named, once."""
+    return {edge.name: edge.plan.num_steps for edge in edges} if job.config.federated.weigh == "steps" else {}
 
 
 def _edge_finished(phase: Phase, round_number: int, result: EdgeResult) -> EdgeFinished:

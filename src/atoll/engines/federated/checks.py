@@ -25,9 +25,9 @@ def check_update(contribution: Contribution, sent: AdapterState, max_norm: float
     Raises: UpdateRefusedError, AdapterFitError; both name edge and module.
     """
     where = f"edge {contribution.edge}"
-    if contribution.num_examples <= 0:
+    if contribution.weight <= 0:
         raise UpdateRefusedError(
-            "an update without data", where=where, got=f"{contribution.num_examples} examples", expected="at least 1",
+            "an update without data", where=where, got=f"{contribution.weight} examples", expected="at least 1",
             do="check the edge's data",
         )  # fmt: skip
     state = contribution.state

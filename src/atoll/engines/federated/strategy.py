@@ -93,6 +93,8 @@ class AdapterStrategy(Strategy):
     """Updates with a module whose product, or change, has a larger norm are refused."""
     run_id: str = ""
     phase: str = "federated"
+    votes: Mapping[str, int] = field(default_factory=dict)
+    """How much an edge's examples count, as planned and not as it says; of edges that are not named, once."""
     base_digests: Mapping[str, str] = field(default_factory=dict)
     """Of the bases that edges must have; that of an edge which is absent is not looked at."""
     seed: int = 0
@@ -185,7 +187,7 @@ class AdapterStrategy(Strategy):
                 reasons.append(f"{edge}: {problem.got.splitlines()[0] if problem.got else problem.what}")
                 continue
             spool.put(contribution)
-            self._declared.setdefault(edge, contribution.num_examples)
+            self._declared.setdefault(edge, result.num_examples)
             results[edge] = result
             self.observer.edge_finished(number, result)
         for node in sorted(self.nodes.keys() - heard):
@@ -229,12 +231,12 @@ class AdapterStrategy(Strategy):
         put_adapter(record, self.common.trained)
         return record.array_records["adapter"]
 
-    def replan(self, edge_ranks: Mapping[str, Mapping[str, int]], fresh: AdapterState) -> None:
+    def replan(self, edge_ranks: Mapping[str, Mapping[str, int]], votes: Mapping[str, int], fresh: AdapterState) -> None:
         """Other modules and ranks from the next round on; modules that were never trained begin as in `fresh`.
 
         What was trained stays the same function. A bottleneck grows here, since it has no other factors that an edge could be sent.
         """
-        self.edge_ranks = edge_ranks
+        self.edge_ranks, self.votes = edge_ranks, votes
         if not self.rounds_before:
             self.common = started(fresh, self.aggregation, self.seed)
             return
@@ -279,7 +281,7 @@ class AdapterStrategy(Strategy):
             )  # fmt: skip
         except (LookupError, TypeError, ValueError) as problem:
             raise bad_figures(edge, problem) from None
-        contribution = Contribution(edge, get_adapter(content), result.num_examples)
+        contribution = Contribution(edge, get_adapter(content), result.num_examples * self.votes.get(edge, 1))
         check_update(contribution, self._given(edge), self.max_norm)
         check_examples(edge, result.num_examples, self._declared.get(edge, result.num_examples))
         return contribution, result

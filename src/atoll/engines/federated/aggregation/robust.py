@@ -106,7 +106,7 @@ def clip_updates(spool: Spool, limit: float | Literal["auto"], sent: Callable[[s
     for edge, norm in norms.items():
         if norm > most:
             update = spool.read(edge)
-            spool.put(Contribution(edge, _shrunk(update.state, sent(edge), most / norm), update.num_examples))
+            spool.put(Contribution(edge, _shrunk(update.state, sent(edge), most / norm), update.weight))
 
 
 def moved(state: AdapterState, sent: AdapterState) -> float:

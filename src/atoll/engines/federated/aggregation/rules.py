@@ -21,14 +21,14 @@ from dataclasses import dataclass
 import torch
 
 from atoll.adapters.fresh import fresh_adapters
-from atoll.adapters.low_rank import singular_factors
+from atoll.adapters.low_rank import leading_factors, singular_factors
 from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.adapters.whole import WholeChange
 from atoll.config.conflicts import KEEPS_BENEATH
 from atoll.engines.federated.aggregation.parts import Aggregation, at_rank, spare_rows, unequal_widths
 from atoll.engines.federated.aggregation.robust import MEAN, Robust, clip_updates, combined_product, combined_whole
 from atoll.engines.federated.aggregation.spool import Contribution, Spool
-from atoll.engines.federated.aggregation.sums import Factors, PaddedSum, ProductSum, WholeSum, dense_factors, squared_norm
+from atoll.engines.federated.aggregation.sums import Factors, PaddedSum, Product, ProductSum, WholeSum, squared_norm
 from atoll.errors import AdapterFitError
 from atoll.seeding import stream
 
@@ -121,11 +121,11 @@ class Aggregator:
         for name, adapter in modules.items():
             if name not in self._sums:
                 self._sums[name] = self._new_sums(name)
-            self._sums[name].add(adapter, contribution.num_examples)
+            self._sums[name].add(adapter, contribution.weight)
         for name, change in contribution.state.whole.items():
             if name not in self._whole:
                 self._whole[name] = WholeSum(change)
-            self._whole[name].add(change, contribution.num_examples)
+            self._whole[name].add(change, contribution.weight)
 
     def finish(self) -> Aggregate:
         """The new common adapter, and what it misses."""
@@ -149,7 +149,7 @@ class Aggregator:
             padded = sums.padded.mean(lambda first: spare_rows(old, first, rank))
             return _padded(padded, sums.product, keeps_rest=self._aggregation == "residual")
         assert sums.product is not None
-        return _cut(sums.product.mean(), old, rank)
+        return _cut(sums.product.mean_product(), old, rank)
 
 
 @dataclass(slots=True, eq=False)
@@ -193,7 +193,7 @@ def _combined(spool: Spool, common: Common, ranks: Mapping[str, int], robust: Ro
         if alone is not None and _fits_alone(alone, old, rank):
             parts[name] = _Part(alone)
         else:
-            parts[name] = _cut(dense_factors(combined_product(spool, name, voters, old.size, robust)), old, rank)
+            parts[name] = _cut(combined_product(spool, name, voters, old.size, robust), old, rank)
     return _joined_parts(common, parts, changes)
 
 
@@ -208,12 +208,11 @@ def _joined_parts(common: Common, parts: Mapping[str, _Part], changes: Mapping[s
     return Aggregate(Common(state, beneath), missed / whole if whole else 0.0)
 
 
-def _cut(product: Factors, old: ModuleAdapter, rank: int) -> _Part:
+def _cut(product: Product, old: ModuleAdapter, rank: int) -> _Part:
     """The best approximation of the product at this rank."""
-    factors = singular_factors(*product)
-    squares_R = factors.values_R.square()
-    trained = at_rank(factors, rank, old, _scaling(old, rank))
-    return _Part(trained, missed=float(squares_R[rank:].sum()), whole=float(squares_R.sum()))
+    up_OR, down_RI = (product, None) if isinstance(product, torch.Tensor) else product
+    found = leading_factors(up_OR, down_RI, rank)
+    return _Part(at_rank(found.factors, rank, old, _scaling(old, rank)), missed=found.missed, whole=found.whole)
 
 
 def _fits_alone(adapter: ModuleAdapter, old: ModuleAdapter, rank: int) -> bool:

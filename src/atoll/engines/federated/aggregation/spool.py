@@ -23,11 +23,11 @@ from atoll.adapters.whole import WholeChange
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Contribution:
-    """What one edge sends: its adapter, and the weight of its data."""
+    """What one edge sends: its adapter, and what it weighs in the mean."""
 
     edge: str
     state: AdapterState
-    num_examples: int
+    weight: int
 
 
 class Spool:
@@ -61,7 +61,7 @@ class Spool:
         for name, change in state.whole.items():
             tensors |= {f"{name}/{side}": tensor.contiguous() for side, tensor in zip(("change", "bias"), change.tensors, strict=False)}
         scalings = {name: adapter.scaling for name, adapter in state.modules.items()}
-        head = {"kind": state.kind, "examples": contribution.num_examples, "scalings": scalings, "whole": list(state.whole)}
+        head = {"kind": state.kind, "weight": contribution.weight, "scalings": scalings, "whole": list(state.whole)}
         self._num_files += 1
         file = Path(self._folder.name) / f"{self._num_files}.safetensors"
         save_file(tensors, file, metadata={"head": json.dumps(head)})
@@ -85,7 +85,7 @@ class Spool:
                 name: WholeChange(*(file.get_tensor(f"{name}/{side}") for side in ("change", "bias") if f"{name}/{side}" in names))
                 for name in head["whole"]
             }
-        return Contribution(edge, AdapterState(head["kind"], modules, whole), head["examples"])
+        return Contribution(edge, AdapterState(head["kind"], modules, whole), head["weight"])
 
     def voters(self) -> dict[str, list[str]]:
         """For each module the edges that trained it, in order of their names."""

@@ -15,6 +15,8 @@ from atoll.adapters.whole import WholeChange
 
 Factors = tuple[Tensor, Tensor]
 """(up_OR, down_RI), fp64; they stand for their product."""
+Product = Factors | Tensor
+"""As factors, or dense (OI)."""
 
 
 def dense_factors(product_OI: Tensor) -> Factors:
@@ -63,8 +65,13 @@ class ProductSum:
 
     def mean(self) -> Factors:
         """Factors of the mean: the concatenation [p_i s_i B_i], [A_i], or the dense product beside an identity."""
+        product = self.mean_product()
+        return dense_factors(product) if isinstance(product, Tensor) else product
+
+    def mean_product(self) -> Product:
+        """The mean, dense where it is held so."""
         if self._dense_OI is not None:
-            return dense_factors(self._dense_OI / self._weight)
+            return self._dense_OI / self._weight
         up = torch.cat([a.up_OR.double() * (a.scaling * weight / self._weight) for a, weight in self._parts], dim=1)
         return up, torch.cat([a.down_RI for a, _ in self._parts]).double()
 
