@@ -1,8 +1,8 @@
 """Methods of federated fine-tuning side by side on two fleets of five edges: quality, simulated time, bytes, memory.
 
 Every run is `atoll.train` in a process of its own; training is real, time is by the edges' declared speeds and links. Learning rates are
-chosen from one grid for every method, on dev rows with a seed of its own; what is reported comes from test rows and other seeds. A
-finished run is a line in WORK/results.jsonl and is not done again.
+chosen from one grid for every method, on dev rows of the heterogeneous fleet with a seed of its own; what is reported comes from test rows
+and other seeds. A finished run is a line in WORK/results.jsonl and is not done again.
 
 Usage: python benchmarks/fedpipe.py [run | table | all] [--tasks e2e 20news] [--fleets heterogeneous homogeneous] [--seeds 0 1 2] ...
 """
@@ -18,8 +18,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,16 +28,18 @@ from typing import Any
 from atoll.commands.train import train
 from atoll.config.load import config_hash, load
 from atoll.errors import AtollError
-from atoll.runs.events import Event
 from sides import fedpipe_table
-from sides.fleets import ABLATIONS, FLEETS, METHODS, Method, fleet_toml
+from sides.fleets import ABLATIONS, FEDPIPE, FLEETS, METHODS, Method, fleet_toml
 from sides.kr_tasks import MODEL, SHARED, TASKS, Sizes, prepare
 
 TUNING_SEED = 100
 TUNING_ROUNDS = 5
-LENGTHS = (4, 10)
-"""Rounds. With a learning rate that falls to zero, the way to be at a target sooner is a shorter run: every method may choose."""
-LOCAL_STEPS, ROWS, EVAL_ROWS = 8, 4, 100
+TUNING_FLEET = "heterogeneous"
+LENGTHS = (3, 4, 8, 10)
+"""Rounds. With a learning rate that falls to zero, the way to be at a target sooner is a shorter run: every method has its shortest looked
+for, by halving."""
+ABLATION_ROUNDS = 4
+LOCAL_STEPS, ROWS, EVAL_ROWS = 8, 2, 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,34 +72,22 @@ class Spec:
 
 
 def perform(spec: Spec, work: Path, key: str) -> dict[str, Any]:
-    """Train, and return what the results file keeps."""
-    started, out, seen = time.monotonic(), work / "runs" / key, list[Event]()
+    """Train, and return what the results file keeps; "loss" is None where the method cannot run on the fleet."""
+    started, out = time.monotonic(), work / "runs" / key
     shutil.rmtree(out, ignore_errors=True)
     record: dict[str, Any] = {"key": key} | asdict(spec)
     try:
-        result = train(spec.config(work), out=out, overrides=spec.all_overrides, observers=[seen.append])
+        result = train(spec.config(work), out=out, overrides=spec.all_overrides)
     except AtollError as error:
-        return record | {"failed": error.page(), "losses": [], "wall_seconds": time.monotonic() - started}
+        return record | {"failed": error.page(), "loss": None, "wall_seconds": time.monotonic() - started}
     summary = json.loads(json.dumps(result.summary.to_json()))
     shutil.rmtree(out)
+    scores = summary["eval"]["adapted"]
     return record | {
-        "losses": list(_curve(seen)), "scores": summary["eval"]["adapted"], "traffic": summary["traffic"], "edges": summary["edges"],
+        "loss": scores["loss"], "scores": scores, "traffic": summary["traffic"], "edges": summary["edges"],
         "left_out": summary["left_out"], "edge_compute": summary["edge_compute"], "simulated_seconds": summary["seconds"]["simulated"],
         "versions": summary["versions"], "wall_seconds": time.monotonic() - started,
     }  # fmt: skip
-
-
-def _curve(seen: Sequence[Event]) -> Iterator[tuple[float, float]]:
-    """Simulated seconds and loss on held-out rows after every round; what a warm-up took is in the first one."""
-    seconds = 0.0
-    for event in seen:
-        name = event.kind()
-        if name == "importance_found":
-            seconds += event.simulated_seconds or 0.0  # type: ignore[attr-defined]
-        elif name == "round_finished" and event.phase == "federated":  # type: ignore[attr-defined]
-            seconds += event.simulated_seconds  # type: ignore[attr-defined]
-        elif name == "evaluated" and (event.row.startswith("round-") or event.row == "federated"):  # type: ignore[attr-defined]
-            yield seconds, event.metrics["loss"]  # type: ignore[attr-defined]
 
 
 class Results:
@@ -115,43 +105,122 @@ class Results:
             file.write(json.dumps(record) + "\n")
 
 
-def perform_all(specs: Sequence[Spec], work: Path, results: Results, jobs: int, deadline: float) -> None:
-    """Run what is not finished, each in a process of its own; after the deadline nothing new starts."""
-    waiting = {spec.key(work): spec for spec in specs}
-    waiting = {key: spec for key, spec in waiting.items() if key not in results.records}
+def perform_all(wanted: Callable[[], Iterable[Spec]], work: Path, results: Results, jobs: int, deadline: float) -> None:
+    """Run what is wanted and not finished, each in a process of its own; what is wanted may depend on results."""
+    keys: dict[Spec, str] = {}
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
-        running = {}
-        while running or waiting:
-            while waiting and len(running) < jobs and time.monotonic() < deadline:
-                key, spec = next(iter(waiting.items()))
-                del waiting[key]
-                running[pool.submit(perform, spec, work, key)] = spec
+        running: dict[Future[dict[str, Any]], Spec] = {}
+        while True:
+            waiting = list(dict.fromkeys(wanted()))
+            keys |= {spec: spec.key(work) for spec in waiting if spec not in keys}
+            waiting = [spec for spec in waiting if keys[spec] not in results.records and spec not in running.values()]
+            if time.monotonic() < deadline:
+                for spec in waiting[: jobs - len(running)]:
+                    running[pool.submit(perform, spec, work, keys[spec])] = spec
             if not running:
-                break
+                return
             future = next(as_completed(running))
             spec, record = running.pop(future), future.result()
             results.add(record)
-            said = record.get("failed", "").splitlines()[:1] or [f"{record['losses'][-1][1]:.4f} after {record['simulated_seconds']:.1f} s"]
-            rest = f"{len(waiting) + len(running)} to go"
-            print(f"{spec.task} {spec.fleet} {spec.method} lr {spec.learning_rate:g} seed {spec.seed}: {said[0]} ({rest})", flush=True)
+            said = record.get("failed", "").splitlines()[:1] or [f"{record['loss']:.4f} after {record['simulated_seconds']:.1f} s"]
+            asked = f"{spec.task} {spec.fleet} {spec.method} {spec.rounds} rounds lr {spec.learning_rate:g} seed {spec.seed} {spec.part}"
+            print(f"{asked}: {said[0]}", flush=True)
 
 
-def tuning(method: Method, task: str, fleet: str, rates: Sequence[float]) -> list[Spec]:
-    """One short run on dev rows for every learning rate."""
-    return [Spec(task, fleet, method.name, tuple(method.all_overrides(fleet)), rate, TUNING_SEED, "dev", TUNING_ROUNDS) for rate in rates]
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Which runs belong to the comparison, as far as it is known by now."""
+
+    work: Path
+    results: Results
+    rates: tuple[float, ...]
+    seeds: tuple[int, ...]
+    pairs: tuple[tuple[str, str], ...]
+    """Task and fleet."""
+    methods: tuple[Method, ...]
+    ablations: tuple[Method, ...]
+
+    def wanted(self) -> Iterator[Spec]:
+        """All runs whose settings are known."""
+        for task, fleet in self.pairs:
+            for method in self.methods:
+                yield from self._tuning(task, method)
+            for seed in self.seeds:
+                for method in self.methods:
+                    yield from self._lengths(task, fleet, method, seed)
+                if fleet == TUNING_FLEET:
+                    yield from self.ablated(task, seed)
+
+    def reported(self) -> list[dict[str, Any]]:
+        """The results of every run that a table shows."""
+        shown = [spec for spec in self.wanted() if spec.part == "test"]
+        return [record for spec in dict.fromkeys(shown) if (record := self._found(spec)) is not None]
+
+    def ablated(self, task: str, seed: int) -> Iterator[Spec]:
+        """FedPipe and FedPipe without one of its parts, equally long, at FedPipe's learning rate."""
+        fedpipe = next((method for method in self.methods if method.name == FEDPIPE), None)
+        rate = None if fedpipe is None else self._rate(task, fedpipe)
+        if fedpipe is not None and rate is not None:
+            for method in (fedpipe, *self.ablations):
+                yield self._spec(task, TUNING_FLEET, method, rate, seed, ABLATION_ROUNDS)
+
+    def _spec(self, task: str, fleet: str, method: Method, rate: float, seed: int, rounds: int, part: str = "test") -> Spec:
+        return Spec(task, fleet, method.name, tuple(method.all_overrides(fleet)), rate, seed, part, rounds)
+
+    def _found(self, spec: Spec) -> dict[str, Any] | None:
+        return self.results.records.get(spec.key(self.work))
+
+    def _tuning(self, task: str, method: Method) -> list[Spec]:
+        """One short run on dev rows for every learning rate."""
+        if len(self.rates) == 1:
+            return []
+        return [self._spec(task, TUNING_FLEET, method, rate, TUNING_SEED, TUNING_ROUNDS, "dev") for rate in self.rates]
+
+    def _rate(self, task: str, method: Method) -> float | None:
+        """The rate with the least loss; None while a run is missing. Of one rate, nothing is to be chosen."""
+        found = [self._found(spec) for spec in self._tuning(task, method)]
+        if None in found:
+            return None
+        losses = [math.inf if record["loss"] is None else record["loss"] for record in found]  # type: ignore[index]
+        return self.rates[min(range(len(losses)), key=lambda number: losses[number], default=0)]
+
+    def _lengths(self, task: str, fleet: str, method: Method, seed: int) -> Iterator[Spec]:
+        """The longest run, and those by which the shortest is found that ends at the target."""
+        rate = self._rate(task, method)
+        if rate is None:
+            return
+        runs = {rounds: self._spec(task, fleet, method, rate, seed, rounds) for rounds in LENGTHS}
+        yield runs[LENGTHS[-1]]
+        target = self._target(task, fleet, seed)
+        found = {rounds: self._found(spec) for rounds, spec in runs.items()}
+        losses = {rounds: record["loss"] for rounds, record in found.items() if record is not None and record["loss"] is not None}
+        if target is not None and LENGTHS[-1] in losses:
+            yield from (runs[rounds] for rounds in probed({rounds: loss <= target for rounds, loss in losses.items()}))
+
+    def _target(self, task: str, fleet: str, seed: int) -> float | None:
+        """What the longest run of plain LoRA with this seed ends with."""
+        lora = METHODS[0]
+        rate = self._rate(task, lora)
+        record = None if rate is None else self._found(self._spec(task, fleet, lora, rate, seed, LENGTHS[-1]))
+        return None if record is None else record["loss"]
 
 
-def best_rate(specs: Sequence[Spec], work: Path, results: Results) -> float | None:
-    """The rate with the least loss; None while a run is missing. Of one rate, nothing is to be chosen."""
-    if len(specs) == 1:
-        return specs[0].learning_rate
-    found = [results.records.get(spec.key(work)) for spec in specs]
-    if None in found:
-        return None
-    losses = [record["losses"][-1][1] if record["losses"] else math.inf for record in found]  # type: ignore[index]
-    return specs[min(range(len(specs)), key=lambda number: losses[number])].learning_rate
+def probed(reached: Mapping[int, bool]) -> list[int]:
+    """The lengths that a search by halving looks at after the longest, as far as it is known which of them reach the target.
+
+    >>> probed({10: False}), probed({10: True}), probed({10: True, 4: False}), probed({10: True, 4: True, 3: False})
+    ([], [4], [4, 8], [4, 3])
+    """
+    looked_at, low, high = list[int](), -1, len(LENGTHS) - 1
+    while reached[LENGTHS[-1]] and high - low > 1:
+        middle = (low + high) // 2
+        looked_at.append(LENGTHS[middle])
+        if LENGTHS[middle] not in reached:
+            break
+        low, high = (low, middle) if reached[LENGTHS[middle]] else (middle, high)
+    return looked_at
 
 
 def write_configs(work: Path, tasks: Sequence[str]) -> None:
@@ -165,7 +234,10 @@ def write_configs(work: Path, tasks: Sequence[str]) -> None:
 
 def _toml(name: str, fleet: str) -> str:
     task = TASKS[name]
-    partition = "dirichlet:0.5:label" if name == "20news" else "iid"
+    if name == "20news":  # The paper's classifier: here of the seven topics that its groups' names begin with.
+        kind, partition, rows = 'task = "classify"', "dirichlet:1:topic", 'text = "{text}"\nlabel = "topic"'
+    else:
+        kind, partition, rows = "", "iid", f'prompt = "{task.prompt}"\ncompletion = "{task.completion}"'
     return f"""# {task.title} on the {fleet} fleet of five
 [run]
 name = "{name}-{fleet}"
@@ -173,13 +245,12 @@ fleet = "{fleet}.toml"
 
 [model]
 base = "{SHARED / "models" / MODEL}"
-cut = {{ front = 0, back = 0 }}
+{kind}
 
 [data]
 train = "data/{name}-train.jsonl"
 eval = "data/{name}-dev.jsonl"
-prompt = "{task.prompt}"
-completion = "{task.completion}"
+{rows}
 max_length = 96
 train_rows = 2000
 eval_rows = {EVAL_ROWS}
@@ -196,9 +267,6 @@ infeasible = "leave-out"
 [train]
 batch_size = {ROWS}
 local_steps = {LOCAL_STEPS}
-
-[evaluate]
-every = 1
 """
 
 
@@ -207,29 +275,20 @@ def main() -> None:
     given = _arguments()
     given.work.mkdir(parents=True, exist_ok=True)
     write_configs(given.work, given.tasks)
-    methods = [one for one in (*METHODS, *ABLATIONS) if not given.methods or one.name in given.methods]
-    results, deadline = Results(given.work), time.monotonic() + 60 * given.minutes
-    pairs = [(task, fleet) for fleet in given.fleets for task in given.tasks]
+
+    def asked(methods: Sequence[Method]) -> tuple[Method, ...]:
+        return tuple(one for one in methods if not given.methods or one.name in given.methods)
+
+    results = Results(given.work)
+    pairs = tuple((task, fleet) for fleet in given.fleets for task in given.tasks)
+    bench = Bench(given.work, results, tuple(given.rates), tuple(given.seeds), pairs, asked(METHODS), asked(ABLATIONS))
     if given.what in ("run", "all"):
-        specs = [spec for task, fleet in pairs for method in methods for spec in tuning(method, task, fleet, given.rates)]
-        perform_all(specs if len(given.rates) > 1 else [], given.work, results, given.jobs, deadline)
-        perform_all(list(_reporting(pairs, methods, given, results)), given.work, results, given.jobs, deadline)
+        perform_all(bench.wanted, given.work, results, given.jobs, time.monotonic() + 60 * given.minutes)
     if given.what in ("table", "all"):
-        keys = {spec.key(given.work) for spec in _reporting(pairs, methods, given, results)}
-        fedpipe_table.write([record for key, record in results.records.items() if key in keys], {
-            "model": MODEL, "rounds": list(LENGTHS), "local_steps": LOCAL_STEPS, "rows": ROWS, "eval_rows": EVAL_ROWS, "rates": given.rates,
-            "seeds": given.seeds, "tuning_seed": TUNING_SEED, "tuning_rounds": TUNING_ROUNDS,
+        fedpipe_table.write(bench.reported(), {
+            "model": MODEL, "rounds": list(LENGTHS), "ablation_rounds": ABLATION_ROUNDS, "local_steps": LOCAL_STEPS, "rows": ROWS,
+            "eval_rows": EVAL_ROWS, "rates": given.rates, "seeds": given.seeds, "tuning_seed": TUNING_SEED, "tuning_rounds": TUNING_ROUNDS,
         })  # fmt: skip
-
-
-def _reporting(pairs: Sequence[tuple[str, str]], methods: Sequence[Method], given: argparse.Namespace, results: Results) -> Iterator[Spec]:
-    for seed in given.seeds:
-        for task, fleet in pairs:
-            for method in methods:
-                specs = tuning(method, task, fleet, given.rates)
-                rate = best_rate(specs, given.work, results)
-                if rate is not None:
-                    yield from (Spec(task, fleet, method.name, specs[0].overrides, rate, seed, "test", rounds) for rounds in LENGTHS)
 
 
 def _arguments() -> argparse.Namespace:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 CONTEXT = "300 MB"
 """What an accelerator's context takes before there is a model; the rest of an edge's memory is for the model."""
-TOTAL_GFLOPS = 230.0
+TOTAL_GFLOPS = 115.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ FLEETS: Mapping[str, Sequence[Machine]] = {
     # Memory, speed and link spread 1 to 4; the smallest cannot hold rank 8 on every weight of an unquantized base.
     "heterogeneous": tuple(
         Machine(name, megabytes, gflops, mbits)
-        for name, megabytes, gflops, mbits in zip(NAMES, (14, 21, 28, 42, 56), (20, 30, 40, 60, 80), (20, 30, 40, 60, 80), strict=True)
+        for name, megabytes, gflops, mbits in zip(NAMES, (14, 21, 28, 42, 56), (10, 15, 20, 30, 40), (20, 30, 40, 60, 80), strict=True)
     ),
     "homogeneous": tuple(Machine(name, 32.2, TOTAL_GFLOPS / 5, 46) for name in NAMES),
 }
@@ -56,25 +56,28 @@ class Method:
 
 
 # What has no planner passes one row at a time, so that as many edges as possible can hold it.
-PLAIN = ("model.quantize=16", "train.batch_size=1", "train.accumulate=4")
+PLAIN = ("model.quantize=16", "train.batch_size=1", "train.accumulate=2")
 BY_CAPABILITY = (2, 4, 8, 8, 16)
-PLANNED = ("plan.policy=fedpipe", "plan.steps=fill", "run.placement=local")
+# What is stacked lies beside the base here, as a base of few bits cannot take it in: nobody but the largest edge could hold it.
+UNLIMITED = tuple(f"edge.{name}.memory=1 GB" for name in NAMES)
+PLANNED = ("run.placement=local", "plan.warmup_steps=4")
 LORA, FEDPIPE = "LoRA, one rank", "FedPipe"
 METHODS = (
-    Method(LORA, PLAIN),
-    Method("LoRA, one rank, 4 bits", ("model.quantize=4", "adapter.rank=2", *PLAIN[1:])),
-    Method("HetLoRA (zero-pad)", (*PLAIN, "federated.aggregation=zero-pad"), BY_CAPABILITY),
-    Method("FLoRA (stack)", (*PLAIN, "federated.aggregation=stack"), BY_CAPABILITY),
-    Method("FlexLoRA (svd)", PLAIN, BY_CAPABILITY),
-    Method("FedAdapter", (*PLAIN, "plan.policy=fedadapter", "adapter.kind=bottleneck", "plan.ranks=[2,4,8]")),
-    Method("vanilla fine-tuning", ("adapter.kind=full", "train.batch_size=1", "train.accumulate=4")),
-    Method(FEDPIPE, PLANNED),
+    Method(LORA, ("method=lora", *PLAIN)),
+    Method("LoRA, one rank, 4 bits", ("method=lora", "model.quantize=4", "adapter.rank=2", *PLAIN[1:])),
+    Method("HetLoRA (zero-pad)", ("method=hetlora", *PLAIN), BY_CAPABILITY),
+    Method("FLoRA (stack), memory not counted", ("method=flora", *PLAIN, *UNLIMITED), BY_CAPABILITY),
+    Method("FlexLoRA (svd)", ("method=flexlora", *PLAIN), BY_CAPABILITY),
+    Method("FedAdapter", ("method=fedadapter", *PLAIN, "plan.ranks=[2,4,8]")),
+    Method("vanilla fine-tuning, memory not counted", ("method=full", *PLAIN[1:], *UNLIMITED)),
+    Method(FEDPIPE, ("method=fedpipe", *PLANNED)),
 )
 ABLATIONS = (
-    Method("FedPipe without importance", (*PLANNED, "plan.importance=none")),
-    Method("FedPipe without ranks", (*PLANNED, "plan.ranks=[8]")),
-    Method("FedPipe without quantization", (*PLANNED, "plan.bits=[16]")),
-    Method("FedPipe without filled rounds", ("plan.policy=fedpipe", "run.placement=local")),
+    Method("FedPipe without importance", ("method=fedpipe-without-importance", *PLANNED)),
+    Method("FedPipe without ranks", ("method=fedpipe-without-ranks", *PLANNED)),
+    Method("FedPipe without quantization", ("method=fedpipe-without-quantization", *PLANNED)),
+    Method("FedPipe without filled rounds", ("method=fedpipe-without-filling", *PLANNED)),
+    Method("FedPipe, rows weigh alike", ("method=fedpipe", *PLANNED, "federated.weigh=rows")),
 )
 
 

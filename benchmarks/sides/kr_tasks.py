@@ -86,7 +86,7 @@ def _newsgroups() -> Mapping[str, Sequence[Row]]:
             subjects = [line[8:].strip() for line in header.split("\n") if line.startswith("Subject:")]
             text = " ".join(f"{subjects[0] if subjects else ''}: {body}".split())[:220]
             part = {0: "test", 1: "dev"}.get(_hash(post["id"]) % 5, "train")
-            parts[part][text] = {"text": text, "label": post["label"]}
+            parts[part][text] = {"text": text, "label": post["label"], "topic": post["label"].split(".")[0]}
     for part in ("dev", "test"):
         parts[part] = {text: row for text, row in parts[part].items() if text not in parts["train"]}
     counts = {"train": MOST_TRAIN_ROWS, "dev": 400, "test": 200}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -9,7 +10,17 @@ import pytest
 
 from atoll.config import schema
 from atoll.config.load import changed, config_hash, load, load_config, resolve_path, resolved, restored
-from atoll.errors import AtollError, BadValueError, ConflictError, InputError, ManyErrors, UnavailableError, UnknownKeyError
+from atoll.config.overrides import METHODS
+from atoll.errors import (
+    AtollError,
+    BadValueError,
+    ConflictError,
+    InputError,
+    ManyErrors,
+    OverrideError,
+    UnavailableError,
+    UnknownKeyError,
+)  # fmt: skip
 
 # The canonical file of the contract: every key with a fixed name.
 CANONICAL = """
@@ -151,6 +162,30 @@ def test_an_override_of_one_edge_and_the_later_of_two_wins(tmp_path: Path) -> No
     path = _write(tmp_path, '[[edge]]\nname = "north"\n[[edge]]\nname = "st.ives"\n')
     config = load_config(path, ["edge.st.ives.memory=1 GB", "edge.st.ives.memory=2 GB", "edge.north.rank=4"])
     assert [(edge.memory, edge.rank) for edge in config.edge] == [(None, 4), (2_000_000_000, None)]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_one_switch_and_what_is_set_after_it_counts(tmp_path: Path, name: str) -> None:
+    path, later = _write(tmp_path, "[run]\nrounds = 6\n"), ["adapter.alpha=8", "run.placement=local"]
+    config = load_config(path, [f"method={name}", *later])
+    assert config == load_config(path, [*METHODS[name], *later])
+    assert (config.adapter.alpha, config.run.placement) == (8, "local")
+
+
+def test_methods_are_documented_with_their_settings() -> None:
+    rows = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8").splitlines()
+    written = {cells[1].strip().strip("`"): re.findall("`([^`]+)`", cells[3]) for row in rows if len(cells := row.split("|")) == 5}
+    known = {name: [setting for word in written[name] for setting in METHODS.get(word, (word,))] for name in METHODS}
+    assert {name: dict(word.split("=") for word in words) for name, words in known.items()} == {
+        name: dict(word.split("=") for word in words) for name, words in METHODS.items()
+    }
+
+
+def test_a_method_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(OverrideError) as caught:
+        load(_write(tmp_path, ""), ["method=hetlor"])
+    assert (caught.value.where, caught.value.got, caught.value.do) == ("--method", "hetlor", "did you mean hetlora?")
+    assert "fedpipe-without-filling" in caught.value.expected
 
 
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:

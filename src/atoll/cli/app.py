@@ -58,6 +58,7 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN_DIR", hidden=True)]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Put one value on top of the file; may be repeated.")
 ]
+Method = Annotated[str | None, typer.Option("--method", metavar="NAME", help="Do as a published method does; --set still counts.")]
 HostAddress = Annotated[str | None, typer.Option("--host", metavar="HOST:PORT", help="A host that keeps most of the base (atoll host).")]
 Engine = Annotated[Literal["here", "flower"], typer.Option("--engine", help="Edges run in this process, or over Flower.")]
 FleetFolder = Annotated[Path | None, typer.Option("--fleet", metavar="DIR", help="With flower: the coordinator's folder.")]
@@ -103,18 +104,19 @@ def init(directory: Annotated[Path, typer.Argument(metavar="DIR", hidden=True)])
 
 
 @app.command(cls=Command)
-def plan(config: ConfigFile, sets: Sets = None, as_json: Json = False) -> Action:
+def plan(config: ConfigFile, method: Method = None, sets: Sets = None, as_json: Json = False) -> Action:
     """What each edge would do, and why; trains nothing.
 
     Memory, time and bytes by formula, and the limit that binds. No weights are loaded.
     """
-    return partial(actions.plan, config, overrides=tuple(sets or ()), as_json=as_json)
+    return partial(actions.plan, config, overrides=_overrides(method, sets), as_json=as_json)
 
 
 @app.command(cls=Command)
 def train(
     config: ConfigFile,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run directory; default runs/NAME-0001, -0002, ...")] = None,
+    method: Method = None,
     sets: Sets = None,
     host: HostAddress = None,
     ca: Ca = None,
@@ -131,7 +133,7 @@ def train(
     Edges with mode = "split" train against --host, or against one that starts here on loopback.
     """
     access, place = Access(host, ca, cert, key, insecure), actions.Fleet(engine, fleet_folder)
-    return partial(actions.train, config, out=out, overrides=tuple(sets or ()), access=access, fleet=place, as_json=as_json)
+    return partial(actions.train, config, out=out, overrides=_overrides(method, sets), access=access, fleet=place, as_json=as_json)
 
 
 @app.command(cls=Command)
@@ -369,6 +371,10 @@ def fleet_group(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         print(context.get_help())
         raise typer.Exit
+
+
+def _overrides(method: str | None, sets: list[str] | None) -> tuple[str, ...]:
+    return (*([f"method={method}"] if method is not None else ()), *(sets or ()))
 
 
 def _no_such_command(program: str, name: str, known: list[str]) -> CommandLineError:

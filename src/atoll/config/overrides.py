@@ -1,10 +1,10 @@
-"""--set section.key=value: one value put on top of run.toml."""
+"""--set section.key=value: one value put on top of run.toml. --method NAME: all those of a published method."""
 
 from __future__ import annotations
 
 import copy
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from atoll.config.document import Document, Location, few, nearest
@@ -12,6 +12,27 @@ from atoll.config.keys import keys
 from atoll.errors import InputError, OverrideError
 
 _FORM = "--set section.key=value, or --set edge.NAME.key=value"
+_METHOD = "method="
+
+_WRITTEN = ("plan.policy=as-written", "plan.steps=asked", "federated.weigh=rows")
+_LORA = (*_WRITTEN, "adapter.kind=lora", "federated.aggregation=exact-svd")
+_FEDPIPE = (*_LORA, "plan.policy=fedpipe")
+_FILLED = (*_FEDPIPE, "plan.steps=fill", "federated.weigh=steps")
+METHODS: Mapping[str, tuple[str, ...]] = {
+    "full": (*_WRITTEN, "adapter.kind=full"),
+    "lora": _LORA,
+    "fedadapter": (*_WRITTEN, "plan.policy=fedadapter", "adapter.kind=bottleneck", "federated.aggregation=exact-svd"),
+    "hetlora": (*_LORA, "federated.aggregation=zero-pad"),
+    "flora": (*_LORA, "federated.aggregation=stack"),
+    "flexlora": _LORA,
+    "dlora": (*_LORA, "run.placement=split", "select.policy=kill-and-revive"),
+    "fedpipe": _FILLED,
+    "fedpipe-without-importance": (*_FILLED, "plan.importance=none"),
+    "fedpipe-without-ranks": (*_FILLED, "plan.ranks=[8]"),
+    "fedpipe-without-quantization": (*_FILLED, "plan.bits=[16]"),
+    "fedpipe-without-filling": _FEDPIPE,
+}
+"""What the override method=NAME stands for, in place of which --method NAME is written. docs/methods.md says what each is."""
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> tuple[Document, list[InputError]]:
@@ -19,7 +40,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> tuple[Docum
     table = copy.deepcopy(dict(document.table))
     overridden: dict[Location, str] = {}
     errors: list[InputError] = []
-    for text in overrides:
+    for text in _spelled_out(overrides, errors):
         try:
             location, value = _understand(text, table)
         except OverrideError as error:
@@ -33,6 +54,19 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> tuple[Docum
 def is_of_edge(override: str) -> bool:
     """Whether an override is of one edge: such a one needs the edges to be there."""
     return override.partition("=")[0].partition(".")[0].strip() == "edge"
+
+
+def _spelled_out(overrides: Sequence[str], errors: list[InputError]) -> Iterator[str]:
+    for text in overrides:
+        name = text.removeprefix(_METHOD)
+        if name == text:
+            yield text
+        elif name in METHODS:
+            yield from METHODS[name]
+        else:
+            likely = nearest(name, list(METHODS))
+            do = f"did you mean {likely}?" if likely else "docs/methods.md says what each of them is"
+            errors.append(OverrideError("no such method", where="--method", got=name or "nothing", expected=few(list(METHODS), 20), do=do))
 
 
 def _understand(text: str, table: dict[str, object]) -> tuple[Location, object]:
