@@ -1,8 +1,8 @@
 """Methods of federated fine-tuning side by side on two fleets of five edges: quality, simulated time, bytes, memory.
 
 Every run is `atoll.train` in a process of its own; training is real, time is by the edges' declared speeds and links. Learning rates are
-chosen from one grid for every method, on dev rows of the heterogeneous fleet with a seed of its own; what is reported comes from test rows
-and other seeds. A finished run is a line in WORK/results.jsonl and is not done again.
+looked for in the same way for every method, on dev rows of the heterogeneous fleet with a seed of its own; what is reported comes from
+test rows and other seeds. A finished run is a line in WORK/results.jsonl and is not done again.
 
 Usage: python benchmarks/fedpipe.py [run | table | all] [--tasks e2e 20news] [--fleets heterogeneous homogeneous] [--seeds 0 1 2] ...
 """
@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ from sides.kr_tasks import MODEL, SHARED, TASKS, Sizes, prepare
 TUNING_SEED = 100
 TUNING_ROUNDS = 5
 TUNING_FLEET = "heterogeneous"
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 2e-2, 4e-2)
+FIRST_RATES = (3e-3, 1e-2)
+"""Two are tried, and then the next on the side of the better one, until it is worse."""
 LENGTHS = (3, 4, 8, 10)
 """Rounds. With a learning rate that falls to zero, the way to be at a target sooner is a shorter run: every method has its shortest looked
 for, by halving."""
@@ -68,7 +72,12 @@ class Spec:
 
     def key(self, work: Path) -> str:
         """Equal for specs that ask for the same run."""
-        return config_hash(load(self.config(work), self.all_overrides).config)[:20]
+        return _key(self, work)
+
+
+@cache
+def _key(spec: Spec, work: Path) -> str:
+    return config_hash(load(spec.config(work), spec.all_overrides).config)[:20]
 
 
 def perform(spec: Spec, work: Path, key: str) -> dict[str, Any]:
@@ -107,18 +116,16 @@ class Results:
 
 def perform_all(wanted: Callable[[], Iterable[Spec]], work: Path, results: Results, jobs: int, deadline: float) -> None:
     """Run what is wanted and not finished, each in a process of its own; what is wanted may depend on results."""
-    keys: dict[Spec, str] = {}
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
         running: dict[Future[dict[str, Any]], Spec] = {}
         while True:
-            waiting = list(dict.fromkeys(wanted()))
-            keys |= {spec: spec.key(work) for spec in waiting if spec not in keys}
-            waiting = [spec for spec in waiting if keys[spec] not in results.records and spec not in running.values()]
+            waiting = [spec for spec in dict.fromkeys(wanted()) if spec.key(work) not in results.records]
+            waiting = [spec for spec in waiting if spec not in running.values()]
             if time.monotonic() < deadline:
                 for spec in waiting[: jobs - len(running)]:
-                    running[pool.submit(perform, spec, work, keys[spec])] = spec
+                    running[pool.submit(perform, spec, work, spec.key(work))] = spec
             if not running:
                 return
             future = next(as_completed(running))
@@ -135,7 +142,6 @@ class Bench:
 
     work: Path
     results: Results
-    rates: tuple[float, ...]
     seeds: tuple[int, ...]
     pairs: tuple[tuple[str, str], ...]
     """Task and fleet."""
@@ -147,18 +153,36 @@ class Bench:
         for task, fleet in self.pairs:
             for method in self.methods:
                 yield from self._tuning(task, method)
+                yield from (self._tried(task, method, rate, LENGTHS[-1]) for rate in self._losses_of_longest(task, method))
             for seed in self.seeds:
-                for method in self.methods:
-                    yield from self._lengths(task, fleet, method, seed)
-                if fleet == TUNING_FLEET:
-                    yield from self.ablated(task, seed)
+                yield from self._compared(task, fleet, seed)
+                if fleet == TUNING_FLEET and self.ablations:
+                    yield from self._ablated(task, seed)
 
-    def reported(self) -> list[dict[str, Any]]:
-        """The results of every run that a table shows."""
-        shown = [spec for spec in self.wanted() if spec.part == "test"]
-        return [record for spec in dict.fromkeys(shown) if (record := self._found(spec)) is not None]
+    def compared(self) -> list[dict[str, Any]]:
+        """The results of the comparison, of those methods that are through with a seed, and of those seeds with which all these are."""
+        groups = [[self._finished([list(self._lengths(*pair, method, seed)) for method in self.methods]) for seed in self.seeds]
+                  for pair in self.pairs]  # fmt: skip
+        known = [[{record["method"] for record in records} for records in pair] for pair in groups]
+        return [
+            record for pair, methods in zip(groups, known, strict=True) for records, found in zip(pair, methods, strict=True)
+            if found == set().union(*methods) for record in records
+        ]  # fmt: skip
 
-    def ablated(self, task: str, seed: int) -> Iterator[Spec]:
+    def ablated(self) -> list[dict[str, Any]]:
+        """The results without one part, of those seeds with which all are through."""
+        tasks = [task for task, fleet in self.pairs if fleet == TUNING_FLEET]
+        return self._finished([list(self._ablated(task, seed)) for task in tasks for seed in self.seeds])
+
+    def _finished(self, groups: Sequence[Sequence[Spec]]) -> list[dict[str, Any]]:
+        found = [[self._found(spec) for spec in group] for group in groups]
+        return [record for group in found if None not in group for record in group if record is not None]
+
+    def _compared(self, task: str, fleet: str, seed: int) -> Iterator[Spec]:
+        for method in self.methods:
+            yield from self._lengths(task, fleet, method, seed)
+
+    def _ablated(self, task: str, seed: int) -> Iterator[Spec]:
         """FedPipe and FedPipe without one of its parts, equally long, at FedPipe's learning rate."""
         fedpipe = next((method for method in self.methods if method.name == FEDPIPE), None)
         rate = None if fedpipe is None else self._rate(task, fedpipe)
@@ -173,38 +197,75 @@ class Bench:
         return self.results.records.get(spec.key(self.work))
 
     def _tuning(self, task: str, method: Method) -> list[Spec]:
-        """One short run on dev rows for every learning rate."""
-        if len(self.rates) == 1:
-            return []
-        return [self._spec(task, TUNING_FLEET, method, rate, TUNING_SEED, TUNING_ROUNDS, "dev") for rate in self.rates]
+        """Short runs on dev rows, as far as it is known which ones."""
+        return [self._tried(task, method, rate) for rate in self._losses(task, method)]
+
+    def _tried(self, task: str, method: Method, rate: float, rounds: int = TUNING_ROUNDS) -> Spec:
+        return self._spec(task, TUNING_FLEET, method, rate, TUNING_SEED, rounds, "dev")
+
+    def _loss(self, spec: Spec) -> float | None:
+        """None while the run is missing, infinite where it failed."""
+        record = self._found(spec)
+        return None if record is None else math.inf if record["loss"] is None else record["loss"]
+
+    def _losses(self, task: str, method: Method) -> dict[float, float | None]:
+        """By learning rate; None where the run is missing. Where the best is at an end of what was tried, the next is to be tried too."""
+        losses: dict[float, float | None] = {}
+        asked = list(FIRST_RATES)
+        while asked:
+            for rate in asked:
+                losses[rate] = self._loss(self._tried(task, method, rate))
+            if None in losses.values():
+                break
+            best = RATES.index(_least(losses))
+            asked = [rate for rate in RATES[max(0, best - 1) : best + 2] if rate not in losses]
+        return losses
 
     def _rate(self, task: str, method: Method) -> float | None:
-        """The rate with the least loss; None while a run is missing. Of one rate, nothing is to be chosen."""
-        found = [self._found(spec) for spec in self._tuning(task, method)]
-        if None in found:
-            return None
-        losses = [math.inf if record["loss"] is None else record["loss"] for record in found]  # type: ignore[index]
-        return self.rates[min(range(len(losses)), key=lambda number: losses[number], default=0)]
+        """The rate with the least loss; None while a run is missing."""
+        losses = self._losses(task, method)
+        return None if None in losses.values() else _least(losses)
+
+    def _losses_of_longest(self, task: str, method: Method) -> dict[float, float | None]:
+        """By learning rate, of the longest run on dev rows: as long as it ends worse than the short one did, the next lower rate."""
+        losses, rate = dict[float, float | None](), self._rate(task, method)
+        short = None if rate is None else self._loss(self._tried(task, method, rate))
+        while rate is not None and short is not None and math.isfinite(short):
+            losses[rate] = loss = self._loss(self._tried(task, method, rate, LENGTHS[-1]))
+            if loss is None or loss <= short or rate == RATES[0]:
+                break
+            rate = RATES[RATES.index(rate) - 1]
+        return losses
+
+    def _rate_of_longest(self, task: str, method: Method) -> float | None:
+        """As `_rate`; that of short runs, where the method cannot run."""
+        losses = self._losses_of_longest(task, method)
+        return None if None in losses.values() else _least(losses) if losses else self._rate(task, method)
 
     def _lengths(self, task: str, fleet: str, method: Method, seed: int) -> Iterator[Spec]:
         """The longest run, and those by which the shortest is found that ends at the target."""
-        rate = self._rate(task, method)
-        if rate is None:
+        rate, of_longest = self._rate(task, method), self._rate_of_longest(task, method)
+        if rate is None or of_longest is None:
             return
-        runs = {rounds: self._spec(task, fleet, method, rate, seed, rounds) for rounds in LENGTHS}
+        runs = {rounds: self._spec(task, fleet, method, rate, seed, rounds) for rounds in LENGTHS[:-1]}
+        runs[LENGTHS[-1]] = self._spec(task, fleet, method, of_longest, seed, LENGTHS[-1])
         yield runs[LENGTHS[-1]]
         target = self._target(task, fleet, seed)
         found = {rounds: self._found(spec) for rounds, spec in runs.items()}
-        losses = {rounds: record["loss"] for rounds, record in found.items() if record is not None and record["loss"] is not None}
+        losses = {rounds: record["loss"] for rounds, record in found.items() if record is not None}
         if target is not None and LENGTHS[-1] in losses:
-            yield from (runs[rounds] for rounds in probed({rounds: loss <= target for rounds, loss in losses.items()}))
+            yield from (runs[rounds] for rounds in probed({rounds: loss is not None and loss <= target for rounds, loss in losses.items()}))
 
     def _target(self, task: str, fleet: str, seed: int) -> float | None:
         """What the longest run of plain LoRA with this seed ends with."""
         lora = METHODS[0]
-        rate = self._rate(task, lora)
+        rate = self._rate_of_longest(task, lora)
         record = None if rate is None else self._found(self._spec(task, fleet, lora, rate, seed, LENGTHS[-1]))
         return None if record is None else record["loss"]
+
+
+def _least(losses: Mapping[float, float | None]) -> float:
+    return min(losses, key=lambda rate: math.inf if losses[rate] is None else losses[rate])  # type: ignore[arg-type,return-value]
 
 
 def probed(reached: Mapping[int, bool]) -> list[int]:
@@ -281,13 +342,13 @@ def main() -> None:
 
     results = Results(given.work)
     pairs = tuple((task, fleet) for fleet in given.fleets for task in given.tasks)
-    bench = Bench(given.work, results, tuple(given.rates), tuple(given.seeds), pairs, asked(METHODS), asked(ABLATIONS))
+    bench = Bench(given.work, results, tuple(given.seeds), pairs, asked(METHODS), asked(ABLATIONS))
     if given.what in ("run", "all"):
         perform_all(bench.wanted, given.work, results, given.jobs, time.monotonic() + 60 * given.minutes)
     if given.what in ("table", "all"):
-        fedpipe_table.write(bench.reported(), {
+        fedpipe_table.write(bench.compared(), bench.ablated(), {
             "model": MODEL, "rounds": list(LENGTHS), "ablation_rounds": ABLATION_ROUNDS, "local_steps": LOCAL_STEPS, "rows": ROWS,
-            "eval_rows": EVAL_ROWS, "rates": given.rates, "seeds": given.seeds, "tuning_seed": TUNING_SEED, "tuning_rounds": TUNING_ROUNDS,
+            "eval_rows": EVAL_ROWS, "rates": RATES, "seeds": given.seeds, "tuning_seed": TUNING_SEED, "tuning_rounds": TUNING_ROUNDS,
         })  # fmt: skip
 
 
@@ -298,7 +359,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", choices=("e2e", "20news"), default=["e2e", "20news"])
     parser.add_argument("--fleets", nargs="+", choices=tuple(FLEETS), default=list(FLEETS))
     parser.add_argument("--methods", nargs="+", default=[], help="only these, by name")
-    parser.add_argument("--rates", nargs="+", type=float, default=[3e-3, 1e-2])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=1e6, help="start nothing new after so long")

@@ -6,41 +6,47 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sides import results
-from sides.fleets import ABLATIONS, FEDPIPE, LORA
+from sides.fleets import FEDPIPE, LORA
 from sides.kr_table import Spread
 from sides.kr_tasks import TASKS
 
 NAME = "fedpipe"
-NAMES_OF_ABLATIONS = [method.name for method in ABLATIONS]
 GOALS = {"simulated time to LoRA's loss on the heterogeneous fleet, of the best baseline's": 0.5}
 Record = Mapping[str, Any]
 
 
-def write(records: Sequence[Record], config: Mapping[str, Any]) -> None:
+def write(compared: Sequence[Record], ablated: Sequence[Record], config: Mapping[str, Any]) -> None:
     """Both files, and the tables on the terminal."""
-    compared, ablated = dict[tuple[str, str], list[Record]](), dict[tuple[str, str], list[Record]]()
-    for record in records:
-        pair = (record["task"], record["fleet"])
-        if record["method"] not in NAMES_OF_ABLATIONS:
-            compared.setdefault(pair, []).append(record)
-        if record["rounds"] == config["ablation_rounds"] and record["method"] in (FEDPIPE, *NAMES_OF_ABLATIONS):
-            ablated.setdefault(pair, []).append(record)
-    parts = [_table(task, fleet, group) for (task, fleet), group in compared.items()]
-    parts += [_ablations(task, fleet, group) for (task, fleet), group in ablated.items() if len({one["method"] for one in group}) > 1]
+    results.write(NAME, dict(config) | {"goals": GOALS}, {"compared": list(compared), "without one part": list(ablated)})
+    parts = [_table(task, fleet, group) for (task, fleet), group in _by_pair(compared).items()]
+    parts += [_ablations(task, fleet, group) for (task, fleet), group in _by_pair(ablated).items()]
     text = "\n\n".join([_heading(config), *parts]) + "\n"
     print(text)
     (results.RESULTS / f"{NAME}.md").write_text(text, encoding="utf-8")
-    results.write(NAME, dict(config) | {"goals": GOALS}, {"runs": list(records)})
+
+
+def _by_pair(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
+    pairs = dict[tuple[str, str], list[Record]]()
+    for record in records:
+        pairs.setdefault((record["task"], record["fleet"]), []).append(record)
+    return pairs
+
+
+def _title(task: str, fleet: str, records: Sequence[Record]) -> str:
+    seeds = sorted({record["seed"] for record in records})
+    return f"{TASKS[task].title}, {fleet} fleet, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
 def _heading(config: Mapping[str, Any]) -> str:
     return (
         f"# FedPipe against other methods\n\n{config['model']}; a round is {config['local_steps']} steps of {config['rows']} rows, or"
-        f" what FedPipe makes of it; seeds {', '.join(map(str, config['seeds']))}; learning rates"
-        f" {', '.join(f'{rate:g}' for rate in config['rates'])}, chosen for every method on dev rows after {config['tuning_rounds']}"
-        f" rounds. Loss: nats per completion token, or per row of 20 Newsgroups, on test rows, after {config['rounds'][-1]} rounds."
-        f" Time to target: simulated seconds, warm-up included, of the shortest run of {', '.join(map(str, config['rounds']))} rounds that"
-        f' ends with no more than what the longest of "{LORA}" with the same seed ends with; "-": with one of the seeds none does.'
+        f" what FedPipe makes of it. Learning rates are of {', '.join(f'{rate:g}' for rate in config['rates'])}, looked for by every"
+        f" method on dev rows and the heterogeneous fleet, in runs of {config['tuning_rounds']} rounds; where that of"
+        f" {config['rounds'][-1]} ends worse than these, it takes the next lower. FedPipe warms up for 4 steps."
+        f" Loss: nats per completion token, or per row of 20 Newsgroups, on test rows, after {config['rounds'][-1]} rounds. Time to"
+        f" target: simulated seconds, warm-up included, of the shortest run of {', '.join(map(str, config['rounds']))} rounds, found by"
+        f' halving, that ends with no more than what the longest of "{LORA}" with the same seed ends with; "-": with one of the seeds'
+        " the longest does not. Without one part: at FedPipe's learning rate."
     )  # fmt: skip
 
 
@@ -66,29 +72,38 @@ def _table(task: str, fleet: str, records: Sequence[Record]) -> str:
             "-" if mean is None else Spread.of([time for time in taken[method] if time is not None]).text(1),
             "-" if mean is None or lora is None else f"{mean / lora:.2f}",
             Spread.of([one["simulated_seconds"] for one in whole]).text(1), f"{_trained(whole[0]):,}", Spread.of(moved).text(1),
-            f"{len(whole[0]['edges'])} of {len(whole[0]['edges']) + len(whole[0]['left_out'])}",
+            _edges(whole[0]),
         ]  # fmt: skip
         rows.append("| " + " | ".join(cells) + " |")
-    return "\n".join([f"## {TASKS[task].title}, {fleet} fleet", "", *rows, "", _goal(taken), "", _plan(records)])
+    return "\n".join([f"## {_title(task, fleet, records)}", "", *rows, "", _goal(taken), "", _plan(records)])
 
 
 def _goal(taken: Mapping[str, Sequence[float | None]]) -> str:
     """FedPipe's time by that of the fastest other method."""
     means = {method: mean for method, times in taken.items() if (mean := _mean(times)) is not None}
     if FEDPIPE not in means or len(means) < 2:
-        return "FedPipe is not at the target."
+        return "FedPipe is not at the target, or alone."
     best = min((method for method in means if method != FEDPIPE), key=lambda method: means[method])
     return f"FedPipe is at the target after {means[FEDPIPE] / means[best]:.2f} of the time of the fastest other method ({best})."
 
 
 def _ablations(task: str, fleet: str, records: Sequence[Record]) -> str:
-    rows = ["| | final loss | simulated time | numbers trained | MB moved |", "|---|---|---|---|---|"]
+    rows = ["| | final loss | simulated time | numbers trained | MB moved | edges |", "|---|---|---|---|---|---|"]
     for method in dict.fromkeys(record["method"] for record in records):
-        mine = [record for record in records if record["method"] == method and record["loss"] is not None]
-        moved = [(one["traffic"]["up_bytes"] + one["traffic"]["down_bytes"]) / 1e6 for one in mine]
-        loss, seconds = Spread.of([one["loss"] for one in mine]), Spread.of([one["simulated_seconds"] for one in mine])
-        rows.append(f"| {method} | {loss.text(3)} | {seconds.text(1)} | {_trained(mine[0]):,} | {Spread.of(moved).text(1)} |")
-    return "\n".join([f"## Without one part: {TASKS[task].title}, {fleet} fleet, {records[0]['rounds']} rounds", "", *rows])
+        mine = [record for record in records if record["method"] == method]
+        whole = [record for record in mine if record["loss"] is not None]
+        if not whole:
+            rows.append(f"| {method} | {mine[0]['failed'].splitlines()[0]} | - | - | - | - |")
+            continue
+        moved = [(one["traffic"]["up_bytes"] + one["traffic"]["down_bytes"]) / 1e6 for one in whole]
+        loss, seconds = Spread.of([one["loss"] for one in whole]), Spread.of([one["simulated_seconds"] for one in whole])
+        cells = (method, loss.text(3), seconds.text(1), f"{_trained(whole[0]):,}", Spread.of(moved).text(1), _edges(whole[0]))
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join([f"## Without one part: {_title(task, fleet, records)}, {records[0]['rounds']} rounds", "", *rows])
+
+
+def _edges(record: Record) -> str:
+    return f"{len(record['edges'])} of {len(record['edges']) + len(record['left_out'])}"
 
 
 def _targets(records: Sequence[Record]) -> dict[int, float]:
@@ -97,12 +112,14 @@ def _targets(records: Sequence[Record]) -> dict[int, float]:
 
 
 def _times(records: Sequence[Record], targets: Mapping[int, float]) -> list[float | None]:
-    """By seed the simulated seconds of the shortest run that ends at the target; None where none does."""
-    ended: dict[int, list[float]] = {record["seed"]: [] for record in records}
-    for record in records:
-        if record["loss"] is not None and record["loss"] <= targets.get(record["seed"], 0.0):
-            ended[record["seed"]].append(record["simulated_seconds"])
-    return [min(seconds, default=None) for seconds in ended.values()]
+    """By seed the simulated seconds of the shortest run that ends at the target; None where the longest does not."""
+    found = list[float | None]()
+    for seed in dict.fromkeys(record["seed"] for record in records):
+        mine = [record for record in records if record["seed"] == seed]
+        ended = [one for one in mine if one["loss"] is not None and one["loss"] <= targets.get(seed, 0.0)]
+        longest = _longest(mine)
+        found.append(min(one["simulated_seconds"] for one in ended) if longest[0] in ended else None)
+    return found
 
 
 def _longest(records: Sequence[Record]) -> list[Record]:

@@ -69,7 +69,7 @@ METHODS = (
     Method("FLoRA (stack), memory not counted", ("method=flora", *PLAIN, *UNLIMITED), BY_CAPABILITY),
     Method("FlexLoRA (svd)", ("method=flexlora", *PLAIN), BY_CAPABILITY),
     Method("FedAdapter", ("method=fedadapter", *PLAIN, "plan.ranks=[2,4,8]")),
-    Method("vanilla fine-tuning, memory not counted", ("method=full", *PLAIN[1:], *UNLIMITED)),
+    Method("vanilla fine-tuning", ("method=full", *PLAIN[1:])),
     Method(FEDPIPE, ("method=fedpipe", *PLANNED)),
 )
 ABLATIONS = (

@@ -48,16 +48,15 @@ class Costs:
     add: float
     """Seconds a number of the product and update, once the sum is dense."""
     finish: float
-    """Seconds a module and width cubed: the singular values of a dense product."""
+    """Seconds a number of the products as they are held, and rank: their largest singular values."""
 
 
 def costs(found: dict[str, Any]) -> Costs:
     """From the rows of results/scale.json."""
     hundred, thousand, wide = (found[key] for key in ("512 wide, 100 edges", "512 wide, 1000 edges", "1024 wide, 300 edges"))
     add = (thousand["aggregated_seconds"] - hundred["aggregated_seconds"]) / 900 / thousand["dense_numbers"]
-    modules = SIZES[0].modules
-    finishes = [(row["aggregated_seconds"] - row["edges"] * add * row["dense_numbers"]) / modules / width**3
-                for row, width in ((hundred, 512), (wide, 1024))]  # fmt: skip
+    finishes = [(row["aggregated_seconds"] - row["edges"] * add * row["dense_numbers"]) / row["dense_numbers"] / SIZES[0].rank
+                for row in (hundred, wide)]  # fmt: skip
     return Costs(
         thousand["ready_bytes"], thousand["up_bytes"] / thousand["numbers"],
         thousand["asked_and_spooled_seconds"] / 1000 / thousand["numbers"], add, max(finishes),
@@ -68,9 +67,8 @@ def round_of(size: Size, edges: int, cost: Costs) -> dict[str, float]:
     """What one round takes beside the edges' own time."""
     is_dense = edges > size.width / (2 * size.rank)
     held = 8 * size.dense if is_dense else 4 * edges * size.numbers
-    columns = size.width if is_dense else edges * size.rank
     # Before the sum is dense, adding is putting aside, and singular values are those of thin factors.
-    finish = cost.finish * size.modules * columns**2 * size.width
+    finish = cost.finish * size.rank * (size.dense if is_dense else edges * size.numbers)
     return {
         "memory": cost.ready_bytes + held, "moved": 2 * edges * cost.bytes_per_number * size.numbers, "disk": 4.0 * edges * size.numbers,
         "link": 16 * edges * cost.bytes_per_number * size.numbers / LINK_BITS,
@@ -83,7 +81,7 @@ def main() -> None:
     cost = costs(json.loads((results.RESULTS / f"{NAME}.json").read_text(encoding="utf-8"))["results"])
     lines = [
         f"Constants: {1e9 * cost.spool:.1f} ns a number to ask, check and spool; {1e9 * cost.add:.2f} ns a number of the products to add "
-        f"an update;\n{1e9 * cost.finish:.2f} ns a module and width cubed to finish; {cost.bytes_per_number:.3f} bytes a number sent.",
+        f"an update;\n{1e9 * cost.finish:.1f} ns a number held and rank to finish; {cost.bytes_per_number:.3f} bytes a number sent.",
         "",
     ]  # fmt: skip
     for size in SIZES:

@@ -46,8 +46,13 @@ def test_nothing_and_less_than_asked_for_are_found_as_well() -> None:
     assert thin.missed <= 1e-12 * thin.whole
 
 
-def test_two_runs_find_the_same_bits() -> None:
-    up, down = factors(400, 300, 350, 0.97)
-    first, second = (leading_factors(up, down, RANK).factors for _ in range(2))
-    assert torch.equal(first.up_OR, second.up_OR)
-    assert torch.equal(first.down_RI, second.down_RI)
+def only(rows: int) -> Tensor:
+    """A matrix with so many rows that are not zero: iterations that start in it end, and begin anew elsewhere."""
+    return torch.cat([torch.ones(rows, 300), torch.zeros(300 - rows, 300)]).double()
+
+
+@pytest.mark.parametrize("matrix", [factors(400, 300, 350, 0.97), only(1), only(3), torch.eye(300).double(), torch.ones(300, 300).double()])
+def test_two_runs_find_the_same_bits(matrix: Tensor | tuple[Tensor, Tensor]) -> None:
+    up, down = (matrix, None) if isinstance(matrix, Tensor) else matrix
+    found = [leading_factors(up, down, RANK).factors for _ in range(3)]
+    assert all(torch.equal(found[0].up_OR, one.up_OR) and torch.equal(found[0].down_RI, one.down_RI) for one in found)

@@ -115,6 +115,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "half an example": (figures("num_examples", 1.5), "num_examples = 1.5"),
     "a list of examples": (figures("num_examples", [1, 2]), "num_examples = [1, 2]"),
     "more examples than before": (figures("num_examples", 10**9), "number of examples changed"),
+    "more examples than there can be": (figures("num_examples", 2**62), "more data than there can be"),
     "silent": (lambda reply, before: [], "no answer before the round ended"),
 }
 

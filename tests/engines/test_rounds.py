@@ -97,6 +97,13 @@ def test_votes_are_shares_of_the_exact_mean() -> None:
         torch.testing.assert_close(adapter.delta_OI(), (3 * north + south) / 4, rtol=1e-4, atol=1e-6)
 
 
+def test_another_plan_brings_other_votes() -> None:
+    start = adapters(random_model("llama"), rank=4)
+    strategy = AdapterStrategy(start, {"north": start.ranks}, {1: "north"}, 1, Told().observer, votes={"north": 2.0})
+    strategy.replan({"north": start.ranks}, {"north": 0.5}, start)
+    assert strategy.votes == {"north": 0.5}
+
+
 def test_forgetting_the_optimizer_is_another_training() -> None:
     kept, _ = run({"north": trainer()}, {"north": 4})
     reset, _ = run({"north": trainer()}, {"north": 4}, keep=False)

@@ -25,7 +25,7 @@ from atoll.runs.events import Advised, Event, EventLog, _write_whole
 
 from tests.jobs.conftest import Workplace
 
-TWO: dict[str, dict[str, object]] = {"north": {"bandwidth": "8 Mbit/s", "flops": "1 GFLOP/s"}, "south": {"rank": 2}}
+TWO: dict[str, dict[str, object]] = {"north": {"bandwidth": "8 Mbit/s", "flops": "1 GFLOP/s"}, "south": {"rank": 2, "flops": "2 GFLOP/s"}}
 CHOOSES: dict[str, dict[str, object]] = {
     "run": {"rounds": 3, "compare": ["central"]},
     "train": {"local_steps": 4, "optimizer_state": "keep", "schedule": "cosine"},
@@ -33,8 +33,8 @@ CHOOSES: dict[str, dict[str, object]] = {
     "evaluate": {"every": 2},
 }
 PLANS: dict[str, dict[str, object]] = {
-    "run": {"rounds": 3, "compare": ["homogeneous"]}, "federated": {"aggregation": "stack"}, "adapter": {"dropout": 0.1},
-    "plan": {"policy": "fedpipe", "warmup_steps": 2, "ranks": [2, 4], "bits": [16], "refresh": 2},
+    "run": {"rounds": 3, "compare": ["homogeneous"]}, "federated": {"aggregation": "stack", "weigh": "steps"}, "adapter": {"dropout": 0.1},
+    "plan": {"policy": "fedpipe", "warmup_steps": 2, "ranks": [2, 4], "bits": [16], "refresh": 2, "steps": "fill"},
 }  # fmt: skip
 GROWS: dict[str, dict[str, object]] = {
     "run": {"rounds": 3, "compare": ["local-only"]}, "plan": {"policy": "fedadapter", "ranks": [2, 4]},

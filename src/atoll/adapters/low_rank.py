@@ -5,12 +5,12 @@ Shape suffixes: R rank, I inputs, O outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import ArpackError, LinearOperator, svds
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
 from atoll.threads import num_threads
@@ -52,18 +52,23 @@ class LeadingFactors:
     whole: float
 
 
+def squared_norm(up_OR: Tensor, down_RI: Tensor) -> float:
+    """Of the product, in the Frobenius norm."""
+    return max(0.0, float(((up_OR.T @ up_OR) * (down_RI @ down_RI.T)).sum()))
+
+
 @num_threads(1)
 def leading_factors(up_OR: Tensor, down_RI: Tensor | None, rank: int) -> LeadingFactors:
-    """The best approximation of up_OR @ down_RI, or of a dense up_OI, at `rank`, to the rounding of fp64.
+    """The best approximation of up_OR @ down_RI, or of a dense up_OI, at `rank`.
 
     Of many singular values the leading ones alone are found, by Lanczos iterations (ARPACK), which take time as the product's size times
-    `rank`, and not as its cube.
+    `rank`, and not as its cube; what is missing is then the difference of two norms.
     """
     up, down = up_OR.double(), None if down_RI is None else down_RI.double()
     num_values = min(*up.shape, *(() if down is None else down.shape))
     found = _by_lanczos(up, down, rank) if num_values > max(_SMALL, _FEW * rank) else None
     if found is not None:
-        whole = float(up.square().sum() if down is None else ((up.T @ up) * (down @ down.T)).sum())
+        whole = float(up.square().sum()) if down is None else squared_norm(up, down)
         return LeadingFactors(found, max(0.0, whole - float(found.values_R.square().sum())), whole)
     every = SingularFactors(*torch.linalg.svd(up, full_matrices=False)) if down is None else singular_factors(up, down)
     squares_R = every.values_R.square()
@@ -71,29 +76,31 @@ def leading_factors(up_OR: Tensor, down_RI: Tensor | None, rank: int) -> Leading
 
 
 def _by_lanczos(up: Tensor, down: Tensor | None, rank: int) -> SingularFactors | None:
-    """None where the iterations come to no end."""
+    """From the largest eigenvalues of the product times its transpose, on its shorter side. None where the iterations come to no end."""
+    factors = (up,) if down is None else (up, down)
+    if up.shape[0] < factors[-1].shape[1]:
+        turned = _by_lanczos(factors[-1].T, up.T if down is not None else None, rank)
+        return turned and SingularFactors(turned.down_RI.T, turned.values_R, turned.up_OR.T)
 
-    def times(*factors: Tensor) -> Callable[[np.ndarray], np.ndarray]:
-        def product(x: np.ndarray) -> np.ndarray:
-            result = torch.from_numpy(np.ascontiguousarray(x))
-            for factor in reversed(factors):
-                result = factor @ result
-            return result.numpy()
+    def through(x: Tensor, matrices: Iterable[Tensor]) -> Tensor:
+        for matrix in matrices:
+            x = matrix @ x
+        return x
 
-        return product
+    def gram(x: np.ndarray) -> np.ndarray:
+        there = through(torch.from_numpy(np.ascontiguousarray(x)), reversed(factors))
+        return through(there, [factor.T for factor in factors]).numpy()
 
-    forth, back = (times(up), times(up.T)) if down is None else (times(up, down), times(down.T, up.T))
-    size = up.shape[0], (up if down is None else down).shape[1]
-    operator = LinearOperator(size, matvec=forth, rmatvec=back, matmat=forth, rmatmat=back, dtype=np.float64)
-    # Drawn from a seed of its own: two runs are alike, and no product is made so that the start lies across it.
-    start = np.random.default_rng(0).standard_normal(min(size))
+    # Start and restarts are drawn from a seed of their own, so that two runs are alike.
+    generator, side = np.random.default_rng(0), factors[-1].shape[1]
+    operator, start = LinearOperator((side, side), matvec=gram, dtype=np.float64), generator.standard_normal(side)
     try:
-        columns, values, rows = svds(operator, k=rank, v0=start, solver="arpack", tol=0)
+        _, columns = eigsh(operator, k=rank, which="LA", v0=start, tol=0, rng=generator)
     except ArpackError:
         return None
-    largest_first = np.argsort(-values, kind="stable")
-    parts = columns[:, largest_first], values[largest_first], rows[largest_first]
-    return SingularFactors(*(torch.from_numpy(np.ascontiguousarray(part)) for part in parts))
+    basis_IR = torch.from_numpy(np.ascontiguousarray(columns))
+    u_OR, values_R, vh_RR = torch.linalg.svd(through(basis_IR, reversed(factors)), full_matrices=False)
+    return SingularFactors(u_OR, values_R, vh_RR @ basis_IR.T)
 
 
 @num_threads(1)

@@ -14,14 +14,16 @@ from atoll.errors import InputError, OverrideError
 _FORM = "--set section.key=value, or --set edge.NAME.key=value"
 _METHOD = "method="
 
-_WRITTEN = ("plan.policy=as-written", "plan.steps=asked", "federated.weigh=rows")
-_LORA = (*_WRITTEN, "adapter.kind=lora", "federated.aggregation=exact-svd")
-_FEDPIPE = (*_LORA, "plan.policy=fedpipe")
+_WRITTEN = (
+    "plan.policy=as-written", "plan.steps=asked", "federated.weigh=rows", "federated.combine=mean", "federated.aggregation=exact-svd",
+)  # fmt: skip
+_LORA = (*_WRITTEN, "adapter.kind=lora")
+_FEDPIPE = (*_LORA, "plan.policy=fedpipe", "plan.importance=svd-sensitivity")
 _FILLED = (*_FEDPIPE, "plan.steps=fill", "federated.weigh=steps")
 METHODS: Mapping[str, tuple[str, ...]] = {
     "full": (*_WRITTEN, "adapter.kind=full"),
     "lora": _LORA,
-    "fedadapter": (*_WRITTEN, "plan.policy=fedadapter", "adapter.kind=bottleneck", "federated.aggregation=exact-svd"),
+    "fedadapter": (*_WRITTEN, "plan.policy=fedadapter", "adapter.kind=bottleneck"),
     "hetlora": (*_LORA, "federated.aggregation=zero-pad"),
     "flora": (*_LORA, "federated.aggregation=stack"),
     "flexlora": _LORA,
@@ -40,14 +42,14 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> tuple[Docum
     table = copy.deepcopy(dict(document.table))
     overridden: dict[Location, str] = {}
     errors: list[InputError] = []
-    for text in _spelled_out(overrides, errors):
+    for text, given in _spelled_out(overrides, errors):
         try:
             location, value = _understand(text, table)
         except OverrideError as error:
             errors.append(error)
             continue
         if _put(table, location, value):
-            overridden[location] = text
+            overridden[location] = given
     return replace(document, table=table, overridden={**document.overridden, **overridden}), errors
 
 
@@ -56,13 +58,14 @@ def is_of_edge(override: str) -> bool:
     return override.partition("=")[0].partition(".")[0].strip() == "edge"
 
 
-def _spelled_out(overrides: Sequence[str], errors: list[InputError]) -> Iterator[str]:
+def _spelled_out(overrides: Sequence[str], errors: list[InputError]) -> Iterator[tuple[str, str]]:
+    """Every override with the one that was given, which differ where that names a method."""
     for text in overrides:
         name = text.removeprefix(_METHOD)
         if name == text:
-            yield text
+            yield text, text
         elif name in METHODS:
-            yield from METHODS[name]
+            yield from ((one, text) for one in METHODS[name])
         else:
             likely = nearest(name, list(METHODS))
             do = f"did you mean {likely}?" if likely else "docs/methods.md says what each of them is"

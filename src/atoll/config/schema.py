@@ -234,8 +234,8 @@ class Federated(Section):
     """How adapters of unequal rank are averaged: the exact mean of products B A, cut to the common rank; or A and B apart, padded with
     zeros; that, and what it misses frozen beneath (residual); or the exact mean frozen beneath, and new adapters every round (stack)."""
     weigh: Literal["rows", "steps"] = "rows"
-    """What an update weighs in the mean: its edge's rows; or ("steps") these times the steps that the plan gives the edge in a round, which
-    keeps slow edges from holding back the others where rounds are filled, and lets fast edges' rows count for more."""
+    """What an update weighs in the mean: its edge's rows; or ("steps") these times how often the plan has the edge do the steps of [train]:
+    where rounds are filled, slow edges do not hold back the others then, and fast edges' rows count for more."""
     min_edges: Annotated[int, Field(ge=1)] = 1
     """Fewest edges whose updates make a round."""
     round_timeout: Seconds = 3600.0

@@ -20,6 +20,7 @@ from atoll.jobs.crews.crew import CrewOf, Order
 from atoll.jobs.crews.local import LocalCrew, aggregation_of, robust_of
 from atoll.jobs.job import Job, Participant
 from atoll.runs.events import EdgeDropped, EdgeFinished, EventLog, Phase, PhaseStarted, RoundFinished, RoundStarted
+from atoll.selection.plan import steps_per_round
 
 _COMMON, _STEPS, _STATES = "common.state", "steps.json", "edges"
 
@@ -188,9 +189,11 @@ class Rounds:
             self._accountant.drop(edge)
 
 
-def _votes(job: Job, edges: tuple[Participant, ...]) -> dict[str, int]:
-    """How much the examples of each edge count; of those that are not named, once."""
-    return {edge.name: edge.plan.num_steps for edge in edges} if job.config.federated.weigh == "steps" else {}
+def _votes(job: Job, edges: tuple[Participant, ...]) -> dict[str, float]:
+    """How often the examples of each edge count; of those that are not named, once."""
+    if job.config.federated.weigh == "rows":
+        return {}
+    return {edge.name: edge.plan.num_steps / steps_per_round(job.config, edge.num_rows) for edge in edges}
 
 
 def _edge_finished(phase: Phase, round_number: int, result: EdgeResult) -> EdgeFinished:

@@ -8,14 +8,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from atoll.adapters.low_rank import squared_norm
 from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.adapters.whole import WholeChange
 from atoll.engines.federated.aggregation.spool import Contribution
-from atoll.engines.federated.aggregation.sums import squared_norm
 from atoll.errors import AdapterFitError, UpdateRefusedError
 
 _LARGEST = math.sqrt(torch.finfo(torch.float32).max)
 """The square of a larger number is none in fp32: no optimizer and no norm could go on from it."""
+_MOST_EXAMPLES = 2**40
 _SAME_BASE = "use the same base and [adapter] on every edge"
 
 
@@ -25,11 +26,6 @@ def check_update(contribution: Contribution, sent: AdapterState, max_norm: float
     Raises: UpdateRefusedError, AdapterFitError; both name edge and module.
     """
     where = f"edge {contribution.edge}"
-    if contribution.weight <= 0:
-        raise UpdateRefusedError(
-            "an update without data", where=where, got=f"{contribution.weight} examples", expected="at least 1",
-            do="check the edge's data",
-        )  # fmt: skip
     state = contribution.state
     if state.kind != sent.kind:
         raise AdapterFitError(
@@ -53,12 +49,17 @@ def check_update(contribution: Contribution, sent: AdapterState, max_norm: float
     _check_numbers(where, state, max_norm)
 
 
-def check_examples(edge: str, num_examples: int, declared: int) -> None:
-    """Refuse another number of examples than in the edge's first answer: it is the weight of its vote.
+def check_examples(edge: str, num_examples: int, declared: int | None) -> None:
+    """Refuse a number of examples that cannot be, or another than in the edge's first answer: its update weighs by it.
 
     Raises: UpdateRefusedError.
     """
-    if num_examples != declared:
+    if not 0 < num_examples <= _MOST_EXAMPLES:
+        what = "an update of more data than there can be" if num_examples > 0 else "an update without data"
+        raise UpdateRefusedError(
+            what, where=f"edge {edge}", got=f"{num_examples} examples", expected=f"1 to {_MOST_EXAMPLES}", do="check the edge's data",
+        )  # fmt: skip
+    if declared is not None and num_examples != declared:
         raise UpdateRefusedError(
             "an edge's number of examples changed during the run", where=f"edge {edge}", got=f"{num_examples} examples",
             expected=f"{declared}, as in its first answer", do="start a new run when an edge's data change",
@@ -117,5 +118,5 @@ def _largest(tensor: Tensor) -> float:
 
 def _norm(part: ModuleAdapter | WholeChange) -> float:
     if isinstance(part, ModuleAdapter):
-        return math.sqrt(squared_norm((part.up_OR.double() * part.scaling, part.down_RI.double())))
+        return math.sqrt(squared_norm(part.up_OR.double() * part.scaling, part.down_RI.double()))
     return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in part.tensors))

@@ -93,8 +93,8 @@ class AdapterStrategy(Strategy):
     """Updates with a module whose product, or change, has a larger norm are refused."""
     run_id: str = ""
     phase: str = "federated"
-    votes: Mapping[str, int] = field(default_factory=dict)
-    """How much an edge's examples count, as planned and not as it says; of edges that are not named, once."""
+    votes: Mapping[str, float] = field(default_factory=dict)
+    """How often an edge's examples count, as planned and not as it says; of edges that are not named, once."""
     base_digests: Mapping[str, str] = field(default_factory=dict)
     """Of the bases that edges must have; that of an edge which is absent is not looked at."""
     seed: int = 0
@@ -231,7 +231,7 @@ class AdapterStrategy(Strategy):
         put_adapter(record, self.common.trained)
         return record.array_records["adapter"]
 
-    def replan(self, edge_ranks: Mapping[str, Mapping[str, int]], votes: Mapping[str, int], fresh: AdapterState) -> None:
+    def replan(self, edge_ranks: Mapping[str, Mapping[str, int]], votes: Mapping[str, float], fresh: AdapterState) -> None:
         """Other modules and ranks from the next round on; modules that were never trained begin as in `fresh`.
 
         What was trained stays the same function. A bottleneck grows here, since it has no other factors that an edge could be sent.
@@ -282,8 +282,8 @@ class AdapterStrategy(Strategy):
         except (LookupError, TypeError, ValueError) as problem:
             raise bad_figures(edge, problem) from None
         contribution = Contribution(edge, get_adapter(content), result.num_examples * self.votes.get(edge, 1))
+        check_examples(edge, result.num_examples, self._declared.get(edge))
         check_update(contribution, self._given(edge), self.max_norm)
-        check_examples(edge, result.num_examples, self._declared.get(edge, result.num_examples))
         return contribution, result
 
     def _check_in_time(self, result: EdgeResult) -> None:

@@ -17,12 +17,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from atoll.adapters.low_rank import squared_norm
 from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.adapters.whole import WholeChange
 from atoll.config.conflicts import CLIPS
 from atoll.engines.federated.aggregation.parts import Aggregation
 from atoll.engines.federated.aggregation.spool import Contribution, Spool
-from atoll.engines.federated.aggregation.sums import squared_norm
 from atoll.errors import AdapterFitError
 
 Combine = Literal["mean", "median", "trimmed-mean"]
@@ -115,7 +115,7 @@ def moved(state: AdapterState, sent: AdapterState) -> float:
     for name, adapter in state.modules.items():
         before = sent.modules[name]
         up_OR = torch.cat([adapter.up_OR.double() * adapter.scaling, before.up_OR.double() * -before.scaling], dim=1)
-        total += squared_norm((up_OR, torch.cat([adapter.down_RI, before.down_RI]).double()))
+        total += squared_norm(up_OR, torch.cat([adapter.down_RI, before.down_RI]).double())
     for name, change in state.whole.items():
         pairs = zip(change.tensors, sent.whole[name].tensors, strict=True)
         total += sum(float((after.double() - before.double()).square().sum()) for after, before in pairs)

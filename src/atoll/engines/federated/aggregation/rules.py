@@ -1,6 +1,7 @@
 """Updates of unequal rank and partial weights become one, by one of four rules. All of them start from the exact mean of module m,
 
-dW_m = sum_i p_i (alpha_i / r_i) B_i A_i, with p_i = |D_i| / sum of |D_j| over the edges j that trained m.
+dW_m = sum_i p_i (alpha_i / r_i) B_i A_i, with p_i = w_i / sum of w_j over the edges j that trained m, and w_i
+the edge's rows or, with weigh = "steps", these times how often it does the steps that were asked for.
 
 exact-svd  the best approximation of dW at the common rank.
 zero-pad   A and B averaged apart, padded with zeros to the common rank: not dW. Source: HetLoRA (Cho et al., 2024), weighted by
@@ -21,14 +22,14 @@ from dataclasses import dataclass
 import torch
 
 from atoll.adapters.fresh import fresh_adapters
-from atoll.adapters.low_rank import leading_factors, singular_factors
+from atoll.adapters.low_rank import leading_factors, singular_factors, squared_norm
 from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.adapters.whole import WholeChange
 from atoll.config.conflicts import KEEPS_BENEATH
 from atoll.engines.federated.aggregation.parts import Aggregation, at_rank, spare_rows, unequal_widths
 from atoll.engines.federated.aggregation.robust import MEAN, Robust, clip_updates, combined_product, combined_whole
 from atoll.engines.federated.aggregation.spool import Contribution, Spool
-from atoll.engines.federated.aggregation.sums import Factors, PaddedSum, Product, ProductSum, WholeSum, squared_norm
+from atoll.engines.federated.aggregation.sums import Factors, PaddedSum, Product, ProductSum, WholeSum
 from atoll.errors import AdapterFitError
 from atoll.seeding import stream
 
@@ -162,7 +163,7 @@ class _Sums:
     """While one edge alone sent it."""
     num_edges: int = 0
 
-    def add(self, adapter: ModuleAdapter, weight: int) -> None:
+    def add(self, adapter: ModuleAdapter, weight: float) -> None:
         self.num_edges += 1
         self.only = adapter if self.num_edges == 1 else None
         if self.product is not None:
@@ -230,9 +231,9 @@ def _padded(trained: ModuleAdapter, product: ProductSum | None, *, keeps_rest: b
         return _Part(trained)
     up_OR, down_RI = product.mean()
     rest = torch.cat([up_OR, trained.up_OR.double() * -trained.scaling], dim=1), torch.cat([down_RI, trained.down_RI.double()])
-    whole = squared_norm((up_OR, down_RI))
+    whole = squared_norm(up_OR, down_RI)
     if not keeps_rest:
-        return _Part(trained, missed=squared_norm(rest), whole=whole)
+        return _Part(trained, missed=squared_norm(*rest), whole=whole)
     factors = singular_factors(*rest)
     # Less than the rounding of the padded mean itself is not worth a column.
     rank = int((factors.values_R > whole**0.5 * torch.finfo(torch.float32).eps / 2).sum())

@@ -27,7 +27,7 @@ class Contribution:
 
     edge: str
     state: AdapterState
-    weight: int
+    weight: float
 
 
 class Spool:

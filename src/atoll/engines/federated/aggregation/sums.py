@@ -27,23 +27,18 @@ def dense_factors(product_OI: Tensor) -> Factors:
     return torch.eye(num_outputs, dtype=torch.float64), product_OI
 
 
-def squared_norm(factors: Factors) -> float:
-    """Of the product, in the Frobenius norm."""
-    up_OR, down_RI = factors
-    return max(0.0, float(((up_OR.T @ up_OR) * (down_RI @ down_RI.T)).sum()))
-
-
 class ProductSum:
     """The weighted mean of s_i B_i A_i over edges, exact to the rounding of fp64.
 
-    Adapters are kept as they came as long as together they hold fewer numbers than the product itself; later the sum is dense.
+    Adapters are kept as they came as long as together they hold fewer numbers than the product itself; later the sum is dense, and some are
+    collected before they are added to it, because one product of long factors is far quicker than many of thin ones.
     """
 
     def __init__(self, size: tuple[int, int]) -> None:
         self._size = size
-        self._parts: list[tuple[ModuleAdapter, int]] = []
+        self._parts: list[tuple[ModuleAdapter, float]] = []
         self._dense_OI: Tensor | None = None
-        self._weight = 0
+        self._weight = 0.0
 
     @property
     def num_held(self) -> int:
@@ -51,17 +46,28 @@ class ProductSum:
         dense = 0 if self._dense_OI is None else self._dense_OI.numel()
         return dense + sum(adapter.num_parameters for adapter, _ in self._parts)
 
-    def add(self, adapter: ModuleAdapter, weight: int) -> None:
+    def add(self, adapter: ModuleAdapter, weight: float) -> None:
         """Count one edge's adapter."""
         self._weight += weight
         self._parts.append((adapter, weight))
         num_inputs, num_outputs = self._size
-        if self._dense_OI is None and len(self._parts) > 1 and self.num_held > num_inputs * num_outputs:
+        collected = sum(part.num_parameters for part, _ in self._parts)
+        if self._dense_OI is None and len(self._parts) > 1 and collected > num_inputs * num_outputs:
             self._dense_OI = torch.zeros(num_outputs, num_inputs, dtype=torch.float64)
-        if self._dense_OI is not None:
-            for part, part_weight in self._parts:
-                self._dense_OI.addmm_(part.up_OR.double(), part.down_RI.double(), alpha=part.scaling * part_weight)
+        if self._dense_OI is not None and collected > num_inputs * num_outputs // 4:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Add what is collected to the dense sum."""
+        assert self._dense_OI is not None
+        if self._parts:
+            self._dense_OI.addmm_(*self._factors(1))
             self._parts.clear()
+
+    def _factors(self, whole: float) -> Factors:
+        """The concatenation [p_i s_i B_i], [A_i] of what is collected, p_i as shares of `whole`."""
+        up_OR = torch.cat([part.up_OR.double() * (part.scaling * weight / whole) for part, weight in self._parts], dim=1)
+        return up_OR, torch.cat([part.down_RI for part, _ in self._parts]).double()
 
     def mean(self) -> Factors:
         """Factors of the mean: the concatenation [p_i s_i B_i], [A_i], or the dense product beside an identity."""
@@ -70,10 +76,10 @@ class ProductSum:
 
     def mean_product(self) -> Product:
         """The mean, dense where it is held so."""
-        if self._dense_OI is not None:
-            return self._dense_OI / self._weight
-        up = torch.cat([a.up_OR.double() * (a.scaling * weight / self._weight) for a, weight in self._parts], dim=1)
-        return up, torch.cat([a.down_RI for a, _ in self._parts]).double()
+        if self._dense_OI is None:
+            return self._factors(self._weight)
+        self._flush()
+        return self._dense_OI / self._weight
 
 
 class PaddedSum:
@@ -82,9 +88,9 @@ class PaddedSum:
     def __init__(self, size: tuple[int, int], rank: int, scaling: float) -> None:
         self._down_RI = torch.zeros(rank, size[0], dtype=torch.float64)
         self._up_OR = torch.zeros(size[1], rank, dtype=torch.float64)
-        self._scaling, self._weight, self._reached = scaling, 0, 0
+        self._scaling, self._weight, self._reached = scaling, 0.0, 0
 
-    def add(self, adapter: ModuleAdapter, weight: int) -> None:
+    def add(self, adapter: ModuleAdapter, weight: float) -> None:
         """Count one edge's adapter, of the result's rank or less."""
         rank = adapter.rank
         self._weight += weight
@@ -103,14 +109,14 @@ class WholeSum:
 
     def __init__(self, like: WholeChange) -> None:
         self._sums = tuple(torch.zeros(tensor.shape, dtype=torch.float64) for tensor in like.tensors)
-        self._weight = 0
+        self._weight = 0.0
 
     @property
     def num_held(self) -> int:
         """Numbers in memory."""
         return sum(tensor.numel() for tensor in self._sums)
 
-    def add(self, change: WholeChange, weight: int) -> None:
+    def add(self, change: WholeChange, weight: float) -> None:
         """Count one edge's change."""
         self._weight += weight
         for total, tensor in zip(self._sums, change.tensors, strict=True):
