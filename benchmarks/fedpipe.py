@@ -227,15 +227,12 @@ class Bench:
         return None if None in losses.values() else _least(losses)
 
     def _losses_of_longest(self, task: str, method: Method) -> dict[float, float | None]:
-        """By learning rate, of the longest run on dev rows: as long as it ends worse than the short one did, the next lower rate."""
-        losses, rate = dict[float, float | None](), self._rate(task, method)
-        short = None if rate is None else self._loss(self._tried(task, method, rate))
-        while rate is not None and short is not None and math.isfinite(short):
-            losses[rate] = loss = self._loss(self._tried(task, method, rate, LENGTHS[-1]))
-            if loss is None or loss <= short or rate == RATES[0]:
-                break
-            rate = RATES[RATES.index(rate) - 1]
-        return losses
+        """By learning rate, of the longest run on dev rows: at that of short runs and the next lower one."""
+        rate = self._rate(task, method)
+        if rate is None or self._loss(self._tried(task, method, rate)) == math.inf:
+            return {}
+        lower = RATES[max(0, RATES.index(rate) - 1)]
+        return {one: self._loss(self._tried(task, method, one, LENGTHS[-1])) for one in (rate, lower)}
 
     def _rate_of_longest(self, task: str, method: Method) -> float | None:
         """As `_rate`; that of short runs, where the method cannot run."""
@@ -296,9 +293,9 @@ def write_configs(work: Path, tasks: Sequence[str]) -> None:
 def _toml(name: str, fleet: str) -> str:
     task = TASKS[name]
     if name == "20news":  # The paper's classifier: here of the seven topics that its groups' names begin with.
-        kind, partition, rows = 'task = "classify"', "dirichlet:1:topic", 'text = "{text}"\nlabel = "topic"'
+        kind, partition, rows, longest = 'task = "classify"', "dirichlet:1:topic", 'text = "{text}"\nlabel = "topic"', 48
     else:
-        kind, partition, rows = "", "iid", f'prompt = "{task.prompt}"\ncompletion = "{task.completion}"'
+        kind, partition, rows, longest = "", "iid", f'prompt = "{task.prompt}"\ncompletion = "{task.completion}"', 96
     return f"""# {task.title} on the {fleet} fleet of five
 [run]
 name = "{name}-{fleet}"
@@ -312,7 +309,7 @@ base = "{SHARED / "models" / MODEL}"
 train = "data/{name}-train.jsonl"
 eval = "data/{name}-dev.jsonl"
 {rows}
-max_length = 96
+max_length = {longest}
 train_rows = 2000
 eval_rows = {EVAL_ROWS}
 partition = "{partition}"

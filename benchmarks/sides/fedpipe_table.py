@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,12 +42,12 @@ def _heading(config: Mapping[str, Any]) -> str:
     return (
         f"# FedPipe against other methods\n\n{config['model']}; a round is {config['local_steps']} steps of {config['rows']} rows, or"
         f" what FedPipe makes of it. Learning rates are of {', '.join(f'{rate:g}' for rate in config['rates'])}, looked for by every"
-        f" method on dev rows and the heterogeneous fleet, in runs of {config['tuning_rounds']} rounds; where that of"
-        f" {config['rounds'][-1]} ends worse than these, it takes the next lower. FedPipe warms up for 4 steps."
+        f" method on dev rows and the heterogeneous fleet, in runs of {config['tuning_rounds']} rounds; for that of"
+        f" {config['rounds'][-1]} the next lower is tried as well. FedPipe warms up for 4 steps."
         f" Loss: nats per completion token, or per row of 20 Newsgroups, on test rows, after {config['rounds'][-1]} rounds. Time to"
-        f" target: simulated seconds, warm-up included, of the shortest run of {', '.join(map(str, config['rounds']))} rounds, found by"
-        f' halving, that ends with no more than what the longest of "{LORA}" with the same seed ends with; "-": with one of the seeds'
-        " the longest does not. Without one part: at FedPipe's learning rate."
+        f" target: simulated seconds, warm-up included, until the loss that the longest run of {LORA} with the same seed ends with, on"
+        f" the line between the ends of two runs, of {', '.join(map(str, config['rounds']))} rounds, about it; they are found by halving."
+        ' "-": with one of the seeds the longest does not get there. Without one part: at FedPipe\'s learning rate.'
     )  # fmt: skip
 
 
@@ -112,14 +113,28 @@ def _targets(records: Sequence[Record]) -> dict[int, float]:
 
 
 def _times(records: Sequence[Record], targets: Mapping[int, float]) -> list[float | None]:
-    """By seed the simulated seconds of the shortest run that ends at the target; None where the longest does not."""
+    """By seed the simulated seconds in which the target is reached; None where the longest run does not end there."""
     found = list[float | None]()
     for seed in dict.fromkeys(record["seed"] for record in records):
-        mine = [record for record in records if record["seed"] == seed]
-        ended = [one for one in mine if one["loss"] is not None and one["loss"] <= targets.get(seed, 0.0)]
-        longest = _longest(mine)
-        found.append(min(one["simulated_seconds"] for one in ended) if longest[0] in ended else None)
+        mine = [record for record in records if record["seed"] == seed and record["loss"] is not None]
+        ends = sorted((one["rounds"], one["simulated_seconds"], one["loss"]) for one in mine)
+        found.append(_crossing([end[1:] for end in ends], targets.get(seed, -math.inf)))
     return found
+
+
+def _crossing(ends: Sequence[tuple[float, float]], target: float) -> float | None:
+    """Of seconds and losses of runs, the shortest first: where the straight line between the two about the target meets it.
+
+    >>> _crossing([(14, 2.6), (18, 2.4), (44, 2.2)], 2.5), _crossing([(14, 2.6)], 2.5), _crossing([(14, 2.4), (18, 2.3)], 2.5)
+    (16.0, None, 14)
+    """
+    if not ends or ends[-1][1] > target:
+        return None
+    above = [end for end in ends if end[1] > target]
+    if not above:
+        return ends[0][0]
+    (before, high), (after, low) = above[-1], ends[ends.index(above[-1]) + 1]
+    return before + (after - before) * (high - target) / (high - low)
 
 
 def _longest(records: Sequence[Record]) -> list[Record]:
