@@ -141,10 +141,13 @@ def test_no_clipped_update_moves_further_and_it_keeps_its_direction(count: int, 
     with Spool() as spool:
         for part in parts:
             spool.put(part)
-        clip_updates(spool, limit, lambda edge: sent)
+        told = clip_updates(spool, limit, lambda edge: sent)
         clipped = {part.edge: part for part in spool}
+    norms = {part.edge: moved(part.state, sent) for part in parts}
+    assert {one.edge: one.norm for one in told} == {edge: norm for edge, norm in norms.items() if norm > limit}
+    assert all(one.limit == limit for one in told)
     for part in parts:
-        before, after = moved(part.state, sent), moved(clipped[part.edge].state, sent)
+        before, after = norms[part.edge], moved(clipped[part.edge].state, sent)
         assert after <= min(before, limit) * (1 + 1e-5)
         if before <= limit:
             assert clipped[part.edge].state.digest() == part.state.digest()

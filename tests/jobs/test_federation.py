@@ -300,3 +300,11 @@ def test_a_planner_offers_no_host_to_a_classifier() -> None:
     config = RunConfig.model_validate({"plan": {"policy": "fedpipe"}, "model": {"task": "classify"}, "data": {"text": "{a}", "label": "b"}})
     planner = Planner(config, BASE, [module.name for module in BASE.modules], {module.name: 1.0 for module in BASE.modules})
     assert not any(place.split for place in planner.places(Edge(name="north")))
+
+
+def test_an_update_that_is_clipped_is_told(place: Workplace) -> None:
+    done = place.train({"north": {}, "south": {}}, {"federated": {"clip_update": 1e-3}})
+    told = done.events("update_clipped")
+    assert [(event["round"], event["edge"]) for event in told] == [(1, "north"), (1, "south"), (2, "north"), (2, "south")]
+    assert all(event["limit"] == 1e-3 < event["norm"] for event in told)  # type: ignore[operator]
+    assert place.train({"north": {}, "south": {}}, {}, "free").events("update_clipped") == []

@@ -19,7 +19,7 @@ from atoll.jobs.clock import clock_of
 from atoll.jobs.crews.crew import CrewOf, Order
 from atoll.jobs.crews.local import LocalCrew, aggregation_of, robust_of
 from atoll.jobs.job import Job, Participant
-from atoll.runs.events import EdgeDropped, EdgeFinished, EventLog, Phase, PhaseStarted, RoundFinished, RoundStarted
+from atoll.runs.events import EdgeDropped, EdgeFinished, EventLog, Phase, PhaseStarted, RoundFinished, RoundStarted, UpdateClipped
 from atoll.selection.plan import steps_per_round
 
 _COMMON, _STEPS, _STATES = "common.state", "steps.json", "edges"
@@ -178,6 +178,8 @@ class Rounds:
         up, down = sum(edge.up_bytes for edge in result.edges), sum(edge.down_bytes for edge in result.edges)
         simulated = self._clock.round_seconds([self._seconds(edge) for edge in result.edges], len(self._late))
         self._late.clear()
+        for one in result.clipped:
+            self._log.append(UpdateClipped(result.round, one.edge, one.norm, one.limit))
         names = tuple(edge.edge for edge in result.edges)
         self._log.append(RoundFinished(self._phase, result.round, names, result.discarded_share, up, down, result.seconds, simulated))
         if self._accountant is not None:

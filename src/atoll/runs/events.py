@@ -179,6 +179,17 @@ class EdgeDropped(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class UpdateClipped(Event):
+    """An edge's update moved further than [federated] clip_update lets it, and was shrunk."""
+
+    round: int
+    edge: str
+    norm: float
+    """Frobenius norm of its change, as it came."""
+    limit: float
+
+
+@dataclass(frozen=True, slots=True)
 class RoundFinished(Event):
     """The updates of a round became one; `discarded_share` is what the common adapter misses of their exact mean."""
 

@@ -12,7 +12,7 @@ from atoll.cost.meters import FirstStep
 from atoll.cost.traffic import WireAccount
 from atoll.cost.work import Work
 from atoll.engines.federated.aggregation.parts import Aggregation, EdgeParts, wider
-from atoll.engines.federated.aggregation.robust import MEAN, Robust
+from atoll.engines.federated.aggregation.robust import MEAN, Clipped, Robust
 from atoll.engines.federated.aggregation.rules import Common, aggregate, joined, started
 from atoll.engines.federated.aggregation.spool import Contribution, Spool
 from atoll.engines.federated.checks import bad_figures, check_examples, check_update, whole_number
@@ -57,6 +57,7 @@ class RoundResult:
     discarded_share: float
     edges: tuple[EdgeResult, ...]
     seconds: float
+    clipped: tuple[Clipped, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,9 @@ class AdapterStrategy(Strategy):
             )  # fmt: skip
         self.common = outcome.common
         seconds = time.monotonic() - self._round_start
-        self.observer.round_finished(RoundResult(number, self.state, outcome.discarded_share, results, seconds))
+        self.observer.round_finished(
+            RoundResult(number, self.state, outcome.discarded_share, results, seconds, tuple(outcome.clipped))
+        )
         return self.arrays(), None
 
     def _collect(self, number: int, replies: Iterable[Message], spool: Spool) -> tuple[EdgeResult, ...]:

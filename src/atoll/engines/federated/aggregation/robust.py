@@ -96,17 +96,29 @@ def combined_whole(spool: Spool, name: str, voters: Sequence[str], like: WholeCh
     return like.of(tuple(tensors))
 
 
-def clip_updates(spool: Spool, limit: float | Literal["auto"], sent: Callable[[str], AdapterState]) -> None:
+@dataclass(frozen=True, slots=True)
+class Clipped:
+    """An update that was shrunk."""
+
+    edge: str
+    norm: float
+    """Of its change, as it came."""
+    limit: float
+    """To this."""
+
+
+def clip_updates(spool: Spool, limit: float | Literal["auto"], sent: Callable[[str], AdapterState]) -> list[Clipped]:
     """Shrink the change of every update that moved further than the limit from what its edge was sent; the others keep every bit.
 
     A shrunk update may be in fp64, and of another rank.
     """
     norms = {each.edge: moved(each.state, sent(each.edge)) for each in spool}
     most = statistics.median(norms.values()) if limit == "auto" else limit
-    for edge, norm in norms.items():
-        if norm > most:
-            update = spool.read(edge)
-            spool.put(Contribution(edge, _shrunk(update.state, sent(edge), most / norm), update.weight))
+    clipped = [Clipped(edge, norm, most) for edge, norm in norms.items() if norm > most]
+    for one in clipped:
+        update = spool.read(one.edge)
+        spool.put(Contribution(one.edge, _shrunk(update.state, sent(one.edge), most / one.norm), update.weight))
+    return clipped
 
 
 def moved(state: AdapterState, sent: AdapterState) -> float:

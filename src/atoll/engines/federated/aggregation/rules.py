@@ -16,8 +16,8 @@ can put the median or the trimmed mean in the mean's place.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -27,7 +27,7 @@ from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.adapters.whole import WholeChange
 from atoll.config.conflicts import KEEPS_BENEATH
 from atoll.engines.federated.aggregation.parts import Aggregation, at_rank, spare_rows, unequal_widths
-from atoll.engines.federated.aggregation.robust import MEAN, Robust, clip_updates, combined_product, combined_whole
+from atoll.engines.federated.aggregation.robust import MEAN, Clipped, Robust, clip_updates, combined_product, combined_whole
 from atoll.engines.federated.aggregation.spool import Contribution, Spool
 from atoll.engines.federated.aggregation.sums import Factors, PaddedSum, Product, ProductSum, WholeSum
 from atoll.errors import AdapterFitError
@@ -49,6 +49,8 @@ class Aggregate:
     common: Common
     discarded_share: float
     """Squared Frobenius norm of what the result misses of the exact mean, over that of the exact mean."""
+    clipped: Sequence[Clipped] = ()
+    """Updates that were shrunk before."""
 
 
 def started(state: AdapterState, aggregation: Aggregation, seed: int) -> Common:
@@ -80,14 +82,13 @@ def aggregate(
     Raises: AdapterFitError where `robust` needs products, and the rule or the adapters have none.
     """
     robust.check(aggregation, common.trained)
-    if robust.clip is not None:
-        clip_updates(spool, robust.clip, sent)
+    clipped = [] if robust.clip is None else clip_updates(spool, robust.clip, sent)
     aggregator = Aggregator(aggregation, common, ranks, seed=seed, round=round)
     if robust.combine != "mean":
-        return _combined(spool, common, ranks, robust)
+        return replace(_combined(spool, common, ranks, robust), clipped=clipped)
     for contribution in spool:
         aggregator.add(contribution)
-    return aggregator.finish()
+    return replace(aggregator.finish(), clipped=clipped)
 
 
 class Aggregator:
