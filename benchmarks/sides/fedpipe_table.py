@@ -69,7 +69,7 @@ def _table(task: str, fleet: str, records: Sequence[Record]) -> str:
         moved = [(one["traffic"]["up_bytes"] + one["traffic"]["down_bytes"]) / 1e6 for one in whole]
         cells = [
             method, f"{whole[0]['learning_rate']:g}", Spread.of([one["loss"] for one in whole]).text(3),
-            *[Spread.of([one["scores"]["accuracy"] for one in whole]).text(2)] * accuracy,
+            *([Spread.of([one["scores"]["accuracy"] for one in whole]).text(2)] if accuracy else []),
             "-" if mean is None else Spread.of([time for time in taken[method] if time is not None]).text(1),
             "-" if mean is None or lora is None else f"{mean / lora:.2f}",
             Spread.of([one["simulated_seconds"] for one in whole]).text(1), f"{_trained(whole[0]):,}", Spread.of(moved).text(1),
