@@ -61,7 +61,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def runs(folder: Path) -> dict[str, atoll.RunResult]:
     """One run by each rule."""
-    rules = ("exact-svd", "stack", "zero-pad", "residual")
+    rules = ("exact-svd", "delta-svd", "stack", "zero-pad", "residual")
     return {rule: atoll.train(folder / "run.toml", out=folder / rule, overrides=(f"federated.aggregation={rule}",)) for rule in rules}
 
 
@@ -85,7 +85,7 @@ def test_every_rule_learns_and_its_adapter_loads_in_peft(folder: Path, runs: dic
 
 def test_what_rules_cost_and_hold_differs(runs: dict[str, atoll.RunResult]) -> None:
     ranks = {rule: set(load_adapter(result.adapter).ranks.values()) for rule, result in runs.items()}
-    assert ranks["exact-svd"] == ranks["zero-pad"] == {4}
+    assert ranks["exact-svd"] == ranks["delta-svd"] == ranks["zero-pad"] == {4}
     assert min(ranks["stack"] | ranks["residual"]) > 4
     down = {rule: result.summary.traffic.down_bytes for rule, result in runs.items()}
     assert down["exact-svd"] == down["zero-pad"] < min(down["stack"], down["residual"])

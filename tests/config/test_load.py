@@ -172,6 +172,15 @@ def test_a_method_is_one_switch_and_what_is_set_after_it_counts(tmp_path: Path, 
     assert (config.adapter.alpha, config.run.placement) == (8, "local")
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_that_was_written_for_one_method_goes_with_any_other(tmp_path: Path, name: str) -> None:
+    text = '[run]\nrounds = 6\n[plan]\npolicy = "fedpipe"\nrefresh = 2\n[federated]\nclip_update = "auto"\n'
+    plan = load_config(_write(tmp_path, text), [f"method={name}"]).plan
+    assert plan.refresh == (2 if plan.policy == "fedpipe" and plan.importance != "none" else None)
+    with pytest.raises(ConflictError, match="clip_update"):
+        load_config(_write(tmp_path, text), ["method=hetlora", "federated.clip_update=1.0"])
+
+
 def test_methods_are_documented_with_their_settings() -> None:
     rows = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8").splitlines()
     written = {cells[1].strip().strip("`"): re.findall("`([^`]+)`", cells[3]) for row in rows if len(cells := row.split("|")) == 5}

@@ -1,4 +1,4 @@
-"""Laws of averaging adapters of unequal rank and partial modules, by all four rules."""
+"""Laws of averaging adapters of unequal rank and partial modules, by all five rules."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ from atoll.errors import AdapterFitError, UpdateRefusedError
 SIZES = {"a": (7, 9), "b": (9, 6), "wide": (40, 50)}
 REFERENCE = fresh_adapters("lora", SIZES, {"a": 4, "b": 4, "wide": 4}, alpha=8, seed=0)
 RANKS = REFERENCE.ranks
-RULES = ("exact-svd", "stack", "zero-pad", "residual")
-EXACT = ("exact-svd", "stack", "residual")
-AVERAGED = ("exact-svd", "zero-pad", "residual")
+RULES = ("exact-svd", "delta-svd", "stack", "zero-pad", "residual")
+CUT = ("exact-svd", "delta-svd")
+EXACT = (*CUT, "stack", "residual")
+AVERAGED = (*CUT, "zero-pad", "residual")
 
 
 def contribution(seed: int, ranks: Mapping[str, int], num_examples: int = 1, kind: str = "lora") -> Contribution:
@@ -43,8 +44,9 @@ def aggregate(
 ) -> Aggregate:
     common = reference if isinstance(reference, Common) else Common(reference)
     aggregator = Aggregator(rule, common, common.trained.ranks | dict(ranks))  # type: ignore[arg-type]
+    given = EdgeParts(common.trained, rule)  # type: ignore[arg-type]
     for part in parts:
-        aggregator.add(part)
+        aggregator.add(part, given.of(part.state.ranks))
     return aggregator.finish()
 
 
@@ -73,12 +75,12 @@ def test_the_rules_are_those_of_the_configuration() -> None:
 @given(setting=edges)
 @settings(max_examples=15, deadline=None)
 def test_at_full_rank_the_product_is_the_weighted_mean_of_products(rule: str, setting: list[tuple[int, int]]) -> None:
-    """exact-svd needs the whole rank for it; the others hold it at any."""
+    """Those that cut need the whole rank for it; the others hold it at any."""
     parts = [contribution(i, {"a": rank}, n) for i, (rank, n) in enumerate(setting)]
-    outcome = aggregate(parts, {"a": 7 if rule == "exact-svd" else 4}, rule=rule)
+    outcome = aggregate(parts, {"a": 7 if rule in CUT else 4}, rule=rule)
     torch.testing.assert_close(change(outcome), mean_of(parts), rtol=1e-4, atol=1e-4)
     assert outcome.discarded_share == pytest.approx(0, abs=1e-9)
-    assert outcome.common.trained.ranks["a"] == (7 if rule == "exact-svd" else 4)
+    assert outcome.common.trained.ranks["a"] == (7 if rule in CUT else 4)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -92,9 +94,39 @@ def test_order_does_not_matter(rule: str, setting: list[tuple[int, int]]) -> Non
         torch.testing.assert_close(one.modules[name].delta_OI(), other.modules[name].delta_OI(), rtol=1e-5, atol=1e-5)
 
 
-def test_truncation_error_is_the_discarded_singular_values() -> None:
+@given(setting=edges, common=st.integers(1, 4))
+@settings(max_examples=15, deadline=None)
+def test_changes_are_added_to_what_was_there(setting: list[tuple[int, int]], common: int) -> None:
+    """delta-svd against dense products, at full rank: what was common, and the mean of what each edge made of its part of it."""
+    before = contribution(99, {"a": common}).state
+    parts, given = [contribution(i, {"a": rank}, n) for i, (rank, n) in enumerate(setting)], EdgeParts(before, "delta-svd")
+    whole, expected = sum(part.weight for part in parts), before.modules["a"].delta_OI()
+    for part in parts:
+        change_OI = part.state.modules["a"].delta_OI() - given.of(part.state.ranks).modules["a"].delta_OI()
+        expected = expected + change_OI * (part.weight / whole)
+    outcome = aggregate(parts, {"a": 7}, reference=before, rule="delta-svd")
+    torch.testing.assert_close(change(outcome), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_edge_of_small_rank_that_learned_nothing_pulls_nothing_towards_zero() -> None:
+    before = contribution(99, {"a": 4}).state
+    given = EdgeParts(before, "exact-svd").of({"a": 1})
+    idle = [Contribution("small", given, 3), Contribution("large", before, 1)]
+    product = before.modules["a"].delta_OI()
+    torch.testing.assert_close(change(aggregate(idle, reference=before, rule="delta-svd")), product, rtol=1e-5, atol=1e-5)
+    assert change(aggregate(idle, reference=before, rule="exact-svd")).norm() < 0.9 * product.norm()
+
+
+def test_changes_of_equal_ranks_are_the_exact_mean_bit_for_bit() -> None:
+    before, parts = contribution(99, RANKS).state, [contribution(i, RANKS, 1 + i) for i in range(3)]
+    one, other = (aggregate(parts, reference=before, rule=rule).common.trained for rule in CUT)
+    assert one.digest() == other.digest()
+
+
+@pytest.mark.parametrize("rule", CUT)
+def test_truncation_error_is_the_discarded_singular_values(rule: str) -> None:
     parts = [contribution(1, {"a": 4}), contribution(2, {"a": 4})]
-    outcome = aggregate(parts, {"a": 3})
+    outcome = aggregate(parts, {"a": 3}, rule=rule)
     mean = mean_of(parts)
     values = torch.linalg.svdvals(mean)
     error = (change(outcome) - mean).norm()
@@ -187,7 +219,7 @@ def test_over_rounds_the_whole_is_the_mean_of_what_the_edges_had(rule: str) -> N
 def test_stacked_adapters_start_anew_in_every_round_and_the_same_in_every_rerun() -> None:
     def after(round_number: int, seed: int = 0) -> AdapterState:
         aggregator = Aggregator("stack", Common(REFERENCE), RANKS, seed=seed, round=round_number)
-        aggregator.add(contribution(1, RANKS))
+        aggregator.add(contribution(1, RANKS), REFERENCE)
         return aggregator.finish().common.trained
 
     assert all(not one.up_OR.any() and one.scaling == 2.0 for one in after(1).modules.values())
@@ -210,8 +242,9 @@ def test_what_was_learned_before_a_stacked_run_is_beneath_it() -> None:
 def test_memory_does_not_grow_with_the_number_of_edges(rule: str) -> None:
     aggregator, held = Aggregator(rule, Common(REFERENCE), RANKS), []  # type: ignore[arg-type]
     parts = [contribution(i, {"a": 1 + i % 4, "wide": 1 + i % 4}, 1 + i % 7) for i in range(1000)]
+    given = EdgeParts(REFERENCE, rule)  # type: ignore[arg-type]
     for part in parts:
-        aggregator.add(part)
+        aggregator.add(part, given.of(part.state.ranks))
         held.append(aggregator.num_held)
     sizes = [SIZES[name][0] * SIZES[name][1] for name in ("a", "wide")]
     assert max(held) <= sum(sizes) * 5 // 4
@@ -221,7 +254,7 @@ def test_memory_does_not_grow_with_the_number_of_edges(rule: str) -> None:
     if rule in EXACT:
         mean = mean_of(parts)
         at_rank_4 = (lambda u, s, v: (u[:, :4] * s[:4]) @ v[:4])(*torch.linalg.svd(mean, full_matrices=False))
-        torch.testing.assert_close(change(outcome), at_rank_4 if rule == "exact-svd" else mean, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(change(outcome), at_rank_4 if rule in CUT else mean, rtol=1e-4, atol=1e-5)
 
 
 @given(setting=edges)
@@ -260,7 +293,7 @@ def test_an_edge_gets_its_modules_at_its_ranks(rule: str) -> None:
     one, adapter = state.modules["a"], small.modules["a"]
     assert adapter.scaling == pytest.approx(8 / 2)
     sliced = one.scaling * one.up_OR[:, :2].double() @ one.down_RI[:2].double()
-    expected = state.truncate(2).modules["a"].delta_OI() if rule == "exact-svd" else sliced
+    expected = state.truncate(2).modules["a"].delta_OI() if rule in CUT else sliced
     torch.testing.assert_close(adapter.delta_OI(), expected, rtol=1e-4, atol=1e-5)
     assert EdgeParts(state, rule).of(state.ranks).digest() == state.digest()  # type: ignore[arg-type]
 
@@ -272,7 +305,8 @@ def test_what_an_edge_gets_and_sends_back_untrained_changes_nothing(rule: str) -
     parts = EdgeParts(state, rule)  # type: ignore[arg-type]
     back = [Contribution(f"edge{i}", parts.of({"a": 2}), 1 + i) for i in range(2)]
     outcome = aggregate(back, {"a": 4}, state, rule)
-    torch.testing.assert_close(change(outcome), back[0].state.modules["a"].delta_OI(), rtol=1e-4, atol=1e-5)
+    left = state if rule == "delta-svd" else back[0].state
+    torch.testing.assert_close(change(outcome), left.modules["a"].delta_OI(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -199,7 +199,7 @@ def test_too_few_good_answers_end_the_run_and_say_why() -> None:
     assert "edge0: NaN or infinity in a" in caught.value.got
 
 
-RULES = [(rule, Robust()) for rule in ("exact-svd", "stack", "zero-pad", "residual")] + [
+RULES = [(rule, Robust()) for rule in ("exact-svd", "delta-svd", "stack", "zero-pad", "residual")] + [
     ("exact-svd", Robust("median")), ("exact-svd", Robust("trimmed-mean", 0.25)), ("exact-svd", Robust(clip="auto")),
     ("stack", Robust(clip=1.0)), ("exact-svd", Robust("median", clip=0.5)),
 ]  # fmt: skip

@@ -24,7 +24,7 @@ from tests.engines.conftest import adapters, chooser, stream, trainer
 from tests.engines.split.conftest import BLOCKS, device_trainer, served, thread_host
 from tests.engines.test_rounds import STEPS, run
 
-RULES = ("exact-svd", "stack", "zero-pad", "residual")
+RULES = ("exact-svd", "delta-svd", "stack", "zero-pad", "residual")
 
 
 def fit(engine: Trainer, state: TrainState, steps: int = STEPS, checkpointing: bool = False, edge: str = "north") -> Update:
@@ -77,7 +77,7 @@ def test_edges_of_unequal_rank_make_one_adapter_by_every_rule(rule: str) -> None
     again, _ = run(edges(), {"north": 4, "south": 2}, rounds=3, aggregation=rule)
     assert state.digest() == again.digest() == told.rounds[-1].state.digest()
     assert all(one.up_OR.abs().max() > 0 and one.rank <= min(one.size) for one in state.modules.values())
-    assert (told.rounds[0].discarded_share > 0) == (rule in ("exact-svd", "zero-pad"))
+    assert (told.rounds[0].discarded_share > 0) == (rule not in KEEPS_BENEATH)
     first, second = ([edge for edge in told.edges if edge.edge == name] for name in ("north", "south"))
     beneath_travels = rule in KEEPS_BENEATH
     for edge in (first, second):
@@ -95,7 +95,7 @@ def test_edges_may_train_different_modules_and_what_none_trains_stays(rule: str)
         assert torch.equal(state.modules[name].delta_OI(), one.delta_OI()) == (number >= 5)
         if number >= 5:
             assert torch.equal(state.modules[name].down_RI, one.down_RI)
-    if rule in ("exact-svd", "zero-pad"):
+    if rule not in KEEPS_BENEATH:
         assert list(state.ranks.values())[:5] == [4, 4, 4, 2, 2], "the largest rank of those that train it"
 
 

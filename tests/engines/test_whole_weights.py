@@ -148,13 +148,13 @@ def mixed(seed: int) -> AdapterState:
     return AdapterState("lora", pairs.modules, {"head": WholeChange(torch.randn(3, 6, generator=g), torch.randn(3, generator=g))})
 
 
-@pytest.mark.parametrize("rule", ["exact-svd", "stack", "zero-pad", "residual"])
+@pytest.mark.parametrize("rule", ["exact-svd", "delta-svd", "stack", "zero-pad", "residual"])
 def test_every_rule_averages_whole_weights_exactly(rule: str) -> None:
     start, parts = mixed(0), [mixed(1), mixed(2), mixed(3)]
     common = started(start, rule, 0)  # type: ignore[arg-type]
     aggregator = Aggregator(rule, common, {"a": 2})  # type: ignore[arg-type]
     for number, part in enumerate(parts):
-        aggregator.add(Contribution(f"e{number}", part, number + 1))
+        aggregator.add(Contribution(f"e{number}", part, number + 1), start)
     assert aggregator.num_held >= 21
     head = joined(aggregator.finish().common).whole["head"]
     for number, tensor in enumerate(head.tensors):
@@ -189,5 +189,5 @@ def test_an_update_of_other_weights_is_refused() -> None:
 
 def test_common_state_used_in_a_round_keeps_what_no_edge_sent() -> None:
     aggregator = Aggregator("exact-svd", Common(mixed(0)), {"a": 2})
-    aggregator.add(Contribution("north", AdapterState("lora", mixed(1).modules), 1))
+    aggregator.add(Contribution("north", AdapterState("lora", mixed(1).modules), 1), mixed(0))
     assert torch.equal(aggregator.finish().common.trained.whole["head"].change_OI, mixed(0).whole["head"].change_OI)

@@ -58,14 +58,16 @@ def widths(rule: str, ranks: Sequence[int], rounds: int, seed: int, absent: Mapp
         parts = EdgeParts(common.trained, rule)  # type: ignore[arg-type]
         for own, (name, rank) in enumerate(zip(names, ranks, strict=True)):
             if absent.get(number) != own:
-                aggregator.add(Contribution(name, moved(parts.of({NAME: rank}), random), 1 + own))
+                given = parts.of({NAME: rank})
+                aggregator.add(Contribution(name, moved(given, random), 1 + own), given)
         common = aggregator.finish().common
     return found
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
-    rule=st.sampled_from(["stack", "residual", "exact-svd", "zero-pad"]), ranks=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    rule=st.sampled_from(["stack", "residual", "exact-svd", "delta-svd", "zero-pad"]),
+    ranks=st.lists(st.integers(1, 5), min_size=1, max_size=4),
     seed=st.integers(0, 100),
 )  # fmt: skip
 def test_it_is_as_wide_in_every_round_as_real_updates_make_it(rule: str, ranks: list[int], seed: int) -> None:

@@ -12,7 +12,7 @@ from atoll.errors import ConflictError, InputError
 
 KEEPS_BENEATH = ("stack", "residual")
 """Values of federated.aggregation that keep a frozen part beneath the adapters."""
-CLIPS = ("exact-svd", "stack")
+CLIPS = ("exact-svd", "delta-svd", "stack")
 """Values of federated.aggregation that federated.clip_update goes with: those that know no factors, only products."""
 _BENEATH = "keeps a part of the result beneath the adapters, which a host cannot hold"
 _BENEATH_DO = 'write aggregation = "exact-svd" or "zero-pad", or let every edge hold the whole base: mode = "local"'

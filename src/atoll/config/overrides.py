@@ -18,8 +18,8 @@ _WRITTEN = (
     "plan.policy=as-written", "plan.steps=asked", "federated.weigh=rows", "federated.combine=mean", "federated.aggregation=exact-svd",
 )  # fmt: skip
 _LORA = (*_WRITTEN, "adapter.kind=lora")
-_FEDPIPE = (*_LORA, "plan.policy=fedpipe", "plan.importance=svd-sensitivity")
-_FILLED = (*_FEDPIPE, "plan.steps=fill", "federated.weigh=steps")
+_FEDPIPE = (*_LORA, "plan.policy=fedpipe", "plan.importance=svd-sensitivity", "federated.aggregation=delta-svd")
+_FILLED = (*_FEDPIPE, "plan.steps=fill")
 METHODS: Mapping[str, tuple[str, ...]] = {
     "full": (*_WRITTEN, "adapter.kind=full"),
     "lora": _LORA,
@@ -35,6 +35,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "fedpipe-without-filling": _FEDPIPE,
 }
 """What the override method=NAME stands for, in place of which --method NAME is written. docs/methods.md says what each is."""
+_OF_IMPORTANCE = (("plan", "refresh"), ("plan", "importance_file"))
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> tuple[Document, list[InputError]]:
@@ -42,7 +43,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> tuple[Docum
     table = copy.deepcopy(dict(document.table))
     overridden: dict[Location, str] = {}
     errors: list[InputError] = []
-    for text, given in _spelled_out(overrides, errors):
+    for text, given in _spelled_out(overrides, table, errors):
         try:
             location, value = _understand(text, table)
         except OverrideError as error:
@@ -58,18 +59,27 @@ def is_of_edge(override: str) -> bool:
     return override.partition("=")[0].partition(".")[0].strip() == "edge"
 
 
-def _spelled_out(overrides: Sequence[str], errors: list[InputError]) -> Iterator[tuple[str, str]]:
-    """Every override with the one that was given, which differ where that names a method."""
+def _spelled_out(overrides: Sequence[str], table: dict[str, object], errors: list[InputError]) -> Iterator[tuple[str, str]]:
+    """Every override with the one that was given, which differ where that names a method; what this does not know leaves the table."""
     for text in overrides:
         name = text.removeprefix(_METHOD)
         if name == text:
             yield text, text
         elif name in METHODS:
+            _take_out(table, name)
             yield from ((one, text) for one in METHODS[name])
         else:
             likely = nearest(name, list(METHODS))
             do = f"did you mean {likely}?" if likely else "docs/methods.md says what each of them is"
             errors.append(OverrideError("no such method", where="--method", got=name or "nothing", expected=few(list(METHODS), 20), do=do))
+
+
+def _take_out(table: dict[str, object], method: str) -> None:
+    """Keys that go with other methods alone: run.toml may be written for any of them."""
+    by_importance = "plan.importance=svd-sensitivity" in METHODS[method] and "plan.importance=none" not in METHODS[method]
+    for section, key in (("federated", "clip_update"), *(() if by_importance else _OF_IMPORTANCE)):
+        if isinstance(found := table.get(section), dict):
+            found.pop(key, None)
 
 
 def _understand(text: str, table: dict[str, object]) -> tuple[Location, object]:

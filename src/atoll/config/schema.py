@@ -194,8 +194,8 @@ class Plan(Section):
     round_deadline: Annotated[Seconds, Field(gt=0)] | None = None
     """Time by which every edge must have finished a round, by declared speed and link."""
     steps: Literal["asked", "fill"] = "asked"
-    """Optimizer steps per round: as [train] asks; or ("fill") more on edges that are done before the deadline, or before the slowest edge
-    where there is no deadline."""
+    """Optimizer steps per round: as [train] asks; or ("fill") more on edges that declare their speed and are done before the deadline, or
+    before the slowest edge where there is no deadline."""
     most_steps: Annotated[float, Field(ge=1)] = 8.0
     """For steps = "fill": at most so many times what [train] asks."""
 
@@ -230,9 +230,10 @@ class Train(Section):
 class Federated(Section):
     """[federated] how updates become one."""
 
-    aggregation: Literal["exact-svd", "stack", "zero-pad", "residual"] = "exact-svd"
-    """How adapters of unequal rank are averaged: the exact mean of products B A, cut to the common rank; or A and B apart, padded with
-    zeros; that, and what it misses frozen beneath (residual); or the exact mean frozen beneath, and new adapters every round (stack)."""
+    aggregation: Literal["exact-svd", "delta-svd", "stack", "zero-pad", "residual"] = "exact-svd"
+    """How adapters of unequal rank are averaged: the exact mean of products B A, cut to the common rank; or of what edges changed of what
+    they were sent, added to what was there (delta-svd); A and B apart, padded with zeros; that, and what it misses frozen beneath
+    (residual); or the exact mean frozen beneath, and new adapters every round (stack)."""
     weigh: Literal["rows", "steps"] = "rows"
     """What an update weighs in the mean: its edge's rows; or ("steps") these times how often the plan has the edge do the steps of [train]:
     where rounds are filled, slow edges do not hold back the others then, and fast edges' rows count for more."""
@@ -249,12 +250,12 @@ class Federated(Section):
     """Share of the edges left out at each end of a trimmed mean, rounded down to whole edges."""
     clip_update: Literal["auto"] | Annotated[float, Field(gt=0)] | None = None
     """An update that moves all products B A (or whole weights) together further than this, in the Frobenius norm, is shrunk to it; "auto":
-    the median of the round's norms. Needs aggregation = "exact-svd" or "stack"."""
+    the median of the round's norms. Needs aggregation = "exact-svd", "delta-svd" or "stack"."""
     max_norm: Annotated[float, Field(gt=0)] | None = None
     """An update with a module whose product B A (or change of a whole weight) has a larger Frobenius norm is refused."""
     late: Literal["wait", "cut", "drop"] = "wait"
     """An edge that by declared speed and link cannot finish by plan.round_deadline is waited for, stops at the last step that it can
-    finish, or is left out of the round."""
+    finish, or is left out of the round. Where plan.policy = "fedpipe", ranks are cut before steps are."""
 
 
 class Wire(Section):

@@ -5,7 +5,7 @@ Shape suffixes: R rank, I inputs, O outputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -16,8 +16,10 @@ from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.errors import AdapterFitError
 from atoll.seeding import stream
 
-Aggregation = Literal["exact-svd", "stack", "zero-pad", "residual"]
+Aggregation = Literal["exact-svd", "delta-svd", "stack", "zero-pad", "residual"]
 """[federated] aggregation."""
+BY_SVD: Sequence[Aggregation] = ("exact-svd", "delta-svd")
+"""Edges of smaller rank are sent the best approximation of it."""
 
 
 class EdgeParts:
@@ -30,7 +32,7 @@ class EdgeParts:
     def of(self, ranks: Mapping[str, int]) -> AdapterState:
         """The modules that `ranks` names, scaled by the run's alpha over the edge's rank, and all that is trained whole.
 
-        With exact-svd the best approximation of each rank, otherwise the first rows of A and columns of B.
+        With exact-svd and delta-svd the best approximation of each rank, otherwise the first rows of A and columns of B.
 
         Raises: AdapterFitError for a bottleneck adapter at another width.
         """
@@ -49,7 +51,7 @@ class EdgeParts:
     def _at(self, adapter: ModuleAdapter, rank: int) -> ModuleAdapter:
         if self._state.kind == "bottleneck":
             raise unequal_widths(rank, adapter.rank)
-        if self._aggregation != "exact-svd":
+        if self._aggregation not in BY_SVD:
             return first_rows(adapter, rank)
         factors = singular_factors(adapter.up_OR * adapter.scaling, adapter.down_RI)
         return at_rank(factors, rank, adapter, adapter.scaling * adapter.rank / rank)

@@ -1,9 +1,11 @@
-"""Updates of unequal rank and partial weights become one, by one of four rules. All of them start from the exact mean of module m,
+"""Updates of unequal rank and partial weights become one, by one of five rules. All but the second start from the exact mean of module m,
 
 dW_m = sum_i p_i (alpha_i / r_i) B_i A_i, with p_i = w_i / sum of w_j over the edges j that trained m, and w_i
 the edge's rows or, with weigh = "steps", these times how often it does the steps that were asked for.
 
 exact-svd  the best approximation of dW at the common rank.
+delta-svd  the same of W + sum_i p_i (W_i' - W_i): W is the common product, W_i what edge i was sent of it at its own rank, W_i' what came
+           back. What an edge's rank cannot hold, it does not pull towards zero. Of equal ranks this is exact-svd.
 zero-pad   A and B averaged apart, padded with zeros to the common rank: not dW. Source: HetLoRA (Cho et al., 2024), weighted by
            data, and without pruning.
 residual   as zero-pad, and what that misses of dW is kept frozen beneath. Source: FedEx-LoRA (Singhal et al., 2025).
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -87,7 +89,7 @@ def aggregate(
     if robust.combine != "mean":
         return replace(_combined(spool, common, ranks, robust), clipped=clipped)
     for contribution in spool:
-        aggregator.add(contribution)
+        aggregator.add(contribution, sent(contribution.edge))
     return replace(aggregator.finish(), clipped=clipped)
 
 
@@ -114,8 +116,8 @@ class Aggregator:
         products = sum(sums.product.num_held for sums in self._sums.values() if sums.product is not None)
         return products + sum(total.num_held for total in self._whole.values())
 
-    def add(self, contribution: Contribution) -> None:
-        """Count one edge's update, which `check_update` has accepted."""
+    def add(self, contribution: Contribution, sent: AdapterState) -> None:
+        """Count one edge's update, which `check_update` has accepted, of what it was `sent`."""
         modules = contribution.state.modules
         for name, adapter in modules.items():
             if self._common.trained.kind == "bottleneck" and adapter.rank != self._ranks[name]:
@@ -124,6 +126,8 @@ class Aggregator:
             if name not in self._sums:
                 self._sums[name] = self._new_sums(name)
             self._sums[name].add(adapter, contribution.weight)
+            if self._aggregation == "delta-svd":
+                self._sums[name].add_sent(sent.modules[name], contribution.weight)
         for name, change in contribution.state.whole.items():
             if name not in self._whole:
                 self._whole[name] = WholeSum(change)
@@ -151,6 +155,10 @@ class Aggregator:
             padded = sums.padded.mean(lambda first: spare_rows(old, first, rank))
             return _padded(padded, sums.product, keeps_rest=self._aggregation == "residual")
         assert sums.product is not None
+        for adapter, weight in sums.sent.values():
+            if adapter.rank < old.rank:
+                sums.product.shift(adapter, -weight)
+                sums.product.shift(old, weight)
         return _cut(sums.product.mean_product(), old, rank)
 
 
@@ -163,6 +171,12 @@ class _Sums:
     only: ModuleAdapter | None = None
     """While one edge alone sent it."""
     num_edges: int = 0
+    sent: dict[int, tuple[ModuleAdapter, float]] = field(default_factory=dict)
+    """By rank, with the weights of all edges of that rank."""
+
+    def add_sent(self, adapter: ModuleAdapter, weight: float) -> None:
+        """Count what one edge was sent; all of one rank are sent the same."""
+        self.sent[adapter.rank] = adapter, weight + self.sent.get(adapter.rank, (adapter, 0.0))[1]
 
     def add(self, adapter: ModuleAdapter, weight: float) -> None:
         self.num_edges += 1

@@ -49,6 +49,10 @@ class ProductSum:
     def add(self, adapter: ModuleAdapter, weight: float) -> None:
         """Count one edge's adapter."""
         self._weight += weight
+        self.shift(adapter, weight)
+
+    def shift(self, adapter: ModuleAdapter, weight: float) -> None:
+        """Add so much of an adapter to the sum, without counting it as one of those whose mean is taken."""
         self._parts.append((adapter, weight))
         num_inputs, num_outputs = self._size
         collected = sum(part.num_parameters for part, _ in self._parts)
