@@ -16,7 +16,7 @@ _HEADER = (
 _WORTH = _HEADER.index("worth")
 
 
-_IMPORTANCE = {"none": "all weights count alike, until a warm-up or importance_file says more"}
+_IMPORTANCE = {"none": "all weights count alike", "unknown": "all weights count alike, until a warm-up (not counted here) says more"}
 
 
 def plan_table(plan: Mapping[str, Any]) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -63,7 +64,8 @@ def plan_fleet(
         spans, left_out = _spans(config, shapes, asked, [(config.run.rounds, _said(config, names, start_ranks))], start_ranks)
         plans = list(spans[0].plans)
     largest = {name: max((plan.ranks.get(name, 0) for plan in spans[-1].plans), default=0) for name in names}
-    kind = None if not plans_itself else "none" if importance is None else importance.kind
+    unknown = "none" if config.plan.importance == "none" else "unknown"
+    kind = None if not plans_itself else unknown if importance is None else importance.kind
     seconds = [span.seconds for span in spans if span.seconds is not None]
     return FleetPlan(
         tuple(plans), config.run.rounds, adapter_parameters(shapes, largest), shapes.num_parameters,
@@ -247,7 +249,7 @@ def _edge_plan(config: RunConfig, asked: Asked, setting: Setting) -> EdgePlan:
     in_time = costs.steps_by(asked.deadline, edge, num_steps)
     words, cut = as_written(setting, edge.memory, by_itself), config.federated.late == "cut" and in_time < num_steps
     if cut:
-        words = f"{in_time} of {num_steps} steps, as many as it can do in {format_seconds(asked.deadline or 0.0)}; {words}"
+        words = _cut_in_words(in_time, num_steps, asked.deadline) + words
     bound = _bound(memory=by_itself, time=cut)
     plan = _plan_of(edge, setting, accumulate, costs, in_time if cut else num_steps, bound, words)
     return dataclasses.replace(plan, under_training=1 - in_time / num_steps)
@@ -274,6 +276,8 @@ def _plan_of(
 def _planned(planner: Planner, asked: Sequence[Asked]) -> tuple[list[EdgePlan], list[LeftOut]]:
     """What suits every edge best."""
     config = planner.config
+    wanted = {one.edge.name: one.num_steps for one in asked}
+    asked = [_cut(planner, one) for one in asked] if config.federated.late == "cut" else asked
     decided = [None if one.edge.mode == "cloud" else planner.decide(one) for one in asked]
     nothing = [one for one, decision in zip(asked, decided, strict=True) if decision is None and one.edge.mode != "cloud"]
     left_out = [LeftOut(one.edge.name, _nothing_fits(planner, one)) for one in nothing]
@@ -288,7 +292,27 @@ def _planned(planner: Planner, asked: Sequence[Asked]) -> tuple[list[EdgePlan], 
         _cloud(planner, one) if decision is None else _explained(planner, one, decision, steps[one.edge.name])
         for one, decision in zip(asked, decided, strict=True) if decision is not None or one.edge.mode == "cloud"
     ]  # fmt: skip
-    return plans, left_out
+    return [_told_if_cut(plan, wanted[plan.name], config.plan.round_deadline) for plan in plans], left_out
+
+
+def _cut(planner: Planner, asked: Asked) -> Asked:
+    """As many of the steps as there is time for with something, where there is no time for all with anything."""
+    if not asked.is_timed or asked.edge.mode == "cloud" or planner.decide(asked) is not None:
+        return asked
+    fewer = [dataclasses.replace(asked, num_steps=number) for number in range(1, asked.num_steps)]
+    fitting = bisect_left(fewer, True, key=lambda one: planner.decide(one) is None)
+    return fewer[fitting - 1] if fitting else asked
+
+
+def _told_if_cut(plan: EdgePlan, wanted: int, deadline: float | None) -> EdgePlan:
+    if plan.num_steps >= wanted:
+        return plan
+    words = _cut_in_words(plan.num_steps, wanted, deadline) + plan.why
+    return dataclasses.replace(plan, under_training=1 - plan.num_steps / wanted, why=words)
+
+
+def _cut_in_words(num_steps: int, wanted: int, deadline: float | None) -> str:
+    return f"{num_steps} of {wanted} steps, as many as it can do in {format_seconds(deadline or 0.0)}; "
 
 
 def _steps(planner: Planner, asked: Sequence[Asked], decided: Sequence[Decision | None]) -> dict[str, int]:
@@ -301,7 +325,8 @@ def _steps(planner: Planner, asked: Sequence[Asked], decided: Sequence[Decision 
     by = config.plan.round_deadline or slowest or None
 
     def filled(one: Asked, costs: Costs) -> int:
-        if costs.round_seconds(one.edge, 1) is None:
+        # How long a step takes is known of an edge that declares its speed.
+        if one.edge.flops is None:
             return one.num_steps
         most = int(config.plan.most_steps * one.num_steps)
         return max(one.num_steps, costs.steps_by(by, one.edge, most))

@@ -219,6 +219,7 @@ def test_what_is_equally_important_is_planned_without_importance() -> None:
     found = plan_fleet(asked, SHAPES, None)
     assert found.importance == "none"
     assert found.edges[0].warm_up is None
+    assert plan_fleet(config([edge(4_400_000)]), SHAPES, None).importance == "unknown", "until a warm-up says more"
 
 
 def test_a_fleet_that_nothing_fits_is_refused_with_all_its_edges_and_what_each_place_lacks() -> None:
@@ -267,6 +268,32 @@ def test_steps_fill_the_time_there_is() -> None:
     by_deadline = planned(config([fast, slow], {"steps": "fill", "round_deadline": 2.0, "most_steps": 100.0})).edges
     assert all(plan.predicted_seconds is not None and plan.predicted_seconds <= 2.0 * (1 + 1e-12) for plan in by_deadline)
     assert by_deadline[0].num_steps > by_deadline[1].num_steps >= 3
+
+
+def test_rounds_are_filled_only_where_the_speed_is_known() -> None:
+    edges = [edge(flops=1e9), edge(bandwidth=1e6), edge()]
+    assert [plan.num_steps for plan in planned(config(edges, {"steps": "fill"})).edges] == [3, 3, 3]
+
+
+def test_an_edge_that_is_cut_off_does_what_it_can_and_says_so() -> None:
+    slow = edge(mode="local", flops=5e7)
+    late = {"round_deadline": 2.0}
+    with pytest.raises(InfeasibleError):
+        planned(config([slow], late))
+    found = only([slow], late, federated={"late": "cut"})
+    assert found.num_steps == 2
+    assert found.predicted_seconds is not None
+    assert found.predicted_seconds <= 2.0 * (1 + 1e-12)
+    assert found.under_training == pytest.approx(1 - found.num_steps / 3)
+    assert found.why.startswith("2 of 3 steps, as many as it can do in 2.0 s; ")
+    enough = only([edge(mode="local", flops=1e9)], {"round_deadline": 4.0}, federated={"late": "cut"})
+    assert (enough.num_steps, enough.under_training) == (3, 0.0), "ranks are cut before steps are"
+
+
+@pytest.mark.parametrize(("rows", "sizes", "expected"), [(6, (1, 2, 4, 8), 6), (5, (1, 2, 4), 5), (6, (4,), 8), (2, (8,), 8)])
+def test_a_step_has_as_many_rows_as_are_asked_for_where_batches_allow_it(rows: int, sizes: tuple[int, ...], expected: int) -> None:
+    found = only([edge()], {"batch_sizes": sizes}, train={"batch_size": rows})
+    assert found.batch_size * found.accumulate == expected
 
 
 def test_a_plan_of_many_weights_keeps_its_limits() -> None:

@@ -156,10 +156,11 @@ class Planner:
         return self.config.plan.ranks if edge.rank is None else (edge.rank,)
 
     def _batches(self) -> list[int]:
-        """Rows per micro-batch, the most first; no more than a step has."""
+        """Rows per micro-batch, the most first; no more than a step has, and where some make that up exactly, only these."""
         rows = self.config.train.batch_size * self.config.train.accumulate
         fitting = {size for size in self.config.plan.batch_sizes if size <= rows}
-        return sorted(fitting or {min(self.config.plan.batch_sizes)}, reverse=True)
+        exact = {size for size in fitting if rows % size == 0}
+        return sorted(exact or fitting or {min(self.config.plan.batch_sizes)}, reverse=True)
 
     def _batches_to_try(self, asked: Asked, place: Place) -> list[int]:
         """The fewest rows need the least memory, and ranks come before rows; more are tried only where they save time."""

@@ -77,7 +77,7 @@ class FleetPlan:
     num_parameters: int
     """Of the frozen base."""
     predicted_seconds: float | None
-    """Of the whole run: a round lasts as long as its slowest edge. None where an edge declares neither speed nor link."""
+    """Of all rounds, without a warm-up: a round lasts as long as its slowest edge. None where an edge declares neither speed nor link."""
     up_bytes: int
     """Of all edges in the whole run, as of each in a round."""
     down_bytes: int
