@@ -13,6 +13,7 @@ from atoll.adapters.attach import attached
 from atoll.adapters.state import AdapterState
 from atoll.base.head import loss_sum
 from atoll.config.schema import Federated, RunConfig
+from atoll.cost.formulas import message_bytes
 from atoll.errors import InfeasibleError
 from atoll.jobs.job import Job, grown_to, prepare
 from atoll.jobs.rounds import Rounds
@@ -84,11 +85,12 @@ def test_what_a_run_costs_is_the_sum_over_its_stages_by_hand() -> None:
     for done, stage in ((0, 0), (1, 0), (2, 1), (4, 1)):
         plan = plan_fleet(config, BASE, None, rounds_done=done)
         assert plan.up_bytes == plan.down_bytes == plan.to_json()["up_bytes"] == 2 * per_stage[0] + 3 * per_stage[1]
-        assert plan.predicted_seconds == pytest.approx(8 * 2 * plan.up_bytes / 1e6)
+        wrapped = [2 * message_bytes(BASE, len(MODULES) // 2 * (1 + number)) + message_bytes(BASE, 0) for number in range(2)]
+        assert plan.predicted_seconds == pytest.approx(8 * (2 * plan.up_bytes + 2 * wrapped[0] + 3 * wrapped[1]) / 1e6)
         assert plan.num_trainable == 4 * PER_RANK * 24
         (edge,) = plan.edges
         assert (edge.up_bytes, edge.down_bytes) == (per_stage[stage],) * 2
-        assert edge.predicted_seconds == pytest.approx(8 * 2 * per_stage[stage] / 1e6)
+        assert edge.predicted_seconds == pytest.approx(8 * (2 * per_stage[stage] + wrapped[stage]) / 1e6)
         assert edge.predicted_peak_bytes == alone[1] > alone[0]
 
 

@@ -6,6 +6,7 @@ from math import fsum
 
 import pytest
 
+import atoll
 from atoll.config.schema import Edge, RunConfig
 from atoll.cost.formulas import Flops
 from atoll.cost.work import Work
@@ -125,6 +126,18 @@ def test_an_edge_that_is_dropped_is_named_and_the_round_ends_at_the_deadline(pla
     assert [event["simulated_seconds"] for event in alone.events("round_finished")] != [1.0, 1.0]
 
 
+def test_an_edge_is_not_dropped_for_the_names_in_its_messages(place: Workplace) -> None:
+    """What a plan fills to its deadline is smaller than the messages that carry it."""
+    thin, free = {"bandwidth": "0.1 Mbit/s"}, {"policy": "fedpipe", "importance": "none"}
+    largest = atoll.plan(place.config({"thin": thin}, {"plan": free})).edges[0].predicted_seconds
+    assert largest is not None
+    for share in (0.3, 0.5, 0.7):
+        plan = {**free, "round_deadline": f"{share * largest} s"}
+        done = place.train({"thin": thin}, {"plan": plan, "federated": {"late": "drop"}}, f"run-{share}")
+        assert done.events("edge_dropped") == []
+        assert all(event["simulated_seconds"] <= share * largest for event in done.events("round_finished"))  # type: ignore[operator]
+
+
 def test_a_round_with_too_few_edges_in_time_ends_the_run(place: Workplace) -> None:
     sections = {"plan": {"round_deadline": "1 s"}, "federated": {"late": "drop", "min_edges": 2}}
     with pytest.raises(EdgesLostError, match="round 1 got too few updates") as caught:
@@ -138,8 +151,6 @@ CUT = {"plan": {"round_deadline": "1 s"}, "federated": {"late": "cut"}, "train":
 
 def speed_for(place: Workplace, steps: float) -> str:
     """A speed at which an edge does so many steps in a second, by formula."""
-    import atoll
-
     plan = atoll.plan(place.config({"one": {"flops": "1 FLOP/s"}}, {"train": {"local_steps": 1}}))
     assert plan.edges[0].predicted_seconds is not None
     return f"{plan.edges[0].predicted_seconds * steps:f} FLOP/s"

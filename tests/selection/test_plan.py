@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoll.config.schema import RunConfig
-from atoll.cost.formulas import adapter_parameters
+from atoll.cost.formulas import adapter_parameters, message_bytes
 from atoll.errors import InfeasibleError, TargetError
 from atoll.selection.fit import Setting, largest_batch
 from atoll.selection.plan import FleetPlan, plan_fleet
@@ -166,7 +166,8 @@ def test_seconds_come_from_declared_speed_and_link() -> None:
     slow, fast = plan((edge("slow", flops=1e9, bandwidth=1e6, latency=0.5), edge("fast", flops=1e12))).edges
     assert slow.predicted_seconds is not None
     assert fast.predicted_seconds is not None
-    transfer = 8 * (slow.up_bytes + slow.down_bytes) / 1e6 + 1.0
+    wrapping = 2 * message_bytes(BASE, len(slow.ranks)) + message_bytes(BASE, 0)
+    transfer = 8 * (slow.up_bytes + slow.down_bytes + wrapping) / 1e6 + 1.0
     assert slow.predicted_seconds == pytest.approx(1000 * fast.predicted_seconds + transfer)
 
 

@@ -21,6 +21,8 @@ from atoll.shapes import BaseShapes, ModuleShape
 
 ADAPTER_BYTES_PER_PARAMETER = 4
 """Adapters travel and are kept in fp32."""
+_FIGURES_BYTES, _BYTES_PER_MODULE = 1024, 24
+"""Of a message: what an edge says of its work, and scalings and lengths of names; rounded up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +225,16 @@ def adapter_payload_bytes(shapes: BaseShapes, ranks: Mapping[str, int]) -> int:
     128
     """
     return ADAPTER_BYTES_PER_PARAMETER * adapter_parameters(shapes, ranks)
+
+
+def message_bytes(shapes: BaseShapes, num_modules: int) -> int:
+    """What an adapter of so many modules is wrapped in, each way, at most: names as often as Flower's records hold them, and figures.
+
+    >>> message_bytes(base, 2)
+    1174
+    """
+    longest = max((len(module.name) for module in shapes.modules), default=0)
+    return _FIGURES_BYTES + num_modules * (3 * longest + _BYTES_PER_MODULE)
 
 
 def frozen_payload_bytes(shapes: BaseShapes, ranks: Mapping[str, int]) -> int:

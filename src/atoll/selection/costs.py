@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from atoll.config.schema import Edge, RunConfig
-from atoll.cost.formulas import adapter_payload_bytes, frozen_payload_bytes, round_seconds, step_flops
+from atoll.cost.formulas import adapter_payload_bytes, frozen_payload_bytes, message_bytes, round_seconds, step_flops
 from atoll.selection.fit import Setting
 from atoll.selection.split import step_bytes, step_round_trips
 
@@ -27,6 +27,8 @@ class Costs:
     """Of a step, with a host."""
     beneath_bytes: int = 0
     """Of what lies beneath the adapter, to the edge, once a round."""
+    wrapping_bytes: int = 0
+    """Of a round's messages, both ways together, beside numbers: in time, and in no count of bytes."""
 
     def round_up_bytes(self, num_steps: int) -> int:
         """From the edge, in a round."""
@@ -39,8 +41,9 @@ class Costs:
     def round_seconds(self, edge: Edge, num_steps: int) -> float | None:
         """Of a round by the edge's declared speed and link; None where neither is declared."""
         return round_seconds(
-            num_steps * self.flops, self.round_up_bytes(num_steps) + self.round_down_bytes(num_steps), flops_per_second=edge.flops,
-            bits_per_second=edge.bandwidth, latency_seconds=edge.latency, round_trips=1 + num_steps * self.round_trips,
+            num_steps * self.flops, self.round_up_bytes(num_steps) + self.round_down_bytes(num_steps) + self.wrapping_bytes,
+            flops_per_second=edge.flops, bits_per_second=edge.bandwidth, latency_seconds=edge.latency,
+            round_trips=1 + num_steps * self.round_trips,
         )  # fmt: skip
 
     def steps_by(self, deadline: float | None, edge: Edge, most: int) -> int:
@@ -69,4 +72,5 @@ def costs_of(config: RunConfig, setting: Setting, *, accumulate: int, split: boo
     return Costs(
         setting.memory.at_training_bytes, payload_bytes, flops.flops, wire.up_bytes, wire.down_bytes, trips,
         frozen_payload_bytes(setting.shapes, setting.beneath),
+        2 * message_bytes(setting.shapes, len(setting.ranks)) + message_bytes(setting.shapes, len(setting.beneath)),
     )  # fmt: skip

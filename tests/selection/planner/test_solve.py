@@ -26,8 +26,8 @@ def limits(memory_bytes: float, seconds: float) -> tuple[Limit, Limit]:
 
 def used(costs: CostsOf, ranks: Mapping[str, int]) -> tuple[float, float]:
     of = costs(ranks)
-    wire_bytes = of.up_bytes + of.down_bytes
-    return of.memory_bytes, of.flops / SPEED + (16 * of.payload_bytes + 8 * wire_bytes) / RATE + 0.01 * of.round_trips
+    wire_bytes, without_steps = of.up_bytes + of.down_bytes, 2 * of.payload_bytes + of.wrapping_bytes
+    return of.memory_bytes, of.flops / SPEED + 8 * (without_steps + wire_bytes) / RATE + 0.01 * of.round_trips
 
 
 def worth(importance: Mapping[str, float], ranks: Mapping[str, int]) -> float:

@@ -112,7 +112,8 @@ class _Parts:
 
     def _ask(self, ranks: Mapping[str, int]) -> Array:
         costs = self._costs_of(ranks)
-        wire_bytes, without_steps = costs.up_bytes + costs.down_bytes, (costs.round_up_bytes(0) + costs.round_down_bytes(0)) / 2
+        without_steps = (costs.round_up_bytes(0) + costs.round_down_bytes(0) + costs.wrapping_bytes) / 2
+        wire_bytes = costs.up_bytes + costs.down_bytes
         return np.array([costs.memory_bytes, without_steps, costs.flops, wire_bytes, costs.round_trips], dtype=float)
 
     def _in_like_places(
