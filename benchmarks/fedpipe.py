@@ -1,8 +1,9 @@
 """Methods of federated fine-tuning side by side on two fleets of five edges: quality, simulated time, bytes, memory.
 
-Every run is `atoll.train` in a process of its own; training is real, time is by the edges' declared speeds and links. Learning rates are
-looked for in the same way for every method, on dev rows of the heterogeneous fleet with a seed of its own; what is reported comes from
-test rows and other seeds. A finished run is a line in WORK/results.jsonl and is not done again.
+Every run is `atoll.train` in a process of its own; training is real, time is by the edges' declared speeds and links. The learning rate is
+constant, and the common adapter is scored after every round, so that one run is a curve of loss over time. Learning rates and the number
+of rounds are looked for in the same way by every method and for every fleet, on dev rows and with a seed of its own; what is reported
+comes from test rows and other seeds. A finished run is a line in WORK/results.jsonl and is not done again.
 
 Usage: python benchmarks/fedpipe.py [run | table | all] [--tasks e2e 20news] [--fleets heterogeneous homogeneous] [--seeds 0 1 2] ...
 """
@@ -18,6 +19,7 @@ import json
 import math
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -29,21 +31,20 @@ from typing import Any
 from atoll.commands.train import train
 from atoll.config.load import config_hash, load
 from atoll.errors import AtollError
+from atoll.runs.events import Evaluated, Event, ImportanceFound, RoundFinished
 from sides import fedpipe_table
 from sides.fleets import ABLATIONS, FEDPIPE, FLEETS, METHODS, Method, fleet_toml
 from sides.kr_tasks import MODEL, SHARED, TASKS, Sizes, prepare
 
 TUNING_SEED = 100
-TUNING_ROUNDS = 5
-TUNING_FLEET = "heterogeneous"
-RATES = (3e-4, 1e-3, 3e-3, 1e-2, 2e-2, 4e-2)
-FIRST_RATES = (3e-3, 1e-2)
+RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2)
+FIRST_RATES = (3e-3, 6e-3)
 """Two are tried, and then the next on the side of the better one, until it is worse."""
-LENGTHS = (3, 4, 8, 10)
-"""Rounds. With a learning rate that falls to zero, the way to be at a target sooner is a shorter run: every method has its shortest looked
-for, by halving."""
-ABLATION_ROUNDS = 4
-LOCAL_STEPS, ROWS, EVAL_ROWS = 8, 2, 100
+ROUNDS, ABLATION_ROUNDS = 10, 5
+ABLATED_FLEET = "heterogeneous"
+LOCAL_STEPS, ROWS = 8, 2
+FILES = {"dev": "dev", "test": "test-spread"}
+EVAL_ROWS = {"e2e": 100, "20news": 200}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +59,12 @@ class Spec:
     seed: int
     part: str
     """"dev" or "test": the rows that are scored."""
-    rounds: int
+    rounds: int = ROUNDS
 
     @property
     def all_overrides(self) -> list[str]:
         """Everything that is put on top of the task's run.toml."""
-        asked = (f"run.rounds={self.rounds}", f"data.eval=data/{self.task}-{self.part}.jsonl")
+        asked = (f"run.rounds={self.rounds}", f"data.eval=data/{self.task}-{FILES[self.part]}.jsonl")
         return [*self.overrides, *asked, f"train.learning_rate={self.learning_rate}", f"run.seed={self.seed}"]
 
     def config(self, work: Path) -> Path:
@@ -80,22 +81,38 @@ def _key(spec: Spec, work: Path) -> str:
     return config_hash(load(spec.config(work), spec.all_overrides).config)[:20]
 
 
+class Curve:
+    """The scores after every round, beside the simulated seconds and the bytes of adapters that had gone by."""
+
+    def __init__(self) -> None:
+        self.points: list[dict[str, float]] = []
+        self._seconds, self._bytes = 0.0, 0
+
+    def __call__(self, event: Event) -> None:
+        """Watch a run."""
+        if isinstance(event, ImportanceFound) or (isinstance(event, RoundFinished) and event.phase == "federated"):
+            self._seconds += event.simulated_seconds or 0.0
+        if isinstance(event, RoundFinished) and event.phase == "federated":
+            self._bytes += event.up_bytes + event.down_bytes
+        elif isinstance(event, Evaluated) and event.row != "base":
+            self.points.append({"seconds": self._seconds, "bytes": self._bytes, **event.metrics})
+
+
 def perform(spec: Spec, work: Path, key: str) -> dict[str, Any]:
-    """Train, and return what the results file keeps; "loss" is None where the method cannot run on the fleet."""
+    """Train, and return what the results file keeps; its curve is empty where the method cannot run on the fleet."""
     started, out = time.monotonic(), work / "runs" / key
     shutil.rmtree(out, ignore_errors=True)
     record: dict[str, Any] = {"key": key} | asdict(spec)
+    curve = Curve()
     try:
-        result = train(spec.config(work), out=out, overrides=spec.all_overrides)
+        result = train(spec.config(work), out=out, overrides=spec.all_overrides, observers=[curve])
     except AtollError as error:
-        return record | {"failed": error.page(), "loss": None, "wall_seconds": time.monotonic() - started}
+        return record | {"failed": error.page(), "curve": [], "wall_seconds": time.monotonic() - started}
     summary = json.loads(json.dumps(result.summary.to_json()))
     shutil.rmtree(out)
-    scores = summary["eval"]["adapted"]
     return record | {
-        "loss": scores["loss"], "scores": scores, "traffic": summary["traffic"], "edges": summary["edges"],
-        "left_out": summary["left_out"], "edge_compute": summary["edge_compute"], "simulated_seconds": summary["seconds"]["simulated"],
-        "versions": summary["versions"], "wall_seconds": time.monotonic() - started,
+        "curve": curve.points, "traffic": summary["traffic"], "edges": summary["edges"], "left_out": summary["left_out"],
+        "edge_compute": summary["edge_compute"], "versions": summary["versions"], "wall_seconds": time.monotonic() - started,
     }  # fmt: skip
 
 
@@ -131,9 +148,20 @@ def perform_all(wanted: Callable[[], Iterable[Spec]], work: Path, results: Resul
             future = next(as_completed(running))
             spec, record = running.pop(future), future.result()
             results.add(record)
-            said = record.get("failed", "").splitlines()[:1] or [f"{record['loss']:.4f} after {record['simulated_seconds']:.1f} s"]
-            asked = f"{spec.task} {spec.fleet} {spec.method} {spec.rounds} rounds lr {spec.learning_rate:g} seed {spec.seed} {spec.part}"
+            said = record.get("failed", "").splitlines()[:1] or [" ".join(f"{p['loss']:.3f}@{p['seconds']:.1f}" for p in record["curve"])]
+            asked = f"{spec.task} {spec.fleet} {spec.method} lr {spec.learning_rate:g} seed {spec.seed} {spec.part}"
             print(f"{asked}: {said[0]}", flush=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a method does on test rows, found on dev rows."""
+
+    rate: float
+    rounds: int
+    """After so many with this rate the loss was least."""
+    rate_for_time: float
+    """With this one LoRA's least loss was reached first; where no rate got there, that of the least loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,145 +177,129 @@ class Bench:
     ablations: tuple[Method, ...]
 
     def wanted(self) -> Iterator[Spec]:
-        """All runs whose settings are known."""
+        """All runs whose settings are known, one task and fleet after the other."""
         for task, fleet in self.pairs:
-            for method in self.methods:
-                yield from self._tuning(task, method)
-                yield from (self._tried(task, method, rate, LENGTHS[-1]) for rate in self._losses_of_longest(task, method))
+            # All targets are LoRA's.
+            for method in dict.fromkeys((METHODS[0], *self._of(fleet))):
+                yield from (self._tried(task, fleet, method, rate) for rate in self._curves(task, fleet, method))
             for seed in self.seeds:
-                yield from self._compared(task, fleet, seed)
-                if fleet == TUNING_FLEET and self.ablations:
-                    yield from self._ablated(task, seed)
+                for method in self._of(fleet):
+                    yield from self._compared(task, fleet, method, seed)
+        for task, fleet in self.pairs:
+            for seed in self.seeds[:1] if fleet == ABLATED_FLEET else ():
+                yield from self._ablated(task, fleet, seed)
 
     def compared(self) -> list[dict[str, Any]]:
-        """The results of the comparison, of those methods that are through with a seed, and of those seeds with which all these are."""
-        groups = [[self._finished([list(self._lengths(*pair, method, seed)) for method in self.methods]) for seed in self.seeds]
-                  for pair in self.pairs]  # fmt: skip
-        known = [[{record["method"] for record in records} for records in pair] for pair in groups]
-        return [
-            record for pair, methods in zip(groups, known, strict=True) for records, found in zip(pair, methods, strict=True)
-            if found == set().union(*methods) for record in records
-        ]  # fmt: skip
+        """The results of the comparison, of those seeds with which all methods are through; each with what was chosen for it."""
+        found: list[dict[str, Any]] = []
+        for (task, fleet), seed in ((pair, seed) for pair in self.pairs for seed in self.seeds):
+            chosen = {method.name: self._choice(task, fleet, method) for method in self._of(fleet)}
+            records = [self._found(spec) for method in self._of(fleet) for spec in self._compared(task, fleet, method, seed)]
+            known = {name: asdict(choice) for name, choice in chosen.items() if choice is not None}
+            done = [{**record, "chosen": known[record["method"]]} for record in records if record is not None]
+            found += done if len(known) == len(chosen) and len(done) == len(records) else []
+        return found
 
     def ablated(self) -> list[dict[str, Any]]:
-        """The results without one part, of those seeds with which all are through."""
-        tasks = [task for task, fleet in self.pairs if fleet == TUNING_FLEET]
-        return self._finished([list(self._ablated(task, seed)) for task in tasks for seed in self.seeds])
+        """The results without one part, where all are there."""
+        pairs = [(task, fleet) for task, fleet in self.pairs if fleet == ABLATED_FLEET and self.seeds]
+        groups = [[self._found(spec) for spec in self._ablated(*pair, self.seeds[0])] for pair in pairs]
+        return [record for group in groups if None not in group for record in group if record is not None]
 
-    def _finished(self, groups: Sequence[Sequence[Spec]]) -> list[dict[str, Any]]:
-        found = [[self._found(spec) for spec in group] for group in groups]
-        return [record for group in found if None not in group for record in group if record is not None]
+    def tuned(self) -> list[dict[str, Any]]:
+        """The dev curves that were looked at, without what they cost."""
+        tried = [(*pair, method) for pair in self.pairs for method in self._of(pair[1])]
+        records = [self._found(self._tried(*one, rate)) for one in tried for rate in self._curves(*one)]
+        kept = ("task", "fleet", "method", "learning_rate", "seed", "curve")
+        return [{name: record[name] for name in kept} for record in records if record is not None]
 
-    def _compared(self, task: str, fleet: str, seed: int) -> Iterator[Spec]:
-        for method in self.methods:
-            yield from self._lengths(task, fleet, method, seed)
+    def _of(self, fleet: str) -> list[Method]:
+        """What can be told apart there."""
+        return [method for method in self.methods if fleet != "homogeneous" or not method.is_lora_on_equals]
 
-    def _ablated(self, task: str, seed: int) -> Iterator[Spec]:
-        """FedPipe and FedPipe without one of its parts, equally long, at FedPipe's learning rate."""
-        fedpipe = next((method for method in self.methods if method.name == FEDPIPE), None)
-        rate = None if fedpipe is None else self._rate(task, fedpipe)
-        if fedpipe is not None and rate is not None:
-            for method in (fedpipe, *self.ablations):
-                yield self._spec(task, TUNING_FLEET, method, rate, seed, ABLATION_ROUNDS)
-
-    def _spec(self, task: str, fleet: str, method: Method, rate: float, seed: int, rounds: int, part: str = "test") -> Spec:
+    def _spec(self, task: str, fleet: str, method: Method, rate: float, seed: int, part: str, rounds: int = ROUNDS) -> Spec:
         return Spec(task, fleet, method.name, tuple(method.all_overrides(fleet)), rate, seed, part, rounds)
 
     def _found(self, spec: Spec) -> dict[str, Any] | None:
         return self.results.records.get(spec.key(self.work))
 
-    def _tuning(self, task: str, method: Method) -> list[Spec]:
-        """Short runs on dev rows, as far as it is known which ones."""
-        return [self._tried(task, method, rate) for rate in self._losses(task, method)]
+    def _tried(self, task: str, fleet: str, method: Method, rate: float) -> Spec:
+        return self._spec(task, fleet, method, rate, TUNING_SEED, "dev")
 
-    def _tried(self, task: str, method: Method, rate: float, rounds: int = TUNING_ROUNDS) -> Spec:
-        return self._spec(task, TUNING_FLEET, method, rate, TUNING_SEED, rounds, "dev")
+    def _curves(self, task: str, fleet: str, method: Method) -> dict[float, Sequence[Mapping[str, float]] | None]:
+        """By learning rate, as far as it is known which ones; None where the run is missing.
 
-    def _loss(self, spec: Spec) -> float | None:
-        """None while the run is missing, infinite where it failed."""
-        record = self._found(spec)
-        return None if record is None else math.inf if record["loss"] is None else record["loss"]
-
-    def _losses(self, task: str, method: Method) -> dict[float, float | None]:
-        """By learning rate; None where the run is missing. Where the best is at an end of what was tried, the next is to be tried too."""
-        losses: dict[float, float | None] = {}
+        Where the best is at an end of what was tried, the next is to be tried too.
+        """
+        curves: dict[float, Sequence[Mapping[str, float]] | None] = {}
         asked = list(FIRST_RATES)
         while asked:
             for rate in asked:
-                losses[rate] = self._loss(self._tried(task, method, rate))
-            if None in losses.values():
+                record = self._found(self._tried(task, fleet, method, rate))
+                curves[rate] = None if record is None else record["curve"]
+            if None in curves.values() or not any(curves.values()):
                 break
-            best = RATES.index(_least(losses))
-            asked = [rate for rate in RATES[max(0, best - 1) : best + 2] if rate not in losses]
-        return losses
+            best = RATES.index(min(curves, key=lambda rate: _least(curves[rate])))
+            asked = [rate for rate in RATES[max(0, best - 1) : best + 2] if rate not in curves]
+        return curves
 
-    def _rate(self, task: str, method: Method) -> float | None:
-        """The rate with the least loss; None while a run is missing."""
-        losses = self._losses(task, method)
-        return None if None in losses.values() else _least(losses)
+    def _choice(self, task: str, fleet: str, method: Method) -> Choice | None:
+        """None while a run is missing."""
+        target = self._dev_target(task, fleet)
+        curves = self._curves(task, fleet, method)
+        if target is None or None in curves.values():
+            return None
+        rate = min(curves, key=lambda rate: _least(curves[rate]))
+        losses = [point["loss"] for point in curves[rate] or ()]
+        times = {rate: fedpipe_table.reached(curve or (), target) for rate, curve in curves.items()}
+        in_time = {rate: seconds for rate, seconds in times.items() if seconds is not None}
+        # Rounds end at the same second with any rate.
+        quickest = min(in_time, key=lambda rate: (in_time[rate], _least(curves[rate])), default=rate)
+        return Choice(rate, 1 + losses.index(min(losses)) if losses else 0, quickest)
 
-    def _losses_of_longest(self, task: str, method: Method) -> dict[float, float | None]:
-        """By learning rate, of the longest run on dev rows: at that of short runs and the next lower one."""
-        rate = self._rate(task, method)
-        if rate is None or self._loss(self._tried(task, method, rate)) == math.inf:
-            return {}
-        lower = RATES[max(0, RATES.index(rate) - 1)]
-        return {one: self._loss(self._tried(task, method, one, LENGTHS[-1])) for one in (rate, lower)}
+    def _dev_target(self, task: str, fleet: str) -> float | None:
+        """The least loss of plain LoRA; None while a run is missing."""
+        curves = self._curves(task, fleet, METHODS[0])
+        return None if None in curves.values() else min(map(_least, curves.values()))
 
-    def _rate_of_longest(self, task: str, method: Method) -> float | None:
-        """As `_rate`; that of short runs, where the method cannot run."""
-        losses = self._losses_of_longest(task, method)
-        return None if None in losses.values() else _least(losses) if losses else self._rate(task, method)
+    def _compared(self, task: str, fleet: str, method: Method, seed: int) -> Iterator[Spec]:
+        choice = self._choice(task, fleet, method)
+        if choice is not None:
+            yield from (self._spec(task, fleet, method, rate, seed, "test") for rate in dict.fromkeys((choice.rate, choice.rate_for_time)))
 
-    def _lengths(self, task: str, fleet: str, method: Method, seed: int) -> Iterator[Spec]:
-        """The longest run, and those by which the shortest is found that ends at the target."""
-        rate, of_longest = self._rate(task, method), self._rate_of_longest(task, method)
-        if rate is None or of_longest is None:
-            return
-        runs = {rounds: self._spec(task, fleet, method, rate, seed, rounds) for rounds in LENGTHS[:-1]}
-        runs[LENGTHS[-1]] = self._spec(task, fleet, method, of_longest, seed, LENGTHS[-1])
-        yield runs[LENGTHS[-1]]
-        target = self._target(task, fleet, seed)
-        found = {rounds: self._found(spec) for rounds, spec in runs.items()}
-        losses = {rounds: record["loss"] for rounds, record in found.items() if record is not None}
-        if target is not None and LENGTHS[-1] in losses:
-            yield from (runs[rounds] for rounds in probed({rounds: loss is not None and loss <= target for rounds, loss in losses.items()}))
-
-    def _target(self, task: str, fleet: str, seed: int) -> float | None:
-        """What the longest run of plain LoRA with this seed ends with."""
-        lora = METHODS[0]
-        rate = self._rate_of_longest(task, lora)
-        record = None if rate is None else self._found(self._spec(task, fleet, lora, rate, seed, LENGTHS[-1]))
-        return None if record is None else record["loss"]
+    def _ablated(self, task: str, fleet: str, seed: int) -> Iterator[Spec]:
+        """FedPipe and FedPipe without one of its parts, equally long, at FedPipe's learning rate."""
+        fedpipe = next((method for method in self.methods if method.name == FEDPIPE), None)
+        choice = None if fedpipe is None else self._choice(task, fleet, fedpipe)
+        if fedpipe is not None and choice is not None and self.ablations:
+            yield self._spec(task, fleet, fedpipe, choice.rate, seed, "test")
+            for method in self.ablations:
+                yield self._spec(task, fleet, method, choice.rate, seed, "test", ABLATION_ROUNDS)
 
 
-def _least(losses: Mapping[float, float | None]) -> float:
-    return min(losses, key=lambda rate: math.inf if losses[rate] is None else losses[rate])  # type: ignore[arg-type,return-value]
-
-
-def probed(reached: Mapping[int, bool]) -> list[int]:
-    """The lengths that a search by halving looks at after the longest, as far as it is known which of them reach the target.
-
-    >>> probed({10: False}), probed({10: True}), probed({10: True, 4: False}), probed({10: True, 4: True, 3: False})
-    ([], [4], [4, 8], [4, 3])
-    """
-    looked_at, low, high = list[int](), -1, len(LENGTHS) - 1
-    while reached[LENGTHS[-1]] and high - low > 1:
-        middle = (low + high) // 2
-        looked_at.append(LENGTHS[middle])
-        if LENGTHS[middle] not in reached:
-            break
-        low, high = (low, middle) if reached[LENGTHS[middle]] else (middle, high)
-    return looked_at
+def _least(curve: Sequence[Mapping[str, float]] | None) -> float:
+    return min((point["loss"] for point in curve or () if math.isfinite(point["loss"])), default=math.inf)
 
 
 def write_configs(work: Path, tasks: Sequence[str]) -> None:
     """TASK-FLEET.toml beside the rows and the fleets."""
     prepare(work, tasks, Sizes(), anew=False)
+    for task in tasks:
+        _spread(work / "data" / f"{task}-test.jsonl", work / "data" / f"{task}-{FILES['test']}.jsonl")
     for fleet in FLEETS:
         (work / f"{fleet}.toml").write_text(fleet_toml(fleet), encoding="utf-8")
         for task in (TASKS[name] for name in tasks):
             (work / f"{task.name}-{fleet}.toml").write_text(_toml(task.name, fleet), encoding="utf-8")
+
+
+def _spread(source: Path, to: Path) -> None:
+    """The same rows, first one of every input: E2E has many references for each, which would be the first hundred rows."""
+    lines, seen, ordered = source.read_text(encoding="utf-8").splitlines(keepends=True), Counter[str](), list[tuple[int, str]]()
+    for line in lines:
+        given = next(iter(json.loads(line).values()))
+        ordered.append((seen[given], line))
+        seen[given] += 1
+    to.write_text("".join(line for _, line in sorted(ordered, key=lambda one: one[0])), encoding="utf-8")
 
 
 def _toml(name: str, fleet: str) -> str:
@@ -311,7 +323,7 @@ eval = "data/{name}-dev.jsonl"
 {rows}
 max_length = {longest}
 train_rows = 2000
-eval_rows = {EVAL_ROWS}
+eval_rows = {EVAL_ROWS[name]}
 partition = "{partition}"
 
 [adapter]
@@ -325,6 +337,10 @@ infeasible = "leave-out"
 [train]
 batch_size = {ROWS}
 local_steps = {LOCAL_STEPS}
+schedule = "constant"
+
+[evaluate]
+every = 1
 """
 
 
@@ -343,9 +359,9 @@ def main() -> None:
     if given.what in ("run", "all"):
         perform_all(bench.wanted, given.work, results, given.jobs, time.monotonic() + 60 * given.minutes)
     if given.what in ("table", "all"):
-        fedpipe_table.write(bench.compared(), bench.ablated(), {
-            "model": MODEL, "rounds": list(LENGTHS), "ablation_rounds": ABLATION_ROUNDS, "local_steps": LOCAL_STEPS, "rows": ROWS,
-            "eval_rows": EVAL_ROWS, "rates": RATES, "seeds": given.seeds, "tuning_seed": TUNING_SEED, "tuning_rounds": TUNING_ROUNDS,
+        fedpipe_table.write(bench.compared(), bench.ablated(), bench.tuned(), {
+            "model": MODEL, "rounds": ROUNDS, "ablation_rounds": ABLATION_ROUNDS, "local_steps": LOCAL_STEPS, "rows": ROWS,
+            "eval_rows": EVAL_ROWS, "rates": RATES, "seeds": given.seeds, "tuning_seed": TUNING_SEED,
         })  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,13 +13,24 @@ from sides.kr_tasks import TASKS
 NAME = "fedpipe"
 GOALS = {"simulated time to LoRA's loss on the heterogeneous fleet, of the best baseline's": 0.5}
 Record = Mapping[str, Any]
+Point = Mapping[str, float]
 
 
-def write(compared: Sequence[Record], ablated: Sequence[Record], config: Mapping[str, Any]) -> None:
+def reached(curve: Sequence[Point], target: float) -> float | None:
+    """Simulated seconds at the first score that is no worse than the target; None where there is none.
+
+    >>> reached([{"seconds": 4.0, "loss": 3.0}, {"seconds": 8.0, "loss": 2.5}, {"seconds": 12.0, "loss": 2.6}], 2.6)
+    8.0
+    """
+    return next((point["seconds"] for point in curve if point["loss"] <= target), None)
+
+
+def write(compared: Sequence[Record], ablated: Sequence[Record], tuned: Sequence[Record], config: Mapping[str, Any]) -> None:
     """Both files, and the tables on the terminal."""
-    results.write(NAME, dict(config) | {"goals": GOALS}, {"compared": list(compared), "without one part": list(ablated)})
+    found = {"compared": list(compared), "without one part": list(ablated), "tuned": list(tuned)}
+    results.write(NAME, dict(config) | {"goals": GOALS}, found)
     parts = [_table(task, fleet, group) for (task, fleet), group in _by_pair(compared).items()]
-    parts += [_ablations(task, fleet, group) for (task, fleet), group in _by_pair(ablated).items()]
+    parts += [_ablations(task, fleet, group, config["ablation_rounds"]) for (task, fleet), group in _by_pair(ablated).items()]
     text = "\n\n".join([_heading(config), *parts]) + "\n"
     print(text)
     (results.RESULTS / f"{NAME}.md").write_text(text, encoding="utf-8")
@@ -40,43 +50,70 @@ def _title(task: str, fleet: str, records: Sequence[Record]) -> str:
 
 def _heading(config: Mapping[str, Any]) -> str:
     return (
-        f"# FedPipe against other methods\n\n{config['model']}; a round is {config['local_steps']} steps of {config['rows']} rows, or"
-        f" what FedPipe makes of it. Learning rates are of {', '.join(f'{rate:g}' for rate in config['rates'])}, looked for by every"
-        f" method on dev rows and the heterogeneous fleet, in runs of {config['tuning_rounds']} rounds; for that of"
-        f" {config['rounds'][-1]} the next lower is tried as well. FedPipe warms up for 4 steps."
-        f" Loss: nats per completion token, or per row of 20 Newsgroups, on test rows, after {config['rounds'][-1]} rounds. Time to"
-        f" target: simulated seconds, warm-up included, until the loss that the longest run of {LORA} with the same seed ends with, on"
-        f" the line between the ends of two runs, of {', '.join(map(str, config['rounds']))} rounds, about it; they are found by halving."
-        ' "-": with one of the seeds the longest does not get there. Without one part: at FedPipe\'s learning rate.'
+        f"# FedPipe against other methods\n\n{config['model']}; {config['rounds']} rounds of {config['local_steps']} steps of"
+        f" {config['rows']} rows, or what FedPipe makes of them; a constant learning rate, test rows scored after every round. Every method"
+        f" looks for its rate (of {', '.join(f'{rate:g}' for rate in config['rates'])}) and its number of rounds on each fleet, by the"
+        f" least loss on dev rows with seed {config['tuning_seed']}. FedPipe warms up for 2 steps. Loss: nats per completion token, or per"
+        " row of 20 Newsgroups, after so many rounds. Time to target: simulated seconds, warm-up included, to the end of the first round"
+        f" after which the loss is no more than that of {LORA} with the same seed, at the rate that was quickest there on dev rows."
+        ' "-": not within these rounds, with one of the seeds at least.'
     )  # fmt: skip
 
 
 def _table(task: str, fleet: str, records: Sequence[Record]) -> str:
-    methods = list(dict.fromkeys(record["method"] for record in records))
-    targets = _targets(records)
-    accuracy = any("accuracy" in (record.get("scores") or {}) for record in records)
-    columns = ["method", "rate", "final loss", *["accuracy"] * accuracy, "time to target", "of LoRA's", "simulated time", "numbers trained"]
-    columns += ["MB moved", "edges"]
+    groups = {method: [one for one in records if one["method"] == method] for method in dict.fromkeys(one["method"] for one in records)}
+    targets = {one["seed"]: _ended(one)["loss"] for one in _for_loss(groups.get(LORA, []))}
+    taken = {method: _times(group, targets) for method, group in groups.items()}
+    accuracy = any("accuracy" in point for one in records for point in one["curve"])
+    columns = ["method", "rate, rounds", "loss", *["accuracy"] * accuracy, "time to target", "of LoRA's", "its rate", "a round takes"]
+    columns += ["numbers trained", "MB a round", "edges"]
     rows = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    taken = {method: _times([record for record in records if record["method"] == method], targets) for method in methods}
-    for method in methods:
-        mine = [record for record in records if record["method"] == method]
-        whole = _longest([record for record in mine if record["loss"] is not None])
+    for method, group in groups.items():
+        whole = _for_loss(group)
         if not whole:
-            rows.append(f"| {method} | - | {mine[0]['failed'].splitlines()[0]} |" + " - |" * (len(columns) - 3))
+            rows.append(f"| {method} | - | {group[0]['failed'].splitlines()[0]} |" + " - |" * (len(columns) - 3))
             continue
-        mean, lora = _mean(taken[method]), _mean(taken.get(LORA, []))
-        moved = [(one["traffic"]["up_bytes"] + one["traffic"]["down_bytes"]) / 1e6 for one in whole]
+        chosen, mean, lora = whole[0]["chosen"], _mean(taken[method]), _mean(taken.get(LORA, []))
         cells = [
-            method, f"{whole[0]['learning_rate']:g}", Spread.of([one["loss"] for one in whole]).text(3),
-            *([Spread.of([one["scores"]["accuracy"] for one in whole]).text(2)] if accuracy else []),
-            "-" if mean is None else Spread.of([time for time in taken[method] if time is not None]).text(1),
-            "-" if mean is None or lora is None else f"{mean / lora:.2f}",
-            Spread.of([one["simulated_seconds"] for one in whole]).text(1), f"{_trained(whole[0]):,}", Spread.of(moved).text(1),
-            _edges(whole[0]),
+            method, f"{chosen['rate']:g}, {chosen['rounds']}", _spread([_ended(one)["loss"] for one in whole], 3),
+            *([_spread([_ended(one)["accuracy"] for one in whole], 2)] if accuracy else []),
+            "-" if mean is None else _spread([time for time in taken[method] if time is not None], 1),
+            "-" if mean is None or lora is None else f"{mean / lora:.2f}", f"{chosen['rate_for_time']:g}", *_of_a_round(whole),
         ]  # fmt: skip
         rows.append("| " + " | ".join(cells) + " |")
-    return "\n".join([f"## {_title(task, fleet, records)}", "", *rows, "", _goal(taken), "", _plan(records)])
+    return "\n".join([f"## {_title(task, fleet, records)}", "", *rows, "", _goal(taken), "", _plan(groups.get(FEDPIPE, []))])
+
+
+def _for_loss(records: Sequence[Record]) -> list[Record]:
+    """The runs at the rate that was chosen for the least loss."""
+    return [one for one in records if one["curve"] and one["learning_rate"] == one["chosen"]["rate"]]
+
+
+def _ended(record: Record) -> Point:
+    """The scores after the rounds that were chosen on dev rows."""
+    point: Point = record["curve"][record["chosen"]["rounds"] - 1]
+    return point
+
+
+def _times(records: Sequence[Record], targets: Mapping[int, float]) -> list[float | None]:
+    """By seed the simulated seconds in which the target is reached; None where it is not."""
+    quick = [one for one in records if one["learning_rate"] == one["chosen"]["rate_for_time"]]
+    return [reached(one["curve"], targets[one["seed"]]) for one in quick if one["seed"] in targets]
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    return Spread.of(values).text(digits)
+
+
+def _of_a_round(records: Sequence[Record]) -> list[str]:
+    """Time, numbers trained, bytes and edges."""
+    first = records[0]
+    # A warm-up is in the first.
+    seconds = [(one["curve"][-1]["seconds"] - one["curve"][0]["seconds"]) / (len(one["curve"]) - 1) for one in records]
+    moved = [one["curve"][-1]["bytes"] / 1e6 / len(one["curve"]) for one in records]
+    trained = sum(edge["num_trainable"] for edge in first["edges"])
+    edges = f"{len(first['edges'])} of {len(first['edges']) + len(first['left_out'])}"
+    return [f"{_spread(seconds, 1)} s", f"{trained:,}", _spread(moved, 1), edges]
 
 
 def _goal(taken: Mapping[str, Sequence[float | None]]) -> str:
@@ -88,59 +125,18 @@ def _goal(taken: Mapping[str, Sequence[float | None]]) -> str:
     return f"FedPipe is at the target after {means[FEDPIPE] / means[best]:.2f} of the time of the fastest other method ({best})."
 
 
-def _ablations(task: str, fleet: str, records: Sequence[Record]) -> str:
-    rows = ["| | final loss | simulated time | numbers trained | MB moved | edges |", "|---|---|---|---|---|---|"]
-    for method in dict.fromkeys(record["method"] for record in records):
-        mine = [record for record in records if record["method"] == method]
-        whole = [record for record in mine if record["loss"] is not None]
-        if not whole:
-            rows.append(f"| {method} | {mine[0]['failed'].splitlines()[0]} | - | - | - | - |")
-            continue
-        moved = [(one["traffic"]["up_bytes"] + one["traffic"]["down_bytes"]) / 1e6 for one in whole]
-        loss, seconds = Spread.of([one["loss"] for one in whole]), Spread.of([one["simulated_seconds"] for one in whole])
-        cells = (method, loss.text(3), seconds.text(1), f"{_trained(whole[0]):,}", Spread.of(moved).text(1), _edges(whole[0]))
+def _ablations(task: str, fleet: str, records: Sequence[Record], rounds: int) -> str:
+    columns = ("", f"loss after {rounds} rounds", "their time", "a round takes", "numbers trained", "MB a round", "edges")
+    rows = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    for record in records:
+        if record["curve"]:
+            point = record["curve"][rounds - 1]
+            cells = (record["method"], f"{point['loss']:.3f}", f"{point['seconds']:.1f} s", *_of_a_round([record]))
+        else:
+            cells = (record["method"], record["failed"].splitlines()[0], *["-"] * 5)
         rows.append("| " + " | ".join(cells) + " |")
-    return "\n".join([f"## Without one part: {_title(task, fleet, records)}, {records[0]['rounds']} rounds", "", *rows])
-
-
-def _edges(record: Record) -> str:
-    return f"{len(record['edges'])} of {len(record['edges']) + len(record['left_out'])}"
-
-
-def _targets(records: Sequence[Record]) -> dict[int, float]:
-    """The loss that LoRA ends with, by seed: they differ more than methods do."""
-    return {record["seed"]: record["loss"] for record in _longest([r for r in records if r["method"] == LORA and r["loss"] is not None])}
-
-
-def _times(records: Sequence[Record], targets: Mapping[int, float]) -> list[float | None]:
-    """By seed the simulated seconds in which the target is reached; None where the longest run does not end there."""
-    found = list[float | None]()
-    for seed in dict.fromkeys(record["seed"] for record in records):
-        mine = [record for record in records if record["seed"] == seed and record["loss"] is not None]
-        ends = sorted((one["rounds"], one["simulated_seconds"], one["loss"]) for one in mine)
-        found.append(_crossing([end[1:] for end in ends], targets.get(seed, -math.inf)))
-    return found
-
-
-def _crossing(ends: Sequence[tuple[float, float]], target: float) -> float | None:
-    """Of seconds and losses of runs, the shortest first: where the straight line between the two about the target meets it.
-
-    >>> _crossing([(14, 2.6), (18, 2.4), (44, 2.2)], 2.5), _crossing([(14, 2.6)], 2.5), _crossing([(14, 2.4), (18, 2.3)], 2.5)
-    (16.0, None, 14)
-    """
-    if not ends or ends[-1][1] > target:
-        return None
-    above = [end for end in ends if end[1] > target]
-    if not above:
-        return ends[0][0]
-    (before, high), (after, low) = above[-1], ends[ends.index(above[-1]) + 1]
-    return before + (after - before) * (high - target) / (high - low)
-
-
-def _longest(records: Sequence[Record]) -> list[Record]:
-    """The runs of the most rounds."""
-    most = max((record["rounds"] for record in records), default=0)
-    return [record for record in records if record["rounds"] == most]
+    title = f"## Without one part: {_title(task, fleet, records)}, rate {records[0]['learning_rate']:g}"
+    return "\n".join([title, "", *rows])
 
 
 def _mean(times: Sequence[float | None]) -> float | None:
@@ -149,14 +145,9 @@ def _mean(times: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known and len(known) == len(times) else None
 
 
-def _trained(record: Record) -> int:
-    """Numbers that the edges train, all together."""
-    return sum(edge["num_trainable"] for edge in record["edges"])
-
-
 def _plan(records: Sequence[Record]) -> str:
     """What FedPipe planned for each edge."""
-    whole = _longest([record for record in records if record["method"] == FEDPIPE and record["loss"] is not None])
+    whole = _for_loss(records)
     if not whole:
         return ""
     rows = ["What FedPipe gave each edge (planned against measured memory of such plans: planned_memory.json):", ""]
@@ -164,6 +155,6 @@ def _plan(records: Sequence[Record]) -> str:
     for edge in whole[0]["edges"]:
         ranks = sorted(set(edge["ranks"].values()))
         span = f"{ranks[0]} to {ranks[-1]} on {len(edge['ranks'])}"
-        planned, steps = f"{edge['predicted_peak_bytes'] / 1e6:.1f} MB", f"{edge['steps'] / whole[0]['rounds']:g}"
+        planned, steps = f"{edge['predicted_peak_bytes'] / 1e6:.1f} MB", f"{edge['steps'] / len(whole[0]['curve']):g}"
         rows.append(f"| {edge['name']} | {edge['bits']} | {span} | {edge['batch_size']} | {steps} | {planned} |")
     return "\n".join(rows)

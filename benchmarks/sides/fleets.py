@@ -46,6 +46,8 @@ class Method:
     overrides: tuple[str, ...]
     ranks: tuple[int, ...] | None = None
     """Of the edges, from the smallest up, where the method gives each its own by its capability."""
+    is_lora_on_equals: bool = False
+    """Whether nothing but unequal ranks tells it from plain LoRA."""
 
     def all_overrides(self, fleet: str) -> list[str]:
         """Everything it writes over run.toml."""
@@ -60,14 +62,14 @@ PLAIN = ("model.quantize=16", "train.batch_size=1", "train.accumulate=2")
 BY_CAPABILITY = (2, 4, 8, 8, 16)
 # What is stacked lies beside the base here, as a base of few bits cannot take it in: nobody but the largest edge could hold it.
 UNLIMITED = tuple(f"edge.{name}.memory=1 GB" for name in NAMES)
-PLANNED = ("run.placement=local", "plan.warmup_steps=4")
+PLANNED = ("run.placement=local", "plan.warmup_steps=2")
 LORA, FEDPIPE = "LoRA, one rank", "FedPipe"
 METHODS = (
     Method(LORA, ("method=lora", *PLAIN)),
     Method("LoRA, one rank, 4 bits", ("method=lora", "model.quantize=4", "adapter.rank=2", *PLAIN[1:])),
     Method("HetLoRA (zero-pad)", ("method=hetlora", *PLAIN), BY_CAPABILITY),
     Method("FLoRA (stack), memory not counted", ("method=flora", *PLAIN, *UNLIMITED), BY_CAPABILITY),
-    Method("FlexLoRA (svd)", ("method=flexlora", *PLAIN), BY_CAPABILITY),
+    Method("FlexLoRA (svd)", ("method=flexlora", *PLAIN), BY_CAPABILITY, is_lora_on_equals=True),
     Method("FedAdapter", ("method=fedadapter", *PLAIN, "plan.ranks=[2,4,8]")),
     Method("vanilla fine-tuning", ("method=full", *PLAIN[1:])),
     Method(FEDPIPE, ("method=fedpipe", *PLANNED)),
@@ -77,7 +79,7 @@ ABLATIONS = (
     Method("FedPipe without ranks", ("method=fedpipe-without-ranks", *PLANNED)),
     Method("FedPipe without quantization", ("method=fedpipe-without-quantization", *PLANNED)),
     Method("FedPipe without filled rounds", ("method=fedpipe-without-filling", *PLANNED)),
-    Method("FedPipe, rows weigh alike", ("method=fedpipe", *PLANNED, "federated.weigh=rows")),
+    Method("FedPipe, steps weigh as well", ("method=fedpipe", *PLANNED, "federated.weigh=steps")),
 )
 
 
