@@ -64,7 +64,7 @@ def plan_fleet(
         spans, left_out = _spans(config, shapes, asked, [(config.run.rounds, _said(config, names, start_ranks))], start_ranks)
         plans = list(spans[0].plans)
     largest = {name: max((plan.ranks.get(name, 0) for plan in spans[-1].plans), default=0) for name in names}
-    unknown = "none" if config.plan.importance == "none" else "unknown"
+    unknown = "unknown" if any(plan.warm_up for plan in plans) else "none"
     kind = None if not plans_itself else unknown if importance is None else importance.kind
     seconds = [span.seconds for span in spans if span.seconds is not None]
     return FleetPlan(
