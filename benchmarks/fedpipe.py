@@ -190,15 +190,22 @@ class Bench:
                 yield from self._ablated(task, fleet, seed)
 
     def compared(self) -> list[dict[str, Any]]:
-        """The results of the comparison, of those seeds with which all methods are through; each with what was chosen for it."""
+        """The results of those methods that are through with a seed, of those seeds with which all these are; each with what was chosen."""
         found: list[dict[str, Any]] = []
-        for (task, fleet), seed in ((pair, seed) for pair in self.pairs for seed in self.seeds):
-            chosen = {method.name: self._choice(task, fleet, method) for method in self._of(fleet)}
-            records = [self._found(spec) for method in self._of(fleet) for spec in self._compared(task, fleet, method, seed)]
-            known = {name: asdict(choice) for name, choice in chosen.items() if choice is not None}
-            done = [{**record, "chosen": known[record["method"]]} for record in records if record is not None]
-            found += done if len(known) == len(chosen) and len(done) == len(records) else []
+        for pair in self.pairs:
+            by_seed = [{method.name: self._through(*pair, method, seed) for method in self._of(pair[1])} for seed in self.seeds]
+            known = {name for methods in by_seed for name, records in methods.items() if records}
+            complete = [methods for methods in by_seed if all(methods[name] for name in known)]
+            found += [record for methods in complete for records in methods.values() for record in records]
         return found
+
+    def _through(self, task: str, fleet: str, method: Method, seed: int) -> list[dict[str, Any]]:
+        """All results of a method with this seed, or none."""
+        choice = self._choice(task, fleet, method)
+        records = [self._found(spec) for spec in self._compared(task, fleet, method, seed)]
+        if choice is None or None in records:
+            return []
+        return [{**record, "chosen": asdict(choice)} for record in records if record is not None]
 
     def ablated(self) -> list[dict[str, Any]]:
         """The results without one part, where all are there."""
@@ -284,8 +291,8 @@ def _least(curve: Sequence[Mapping[str, float]] | None) -> float:
 def write_configs(work: Path, tasks: Sequence[str]) -> None:
     """TASK-FLEET.toml beside the rows and the fleets."""
     prepare(work, tasks, Sizes(), anew=False)
-    for task in tasks:
-        _spread(work / "data" / f"{task}-test.jsonl", work / "data" / f"{task}-{FILES['test']}.jsonl")
+    for name in tasks:
+        _spread(work / "data" / f"{name}-test.jsonl", work / "data" / f"{name}-{FILES['test']}.jsonl")
     for fleet in FLEETS:
         (work / f"{fleet}.toml").write_text(fleet_toml(fleet), encoding="utf-8")
         for task in (TASKS[name] for name in tasks):
