@@ -27,6 +27,9 @@ def reached(curve: Sequence[Point], target: float) -> float | None:
 
 def write(compared: Sequence[Record], ablated: Sequence[Record], tuned: Sequence[Record], config: Mapping[str, Any]) -> None:
     """Both files, and the tables on the terminal."""
+    if not compared and not ablated:
+        print("no method is through with a seed: the tables stay as they are")
+        return
     found = {"compared": list(compared), "without one part": list(ablated), "tuned": list(tuned)}
     results.write(NAME, dict(config) | {"goals": GOALS}, found)
     parts = [_table(task, fleet, group) for (task, fleet), group in _by_pair(compared).items()]
