@@ -20,6 +20,8 @@ from atoll.base.shapes import read_shapes
 from atoll.cost import formulas
 from atoll.cost.meters import CountedFlops
 from atoll.engines import local
+from atoll.engines.federated.flower import RecordDict
+from atoll.engines.federated.payload import num_bytes, put_adapter
 from atoll.engines.split.cut import Cut
 from atoll.shapes import BaseShapes
 
@@ -183,12 +185,16 @@ def test_flops_of_a_device_are_what_pytorch_counts(active: str, checkpointing: b
     assert counter.flops == foretold.flops or (checkpointing and 0.88 * foretold.flops < counter.flops < foretold.flops)
 
 
-def test_payload_is_the_adapters_bytes(tmp_path: Path) -> None:
+def test_payload_is_the_adapters_bytes_and_messages_are_little_more(tmp_path: Path) -> None:
     shapes = saved_shapes("llama", tmp_path)
     ranks = {module.name: 3 for module in shapes.modules}
     state = fresh_adapters("lora", {m.name: (m.d_in, m.d_out) for m in shapes.modules}, ranks, 1.0, 0)
     assert formulas.adapter_payload_bytes(shapes, ranks) == state.num_bytes
     assert formulas.adapter_parameters(shapes, ranks) == state.num_parameters
+    put_adapter(record := RecordDict(), state)
+    wrapping = num_bytes(record) - state.num_bytes
+    assert 0.8 * (formulas.message_bytes(shapes, len(ranks)) - formulas.message_bytes(shapes, 0)) < wrapping
+    assert wrapping < formulas.message_bytes(shapes, len(ranks))
 
 
 def test_no_adapters_is_a_forward_pass_of_the_blocks_and_nothing_else() -> None:
