@@ -159,7 +159,7 @@ class Choice:
 
     rate: float
     rounds: int
-    """After so many with this rate the loss was least."""
+    """After so many with this rate the loss was least, as a mean of three rounds."""
     rate_for_time: float
     """With this one LoRA's least loss was reached first; where no rate got there, that of the least loss."""
 
@@ -257,7 +257,7 @@ class Bench:
         if target is None or None in curves.values():
             return None
         rate = min(curves, key=lambda rate: _least(curves[rate]))
-        losses = [point["loss"] for point in curves[rate] or ()]
+        losses = fedpipe_table.settled(curves[rate] or ())
         times = {rate: fedpipe_table.reached(curve or (), target) for rate, curve in curves.items()}
         in_time = {rate: seconds for rate, seconds in times.items() if seconds is not None}
         # Rounds end at the same second with any rate.
@@ -285,7 +285,7 @@ class Bench:
 
 
 def _least(curve: Sequence[Mapping[str, float]] | None) -> float:
-    return min((point["loss"] for point in curve or () if math.isfinite(point["loss"])), default=math.inf)
+    return min((loss for loss in fedpipe_table.settled(curve or ()) if math.isfinite(loss)), default=math.inf)
 
 
 def write_configs(work: Path, tasks: Sequence[str]) -> None:

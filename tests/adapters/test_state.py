@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoll.adapters.fresh import fresh_adapters
-from atoll.adapters.low_rank import aligned, singular_factors
+from atoll.adapters.low_rank import aligned, row_length, singular_factors
 from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.errors import AdapterFitError
 
@@ -100,24 +100,23 @@ def test_states_that_do_not_fit_are_refused() -> None:
         ModuleAdapter(torch.zeros(3, 7), torch.zeros(5, 2), 1.0)
 
 
-@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 6))
+@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 6), st.floats(0.1, 10.0))
 @settings(max_examples=30, deadline=None)
-def test_alignment_keeps_the_product_and_approaches_the_reference(seed: int, rank: int, reference_rank: int) -> None:
+def test_alignment_keeps_the_product_and_approaches_the_reference(seed: int, rank: int, reference_rank: int, length: float) -> None:
     adapter = lora(seed, 4).modules["m"]
     reference = torch.randn(reference_rank, 7, generator=torch.Generator().manual_seed(seed))
     factors = singular_factors(adapter.up_OR, adapter.down_RI)
-    up, down = aligned(factors, reference, rank)
+    up, down = aligned(factors, reference, rank, length)
     best = (factors.up_OR[:, :rank] * factors.values_R[:rank]) @ factors.down_RI[:rank]
     torch.testing.assert_close(up @ down, best, rtol=1e-8, atol=1e-8)
-    row_length = reference.double().norm() / reference_rank**0.5
-    torch.testing.assert_close(down @ down.T, torch.eye(rank).double() * row_length**2, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(down @ down.T, torch.eye(rank).double() * length**2, rtol=1e-6, atol=1e-6)
 
 
 def test_alignment_recovers_a_rotated_pair() -> None:
     orthonormal = torch.linalg.qr(torch.randn(7, 3, generator=torch.Generator().manual_seed(0)).double())[0].T
     up = torch.randn(5, 3, generator=torch.Generator().manual_seed(1)).double()
     rotation = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(2)).double())[0]
-    found_up, found_down = aligned(singular_factors(up @ rotation.T, rotation @ orthonormal), orthonormal, 3)
+    found_up, found_down = aligned(singular_factors(up @ rotation.T, rotation @ orthonormal), orthonormal, 3, row_length(orthonormal))
     torch.testing.assert_close(found_down, orthonormal)
     torch.testing.assert_close(found_up, up)
 

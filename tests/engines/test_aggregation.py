@@ -124,6 +124,27 @@ def test_changes_of_equal_ranks_are_the_exact_mean_bit_for_bit() -> None:
 
 
 @pytest.mark.parametrize("rule", CUT)
+def test_rows_of_a_become_as_long_as_edges_made_them_and_one_odd_edge_does_not_count(rule: str) -> None:
+    parts = [contribution(seed, {"a": 4}) for seed in range(5)]
+    lengths = [float(part.state.modules["a"].down_RI.double().square().sum(1).mean()) ** 0.5 for part in parts]
+    odd = parts[lengths.index(max(lengths))]
+    one = odd.state.modules["a"]
+    swapped = AdapterState("lora", {"a": ModuleAdapter(one.down_RI * 1e4, one.up_OR / 1e4, one.scaling)})
+    others = [part for part in parts if part is not odd]
+    for sent in (parts, [*others, Contribution(odd.edge, swapped, 1)]):
+        down_RI = aggregate(sent, {"a": 4}, rule=rule).common.trained.modules["a"].down_RI.double()
+        torch.testing.assert_close(down_RI @ down_RI.T, torch.eye(4).double() * sorted(lengths)[2] ** 2, rtol=1e-4, atol=1e-4)
+
+
+def test_edges_that_come_back_with_nothing_leave_rows_that_can_be_trained() -> None:
+    empty = [Contribution(name, AdapterState("lora", {"a": ModuleAdapter(torch.zeros(4, 7), torch.zeros(9, 4), 2.0)}), 1) for name in "pq"]
+    one = aggregate(empty, {"a": 4}).common.trained.modules["a"]
+    assert not one.delta_OI().any()
+    assert one.down_RI.any()
+    assert all(tensor.isfinite().all() for tensor in (one.down_RI, one.up_OR))
+
+
+@pytest.mark.parametrize("rule", CUT)
 def test_truncation_error_is_the_discarded_singular_values(rule: str) -> None:
     parts = [contribution(1, {"a": 4}), contribution(2, {"a": 4})]
     outcome = aggregate(parts, {"a": 3}, rule=rule)

@@ -103,21 +103,24 @@ def _by_lanczos(up: Tensor, down: Tensor | None, rank: int) -> SingularFactors |
     return SingularFactors(u_OR, values_R, vh_RR @ basis_IR.T)
 
 
+def row_length(down_RI: Tensor) -> float:
+    """Root mean square of the rows' Euclidean norms."""
+    return float(down_RI.double().norm()) / down_RI.shape[0] ** 0.5
+
+
 @num_threads(1)
-def aligned(factors: SingularFactors, reference_RI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def aligned(factors: SingularFactors, reference_RI: Tensor, rank: int, length: float) -> tuple[Tensor, Tensor]:
     """Factors (up_OR, down_RI) of the best rank-`rank` approximation whose `down` lies as near to `reference_RI` as a rotation brings it.
 
-    The product does not depend on the reference. The rotation (orthogonal Procrustes) and the reference's row length keep an
-    optimizer's moments meaningful where a new product replaces an old one.
+    All rows of `down` get the length asked for. The product depends neither on that nor on the reference. The rotation (orthogonal
+    Procrustes) keeps an optimizer's moments meaningful where a new product replaces an old one.
 
     Shapes: reference (any rank, inputs); missing singular values are padded with zeros in `up`.
     """
     down, values, up = factors.down_RI[:rank], factors.values_R[:rank], factors.up_OR[:, :rank]
-    reference = reference_RI.double()
-    row_length = reference.norm() / reference.shape[0] ** 0.5
     overlap_RR = torch.zeros(down.shape[0], down.shape[0], dtype=torch.float64)
-    head = reference[: down.shape[0]]
+    head = reference_RI[: down.shape[0]].double()
     overlap_RR[: head.shape[0]] = head @ down.T
     x, _, yh = torch.linalg.svd(overlap_RR)
     rotation_RR = x @ yh
-    return (up * values) @ rotation_RR.T / row_length, row_length * (rotation_RR @ down)
+    return (up * values) @ rotation_RR.T / length, length * (rotation_RR @ down)

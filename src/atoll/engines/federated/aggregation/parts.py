@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from atoll.adapters.low_rank import SingularFactors, aligned, singular_factors
+from atoll.adapters.low_rank import SingularFactors, aligned, row_length, singular_factors
 from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.errors import AdapterFitError
 from atoll.seeding import stream
@@ -54,12 +54,12 @@ class EdgeParts:
         if self._aggregation not in BY_SVD:
             return first_rows(adapter, rank)
         factors = singular_factors(adapter.up_OR * adapter.scaling, adapter.down_RI)
-        return at_rank(factors, rank, adapter, adapter.scaling * adapter.rank / rank)
+        return at_rank(factors, rank, adapter, adapter.scaling * adapter.rank / rank, row_length(adapter.down_RI))
 
 
-def at_rank(factors: SingularFactors, rank: int, reference: ModuleAdapter, scaling: float) -> ModuleAdapter:
-    """The best approximation of this rank, in the reference's gauge; columns of `up` beyond the product's own rank are zero."""
-    up, down = aligned(factors, reference.down_RI, rank)
+def at_rank(factors: SingularFactors, rank: int, reference: ModuleAdapter, scaling: float, length: float) -> ModuleAdapter:
+    """The best approximation of this rank, turned to the reference, its rows in A of this length; columns of B beyond its rank are zero."""
+    up, down = aligned(factors, reference.down_RI, rank, length)
     missing = rank - down.shape[0]
     if missing > 0:
         # The product has fewer singular values than the rank asked for: the free rows go on where the reference left off.

@@ -18,13 +18,14 @@ can put the median or the trimmed mean in the mean's place.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 
 from atoll.adapters.fresh import fresh_adapters
-from atoll.adapters.low_rank import leading_factors, singular_factors, squared_norm
+from atoll.adapters.low_rank import leading_factors, row_length, singular_factors, squared_norm
 from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.adapters.whole import WholeChange
 from atoll.config.conflicts import KEEPS_BENEATH
@@ -159,7 +160,7 @@ class Aggregator:
             if adapter.rank < old.rank:
                 sums.product.shift(adapter, -weight)
                 sums.product.shift(old, weight)
-        return _cut(sums.product.mean_product(), old, rank)
+        return _cut(sums.product.mean_product(), old, rank, sums.lengths)
 
 
 @dataclass(slots=True, eq=False)
@@ -171,6 +172,8 @@ class _Sums:
     only: ModuleAdapter | None = None
     """While one edge alone sent it."""
     num_edges: int = 0
+    lengths: list[float] = field(default_factory=list)
+    """Of the rows of every edge's A."""
     sent: dict[int, tuple[ModuleAdapter, float]] = field(default_factory=dict)
     """By rank, with the weights of all edges of that rank."""
 
@@ -180,6 +183,7 @@ class _Sums:
 
     def add(self, adapter: ModuleAdapter, weight: float) -> None:
         self.num_edges += 1
+        self.lengths.append(row_length(adapter.down_RI))
         self.only = adapter if self.num_edges == 1 else None
         if self.product is not None:
             self.product.add(adapter, weight)
@@ -209,7 +213,8 @@ def _combined(spool: Spool, common: Common, ranks: Mapping[str, int], robust: Ro
         if alone is not None and _fits_alone(alone, old, rank):
             parts[name] = _Part(alone)
         else:
-            parts[name] = _cut(combined_product(spool, name, voters, old.size, robust), old, rank)
+            lengths = [row_length(spool.adapter(voter, name).down_RI) for voter in voters]
+            parts[name] = _cut(combined_product(spool, name, voters, old.size, robust), old, rank, lengths)
     return _joined_parts(common, parts, changes)
 
 
@@ -224,11 +229,15 @@ def _joined_parts(common: Common, parts: Mapping[str, _Part], changes: Mapping[s
     return Aggregate(Common(state, beneath), missed / whole if whole else 0.0)
 
 
-def _cut(product: Product, old: ModuleAdapter, rank: int) -> _Part:
-    """The best approximation of the product at this rank."""
+def _cut(product: Product, old: ModuleAdapter, rank: int, lengths: Sequence[float]) -> _Part:
+    """The best approximation of the product at this rank, with rows of A as long as those of edges' own, whose `lengths` these are.
+
+    At the old length B alone would grow, and with it what a step's noise in A comes to: training falls apart at high rates. The median,
+    because an edge may share a product between A and B in whatever way it likes.
+    """
     up_OR, down_RI = (product, None) if isinstance(product, torch.Tensor) else product
-    found = leading_factors(up_OR, down_RI, rank)
-    return _Part(at_rank(found.factors, rank, old, _scaling(old, rank)), missed=found.missed, whole=found.whole)
+    found, length = leading_factors(up_OR, down_RI, rank), statistics.median(lengths) or row_length(old.down_RI)
+    return _Part(at_rank(found.factors, rank, old, _scaling(old, rank), length), missed=found.missed, whole=found.whole)
 
 
 def _fits_alone(adapter: ModuleAdapter, old: ModuleAdapter, rank: int) -> bool:
