@@ -79,6 +79,7 @@ ABLATIONS = (
     Method("FedPipe without ranks", ("method=fedpipe-without-ranks", *PLANNED)),
     Method("FedPipe without quantization", ("method=fedpipe-without-quantization", *PLANNED)),
     Method("FedPipe without filled rounds", ("method=fedpipe-without-filling", *PLANNED)),
+    Method("FedPipe, adapters travel in fp32", ("method=fedpipe", *PLANNED, "federated.precision=fp32")),
     Method("FedPipe, steps weigh as well", ("method=fedpipe", *PLANNED, "federated.weigh=steps")),
 )
 

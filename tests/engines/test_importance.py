@@ -70,6 +70,20 @@ def ask(*works: EdgeWork, modules: tuple[str, ...] = MODULES, grid_of: type[InPr
     return ask_importance(grid_of(client_app(lambda context: found[str(context.node_config["edge"])]), contexts), nodes, modules, **given)
 
 
+def test_the_adapter_to_score_from_travels_as_asked() -> None:
+    rounded = list[bool]()
+
+    def scores(start: AdapterState | None) -> Warmed:
+        assert start is not None
+        rounded.extend(torch.equal(one.down_RI, one.down_RI.half().float()) for one in start.modules.values())
+        return Warmed(dict.fromkeys(MODULES, 1.0), ())
+
+    start = adapters(trainer().base.model)
+    bytes_sent = [ask(work("north", scores), adapter=start, precision=precision).edges[0].down_bytes for precision in ("fp32", "fp16")]
+    assert rounded == [False] * len(start.modules) + [True] * len(start.modules)
+    assert bytes_sent[0] - bytes_sent[1] == start.num_bytes // 2
+
+
 def test_the_coordinator_gets_what_the_edges_found() -> None:
     base = trainer().base
     modules = tuple(sizes_of(base.model))

@@ -9,14 +9,16 @@ import pytest
 import torch
 
 from atoll.adapters.state import AdapterState, ModuleAdapter
+from atoll.adapters.whole import WholeChange
 from atoll.cost.formulas import Flops
 from atoll.cost.work import Work
+from atoll.engines.federated.aggregation.parts import EdgeParts
 from atoll.engines.federated.client import EdgeWork, client_app
 from atoll.engines.federated.flower import Context, Message, MessageType, RecordDict
 from atoll.engines.federated.grid import InProcessGrid
-from atoll.engines.federated.payload import get_adapter, get_optimizer, put_adapter, put_optimizer, to_array, to_tensor
+from atoll.engines.federated.payload import get_adapter, get_optimizer, precision_of, put_adapter, put_optimizer, to_array, to_tensor
 from atoll.engines.federated.strategy import AdapterStrategy, EdgeResult, Observer, RoundResult
-from atoll.engines.trainer import FitPlan, Moments, StepReport, Trainer, TrainState, Update
+from atoll.engines.trainer import Batches, FitPlan, Moments, StepReport, Trainer, TrainState, Update
 from atoll.errors import AtollError, EdgesLostError, UpdateRefusedError
 from atoll.selection.choosing import StepTokens
 from atoll.selection.schedule import Schedule
@@ -43,7 +45,7 @@ class Told:
 
 
 def run(edges: dict[str, Trainer], ranks: dict[str, int], *, rounds: int = 2, min_edges: int = 1, keep: bool = True,
-        timeout: float = 3600.0, aggregation: str = "exact-svd",
+        timeout: float = 3600.0, aggregation: str = "exact-svd", precision: str = "fp32",
         parts: dict[str, slice] | None = None, votes: dict[str, int] | None = None) -> tuple[AdapterState, Told]:  # fmt: skip
     told, start = Told(), adapters(random_model("llama"), rank=max(ranks.values()))
     works = {
@@ -54,10 +56,24 @@ def run(edges: dict[str, Trainer], ranks: dict[str, int], *, rounds: int = 2, mi
     contexts = {node: Context(1, node, {"edge": name}, RecordDict(), {}) for node, name in nodes.items()}
     given = {name: list(start.modules)[(parts or {}).get(name, slice(None))] for name in edges}
     edge_ranks = {name: dict.fromkeys(given[name], rank) for name, rank in ranks.items()}
-    strategy = AdapterStrategy(start, edge_ranks, nodes, min_edges, told.observer, aggregation, votes=votes or {})  # type: ignore[arg-type]
+    strategy = AdapterStrategy(
+        start, edge_ranks, nodes, min_edges, told.observer, aggregation, precision=precision, votes=votes or {}  # type: ignore[arg-type]
+    )  # fmt: skip
     grid = InProcessGrid(client_app(lambda context: works[str(context.node_config["edge"])]), contexts)
     strategy.start(grid, strategy.arrays(), rounds, timeout)
     return strategy.state, told
+
+
+class Watched:
+    """A trainer that keeps what it was given."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.given: list[AdapterState] = []
+
+    def fit(self, state: TrainState, batches: Batches, plan: FitPlan, on_step: Callable[[StepReport], None]) -> Update:
+        self.given.append(state.adapter)
+        return self.trainer.fit(state, batches, plan, on_step)
 
 
 def test_one_edge_equals_plain_local_training_bit_for_bit() -> None:
@@ -182,8 +198,8 @@ def test_a_round_that_takes_too_long_goes_on_without_the_rest() -> None:
         run({"north": trainer()}, {"north": 4}, timeout=-1.0)
 
 
-def test_bf16_and_fp32_survive_the_message_bit_for_bit() -> None:
-    for dtype in (torch.float32, torch.bfloat16):
+def test_every_number_format_survives_the_message_bit_for_bit() -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
         tensor = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
         array = to_array(tensor)
         assert torch.equal(to_tensor(array), tensor)
@@ -198,6 +214,42 @@ def test_records_come_back_as_they_were() -> None:
     put_optimizer(record, {"a.b": Moments(torch.ones(3), torch.zeros(3), 7)})
     read = get_optimizer(record)["a.b"]
     assert (read.first.tolist(), read.second.tolist(), read.num_steps) == ([1, 1, 1], [0, 0, 0], 7)
+
+
+def test_fp16_takes_half_the_bytes_and_comes_back_as_the_nearest_fp32() -> None:
+    change = WholeChange(torch.randn(5, 7, generator=torch.Generator().manual_seed(0)), torch.full((5,), 1e-6))
+    state = AdapterState("lora", adapters(random_model("llama")).modules, {"score": change})
+    halved, whole = RecordDict(), RecordDict()
+    put_adapter(halved, state, precision="fp16")
+    put_adapter(whole, state)
+    assert (precision_of(halved), precision_of(whole)) == ("fp16", "fp32")
+    sizes = [sum(len(array.data) for array in record.array_records["adapter"].values()) for record in (halved, whole)]
+    assert 2 * sizes[0] == sizes[1] == state.num_bytes
+    read = get_adapter(halved)
+    for name, adapter in state.modules.items():
+        for sent, came in ((adapter.down_RI, read.modules[name].down_RI), (adapter.up_OR, read.modules[name].up_OR)):
+            assert came.dtype == torch.float32
+            assert torch.equal(came, sent.half().float())
+    assert all(torch.equal(a, b.half().float()) for a, b in zip(read.whole["score"].tensors, change.tensors, strict=True))
+    # The coordinator's own copy of what it sends is rounded already.
+    for ranks in (state.ranks, dict.fromkeys(state.modules, 2)):
+        sent = EdgeParts(state, "exact-svd", "fp16").of(ranks)
+        put_adapter(halved, sent, precision="fp16")
+        assert get_adapter(halved).digest() == sent.digest()
+
+
+@pytest.mark.parametrize("rule", ["exact-svd", "delta-svd", "zero-pad", "residual", "stack"])
+def test_with_fp16_both_sides_know_the_numbers_that_travelled_and_little_is_lost(rule: str) -> None:
+    ranks = {"north": 4, "south": 2}
+    watched = {name: Watched(trainer(edge=name)) for name in ranks}
+    halved, told = run(dict(watched), ranks, aggregation=rule, precision="fp16")
+    exact, before = run({name: trainer(edge=name) for name in ranks}, ranks, aggregation=rule)
+    for given in watched["north"].given + watched["south"].given:
+        assert all(torch.equal(adapter.down_RI, adapter.down_RI.half().float()) for adapter in given.modules.values())
+    assert 0.5 < told.edges[0].up_bytes / before.edges[0].up_bytes < 0.7
+    for name, adapter in exact.modules.items():
+        most = float(adapter.delta_OI().abs().max())
+        torch.testing.assert_close(halved.modules[name].delta_OI(), adapter.delta_OI(), rtol=0, atol=0.02 * most)
 
 
 @pytest.mark.parametrize("damage", ["missing", "short", "kind", "type"])

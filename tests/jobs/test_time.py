@@ -126,14 +126,16 @@ def test_an_edge_that_is_dropped_is_named_and_the_round_ends_at_the_deadline(pla
     assert [event["simulated_seconds"] for event in alone.events("round_finished")] != [1.0, 1.0]
 
 
-def test_an_edge_is_not_dropped_for_the_names_in_its_messages(place: Workplace) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_edge_is_not_dropped_for_the_names_in_its_messages(place: Workplace, precision: str) -> None:
     """What a plan fills to its deadline is smaller than the messages that carry it."""
     thin, free = {"bandwidth": "0.1 Mbit/s"}, {"policy": "fedpipe", "importance": "none"}
-    largest = atoll.plan(place.config({"thin": thin}, {"plan": free})).edges[0].predicted_seconds
+    travel = {"precision": precision}
+    largest = atoll.plan(place.config({"thin": thin}, {"plan": free, "federated": travel})).edges[0].predicted_seconds
     assert largest is not None
     for share in (0.3, 0.5, 0.7):
         plan = {**free, "round_deadline": f"{share * largest} s"}
-        done = place.train({"thin": thin}, {"plan": plan, "federated": {"late": "drop"}}, f"run-{share}")
+        done = place.train({"thin": thin}, {"plan": plan, "federated": {**travel, "late": "drop"}}, f"run-{share}")
         assert done.events("edge_dropped") == []
         assert all(event["simulated_seconds"] <= share * largest for event in done.events("round_finished"))  # type: ignore[operator]
 

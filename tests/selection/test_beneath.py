@@ -93,15 +93,16 @@ def by(rule: str, *edges: dict[str, object], rounds: int = 3, **sections: dict[s
     return plan(edges, run={"rounds": rounds}, federated={"aggregation": rule, **sections.pop("federated", {})}, adapter=Q_PROJ, **sections)
 
 
-def test_bytes_of_the_run_are_a_sum_over_its_rounds_by_hand() -> None:
+@pytest.mark.parametrize(("precision", "size"), [("fp32", 4), ("fp16", 2)])
+def test_bytes_of_the_run_are_a_sum_over_its_rounds_by_hand(precision: str, size: int) -> None:
     """Ranks 4 and 2: stack adds 6 to every round, residual 4; an edge that hands its rows over is sent nothing and adds its own 4."""
-    alike = 3 * 4 * NUMBERS * (4 + 2)
+    alike = 3 * size * NUMBERS * (4 + 2)
     for rule, added in (("stack", 6), ("residual", 4), ("exact-svd", 0)):
-        fleet = by(rule, edge("a"), edge("b", rank=2))
+        fleet = by(rule, edge("a"), edge("b", rank=2), federated={"precision": precision})
         assert fleet.up_bytes == alike
-        assert fleet.down_bytes == alike + 2 * 4 * NUMBERS * (0 + added + 2 * added)
-        assert [one.down_bytes for one in fleet.edges] == [4 * NUMBERS * (rank + 2 * added) for rank in (4, 2)]
-        assert [one.up_bytes for one in fleet.edges] == [4 * NUMBERS * rank for rank in (4, 2)]
+        assert fleet.down_bytes == alike + 2 * size * NUMBERS * (0 + added + 2 * added)
+        assert [one.down_bytes for one in fleet.edges] == [size * NUMBERS * (rank + 2 * added) for rank in (4, 2)]
+        assert [one.up_bytes for one in fleet.edges] == [size * NUMBERS * rank for rank in (4, 2)]
     fleet = by("stack", edge("a"), edge("b", mode="cloud"))
     assert fleet.down_bytes == 4 * NUMBERS * (3 * 4 + 8 + 16)
 

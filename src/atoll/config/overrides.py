@@ -16,9 +16,12 @@ _METHOD = "method="
 
 _WRITTEN = (
     "plan.policy=as-written", "plan.steps=asked", "federated.weigh=rows", "federated.combine=mean", "federated.aggregation=exact-svd",
+    "federated.precision=fp32",
 )  # fmt: skip
 _LORA = (*_WRITTEN, "adapter.kind=lora")
-_FEDPIPE = (*_LORA, "plan.policy=fedpipe", "plan.importance=svd-sensitivity", "federated.aggregation=delta-svd")
+_FEDPIPE = (
+    *_LORA, "plan.policy=fedpipe", "plan.importance=svd-sensitivity", "federated.aggregation=delta-svd", "federated.precision=fp16",
+)  # fmt: skip
 _FILLED = (*_FEDPIPE, "plan.steps=fill")
 METHODS: Mapping[str, tuple[str, ...]] = {
     "full": (*_WRITTEN, "adapter.kind=full"),

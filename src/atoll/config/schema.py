@@ -21,8 +21,8 @@ Seconds = Annotated[float, _quantity(units.parse_seconds), Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 
-PRECISION_BITS = {"fp32": 32, "bf16": 16}
-"""Bits of a number, by model.precision."""
+PRECISION_BITS = {"fp32": 32, "bf16": 16, "fp16": 16}
+"""Bits of a number, by model.precision and federated.precision."""
 DEFAULT_LOCAL_STEPS = 50
 """Optimizer steps per round where neither local_steps nor local_epochs is given."""
 
@@ -237,6 +237,8 @@ class Federated(Section):
     weigh: Literal["rows", "steps"] = "rows"
     """What an update weighs in the mean: its edge's rows; or ("steps") these times how often the plan has the edge do the steps of [train]:
     where rounds are filled, slow edges do not hold back the others then, and fast edges' rows count for more."""
+    precision: Literal["fp32", "fp16"] = "fp32"
+    """Number format in which adapters travel between edges and coordinator, in half the bytes with fp16; both calculate in fp32."""
     min_edges: Annotated[int, Field(ge=1)] = 1
     """Fewest edges whose updates make a round."""
     round_timeout: Seconds = 3600.0

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from atoll.shapes import BaseShapes, ModuleShape
 
 ADAPTER_BYTES_PER_PARAMETER = 4
-"""Adapters travel and are kept in fp32."""
+"""Adapters are kept in fp32, and travel so where nothing else is asked for."""
 _FIGURES_BYTES, _BYTES_PER_MODULE = 1024, 24
 """Of a message: what an edge says of its work, and scalings and lengths of names; rounded up."""
 
@@ -218,13 +218,13 @@ def adapter_parameters(shapes: BaseShapes, ranks: Mapping[str, int]) -> int:
     return sum(module.num_adapter_parameters(ranks.get(module.name, 0)) for module in shapes.modules) + shapes.num_head_parameters
 
 
-def adapter_payload_bytes(shapes: BaseShapes, ranks: Mapping[str, int]) -> int:
-    """One adapter on its way, in one direction: fp32 numbers; names and message framing are not counted.
+def adapter_payload_bytes(shapes: BaseShapes, ranks: Mapping[str, int], number_bytes: int = ADAPTER_BYTES_PER_PARAMETER) -> int:
+    """One adapter on its way, in one direction; names and message framing are not counted.
 
     >>> adapter_payload_bytes(base, {"h.0.attn.qkv_proj": 2})
     128
     """
-    return ADAPTER_BYTES_PER_PARAMETER * adapter_parameters(shapes, ranks)
+    return number_bytes * adapter_parameters(shapes, ranks)
 
 
 def message_bytes(shapes: BaseShapes, num_modules: int) -> int:
@@ -237,13 +237,13 @@ def message_bytes(shapes: BaseShapes, num_modules: int) -> int:
     return _FIGURES_BYTES + num_modules * (3 * longest + _BYTES_PER_MODULE)
 
 
-def frozen_payload_bytes(shapes: BaseShapes, ranks: Mapping[str, int]) -> int:
+def frozen_payload_bytes(shapes: BaseShapes, ranks: Mapping[str, int], number_bytes: int = ADAPTER_BYTES_PER_PARAMETER) -> int:
     """What lies beneath the adapters, on its way to an edge: a classifier's head is no part of it.
 
     >>> frozen_payload_bytes(base, {"h.0.attn.qkv_proj": 2, "h.0.mlp.fc1": 1})
     224
     """
-    return ADAPTER_BYTES_PER_PARAMETER * (adapter_parameters(shapes, ranks) - shapes.num_head_parameters)
+    return number_bytes * (adapter_parameters(shapes, ranks) - shapes.num_head_parameters)
 
 
 def round_seconds(

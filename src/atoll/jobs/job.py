@@ -193,7 +193,8 @@ def homogeneous(job: Job) -> Job | None:
         return None
     config = job.config
     plan = config.plan.model_copy(update={"policy": "as-written", "infeasible": "leave-out", "round_deadline": None})
-    federated = config.federated.model_copy(update={"late": "wait", "min_edges": 1, "aggregation": "exact-svd", "weigh": "rows"})
+    plain = {"late": "wait", "min_edges": 1, "aggregation": "exact-svd", "weigh": "rows", "precision": "fp32"}
+    federated = config.federated.model_copy(update=plain)
     model = config.model.model_copy(update={"quantize": max(config.plan.bits)})
     edges = tuple(edge.model_copy(update={"mode": "local", "rank": None, "bits": None}) for edge in config.edge)
     try:

@@ -17,7 +17,7 @@ from atoll.engines.federated.store import read_record, write_record
 from atoll.engines.federated.strategy import AdapterStrategy, EdgeResult, Observer, RoundResult
 from atoll.jobs.clock import clock_of
 from atoll.jobs.crews.crew import CrewOf, Order
-from atoll.jobs.crews.local import LocalCrew, aggregation_of, robust_of
+from atoll.jobs.crews.local import LocalCrew, aggregation_of, precision_of, robust_of
 from atoll.jobs.job import Job, Participant
 from atoll.runs.events import EdgeDropped, EdgeFinished, EventLog, Phase, PhaseStarted, RoundFinished, RoundStarted, UpdateClipped
 from atoll.selection.plan import steps_per_round
@@ -65,7 +65,7 @@ class Rounds:
             min_edges=min(job.config.federated.min_edges, len(edges)), observer=self._observer(),
             aggregation=aggregation_of(job, phase), seed=job.config.run.seed, lateness=self._lateness,
             order_of=self._crew.order_record, run_id=job.run_id, phase=phase, base_digests=self._crew.base_digests,
-            robust=robust_of(job, phase), patience=job.config.federated.patience,
+            precision=precision_of(job, phase), robust=robust_of(job, phase), patience=job.config.federated.patience,
             max_norm=job.config.federated.max_norm if phase == "federated" else None,
         )  # fmt: skip
         self._edges = edges
@@ -103,7 +103,7 @@ class Rounds:
         return ask_importance(
             self._crew.grid, {node: name for node, name in self._crew.nodes.items() if name in asked}, self._job.plan.pool,
             adapter=adapter, round_number=self.num_done, timeout=self._job.config.federated.round_timeout,
-            order_of=self._crew.order_record,
+            order_of=self._crew.order_record, precision=self._strategy.precision,
         )  # fmt: skip
 
     def replan(self, job: Job, edges: tuple[Participant, ...]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from atoll.config.schema import Edge, RunConfig
+from atoll.config.schema import PRECISION_BITS, Edge, RunConfig
 from atoll.cost.formulas import adapter_payload_bytes, frozen_payload_bytes, message_bytes, round_seconds, step_flops
 from atoll.selection.fit import Setting
 from atoll.selection.split import step_bytes, step_round_trips
@@ -68,9 +68,9 @@ def costs_of(config: RunConfig, setting: Setting, *, accumulate: int, split: boo
         elsewhere=setting.elsewhere, frozen=setting.beneath, factored=config.wire.mode == "factored",
     ).times(accumulate)  # fmt: skip
     trips = step_round_trips(config, setting.shapes, setting.ranks, num_exchanges=accumulate) if split else 0
-    payload_bytes = adapter_payload_bytes(setting.shapes, setting.ranks)
+    number_bytes = PRECISION_BITS[config.federated.precision] // 8
     return Costs(
-        setting.memory.at_training_bytes, payload_bytes, flops.flops, wire.up_bytes, wire.down_bytes, trips,
-        frozen_payload_bytes(setting.shapes, setting.beneath),
+        setting.memory.at_training_bytes, adapter_payload_bytes(setting.shapes, setting.ranks, number_bytes), flops.flops,
+        wire.up_bytes, wire.down_bytes, trips, frozen_payload_bytes(setting.shapes, setting.beneath, number_bytes),
         2 * message_bytes(setting.shapes, len(setting.ranks)) + message_bytes(setting.shapes, len(setting.beneath)),
     )  # fmt: skip

@@ -104,7 +104,7 @@ def _beneath(
 ) -> list[Beneath]:  # fmt: skip
     """What lies beneath the adapters in each span of so many rounds at such ranks."""
     spans = [(num_rounds, [ranks_of(one.edge) for one in asked]) for num_rounds, ranks_of in wanted]
-    return beneath(config.federated.aggregation, shapes, spans, start_ranks)
+    return beneath(config.federated.aggregation, shapes, spans, start_ranks, PRECISION_BITS[config.federated.precision] // 8)
 
 
 def _spans(

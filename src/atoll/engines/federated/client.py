@@ -11,7 +11,16 @@ from atoll.cost.traffic import WireAccount
 from atoll.cost.work import Work
 from atoll.engines.federated.flower import ClientApp, Context, Message, MetricRecord, RecordDict
 from atoll.engines.federated.importance import EdgeWarmUp, answer_importance
-from atoll.engines.federated.payload import BENEATH, get_adapter, get_optimizer, get_watch, put_adapter, put_optimizer, put_watch
+from atoll.engines.federated.payload import (
+    BENEATH,
+    get_adapter,
+    get_optimizer,
+    get_watch,
+    precision_of,
+    put_adapter,
+    put_optimizer,
+    put_watch,
+)
 from atoll.engines.federated.receipts import put_receipt
 from atoll.engines.trainer import Batches, FitPlan, OptimizerState, StepReport, Trainer, TrainState, Watch
 
@@ -85,7 +94,8 @@ def _train(work: EdgeWork, message: Message, context: Context) -> Message:
     adapter, trained = update.state.adapter, update.trained
     # A module that was not trained is no vote for leaving it as it was: the edges that trained it decide.
     modules = {name: value for name, value in adapter.modules.items() if name in trained}
-    put_adapter(reply, AdapterState(adapter.kind, modules, {name: value for name, value in adapter.whole.items() if name in trained}))
+    whole = {name: value for name, value in adapter.whole.items() if name in trained}
+    put_adapter(reply, AdapterState(adapter.kind, modules, whole), precision=precision_of(message.content))
     reply["metrics"] = MetricRecord({
         "num_examples": work.num_examples,
         "num_steps": len(update.reports),

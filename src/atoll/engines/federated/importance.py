@@ -12,6 +12,7 @@ from atoll.adapters.state import AdapterState
 from atoll.cost.meters import PeakMemory
 from atoll.cost.traffic import WireAccount
 from atoll.cost.work import Work
+from atoll.engines.federated.aggregation.parts import Precision
 from atoll.engines.federated.checks import whole_number
 from atoll.engines.federated.flower import ConfigRecord, Grid, Message, MessageType, MetricRecord, RecordDict
 from atoll.engines.federated.payload import ORDER, get_adapter, num_bytes, put_adapter
@@ -62,12 +63,12 @@ class Asked:
 
 def ask_importance(
     grid: Grid, nodes: Mapping[int, str], modules: Collection[str], *, adapter: AdapterState | None = None, round_number: int = 0,
-    timeout: float | None = None, order_of: Callable[[int], ConfigRecord | None] = lambda node: None,
+    timeout: float | None = None, order_of: Callable[[int], ConfigRecord | None] = lambda node: None, precision: Precision = "fp32",
 ) -> Asked:  # fmt: skip
     """Have these nodes, given with their edges' names, score the modules; an edge with an answer that cannot be used is left out.
 
-    `adapter` is the common one to score from; None: nothing was trained yet. `timeout` in seconds. `order_of` a node is what a message
-    must tell its edge beside the adapter.
+    `adapter` is the common one to score from, which travels in this `precision`; None: nothing was trained yet. `timeout` in seconds.
+    `order_of` a node is what a message must tell its edge beside the adapter.
 
     Raises: EdgesLostError where nobody is left.
     """
@@ -78,7 +79,7 @@ def ask_importance(
         for node in nodes:
             content = RecordDict()
             if adapter is not None:
-                put_adapter(content, adapter, _ADAPTER)
+                put_adapter(content, adapter, _ADAPTER, precision)
             if (order := order_of(node)) is not None:
                 content[ORDER] = order
             sent[node] = (time.monotonic(), num_bytes(content))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from atoll.adapters.state import AdapterState, Kind, ModuleAdapter
 from atoll.adapters.whole import WholeChange
+from atoll.engines.federated.aggregation.parts import Precision
 from atoll.engines.federated.flower import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from atoll.engines.trainer import Moments, OptimizerState, Watch
 from atoll.errors import UpdateRefusedError
@@ -20,19 +21,19 @@ BENEATH = "beneath"
 """Key of what is frozen under the adapter, in a message to an edge; absent where there is no such part."""
 ORDER = "order"
 """Key of what an edge on another machine is to do, in a message to it."""
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 assert sys.byteorder == "little", "tensors travel in memory order, which must be little-endian"
 
 
-def put_adapter(record: RecordDict, state: AdapterState, key: str = "adapter") -> None:
+def put_adapter(record: RecordDict, state: AdapterState, key: str = "adapter", precision: Precision = "fp32") -> None:
     """Write a state into a record, under the key and the key with "_config"."""
-    arrays = {}
+    tensors = dict[str, Tensor]()
     for name, adapter in state.modules.items():
-        arrays[f"{name}/down"], arrays[f"{name}/up"] = to_array(adapter.down_RI), to_array(adapter.up_OR)
+        tensors[f"{name}/down"], tensors[f"{name}/up"] = adapter.down_RI, adapter.up_OR
     for name, change in state.whole.items():
-        arrays |= {f"{name}/{side}": to_array(tensor) for side, tensor in zip(("change", "bias"), change.tensors, strict=False)}
-    record[key] = ArrayRecord(arrays)
+        tensors |= {f"{name}/{side}": tensor for side, tensor in zip(("change", "bias"), change.tensors, strict=False)}
+    record[key] = ArrayRecord({name: to_array(tensor.half() if precision == "fp16" else tensor) for name, tensor in tensors.items()})
     config = ConfigRecord({"kind": state.kind})
     # Flower cannot count the bytes of an empty list.
     if state.modules or not state.whole:
@@ -42,8 +43,13 @@ def put_adapter(record: RecordDict, state: AdapterState, key: str = "adapter") -
     record[f"{key}_config"] = config
 
 
+def precision_of(record: RecordDict, key: str = "adapter") -> Precision:
+    """How `put_adapter` wrote the numbers."""
+    return "fp16" if any(array.dtype == "float16" for array in record.array_records[key].values()) else "fp32"
+
+
 def get_adapter(record: RecordDict, key: str = "adapter") -> AdapterState:
-    """Read what `put_adapter` wrote.
+    """Read what `put_adapter` wrote; fp16 becomes fp32.
 
     Raises: UpdateRefusedError where records or arrays are missing or malformed.
     """
@@ -51,14 +57,14 @@ def get_adapter(record: RecordDict, key: str = "adapter") -> AdapterState:
         arrays, config = record.array_records[key], record.config_records[f"{key}_config"]
         kind, alone = _kind_of(config), "whole" in config and "modules" not in config
         names, scalings = ([], []) if alone else (_list_of(config, "modules"), _list_of(config, "scalings"))
-        pairs = [(to_tensor(arrays[f"{name}/down"]), to_tensor(arrays[f"{name}/up"])) for name in names]
+        pairs = [(_number(arrays[f"{name}/down"]), _number(arrays[f"{name}/up"])) for name in names]
         modules = {
             str(name): ModuleAdapter(down, up, float(scaling))
             for name, scaling, (down, up) in zip(names, scalings, pairs, strict=True)
         }
         whole = {
             str(name): WholeChange(
-                to_tensor(arrays[f"{name}/change"]), to_tensor(arrays[f"{name}/bias"]) if f"{name}/bias" in arrays else None
+                _number(arrays[f"{name}/change"]), _number(arrays[f"{name}/bias"]) if f"{name}/bias" in arrays else None
             )
             for name in (_list_of(config, "whole") if "whole" in config else ())
         }  # fmt: skip
@@ -118,7 +124,7 @@ def get_watch(record: RecordDict) -> Watch:
 
 
 def to_array(tensor: Tensor) -> Array:
-    """A tensor as a Flower array of raw bytes; fp32 and bf16 keep every bit."""
+    """A tensor as a Flower array of raw bytes: every bit is kept."""
     name = str(tensor.dtype).removeprefix("torch.")
     data = tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
     return Array(name, tuple(tensor.shape), RAW, data)
@@ -142,6 +148,11 @@ def to_tensor(array: Array) -> Tensor:
 def num_bytes(record: RecordDict) -> int:
     """Bytes of all records, as Flower counts them: names, numbers and arrays."""
     return sum(part.count_bytes() for part in record.values())
+
+
+def _number(array: Array) -> Tensor:
+    tensor = to_tensor(array)
+    return tensor.float() if tensor.dtype == torch.float16 else tensor
 
 
 def _list_of(config: Mapping[str, object], key: str) -> list[str | float]:

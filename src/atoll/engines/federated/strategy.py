@@ -11,7 +11,7 @@ from atoll.adapters.state import AdapterState
 from atoll.cost.meters import FirstStep
 from atoll.cost.traffic import WireAccount
 from atoll.cost.work import Work
-from atoll.engines.federated.aggregation.parts import Aggregation, EdgeParts, wider
+from atoll.engines.federated.aggregation.parts import Aggregation, EdgeParts, Precision, wider
 from atoll.engines.federated.aggregation.robust import MEAN, Clipped, Robust
 from atoll.engines.federated.aggregation.rules import Common, aggregate, joined, started
 from atoll.engines.federated.aggregation.spool import Contribution, Spool
@@ -88,6 +88,8 @@ class AdapterStrategy(Strategy):
     min_edges: int
     observer: Observer
     aggregation: Aggregation = "exact-svd"
+    precision: Precision = "fp32"
+    """In which adapters travel."""
     robust: Robust = MEAN
     """What bad updates are kept from."""
     max_norm: float | None = None
@@ -121,7 +123,7 @@ class AdapterStrategy(Strategy):
 
     def __post_init__(self) -> None:
         self.common = started(self.initial, self.aggregation, self.seed)
-        self._parts = EdgeParts(self.common.trained, self.aggregation)
+        self._parts = EdgeParts(self.common.trained, self.aggregation, self.precision)
 
     @property
     def state(self) -> AdapterState:
@@ -133,13 +135,13 @@ class AdapterStrategy(Strategy):
         number = self.rounds_before + server_round
         self._round_start = time.monotonic()
         self.observer.round_started(number)
-        self._parts, for_all = EdgeParts(self.common.trained, self.aggregation), RecordDict()
+        self._parts, for_all = EdgeParts(self.common.trained, self.aggregation, self.precision), RecordDict()
         self._sent.clear()
         if self.common.beneath is not None:
-            put_adapter(for_all, self.common.beneath, BENEATH)
+            put_adapter(for_all, self.common.beneath, BENEATH, self.precision)
         for node in (node for node in grid.get_node_ids() if node in self.nodes):
             content = RecordDict({"config": config, **for_all})
-            put_adapter(content, self._given(self.nodes[node]))
+            put_adapter(content, self._given(self.nodes[node]), precision=self.precision)
             self._ask(number, node).put(content)
             if (order := self.order_of(node)) is not None:
                 content[ORDER] = order

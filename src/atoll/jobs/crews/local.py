@@ -8,7 +8,7 @@ from pathlib import Path
 
 from atoll.adapters.state import AdapterState
 from atoll.cost.traffic import WireAccount
-from atoll.engines.federated.aggregation.parts import Aggregation
+from atoll.engines.federated.aggregation.parts import Aggregation, Precision
 from atoll.engines.federated.aggregation.robust import MEAN, Robust
 from atoll.engines.federated.client import EdgeWork, client_app
 from atoll.engines.federated.flower import ConfigRecord
@@ -161,6 +161,11 @@ def _step_done(phase: Phase, round_number: int, edge: str, report: StepReport) -
 def aggregation_of(job: Job, phase: Phase) -> Aggregation:
     """By which rule updates become one. The comparison rows are plain training of one adapter, whatever the rule of the federation."""
     return job.config.federated.aggregation if phase == "federated" else "exact-svd"
+
+
+def precision_of(job: Job, phase: Phase) -> Precision:
+    """In which adapters travel: of the federation alone, as `aggregation_of`."""
+    return job.config.federated.precision if phase == "federated" else "fp32"
 
 
 def robust_of(job: Job, phase: Phase) -> Robust:

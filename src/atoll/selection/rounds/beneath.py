@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from atoll.config.conflicts import KEEPS_BENEATH
-from atoll.cost.formulas import frozen_payload_bytes
+from atoll.cost.formulas import ADAPTER_BYTES_PER_PARAMETER, frozen_payload_bytes
 from atoll.shapes import BaseShapes, ModuleShape
 
 
@@ -30,8 +30,9 @@ Ranks = Sequence[Mapping[str, int]]
 
 
 def beneath(
-    rule: str, shapes: BaseShapes, spans: Iterable[tuple[int, Ranks]], start_ranks: Mapping[str, int] | None = None
-) -> list[Beneath]:
+    rule: str, shapes: BaseShapes, spans: Iterable[tuple[int, Ranks]], start_ranks: Mapping[str, int] | None = None,
+    number_bytes: int = ADAPTER_BYTES_PER_PARAMETER,
+) -> list[Beneath]:  # fmt: skip
     """For each span, which is a number of rounds and what edges train in them; `start_ranks` are those of a start adapter.
 
     Two edges of ranks 2 and 1 on a module of 8 inputs and outputs, by `stack`: nothing beneath, then rank 3, then 6.
@@ -48,7 +49,7 @@ def beneath(
         added = _added(rule, shapes, edges) if rule in KEEPS_BENEATH else {}
         last, down_bytes, last_bytes = ranks, 0, 0
         for _ in range(num_rounds):
-            last, last_bytes = ranks, frozen_payload_bytes(shapes, ranks)
+            last, last_bytes = ranks, frozen_payload_bytes(shapes, ranks, number_bytes)
             down_bytes += last_bytes
             ranks = _sum(shapes, ranks, added)
         found.append(Beneath(last, down_bytes, last_bytes))

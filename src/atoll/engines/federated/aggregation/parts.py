@@ -18,6 +18,8 @@ from atoll.seeding import stream
 
 Aggregation = Literal["exact-svd", "delta-svd", "stack", "zero-pad", "residual"]
 """[federated] aggregation."""
+Precision = Literal["fp32", "fp16"]
+"""[federated] precision."""
 BY_SVD: Sequence[Aggregation] = ("exact-svd", "delta-svd")
 """Edges of smaller rank are sent the best approximation of it."""
 
@@ -25,28 +27,32 @@ BY_SVD: Sequence[Aggregation] = ("exact-svd", "delta-svd")
 class EdgeParts:
     """Parts of one common adapter. Each module is made once for each rank, however many edges have it."""
 
-    def __init__(self, state: AdapterState, aggregation: Aggregation) -> None:
-        self._state, self._aggregation = state, aggregation
+    def __init__(self, state: AdapterState, aggregation: Aggregation, precision: Precision = "fp32") -> None:
+        self._state, self._aggregation, self._precision = state, aggregation, precision
+        self._whole = {name: change.of(tuple(map(self._sent, change.tensors))) for name, change in state.whole.items()}
         self._made: dict[tuple[str, int], ModuleAdapter] = {}
 
     def of(self, ranks: Mapping[str, int]) -> AdapterState:
         """The modules that `ranks` names, scaled by the run's alpha over the edge's rank, and all that is trained whole.
 
-        With exact-svd and delta-svd the best approximation of each rank, otherwise the first rows of A and columns of B.
+        With exact-svd and delta-svd the best approximation of each rank, otherwise the first rows of A and columns of B; in fp32, rounded
+        to what travels, so that both sides know the same numbers.
 
         Raises: AdapterFitError for a bottleneck adapter at another width.
         """
         state = self._state
         modules = {name: self._module(name, rank) for name, rank in ranks.items() if name not in state.whole}
-        return AdapterState(state.kind, modules, state.whole)
+        return AdapterState(state.kind, modules, self._whole)
 
     def _module(self, name: str, rank: int) -> ModuleAdapter:
-        adapter = self._state.modules[name]
-        if rank == adapter.rank:
-            return adapter
         if (name, rank) not in self._made:
-            self._made[name, rank] = self._at(adapter, rank)
+            adapter = self._state.modules[name]
+            made = adapter if rank == adapter.rank else self._at(adapter, rank)
+            self._made[name, rank] = ModuleAdapter(self._sent(made.down_RI), self._sent(made.up_OR), made.scaling)
         return self._made[name, rank]
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        return tensor.half().float() if self._precision == "fp16" else tensor
 
     def _at(self, adapter: ModuleAdapter, rank: int) -> ModuleAdapter:
         if self._state.kind == "bottleneck":
