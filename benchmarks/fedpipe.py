@@ -161,7 +161,7 @@ class Choice:
     rounds: int
     """After so many with this rate the loss was least, as a mean of three rounds."""
     rate_for_time: float
-    """With this one LoRA's least loss was reached first; where no rate got there, that of the least loss."""
+    """With this one LoRA's least mean of three was reached first; where no rate got there, that of the least loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +265,7 @@ class Bench:
         return Choice(rate, 1 + losses.index(min(losses)) if losses else 0, quickest)
 
     def _dev_target(self, task: str, fleet: str) -> float | None:
-        """The least loss of plain LoRA; None while a run is missing."""
+        """The least mean of three rounds of plain LoRA; None while a run is missing."""
         curves = self._curves(task, fleet, METHODS[0])
         return None if None in curves.values() else min(map(_least, curves.values()))
 

@@ -29,7 +29,7 @@ def reached(curve: Sequence[Point], target: float) -> float | None:
 
 
 def settled(curve: Sequence[Point]) -> list[float]:
-    """After every round the mean loss of it and the two before, so that one lucky round is not what is looked for.
+    """After every round the mean loss of it and the two before, so that no target and no choice is one lucky round.
 
     The first two rounds, which have fewer before them, are infinite.
 

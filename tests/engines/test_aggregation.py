@@ -123,6 +123,16 @@ def test_changes_of_equal_ranks_are_the_exact_mean_bit_for_bit() -> None:
     assert one.digest() == other.digest()
 
 
+def test_what_fp16_cannot_hold_is_refused_and_never_sent() -> None:
+    large = AdapterState("lora", {"a": ModuleAdapter(torch.full((4, 7), 7e4), torch.full((9, 4), 1e-6), 2.0)})
+    update, sent = Contribution("north", large, 1), EdgeParts(large, "exact-svd").of({"a": 4})
+    check_update(update, sent)
+    with pytest.raises(UpdateRefusedError, match="too large") as caught:
+        check_update(update, sent, precision="fp16")
+    assert "6.55e+04" in caught.value.page()
+    assert all(tensor.isfinite().all() for tensor in EdgeParts(large, "exact-svd", "fp16").of({"a": 4}).modules["a"].tensors)
+
+
 @pytest.mark.parametrize("rule", CUT)
 def test_rows_of_a_become_as_long_as_edges_made_them_and_one_odd_edge_does_not_count(rule: str) -> None:
     parts = [contribution(seed, {"a": 4}) for seed in range(5)]
@@ -134,6 +144,24 @@ def test_rows_of_a_become_as_long_as_edges_made_them_and_one_odd_edge_does_not_c
     for sent in (parts, [*others, Contribution(odd.edge, swapped, 1)]):
         down_RI = aggregate(sent, {"a": 4}, rule=rule).common.trained.modules["a"].down_RI.double()
         torch.testing.assert_close(down_RI @ down_RI.T, torch.eye(4).double() * sorted(lengths)[2] ** 2, rtol=1e-4, atol=1e-4)
+    # Beside one other edge, no length is longer than that one's and the old one.
+    down_RI = aggregate([others[0], Contribution(odd.edge, swapped, 1)], {"a": 4}, rule=rule).common.trained.modules["a"].down_RI
+    assert float(down_RI.norm(dim=1).max()) <= 1.0001 * float(others[0].state.modules["a"].down_RI.norm()) / 2
+
+
+@given(setting=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 50)), min_size=1, max_size=4))
+@settings(max_examples=15, deadline=None)
+def test_edges_that_learned_nothing_leave_every_bit_but_rounding_where_what_is_sent_is_rounded(setting: list[tuple[int, int]]) -> None:
+    before = AdapterState("lora", {"a": contribution(99, {"a": 4}).state.modules["a"]})
+    parts = EdgeParts(before, "delta-svd", "fp16")
+    aggregator = Aggregator("delta-svd", Common(before), {"a": 4})
+    for number, (rank, weight) in enumerate(setting):
+        sent = parts.of({"a": rank})
+        aggregator.add(Contribution(f"edge{number}", sent, weight), sent)
+    after = aggregator.finish().common.trained.modules["a"].delta_OI()
+    rounding = (parts.of({"a": 4}).modules["a"].delta_OI() - before.modules["a"].delta_OI()).abs().max()
+    alone = len(setting) == 1 and setting[0][0] == 4
+    assert float((after - before.modules["a"].delta_OI()).abs().max()) <= (float(rounding) if alone else 1e-5)
 
 
 def test_edges_that_come_back_with_nothing_leave_rows_that_can_be_trained() -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from atoll.adapters.low_rank import row_length
 from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.adapters.whole import WholeChange
 from atoll.engines.federated.aggregation import robust as module
@@ -114,6 +115,17 @@ def test_only_edges_that_trained_a_module_vote_and_one_alone_is_taken_over(combi
     assert torch.equal(outcome.common.trained.modules["b"].up_OR, parts[-1].state.modules["b"].up_OR)
     alone = combined(parts[:3], Robust(combine), FULL)  # type: ignore[arg-type]
     assert torch.equal(outcome.common.trained.modules["a"].up_OR, alone.common.trained.modules["a"].up_OR)
+
+
+@pytest.mark.parametrize("combine", ["median", "trimmed-mean"])
+def test_rows_of_a_get_the_median_length_that_no_odd_edge_moves(combine: str) -> None:
+    first, *others = edges(5)
+    one = first.state.modules["a"]
+    odd = Contribution("odd", AdapterState("lora", {"a": ModuleAdapter(one.down_RI * 1e4, one.up_OR / 1e4, one.scaling)}), 1)
+    for parts in ([first, *others], [odd, *others]):
+        found = combined(parts, Robust(combine), FULL).common.trained.modules["a"].down_RI  # type: ignore[arg-type]
+        length = sorted(row_length(part.state.modules["a"].down_RI) for part in parts)[2]
+        torch.testing.assert_close(found.norm(dim=1), torch.full((7,), length), rtol=1e-4, atol=1e-4)
 
 
 def whole(seed: int) -> AdapterState:

@@ -11,17 +11,21 @@ from torch import Tensor
 from atoll.adapters.low_rank import squared_norm
 from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.adapters.whole import WholeChange
+from atoll.engines.federated.aggregation.parts import Precision
 from atoll.engines.federated.aggregation.spool import Contribution
 from atoll.errors import AdapterFitError, UpdateRefusedError
 
 _LARGEST = math.sqrt(torch.finfo(torch.float32).max)
 """The square of a larger number is none in fp32: no optimizer and no norm could go on from it."""
+_LARGEST_FP16 = float(torch.finfo(torch.float16).max)
 _MOST_EXAMPLES = 2**40
 _SAME_BASE = "use the same base and [adapter] on every edge"
 
 
-def check_update(contribution: Contribution, sent: AdapterState, max_norm: float | None = None) -> None:
+def check_update(contribution: Contribution, sent: AdapterState, max_norm: float | None = None, precision: Precision = "fp32") -> None:
     """Refuse an update that must not be averaged; `sent` is what the edge was given, `max_norm` the most that a module may come to.
+
+    In fp16 no number may be larger than what can be sent on, whatever it came in.
 
     Raises: UpdateRefusedError, AdapterFitError; both name edge and module.
     """
@@ -46,7 +50,7 @@ def check_update(contribution: Contribution, sent: AdapterState, max_norm: float
                 "an update does not fit what the edges share", where=where, got=f"the weight of {name}, {change.size}",
                 expected="weights that the edge was given, of their sizes", do=_SAME_BASE,
             )  # fmt: skip
-    _check_numbers(where, state, max_norm)
+    _check_numbers(where, state, max_norm, _LARGEST_FP16 if precision == "fp16" else _LARGEST)
 
 
 def check_examples(edge: str, num_examples: int, declared: int | None) -> None:
@@ -91,7 +95,7 @@ def _form(adapter: ModuleAdapter) -> str:
     return f"(inputs, outputs) = {adapter.size}, rank {adapter.rank}, scaling {adapter.scaling!r}, {dtypes}"
 
 
-def _check_numbers(where: str, state: AdapterState, max_norm: float | None) -> None:
+def _check_numbers(where: str, state: AdapterState, max_norm: float | None, most: float) -> None:
     for name, part in state.parts.items():
         if not all(bool(tensor.isfinite().all()) for tensor in part.tensors):
             raise UpdateRefusedError(
@@ -99,9 +103,9 @@ def _check_numbers(where: str, state: AdapterState, max_norm: float | None) -> N
                 do="lower learning_rate, or set grad_clip",
             )  # fmt: skip
         largest = max(_largest(tensor) for tensor in part.tensors)
-        if largest > _LARGEST:
+        if largest > most:
             raise UpdateRefusedError(
-                "an update is too large", where=where, got=f"{largest:.3g} in {name}", expected=f"numbers of at most {_LARGEST:.3g}",
+                "an update is too large", where=where, got=f"{largest:.3g} in {name}", expected=f"numbers of at most {most:.3g}",
                 do="lower learning_rate, or set grad_clip",
             )  # fmt: skip
         norm = 0.0 if max_norm is None else _norm(part)

@@ -288,7 +288,7 @@ class AdapterStrategy(Strategy):
             raise bad_figures(edge, problem) from None
         contribution = Contribution(edge, get_adapter(content), result.num_examples * self.votes.get(edge, 1))
         check_examples(edge, result.num_examples, self._declared.get(edge))
-        check_update(contribution, self._given(edge), self.max_norm)
+        check_update(contribution, self._given(edge), self.max_norm, self.precision)
         return contribution, result
 
     def _check_in_time(self, result: EdgeResult) -> None:

@@ -20,6 +20,7 @@ Aggregation = Literal["exact-svd", "delta-svd", "stack", "zero-pad", "residual"]
 """[federated] aggregation."""
 Precision = Literal["fp32", "fp16"]
 """[federated] precision."""
+_LARGEST_FP16 = torch.finfo(torch.float16).max
 BY_SVD: Sequence[Aggregation] = ("exact-svd", "delta-svd")
 """Edges of smaller rank are sent the best approximation of it."""
 
@@ -52,7 +53,8 @@ class EdgeParts:
         return self._made[name, rank]
 
     def _sent(self, tensor: Tensor) -> Tensor:
-        return tensor.half().float() if self._precision == "fp16" else tensor
+        # An infinity in one place would end every edge's training.
+        return tensor.clamp(-_LARGEST_FP16, _LARGEST_FP16).half().float() if self._precision == "fp16" else tensor
 
     def _at(self, adapter: ModuleAdapter, rank: int) -> ModuleAdapter:
         if self._state.kind == "bottleneck":
@@ -64,11 +66,13 @@ class EdgeParts:
 
 
 def at_rank(factors: SingularFactors, rank: int, reference: ModuleAdapter, scaling: float, length: float) -> ModuleAdapter:
-    """The best approximation of this rank, turned to the reference, its rows in A of this length; columns of B beyond its rank are zero."""
+    """The best approximation of this rank, turned to the reference, its rows in A of this length.
+
+    Where the product's own rank is less, there are zeros in B beside rows that go on as they were.
+    """
     up, down = aligned(factors, reference.down_RI, rank, length)
     missing = rank - down.shape[0]
     if missing > 0:
-        # The product has fewer singular values than the rank asked for: the free rows go on where the reference left off.
         spare = reference.down_RI[-missing:] if reference.rank >= rank else _new_rows(missing, reference)
         up, down = torch.cat([up, up.new_zeros(up.shape[0], missing)], dim=1), torch.cat([down, spare.double()])
     return ModuleAdapter(down.float().contiguous(), (up / scaling).float().contiguous(), scaling)

@@ -5,7 +5,7 @@ the edge's rows or, with weigh = "steps", these times how often it does the step
 
 exact-svd  the best approximation of dW at the common rank.
 delta-svd  the same of W + sum_i p_i (W_i' - W_i): W is the common product, W_i what edge i was sent of it at its own rank, W_i' what came
-           back. What an edge's rank cannot hold, it does not pull towards zero. Of equal ranks this is exact-svd.
+           back. What an edge's rank cannot hold, it does not pull towards zero. Of equal ranks, in fp32, this is exact-svd.
 zero-pad   A and B averaged apart, padded with zeros to the common rank: not dW. Source: HetLoRA (Cho et al., 2024), weighted by
            data, and without pruning.
 residual   as zero-pad, and what that misses of dW is kept frozen beneath. Source: FedEx-LoRA (Singhal et al., 2025).
@@ -157,7 +157,8 @@ class Aggregator:
             return _padded(padded, sums.product, keeps_rest=self._aggregation == "residual")
         assert sums.product is not None
         for adapter, weight in sums.sent.values():
-            if adapter.rank < old.rank:
+            # Of a smaller rank, or rounded on its way.
+            if any(one.shape != other.shape or not one.equal(other) for one, other in zip(adapter.tensors, old.tensors, strict=True)):
                 sums.product.shift(adapter, -weight)
                 sums.product.shift(old, weight)
         return _cut(sums.product.mean_product(), old, rank, sums.lengths)
@@ -233,11 +234,14 @@ def _cut(product: Product, old: ModuleAdapter, rank: int, lengths: Sequence[floa
     """The best approximation of the product at this rank, with rows of A as long as those of edges' own, whose `lengths` these are.
 
     At the old length B alone would grow, and with it what a step's noise in A comes to: training falls apart at high rates. The median,
-    because an edge may share a product between A and B in whatever way it likes.
+    because an edge may share a product between A and B in whatever way it likes; beside one other edge the old length has a vote as well.
     """
     up_OR, down_RI = (product, None) if isinstance(product, torch.Tensor) else product
-    found, length = leading_factors(up_OR, down_RI, rank), statistics.median(lengths) or row_length(old.down_RI)
-    return _Part(at_rank(found.factors, rank, old, _scaling(old, rank), length), missed=found.missed, whole=found.whole)
+    found, voting = leading_factors(up_OR, down_RI, rank), [length for length in lengths if length]
+    if len(voting) in (0, 2):
+        voting.append(row_length(old.down_RI))
+    new = at_rank(found.factors, rank, old, _scaling(old, rank), statistics.median(voting))
+    return _Part(new, missed=found.missed, whole=found.whole)
 
 
 def _fits_alone(adapter: ModuleAdapter, old: ModuleAdapter, rank: int) -> bool:
