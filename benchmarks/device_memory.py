@@ -82,7 +82,7 @@ def train(base: Base, folder: Path, steps: int, attempt: Callable | None = None)
     """The memory of training, in this process."""
     loaded, loading_peak = resident_bytes(), resident_peak_bytes()
     between: list[int] = []
-    trainer = LocalTrainer(base, Train(), steps, 0.0, 0, "device", *([attempt] if attempt else []))
+    trainer = LocalTrainer(base, Train(), steps, 0.0, 0, "device", attempt or (lambda step: step()))
     with PeakMemory() as peak:
         trainer.fit(TrainState(adapters(folder, "all"), {}, 0), SameBatch(), FitPlan(steps, 1, False),
                     lambda report: between.append(resident_bytes()))  # fmt: skip

@@ -112,7 +112,7 @@ def main(num_frames: int) -> None:
         for receiver in ("device", "host")
         for chunk_bytes in CHUNKS
     ]
-    chance, outcomes = random.Random(SEED), defaultdict(Counter)
+    chance, outcomes = random.Random(SEED), defaultdict[str, Counter[str]](Counter)
     for _ in range(WARM_UP):
         trial(chance.choice(lines), chance)
     before, begin = resident_bytes(), time.perf_counter()
@@ -120,7 +120,7 @@ def main(num_frames: int) -> None:
         kind, outcome = trial(chance.choice(lines), chance)
         outcomes[kind][outcome] += 1
     seconds, after = time.perf_counter() - begin, resident_bytes()
-    totals = sum(outcomes.values(), Counter())
+    totals = sum(outcomes.values(), Counter[str]())
     results = {
         "frames": num_frames, "outcomes": dict(totals), "by_damage": {kind: dict(counts) for kind, counts in sorted(outcomes.items())},
         "resident_bytes_before": before, "resident_bytes_after": after, "seconds": round(seconds, 1),

@@ -71,13 +71,13 @@ def child(folder: str, num_rows: int, row_tokens: int, checkpointing: bool) -> N
     loaded = resident_peak_bytes()
     ids = torch.randint(shapes.vocab_size, (num_rows, row_tokens))
     positions = torch.arange(ids.numel()).view_as(ids)[:, :-1].flatten()
-    batches = SameBatch(Batch(ids, positions, ids.flatten()[positions + 1], None, None, ids.numel()))
+    batches = SameBatch(Batch(ids, positions, ids.flatten()[positions + 1], None, None, (row_tokens,) * num_rows))
     ranks = {module.name: 8 for module in shapes.modules}
     state = fresh_adapters("lora", {m.name: (m.d_in, m.d_out) for m in shapes.modules}, ranks, 16.0, 0)
     trainer = LocalTrainer(Base(folder, model, None, False), Train(), STEPS, 0.0, 0, "local")  # type: ignore[arg-type]
     started = time.process_time()
     with PeakMemory() as peak:
-        trainer.fit(TrainState(state, {}, 0), batches, FitPlan(STEPS, 1, checkpointing), lambda report: None)  # type: ignore[arg-type]
+        trainer.fit(TrainState(state, {}, 0), batches, FitPlan(STEPS, 1, checkpointing), lambda report: None)
     print(json.dumps({"floor": floor, "loaded": loaded, "peak": peak.num_bytes, "seconds": time.process_time() - started}))
 
 

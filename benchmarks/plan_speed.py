@@ -18,7 +18,8 @@ import numpy as np
 
 from atoll.config.schema import RunConfig
 from atoll.selection.importance import Importance
-from atoll.selection.plan import FleetPlan, plan_fleet
+from atoll.selection.plan import plan_fleet
+from atoll.selection.rounds.plans import FleetPlan
 from atoll.shapes import BaseShapes, ModuleShape
 from sides import results
 
@@ -89,7 +90,7 @@ def main() -> None:
     rows = []
     for name in FLEETS:
         runs = [planned(name, arguments.edges, seed) for seed in range(arguments.repeats)]
-        seconds, processor = ([round(run[which], 3) for run in runs] for which in (1, 2))
+        seconds, processor = [round(wall, 3) for _, wall, _ in runs], [round(time, 3) for *_, time in runs]
         rows.append({"fleet": name, "seconds": seconds, "processor_seconds": processor, **summary(runs[0][0])})
         print(f"{name}: {statistics.median(seconds):.1f} s ({statistics.median(processor):.1f} s of processor time) {rows[-1]}")
     config = {"edges": arguments.edges, "weights": len(base().modules), "repeats": arguments.repeats, "goal_seconds": 10}

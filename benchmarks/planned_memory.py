@@ -28,7 +28,7 @@ from atoll.selection.fit import Setting
 from atoll.shapes import BaseShapes
 from sides import results
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 8,
     "vocab_size": 2048, "max_position_embeddings": 1024, "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip

@@ -124,11 +124,11 @@ class Fleet:
         observer = Observer(lambda _: None, lambda *_: None, lambda number, edge, page: pages.append(page), lambda _: None)
         coordinator = AdapterStrategy(
             self.start, dict.fromkeys(works, self.start.ranks), names, 1, observer, robust=robust, max_norm=max_norm, run_id="poisoned",
-            base_digest="the base",
+            base_digests=dict.fromkeys(works, "the base"),
         )  # fmt: skip
         contexts = {node: Context(1, node, {"edge": name}, RecordDict(), {}) for node, name in names.items()}
         grid = Poisoned(client_app(lambda context: works[str(context.node_config["edge"])]), contexts)
-        grid.change = change  # type: ignore[method-assign, assignment]
+        grid.change = change
         coordinator.start(grid, coordinator.arrays(), rounds, 3600.0, ConfigRecord({}))
         return coordinator.state, pages
 
@@ -175,7 +175,7 @@ def spoiled(name: str, reply: Message) -> Message:
     content = reply.content
     if name in RECORDS:
         key, values = RECORDS[name]
-        content[key].update(values)
+        content[key].update(values)  # type: ignore[call-overload]
         return reply
     state = get_adapter(content)
     first, one = next(iter(state.modules.items()))

@@ -23,8 +23,11 @@ from atoll.adapters.state import AdapterState
 from atoll.base.load import load_base
 from atoll.base.shapes import read_shapes
 from atoll.config.schema import Train
+from atoll.cost.meters import PeakMemory
 from atoll.cost.work import Work
 from atoll.engines.federated import client, store, strategy
+from atoll.engines.federated.aggregation.parts import EdgeParts
+from atoll.engines.federated.aggregation.spool import Spool
 from atoll.engines.federated.client import EdgeWork, client_app
 from atoll.engines.federated.flower import ConfigRecord
 from atoll.engines.federated.grid import InProcessGrid
@@ -127,14 +130,14 @@ def _run(start: AdapterState, names: dict[int, str], works: dict[str, EdgeWork])
 
 
 TIMED = [
-    (strategy, "aggregate", "aggregation (updates read from disk, QR and SVD in fp64)"), (strategy.Spool, "put", "updates to disk"),
+    (strategy, "aggregate", "aggregation (updates read from disk, QR and SVD in fp64)"), (Spool, "put", "updates to disk"),
     (strategy, "check_update", "checks of the update"),
     (strategy, "put_adapter", "adapter to message"), (strategy, "get_adapter", "message to adapter"),
-    (strategy, "num_bytes", "counting bytes"), (strategy.EdgeParts, "of", "the edge's part of the adapter"),
+    (strategy, "num_bytes", "counting bytes"), (EdgeParts, "of", "the edge's part of the adapter"),
     (client, "put_adapter", "adapter to message"), (client, "get_adapter", "message to adapter"),
     (client, "put_optimizer", "Adam moments kept"), (client, "get_optimizer", "Adam moments kept"),
     (store, "read_record", "edges' states on disk"), (store, "write_record", "edges' states on disk"),
-    (client.PeakMemory, "__enter__", "memory meter"), (client.PeakMemory, "__exit__", "memory meter"),
+    (PeakMemory, "__enter__", "memory meter"), (PeakMemory, "__exit__", "memory meter"),
 ]  # fmt: skip
 
 

@@ -103,7 +103,7 @@ def write(found: Mapping[str, Sequence[Record]], config: Mapping[str, Any]) -> N
     text = "\n".join([_heading(config), *(_table(task, found[task], by_task[task]) for task in found), _notes()])
     print(text)
     (results.RESULTS / f"{NAME}.md").write_text(text, encoding="utf-8")
-    results.write(NAME, config | {"goals": GOALS, "source": sorted({r["source"] for records in found.values() for r in records})}, {
+    results.write(NAME, dict(config) | {"goals": GOALS, "source": sorted({r["source"] for records in found.values() for r in records})}, {
         task: {"goals": _goals(by_task[task]), "runs": [_kept(record) for record in records]} for task, records in found.items()
     })  # fmt: skip
 

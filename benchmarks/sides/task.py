@@ -5,7 +5,9 @@ Shape suffixes: B rows, T positions.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +41,7 @@ def prepare(model: str, folder: Path, *, num_rows: int, batch_size: int, num_ste
     _write_examples(folder / "examples.npz", examples)
     stream = BatchStream(examples, batch_size, SEED, EDGE, "bucket", pad_id(tokenizer))
     assert num_steps <= len(examples) // batch_size, "one epoch of whole batches, so that every batch has the same number of rows"
-    arrays = {}
+    arrays = dict[str, Any]()
     for step in range(num_steps):
         batch = stream.batch(step)
         ids_BT = batch.input_ids_BT.numpy()
@@ -65,7 +67,7 @@ def _model_folder(model: str, folder: Path) -> Path:
     return link
 
 
-def random_llama(folder: Path, sizes: dict[str, object]) -> None:
+def random_llama(folder: Path, sizes: Mapping[str, Any]) -> None:
     """Write a Llama with random weights and a tokenizer."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM

@@ -53,7 +53,7 @@ class InOrder(Trainer):
     meter: Meter
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
-        return SequentialSampler(self.train_dataset)
+        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The library's, with its result kept."""
@@ -76,8 +76,8 @@ class StepEnds(TrainerCallback):
 def main(folder: Path, batch_size: int, num_steps: int, warmup_steps: int, with_parts: bool) -> None:
     """Train and print the figures."""
     torch.set_num_threads(2)
-    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32, attn_implementation="sdpa")
-    model = PeftModel.from_pretrained(model, folder / "adapter", is_trainable=True)
+    base = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32, attn_implementation="sdpa")
+    model = PeftModel.from_pretrained(base, folder / "adapter", is_trainable=True)
     arguments = TrainingArguments(
         output_dir=str(folder / "trainer"), max_steps=num_steps, per_device_train_batch_size=batch_size, learning_rate=LEARNING_RATE,
         lr_scheduler_type="cosine", weight_decay=0.0, max_grad_norm=1.0, use_cpu=True, report_to="none", disable_tqdm=True,
