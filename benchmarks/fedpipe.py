@@ -258,9 +258,9 @@ class Bench:
             return None
         rate = min(curves, key=lambda rate: _least(curves[rate]))
         losses = fedpipe_table.settled(curves[rate] or ())
-        times = {rate: fedpipe_table.reached(curve or (), target) for rate, curve in curves.items()}
-        in_time = {rate: seconds for rate, seconds in times.items() if seconds is not None}
-        # Rounds end at the same second with any rate.
+        numbers = {rate: fedpipe_table.reached(curve or (), target) for rate, curve in curves.items()}
+        in_time = {rate: number for rate, number in numbers.items() if number is not None}
+        # Rounds of another rate are as long, but for milliseconds where a warm-up led to another plan.
         quickest = min(in_time, key=lambda rate: (in_time[rate], _least(curves[rate])), default=rate)
         return Choice(rate, 1 + losses.index(min(losses)) if losses else 0, quickest)
 

@@ -165,7 +165,8 @@ def refusals(fleet: Fleet) -> dict[str, str]:
 VALUES = {"NaN": math.nan, "infinity": math.inf, "square overflows fp32": 1e20, "norm above max_norm": 1e6}
 FORMS = ("wrong shape", "wrong rank", "unknown module", "wrong kind")
 RECORDS = {
-    "another base": ("receipt", {"base": "another"}), "replayed": ("receipt", {"round": 7}), "another run": ("receipt", {"nonce": "of another run"}),
+    "another base": ("receipt", {"base": "another"}), "replayed": ("receipt", {"round": 7}),
+    "another run": ("receipt", {"nonce": "of another run"}),
     "no examples": ("metrics", {"num_examples": 0}), "half an example": ("metrics", {"num_examples": 0.5}),
 }  # fmt: skip
 

@@ -19,13 +19,13 @@ Record = Mapping[str, Any]
 Point = Mapping[str, float]
 
 
-def reached(curve: Sequence[Point], target: float) -> float | None:
-    """Simulated seconds at the first score that is no worse than the target; None where there is none.
+def reached(curve: Sequence[Point], target: float) -> int | None:
+    """Rounds to the first score that is no worse than the target; None where there is none.
 
     >>> reached([{"seconds": 4.0, "loss": 3.0}, {"seconds": 8.0, "loss": 2.5}, {"seconds": 12.0, "loss": 2.6}], 2.6)
-    8.0
+    2
     """
-    return next((point["seconds"] for point in curve if point["loss"] <= target), None)
+    return next((number for number, point in enumerate(curve, 1) if point["loss"] <= target), None)
 
 
 def settled(curve: Sequence[Point]) -> list[float]:
@@ -117,8 +117,9 @@ def _ended(record: Record) -> Point:
 
 def _times(records: Sequence[Record], targets: Mapping[int, float]) -> list[float | None]:
     """By seed the simulated seconds in which the target is reached; None where it is not."""
-    quick = [one for one in records if one["learning_rate"] == one["chosen"]["rate_for_time"]]
-    return [reached(one["curve"], targets[one["seed"]]) for one in quick if one["seed"] in targets]
+    quick = [one for one in records if one["learning_rate"] == one["chosen"]["rate_for_time"] and one["seed"] in targets]
+    rounds = [(one["curve"], reached(one["curve"], targets[one["seed"]])) for one in quick]
+    return [None if number is None else curve[number - 1]["seconds"] for curve, number in rounds]
 
 
 def _spread(values: Sequence[float], digits: int) -> str:

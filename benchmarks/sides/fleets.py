@@ -76,6 +76,7 @@ METHODS = (
 )
 ABLATIONS = (
     Method("FedPipe without importance", ("method=fedpipe-without-importance", *PLANNED)),
+    Method("FedPipe with all blocks", ("method=fedpipe-without-depth", *PLANNED)),
     Method("FedPipe without ranks", ("method=fedpipe-without-ranks", *PLANNED)),
     Method("FedPipe without quantization", ("method=fedpipe-without-quantization", *PLANNED)),
     Method("FedPipe without filled rounds", ("method=fedpipe-without-filling", *PLANNED)),

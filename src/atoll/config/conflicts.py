@@ -100,7 +100,10 @@ def _planning(config: RunConfig, document: Document) -> list[InputError]:
         what, got = f'federated.late = "{config.federated.late}" needs plan.round_deadline', "no round_deadline"
         add("federated", "late", what, got, "the seconds of a round", 'add round_deadline = "60 s" below [plan], or write late = "wait"')
     if plan.policy != "fedpipe":
-        planners = {"steps": plan.steps == "fill", "refresh": plan.refresh is not None, "importance_file": plan.importance_file is not None}
+        planners = {
+            "steps": plan.steps == "fill", "depth": plan.depth != "all", "refresh": plan.refresh is not None,
+            "importance_file": plan.importance_file is not None,
+        }  # fmt: skip
         for key in (key for key, given in planners.items() if given):
             got, do = f'plan.policy = "{plan.policy}"', f'write policy = "fedpipe" below [plan], or take {key} out'
             add("plan", key, f"plan.{key} is a setting of the planner, which does not decide here", got, 'plan.policy = "fedpipe"', do)

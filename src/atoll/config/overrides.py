@@ -16,11 +16,12 @@ _METHOD = "method="
 
 _WRITTEN = (
     "plan.policy=as-written", "plan.steps=asked", "federated.weigh=rows", "federated.combine=mean", "federated.aggregation=exact-svd",
-    "federated.precision=fp32",
+    "federated.precision=fp32", "plan.depth=all",
 )  # fmt: skip
 _LORA = (*_WRITTEN, "adapter.kind=lora")
 _FEDPIPE = (
-    *_LORA, "plan.policy=fedpipe", "plan.importance=svd-sensitivity", "federated.aggregation=delta-svd", "federated.precision=fp16",
+    *_LORA, "plan.policy=fedpipe", "plan.importance=svd-sensitivity", "plan.depth=auto", "federated.aggregation=delta-svd",
+    "federated.precision=fp16",
 )  # fmt: skip
 _FILLED = (*_FEDPIPE, "plan.steps=fill")
 METHODS: Mapping[str, tuple[str, ...]] = {
@@ -33,6 +34,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "dlora": (*_LORA, "run.placement=split", "select.policy=kill-and-revive"),
     "fedpipe": _FILLED,
     "fedpipe-without-importance": (*_FILLED, "plan.importance=none"),
+    "fedpipe-without-depth": (*_FILLED, "plan.depth=all"),
     "fedpipe-without-ranks": (*_FILLED, "plan.ranks=[8]"),
     "fedpipe-without-quantization": (*_FILLED, "plan.bits=[16]"),
     "fedpipe-without-filling": _FEDPIPE,

@@ -82,7 +82,8 @@ def by_trying_everything(config: RunConfig, shapes: BaseShapes, seed: int) -> tu
     for mode, bits, fidelity in [("local", 16, 1.0), ("local", 8, 0.9994), ("local", 4, 0.913), ("split", 32, 1.0)]:
         if mode == "split" and found is not None:
             return found
-        for ranks in choices(list(worth), config.plan.ranks):
+        lowest = 0 if config.plan.depth == "all" else shapes.num_blocks - int(config.plan.depth)
+        for ranks in choices([name for name in worth if int(name.split(".")[2]) >= lowest], config.plan.ranks):
             objective = fidelity * sum(worth[name] * math.log1p(rank) for name, rank in ranks.items()) / whole
             sizes = itertools.product((False, True), BATCHES)
             if objective > best and any(

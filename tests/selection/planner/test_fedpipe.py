@@ -38,12 +38,14 @@ def memory_of(mode: str, bits: int, ranks: dict[str, int], batch: int, again: bo
 
 @given(
     seed=st.integers(0, 10**6), memory=st.integers(LEAST, MOST) | st.none(), deadline=st.floats(0.5, 3.0) | st.none(),
-    latency=st.sampled_from([0.0, 0.01]), front=st.sampled_from([0, 1]),
+    latency=st.sampled_from([0.0, 0.01]), front=st.sampled_from([0, 1]), depth=st.sampled_from(["all", 1]),
 )  # fmt: skip
-@settings(max_examples=12, deadline=None)
-def test_a_plan_is_as_good_as_trying_everything(seed: int, memory: int | None, deadline: float | None, latency: float, front: int) -> None:
+@settings(max_examples=14, deadline=None)
+def test_a_plan_is_as_good_as_trying_everything(
+    seed: int, memory: int | None, deadline: float | None, latency: float, front: int, depth: str | int
+) -> None:
     model = {"cut": {"front": front, "back": 0}}
-    asked = config([edge(memory, **SPEED | {"latency": latency})], {"round_deadline": deadline}, model=model)
+    asked = config([edge(memory, **SPEED | {"latency": latency})], {"round_deadline": deadline, "depth": depth}, model=model)
     expected = by_trying_everything(asked, SHAPES, seed)
     if expected is None:
         with pytest.raises(InfeasibleError):

@@ -79,6 +79,8 @@ def why(planner: Planner, asked: Asked, now: Decision, bound: Binding, priced: S
         ", as ".join([_where(now.place, setting.elsewhere), *(_rival(planner, asked, place) for place in wider)]),
         f"rank {span} on {len(setting.ranks)} of {len(planner.pool)} weights, worth {worth:.1%} of the largest ranks on all",
     ]
+    if len(planner.adapted) < len(planner.pool):
+        parts.append(f"only {len(planner.adapted)} weights, those of the top blocks, may be adapted")
     if setting.gradient_checkpointing:
         parts.append("gradient checkpointing makes room")
     parts += [f"{bound} {'bind' if ',' in bound else 'binds'}"] if bound != "none" else ["no limit binds"]

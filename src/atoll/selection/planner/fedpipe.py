@@ -1,7 +1,8 @@
 """FedPipe: where each edge's base runs, in how many bits, with which ranks and batch, found under its memory and the round's deadline.
 
-Source: methods.md 2.4. The whole base stays here in the bits whose ranks are worth most, less what narrow weights do to gradients; it goes
-to a host only where nothing fits here. What is left of memory and time goes to rows per micro-batch.
+Source: methods.md 2.4. Which blocks are adapted comes first (depth.py). The whole base stays here in the bits whose ranks are worth most,
+less what narrow weights do to gradients; it goes to a host only where nothing fits here. What is left of memory and time goes to rows per
+micro-batch.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from atoll.cost.formulas import adapter_parameters
 from atoll.cost.memory import OPTIMIZER_BYTES_PER_PARAMETER
 from atoll.selection.costs import Costs, costs_of
 from atoll.selection.fit import Setting
+from atoll.selection.planner.depth import top_blocks
 from atoll.selection.planner.solve import GAP, Limit, best_ranks
 from atoll.selection.planner.table import Stage, stages_of
 from atoll.selection.split import elsewhere
@@ -95,6 +97,7 @@ class Planner:
         whole = math.fsum(importance[name] for name in pool)
         self.importance = {name: importance[name] / whole if whole else 1 / len(pool) for name in pool}
         self.row_tokens = min(config.data.max_length, shapes.max_positions or config.data.max_length)
+        self.adapted = top_blocks(shapes, self.pool, self.importance, config.plan.depth, max(config.plan.ranks), self.row_tokens)
         self._stages: dict[object, tuple[Stage, ...]] = {}
         self._decided: dict[object, Decision | None] = {}
         self._free: dict[object, Decision | None] = {}
@@ -254,7 +257,7 @@ class Planner:
         if key not in self._stages:
             there = elsewhere(self.config, self.shapes) if place.split else range(0)
             borders = (there.start, there.stop)
-            self._stages[key] = stages_of(self.shapes, self.pool, self._ranks(edge), self.importance, costs, borders)
+            self._stages[key] = stages_of(self.shapes, self.adapted, self._ranks(edge), self.importance, costs, borders)
         return self._stages[key]
 
     def best_of(self, asked: Asked, places: Sequence[Place], known: Decision | None = None) -> Decision | None:

@@ -1,0 +1,68 @@
+"""Which blocks a planner adapts: as many as it is told, or as teach most in a time."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from atoll.cost.formulas import step_flops
+from atoll.selection.planner.depth import top_blocks
+
+from tests.selection.planner.bases import base
+from tests.selection.planner.fleets import config, planned
+
+SHAPES = base(6)
+POOL = [module.name for module in SHAPES.modules if module.last_name != "v_proj" and module.block != 2]
+"""Nothing of one block, as targets may have it."""
+ALIKE = dict.fromkeys(POOL, 1 / len(POOL))
+
+
+def blocks(names: tuple[str, ...]) -> list[int]:
+    return sorted({module.block for module in SHAPES.modules if module.name in names})
+
+
+@pytest.mark.parametrize(("depth", "expected"), [("all", [0, 1, 3, 4, 5]), (1, [5]), (4, [1, 3, 4, 5]), (9, [0, 1, 3, 4, 5])])
+def test_a_number_counts_blocks_that_hold_targets_from_the_top(depth: int | str, expected: list[int]) -> None:
+    names = top_blocks(SHAPES, POOL, ALIKE, depth, 8, 32)  # type: ignore[arg-type]
+    assert blocks(names) == expected
+    assert list(names) == [name for name in POOL if int(name.split(".")[2]) in expected], "all targets of a block, in the pool's order"
+
+
+def test_importance_decides_how_many() -> None:
+    def auto(weights: dict[int, float]) -> list[int]:
+        importance = {name: weights.get(int(name.split(".")[2]), 1e-12) for name in POOL}
+        return blocks(top_blocks(SHAPES, POOL, importance, "auto", 8, 32))
+
+    assert auto({5: 1.0}) == [5]
+    assert auto({0: 1.0, 5: 1e-6}) == [0, 1, 3, 4, 5]
+    assert auto({4: 1.0, 5: 0.01}) == [4, 5]
+    assert auto({}) == auto(dict.fromkeys(range(6), 1.0))
+
+
+@given(st.lists(st.floats(0, 1), min_size=6, max_size=6))
+@settings(max_examples=30, deadline=None)
+def test_by_itself_it_is_the_depth_at_which_most_is_learned_in_a_time(weights: list[float]) -> None:
+    importance = {name: weights[int(name.split(".")[2])] for name in POOL}
+    whole = sum(importance.values())
+
+    def pace(depth: int) -> float:
+        names = top_blocks(SHAPES, POOL, importance, depth, 8, 32)
+        flops = step_flops(SHAPES, dict.fromkeys(names, 8), num_rows=1, row_tokens=32, num_label_tokens=32).flops
+        return (sum(importance[name] for name in names) / (whole or 1)) ** (1 / 3) / flops
+
+    found = top_blocks(SHAPES, POOL, importance, "auto", 8, 32)
+    assert pace(len(blocks(found))) == pytest.approx(max(map(pace, range(1, 6))))
+
+
+def test_a_plan_says_so_and_warms_up_on_all_weights() -> None:
+    sections = {"adapter": {"targets": "all-linear"}}
+    whole, top = (planned(config([{"flops": 1e9}], {"depth": depth}, **sections), SHAPES) for depth in ("all", 2))
+    (now,) = top.edges
+    assert blocks(tuple(now.ranks)) == [4, 5]
+    assert len(top.pool) == len(SHAPES.modules), "all of them are scored"
+    assert "only 12 weights, those of the top blocks, may be adapted" in now.why
+    assert "top blocks" not in whole.edges[0].why
+    assert now.objective is not None
+    assert now.objective < 0.9 * (whole.edges[0].objective or 0.0), "worth is a share of all weights'"
+    assert (now.predicted_seconds or 0.0) < 0.8 * (whole.edges[0].predicted_seconds or 0.0)
