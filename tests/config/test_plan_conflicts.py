@@ -17,6 +17,7 @@ CONFLICTS = [
     ('[federated]\nlate = "cut"', "federated.late", "no round_deadline", "add round_deadline"),
     ('[plan]\nsteps = "fill"', "plan.steps", 'plan.policy = "as-written"', 'policy = "fedpipe"'),
     ("[plan]\ndepth = 4", "plan.depth", 'plan.policy = "as-written"', "take depth out"),
+    (FEDPIPE + 'depth = "auto"\n[adapter]\nstart = "before"', "plan.depth", 'depth = "auto"', "adapter.start"),
     ("[plan]\nrefresh = 2", "plan.refresh", 'plan.policy = "as-written"', "take refresh out"),
     ('[plan]\nimportance_file = "i.json"', "plan.importance_file", 'plan.policy = "as-written"', "take importance_file out"),
     (FEDADAPTER + "refresh = 2", "plan.refresh", 'plan.policy = "fedadapter"', "take refresh out"),

@@ -111,6 +111,9 @@ def _planning(config: RunConfig, document: Document) -> list[InputError]:
     if config.adapter.kind == "bottleneck":
         what = "the planner gives edges unequal ranks, and bottleneck adapters of unequal width cannot be averaged"
         add("plan", "policy", what, 'adapter.kind = "bottleneck"', 'adapter.kind = "lora"', "choose another of the two")
+    if plan.depth != "all" and config.adapter.start is not None:
+        what, do = "what a start adapter has learned below the top blocks would be left out of training", "take depth or adapter.start out"
+        add("plan", "depth", what, f"depth = {as_toml(plan.depth)} beside adapter.start", 'depth = "all"', do)
     warms_up = plan.importance != "none" and plan.importance_file is None
     if plan.refresh is not None and not warms_up:
         got = 'importance = "none"' if plan.importance == "none" else f"importance_file = {as_toml(plan.importance_file)}"
