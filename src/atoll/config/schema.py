@@ -187,7 +187,7 @@ class Plan(Section):
     """Rounds after which importance is found, and the plan made, anew; none: once, before the first round."""
     depth: Literal["all", "auto"] | Annotated[int, Field(ge=1)] = "all"
     """Blocks whose weights may be adapted, counted from the top; below them steps need no gradients. "auto": as many as teach most in a
-    time, by importance and FLOPs."""
+    time, by FLOPs and the number of weights."""
     ranks: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (2, 4, 8, 16)
     """Ranks to choose from; a weight may also get none."""
     batch_sizes: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 2, 4, 8)

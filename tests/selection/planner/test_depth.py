@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +17,6 @@ from tests.selection.planner.fleets import config, planned
 SHAPES = base(6)
 POOL = [module.name for module in SHAPES.modules if module.last_name != "v_proj" and module.block != 2]
 """Nothing of one block, as targets may have it."""
-ALIKE = dict.fromkeys(POOL, 1 / len(POOL))
 
 
 def blocks(names: tuple[str, ...]) -> list[int]:
@@ -24,35 +25,32 @@ def blocks(names: tuple[str, ...]) -> list[int]:
 
 @pytest.mark.parametrize(("depth", "expected"), [("all", [0, 1, 3, 4, 5]), (1, [5]), (4, [1, 3, 4, 5]), (9, [0, 1, 3, 4, 5])])
 def test_a_number_counts_blocks_that_hold_targets_from_the_top(depth: int | str, expected: list[int]) -> None:
-    names = top_blocks(SHAPES, POOL, ALIKE, depth, 8, 32)  # type: ignore[arg-type]
+    names = top_blocks(SHAPES, POOL, depth, 8, 32)  # type: ignore[arg-type]
     assert blocks(names) == expected
     assert list(names) == [name for name in POOL if int(name.split(".")[2]) in expected], "all targets of a block, in the pool's order"
 
 
-def test_importance_decides_how_many() -> None:
-    def auto(weights: dict[int, float]) -> list[int]:
-        importance = {name: weights.get(int(name.split(".")[2]), 1e-12) for name in POOL}
-        return blocks(top_blocks(SHAPES, POOL, importance, "auto", 8, 32))
-
-    assert auto({5: 1.0}) == [5]
-    assert auto({0: 1.0, 5: 1e-6}) == [0, 1, 3, 4, 5]
-    assert auto({4: 1.0, 5: 0.01}) == [4, 5]
-    assert auto({}) == auto(dict.fromkeys(range(6), 1.0))
-
-
-@given(st.lists(st.floats(0, 1), min_size=6, max_size=6))
-@settings(max_examples=30, deadline=None)
-def test_by_itself_it_is_the_depth_at_which_most_is_learned_in_a_time(weights: list[float]) -> None:
-    importance = {name: weights[int(name.split(".")[2])] for name in POOL}
-    whole = sum(importance.values())
+@given(part=st.sampled_from(["q_proj", "down_proj", "proj"]), tokens=st.sampled_from([1, 32, 500]), rank=st.sampled_from([1, 64]))
+@settings(max_examples=20, deadline=None)
+def test_by_itself_it_is_the_depth_at_which_most_is_learned_in_a_time(part: str, tokens: int, rank: int) -> None:
+    pool = [name for name in POOL if name.endswith(part)]
 
     def pace(depth: int) -> float:
-        names = top_blocks(SHAPES, POOL, importance, depth, 8, 32)
-        flops = step_flops(SHAPES, dict.fromkeys(names, 8), num_rows=1, row_tokens=32, num_label_tokens=32).flops
-        return (sum(importance[name] for name in names) / (whole or 1)) ** (1 / 3) / flops
+        names = top_blocks(SHAPES, pool, depth, rank, tokens)
+        flops = step_flops(SHAPES, dict.fromkeys(names, rank), num_rows=1, row_tokens=tokens, num_label_tokens=tokens).flops
+        return (depth / 5) ** (1 / 3) / flops
 
-    found = top_blocks(SHAPES, POOL, importance, "auto", 8, 32)
+    found = top_blocks(SHAPES, pool, "auto", rank, tokens)
     assert pace(len(blocks(found))) == pytest.approx(max(map(pace, range(1, 6))))
+
+
+def test_the_dearer_the_head_the_more_blocks() -> None:
+    """What every step costs anyway is no reason to adapt less."""
+    depths = [
+        len(blocks(top_blocks(dataclasses.replace(SHAPES, vocab_size=size), POOL, "auto", 8, 32))) for size in (10, 1_000, 100_000)
+    ]
+    assert depths == sorted(depths)
+    assert depths[0] < depths[-1] == 5
 
 
 def test_a_plan_says_so_and_warms_up_on_all_weights() -> None:

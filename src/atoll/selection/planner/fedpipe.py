@@ -97,7 +97,7 @@ class Planner:
         whole = math.fsum(importance[name] for name in pool)
         self.importance = {name: importance[name] / whole if whole else 1 / len(pool) for name in pool}
         self.row_tokens = min(config.data.max_length, shapes.max_positions or config.data.max_length)
-        self.adapted = top_blocks(shapes, self.pool, self.importance, config.plan.depth, max(config.plan.ranks), self.row_tokens)
+        self.adapted = top_blocks(shapes, self.pool, config.plan.depth, max(config.plan.ranks), self.row_tokens)
         self._stages: dict[object, tuple[Stage, ...]] = {}
         self._decided: dict[object, Decision | None] = {}
         self._free: dict[object, Decision | None] = {}
