@@ -11,13 +11,12 @@ from torch import Tensor
 from atoll.adapters.low_rank import squared_norm
 from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.adapters.whole import WholeChange
-from atoll.engines.federated.aggregation.parts import Precision
+from atoll.engines.federated.aggregation.parts import LARGEST_FP16, Precision
 from atoll.engines.federated.aggregation.spool import Contribution
 from atoll.errors import AdapterFitError, UpdateRefusedError
 
 _LARGEST = math.sqrt(torch.finfo(torch.float32).max)
 """The square of a larger number is none in fp32: no optimizer and no norm could go on from it."""
-_LARGEST_FP16 = float(torch.finfo(torch.float16).max)
 _MOST_EXAMPLES = 2**40
 _SAME_BASE = "use the same base and [adapter] on every edge"
 
@@ -50,7 +49,7 @@ def check_update(contribution: Contribution, sent: AdapterState, max_norm: float
                 "an update does not fit what the edges share", where=where, got=f"the weight of {name}, {change.size}",
                 expected="weights that the edge was given, of their sizes", do=_SAME_BASE,
             )  # fmt: skip
-    _check_numbers(where, state, max_norm, _LARGEST_FP16 if precision == "fp16" else _LARGEST)
+    _check_numbers(where, state, max_norm, LARGEST_FP16 if precision == "fp16" else _LARGEST)
 
 
 def check_examples(edge: str, num_examples: int, declared: int | None) -> None:

@@ -20,7 +20,7 @@ Aggregation = Literal["exact-svd", "delta-svd", "stack", "zero-pad", "residual"]
 """[federated] aggregation."""
 Precision = Literal["fp32", "fp16"]
 """[federated] precision."""
-_LARGEST_FP16 = torch.finfo(torch.float16).max
+LARGEST_FP16 = torch.finfo(torch.float16).max
 BY_SVD: Sequence[Aggregation] = ("exact-svd", "delta-svd")
 """Edges of smaller rank are sent the best approximation of it."""
 
@@ -54,7 +54,7 @@ class EdgeParts:
 
     def _sent(self, tensor: Tensor) -> Tensor:
         # An infinity in one place would end every edge's training.
-        return tensor.clamp(-_LARGEST_FP16, _LARGEST_FP16).half().float() if self._precision == "fp16" else tensor
+        return tensor.clamp(-LARGEST_FP16, LARGEST_FP16).half().float() if self._precision == "fp16" else tensor
 
     def _at(self, adapter: ModuleAdapter, rank: int) -> ModuleAdapter:
         if self._state.kind == "bottleneck":

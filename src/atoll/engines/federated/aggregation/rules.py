@@ -172,7 +172,6 @@ class _Sums:
     padded: PaddedSum | None
     only: ModuleAdapter | None = None
     """While one edge alone sent it."""
-    num_edges: int = 0
     lengths: list[float] = field(default_factory=list)
     """Of the rows of every edge's A."""
     sent: dict[int, tuple[ModuleAdapter, float]] = field(default_factory=dict)
@@ -183,9 +182,8 @@ class _Sums:
         self.sent[adapter.rank] = adapter, weight + self.sent.get(adapter.rank, (adapter, 0.0))[1]
 
     def add(self, adapter: ModuleAdapter, weight: float) -> None:
-        self.num_edges += 1
         self.lengths.append(row_length(adapter.down_RI))
-        self.only = adapter if self.num_edges == 1 else None
+        self.only = adapter if len(self.lengths) == 1 else None
         if self.product is not None:
             self.product.add(adapter, weight)
         if self.padded is not None:
