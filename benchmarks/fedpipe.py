@@ -78,7 +78,9 @@ class Spec:
 
 @cache
 def _key(spec: Spec, work: Path) -> str:
-    return config_hash(load(spec.config(work), spec.all_overrides).config)[:20]
+    config = load(spec.config(work), spec.all_overrides).config
+    # Not by where the model lies, so that results that are kept count on another machine.
+    return config_hash(config.model_copy(update={"model": config.model.model_copy(update={"base": MODEL})}))[:20]
 
 
 class Curve:
@@ -117,12 +119,12 @@ def perform(spec: Spec, work: Path, key: str) -> dict[str, Any]:
 
 
 class Results:
-    """results.jsonl in the work folder: one line for every run that finished."""
+    """The runs that finished: those that the result file keeps, and results.jsonl in the work folder, a line for each."""
 
-    def __init__(self, work: Path) -> None:
+    def __init__(self, work: Path, kept: Iterable[dict[str, Any]] = ()) -> None:
         self._path = work / "results.jsonl"
         lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
-        self.records: dict[str, dict[str, Any]] = {record["key"]: record for record in map(json.loads, lines)}
+        self.records: dict[str, dict[str, Any]] = {record["key"]: record for record in (*kept, *map(json.loads, lines))}
 
     def add(self, record: dict[str, Any]) -> None:
         """Append one line."""

@@ -17,6 +17,8 @@ from tests.conftest import save_model_folder
 
 # Relative Frobenius norms of the differences: 8 bits keep 1/254 of a row's largest entry, 4 bits one of 16 levels.
 TOLERANCE = {8: 0.02, 4: 0.25}
+ALONG = {8: 0.999, 4: 0.95}
+"""Least cosine of a gradient through a projection to that through the unquantized one."""
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
@@ -54,6 +56,27 @@ def test_outputs_and_gradients_are_close(folder: str, bits: int, precision: str)
     assert 0 < distance(grad, small_grad) < 2 * TOLERANCE[bits]
     assert not any(parameter.requires_grad for parameter in small.parameters())
     assert not small.training
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_gradients_pass_every_projection_also_after_a_pass_without_gradients(
+    folder: str, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looked at one by one, because past a block's projections its residual connection passes most of a gradient anyway."""
+    # What processors with AVX512-BF16 have: a product without backward pass, for which weights would be laid out anew.
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    base, small = load_base(folder).model, load_base(folder, bits=bits).model
+    tokens = torch.arange(24).view(2, 12)
+    with torch.no_grad():
+        small(tokens)
+    for name in (name for group in trace(base).groups for name in group):
+        x_TI = torch.randn(6, sizes_of(base.get_submodule(name))[0], generator=torch.Generator().manual_seed(0), requires_grad=True)
+        grads = []
+        for model in (base, small):
+            out_TO = model.get_submodule(name)(x_TI)
+            (grad_TI,) = torch.autograd.grad(out_TO, x_TI, torch.linspace(-1, 1, out_TO.numel()).view_as(out_TO))
+            grads.append(grad_TI.flatten())
+        assert torch.cosine_similarity(*grads, dim=0) > ALONG[bits], name
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -25,7 +25,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from atoll.base.head import NextToken, Objective, check_head
 from atoll.base.headers import CONFIG, INDEX, PART, WEIGHTS, fetch, read_index, read_part, weight_files
-from atoll.base.quantize import Bits, check_kept, how_to_keep
+from atoll.base.quantize import Bits, check_kept, how_to_keep, let_gradients_through
 from atoll.embedded import tiny_path
 from atoll.errors import ArchitectureError, BadValueError, BaseFolderError, TokenizerError, WeightsError
 
@@ -229,6 +229,7 @@ def load_model(
     if device_map is not None and model.device.type == "meta":
         raise _placing_error("an input embedding that is brought in for each pass")
     model = model.to(device) if quantization is None and device_map is None else model
+    let_gradients_through(model)
     return model.eval().requires_grad_(False)
 
 

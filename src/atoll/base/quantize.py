@@ -39,6 +39,17 @@ def how_to_keep(bits: Bits, dtype: torch.dtype) -> QuantizationConfigMixin | Non
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
 
 
+def let_gradients_through(model: PreTrainedModel) -> None:
+    """Have bitsandbytes keep 4-bit weights in the one layout whose product has a backward pass.
+
+    On processors with AVX512-BF16 a Linear4bit in eval mode otherwise lays its weight out anew at the first input that needs no gradient,
+    for a product that lets none through from then on (bitsandbytes 0.50.2).
+    """
+    for module in model.modules():
+        if type(module).__name__ in _MADE_BY[4]:
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
 def check_kept(name: str, model: PreTrainedModel, bits: Bits) -> None:
     """Look whether every projection of the blocks is kept as asked.
 
@@ -53,6 +64,8 @@ def check_kept(name: str, model: PreTrainedModel, bits: Bits) -> None:
 
 
 def _require_library(bits: int) -> None:
+    # Of a kernel from a hub, which it looks for at its import, for the product that is not used here.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         importlib.import_module("bitsandbytes")
     except ImportError as problem:
