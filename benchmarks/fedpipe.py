@@ -3,7 +3,7 @@
 Every run is `atoll.train` in a process of its own; training is real, time is by the edges' declared speeds and links. The learning rate is
 constant, and the common adapter is scored after every round, so that one run is a curve of loss over time. Learning rates and the number
 of rounds are looked for in the same way by every method and for every fleet, on dev rows and with a seed of its own; what is reported
-comes from test rows and other seeds. A finished run is a line in WORK/results.jsonl and is not done again.
+comes from test rows and other seeds. A run that benchmarks/results/fedpipe.json or a line in WORK/results.jsonl has is not done again.
 
 Usage: python benchmarks/fedpipe.py [run | table | all] [--tasks e2e 20news] [--fleets heterogeneous homogeneous] [--seeds 0 1 2] ...
 """
@@ -45,6 +45,7 @@ ABLATED_FLEET = "heterogeneous"
 LOCAL_STEPS, ROWS = 8, 2
 FILES = {"dev": "dev", "test": "test-spread"}
 EVAL_ROWS = {"e2e": 100, "20news": 200}
+OF_EDGES = ("name", "bits", "batch_size", "steps", "num_trainable", "predicted_peak_bytes", "under_training")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +114,15 @@ def perform(spec: Spec, work: Path, key: str) -> dict[str, Any]:
     summary = json.loads(json.dumps(result.summary.to_json()))
     shutil.rmtree(out)
     return record | {
-        "curve": curve.points, "traffic": summary["traffic"], "edges": summary["edges"], "left_out": summary["left_out"],
-        "edge_compute": summary["edge_compute"], "versions": summary["versions"], "wall_seconds": time.monotonic() - started,
+        "curve": curve.points, "traffic": summary["traffic"], "edges": [_of_edge(edge) for edge in summary["edges"]],
+        "left_out": summary["left_out"], "edge_compute": summary["edge_compute"], "wall_seconds": time.monotonic() - started,
     }  # fmt: skip
+
+
+def _of_edge(edge: Mapping[str, Any]) -> dict[str, Any]:
+    """What the tables say of an edge; its ranks by how many weights have them."""
+    ranks = {str(rank): number for rank, number in sorted(Counter(edge["ranks"].values()).items())}
+    return {name: edge[name] for name in OF_EDGES} | {"ranks": ranks}
 
 
 class Results:
@@ -219,7 +226,7 @@ class Bench:
         """The dev curves that were looked at, without what they cost."""
         tried = [(*pair, method) for pair in self.pairs for method in self._of(pair[1])]
         records = [self._found(self._tried(*one, rate)) for one in tried for rate in self._curves(*one)]
-        kept = ("task", "fleet", "method", "learning_rate", "seed", "curve")
+        kept = ("key", "task", "fleet", "method", "learning_rate", "seed", "curve")
         return [{name: record[name] for name in kept} for record in records if record is not None]
 
     def _of(self, fleet: str) -> list[Method]:
@@ -362,7 +369,8 @@ def main() -> None:
     def asked(methods: Sequence[Method]) -> tuple[Method, ...]:
         return tuple(one for one in methods if not given.methods or one.name in given.methods)
 
-    results = Results(given.work)
+    kept = (record for record in fedpipe_table.kept() if record["method"] not in given.anew)
+    results = Results(given.work, kept)
     pairs = tuple((task, fleet) for fleet in given.fleets for task in given.tasks)
     bench = Bench(given.work, results, tuple(given.seeds), pairs, asked(METHODS), asked(ABLATIONS))
     if given.what in ("run", "all"):
@@ -381,6 +389,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", choices=("e2e", "20news"), default=["e2e", "20news"])
     parser.add_argument("--fleets", nargs="+", choices=tuple(FLEETS), default=list(FLEETS))
     parser.add_argument("--methods", nargs="+", default=[], help="only these, by name")
+    parser.add_argument("--anew", nargs="+", default=[], help="methods whose runs in the result file do not count, by name")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=1e6, help="start nothing new after so long")

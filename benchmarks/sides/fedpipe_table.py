@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,6 +40,13 @@ def settled(curve: Sequence[Point]) -> list[float]:
     losses = [point["loss"] for point in curve]
     means = [math.fsum(three) / LUCK for three in zip(*(losses[first:] for first in range(LUCK)), strict=False)]
     return [math.inf] * min(len(losses), LUCK - 1) + means
+
+
+def kept() -> list[dict[str, Any]]:
+    """The runs that the result file has."""
+    path = results.RESULTS / f"{NAME}.json"
+    groups = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else {}
+    return [record for group in groups.values() for record in group]
 
 
 def write(compared: Sequence[Record], ablated: Sequence[Record], tuned: Sequence[Record], config: Mapping[str, Any]) -> None:
@@ -86,7 +94,7 @@ def _table(task: str, fleet: str, records: Sequence[Record]) -> str:
     taken = {method: _times(group, targets) for method, group in groups.items()}
     accuracy = any("accuracy" in point for one in records for point in one["curve"])
     columns = ["method", "rate, rounds", "loss", *["accuracy"] * accuracy, "time to target", "of LoRA's", "its rate", "a round takes"]
-    columns += ["numbers trained", "MB a round", "edges"]
+    columns += ["numbers trained", "MB a round", "edges", "under-training"]
     rows = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for method, group in groups.items():
         whole = _for_loss(group)
@@ -127,14 +135,16 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 
 def _of_a_round(records: Sequence[Record]) -> list[str]:
-    """Time, numbers trained, bytes and edges."""
+    """Time, numbers trained, bytes, edges, and the share of all edges' steps that nobody does."""
     first = records[0]
     # A warm-up is in the first.
     seconds = [(one["curve"][-1]["seconds"] - one["curve"][0]["seconds"]) / (len(one["curve"]) - 1) for one in records]
     moved = [one["curve"][-1]["bytes"] / 1e6 / len(one["curve"]) for one in records]
     trained = sum(edge["num_trainable"] for edge in first["edges"])
-    edges = f"{len(first['edges'])} of {len(first['edges']) + len(first['left_out'])}"
-    return [f"{_spread(seconds, 1)} s", f"{trained:,}", _spread(moved, 1), edges]
+    whole = len(first["edges"]) + len(first["left_out"])
+    untrained = math.fsum(edge["under_training"] or 0.0 for edge in first["edges"]) + len(first["left_out"])
+    edges = f"{len(first['edges'])} of {whole}"
+    return [f"{_spread(seconds, 1)} s", f"{trained:,}", _spread(moved, 1), edges, f"{untrained / whole:g}"]
 
 
 def _goal(taken: Mapping[str, Sequence[float | None]]) -> str:
@@ -147,14 +157,14 @@ def _goal(taken: Mapping[str, Sequence[float | None]]) -> str:
 
 
 def _ablations(task: str, fleet: str, records: Sequence[Record], rounds: int) -> str:
-    columns = ("", f"loss after {rounds} rounds", "their time", "a round takes", "numbers trained", "MB a round", "edges")
+    columns = ("", f"loss after {rounds} rounds", "their time", "a round takes", "numbers trained", "MB a round", "edges", "under-training")
     rows = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for record in records:
         if record["curve"]:
             point = record["curve"][rounds - 1]
             cells = (record["method"], f"{point['loss']:.3f}", f"{point['seconds']:.1f} s", *_of_a_round([record]))
         else:
-            cells = (record["method"], record["failed"].splitlines()[0], *["-"] * 5)
+            cells = (record["method"], record["failed"].splitlines()[0], *["-"] * 6)
         rows.append("| " + " | ".join(cells) + " |")
     title = f"## Without one part: {_title(task, fleet, records)}, rate {records[0]['learning_rate']:g}"
     return "\n".join([title, "", *rows])
@@ -174,8 +184,8 @@ def _plan(records: Sequence[Record]) -> str:
     rows = ["What FedPipe gave each edge (planned against measured memory of such plans: planned_memory.json):", ""]
     rows += ["| edge | bits | ranks | batch | steps a round | planned memory |", "|---|---|---|---|---|---|"]
     for edge in whole[0]["edges"]:
-        ranks = sorted(set(edge["ranks"].values()))
-        span = f"{ranks[0]} to {ranks[-1]} on {len(edge['ranks'])}"
+        ranks = sorted(map(int, edge["ranks"]))
+        span = f"{ranks[0]} to {ranks[-1]} on {sum(edge['ranks'].values())}"
         planned, steps = f"{edge['predicted_peak_bytes'] / 1e6:.1f} MB", f"{edge['steps'] / len(whole[0]['curve']):g}"
         rows.append(f"| {edge['name']} | {edge['bits']} | {span} | {edge['batch_size']} | {steps} | {planned} |")
     return "\n".join(rows)

@@ -124,7 +124,24 @@ def test_where_rounds_are_filled_recomputation_has_a_price() -> None:
     asked, filled = only([edge(memory, **fields)]), only([edge(memory, **fields)], {"steps": "fill"})
     assert (asked.gradient_checkpointing, filled.gradient_checkpointing) == (True, False)
     assert (asked.objective, asked.ranks) == (pytest.approx(1.0), everything)
-    assert 2 / 3 < (filled.objective or 0.0) < 1.0
+    assert (2 / 3) ** 3 < (filled.objective or 0.0) < 1.0
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.6, 0.9])
+def test_recomputing_where_rounds_are_filled_costs_worth_that_teaches_as_much_as_the_steps_it_loses(share: float) -> None:
+    """A step takes 3 passes in place of 2, and teaches as the cube root of worth."""
+    least, most = (memory_of("local", 16, ranks, 1, again=True) for ranks in ({POOL[-1]: 1}, dict.fromkeys(POOL, max(RANKS))))
+    one = edge(least + share * (most - least), bits=16, mode="local", flops=1e9)
+
+    def worth(checkpointing: str | bool) -> float:
+        try:
+            return only([one], {"steps": "fill"}, train={"batch_size": 4, "gradient_checkpointing": checkpointing}).objective or 0.0
+        except InfeasibleError:
+            return 0.0
+
+    assert worth(True) > 0.0
+    assert worth("auto") == pytest.approx(max(worth(False), worth(True)), rel=1e-5)
+    assert worth(True) <= (2 / 3) ** 3 * (1 + 1e-9)
 
 
 def test_an_edge_without_limits_gets_everything() -> None:

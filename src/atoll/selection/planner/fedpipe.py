@@ -21,7 +21,7 @@ from atoll.cost.formulas import adapter_parameters
 from atoll.cost.memory import OPTIMIZER_BYTES_PER_PARAMETER
 from atoll.selection.costs import Costs, costs_of
 from atoll.selection.fit import Setting
-from atoll.selection.planner.depth import top_blocks
+from atoll.selection.planner.depth import LEARNED, top_blocks
 from atoll.selection.planner.solve import GAP, Limit, best_ranks
 from atoll.selection.planner.table import Stage, stages_of
 from atoll.selection.split import elsewhere
@@ -125,8 +125,8 @@ class Planner:
 
     def _share(self, place: Place, checkpointing: bool) -> float:
         fidelity = FIDELITY.get(place.bits, 1.0)
-        # Where rounds are filled, time that is lost is steps that are lost.
-        return fidelity * RECOMPUTED if checkpointing and self.config.plan.steps == "fill" else fidelity
+        # Where rounds are filled, time that is lost is steps that are lost; worth is lost with them as far as it takes to teach as little.
+        return fidelity * RECOMPUTED ** (1 / LEARNED) if checkpointing and self.config.plan.steps == "fill" else fidelity
 
     def costs(self, decision: Decision) -> Costs:
         """What it costs."""
