@@ -29,6 +29,15 @@ def reached(curve: Sequence[Point], target: float) -> int | None:
     return next((number for number, point in enumerate(curve, 1) if point["loss"] <= target), None)
 
 
+def at_time(curve: Sequence[Point], seconds: float) -> float:
+    """The last loss that was scored by then; infinite where none was.
+
+    >>> at_time([{"seconds": 4.0, "loss": 3.0}, {"seconds": 8.0, "loss": 2.5}], 7.9)
+    3.0
+    """
+    return next((point["loss"] for point in reversed(curve) if point["seconds"] <= seconds), math.inf)
+
+
 def settled(curve: Sequence[Point]) -> list[float]:
     """After every round the mean loss of it and the two before, so that no target and no choice is one lucky round.
 
@@ -81,7 +90,8 @@ def _heading(config: Mapping[str, Any]) -> str:
         f" {config['rows']} rows, or what FedPipe makes of them; a constant learning rate, test rows scored after every round. Every method"
         f" looks for its rate (of {', '.join(f'{rate:g}' for rate in config['rates'])}) and its number of rounds on each fleet, by the"
         f" least loss on dev rows with seed {config['tuning_seed']}, as a mean of {LUCK} rounds. FedPipe warms up for 2 steps. Loss: nats"
-        " per completion token, or per row of 20 Newsgroups, after so many rounds. Time to target: simulated seconds, warm-up included, to"
+        " per completion token, or per row of 20 Newsgroups, after so many rounds. At equal time: the loss when the first of all methods"
+        " is through with its last round. Time to target: simulated seconds, warm-up included, to"
         f" the end of the first round after which the loss is no more than that of {LORA} with the same seed, as a mean of its last {LUCK}"
         " rounds; at the rate that was quickest there on dev rows."
         ' "-": not within these rounds, with one of the seeds at least.'
@@ -93,8 +103,9 @@ def _table(task: str, fleet: str, records: Sequence[Record]) -> str:
     targets = {one["seed"]: settled(one["curve"])[one["chosen"]["rounds"] - 1] for one in _for_loss(groups.get(LORA, []))}
     taken = {method: _times(group, targets) for method, group in groups.items()}
     accuracy = any("accuracy" in point for one in records for point in one["curve"])
-    columns = ["method", "rate, rounds", "loss", *["accuracy"] * accuracy, "time to target", "of LoRA's", "its rate", "a round takes"]
-    columns += ["numbers trained", "MB a round", "edges", "under-training"]
+    ends = _ends(records)
+    columns = ["method", "rate, rounds", "loss", *["accuracy"] * accuracy, "at equal time", "time to target", "of LoRA's", "its rate"]
+    columns += ["a round takes", "numbers trained", "MB a round", "edges", "under-training"]
     rows = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for method, group in groups.items():
         whole = _for_loss(group)
@@ -105,6 +116,7 @@ def _table(task: str, fleet: str, records: Sequence[Record]) -> str:
         cells = [
             method, f"{chosen['rate']:g}, {chosen['rounds']}", _spread([_ended(one)["loss"] for one in whole], 3),
             *([_spread([_ended(one)["accuracy"] for one in whole], 2)] if accuracy else []),
+            _spread([at_time(one["curve"], ends[one["seed"]]) for one in whole], 3),
             "-" if mean is None else _spread([time for time in taken[method] if time is not None], 1),
             "-" if mean is None or lora is None else f"{mean / lora:.2f}", f"{chosen['rate_for_time']:g}", *_of_a_round(whole),
         ]  # fmt: skip
@@ -115,6 +127,12 @@ def _table(task: str, fleet: str, records: Sequence[Record]) -> str:
 def _for_loss(records: Sequence[Record]) -> list[Record]:
     """The runs at the rate that was chosen for the least loss."""
     return [one for one in records if one["curve"] and one["learning_rate"] == one["chosen"]["rate"]]
+
+
+def _ends(records: Sequence[Record]) -> dict[int, float]:
+    """By seed the simulated seconds after which the first of all methods is through."""
+    whole = _for_loss(records)
+    return {seed: min(one["curve"][-1]["seconds"] for one in whole if one["seed"] == seed) for seed in {one["seed"] for one in whole}}
 
 
 def _ended(record: Record) -> Point:
