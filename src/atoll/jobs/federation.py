@@ -90,7 +90,8 @@ def _planned_anew(job: Job, rounds: Rounds, log: EventLog, accounts: Accounts, p
     log.append(PhaseStarted("warm-up", config.warmup_steps * sum(edge.warm_up is not None for edge in job.edges)))
     asked = rounds.warm_up()
     simulated = accounts.add_warm_up(asked)
-    for name, reason in asked.left_out.items():
+    unasked = {edge.name: "its memory does not hold adapters on every weight" for edge in job.edges if edge.warm_up is None}
+    for name, reason in {**unasked, **asked.left_out}.items():
         log.append(Advised(name, f"its data have no say in the importance of weights: {reason}"))
     scores = average((one.num_examples, one.scores) for one in asked.edges)
     if config.importance == "gradient-weight":

@@ -289,7 +289,7 @@ def _planned(planner: Planner, asked: Sequence[Asked]) -> tuple[list[EdgePlan], 
         )  # fmt: skip
     steps = _steps(planner, asked, decided)
     plans = [
-        _cloud(planner, one) if decision is None else _explained(planner, one, decision, steps[one.edge.name])
+        _cloud(planner, one) if decision is None else _explained(planner, one, decision, *steps[one.edge.name])
         for one, decision in zip(asked, decided, strict=True) if decision is not None or one.edge.mode == "cloud"
     ]  # fmt: skip
     return [_told_if_cut(plan, wanted[plan.name], config.plan.round_deadline) for plan in plans], left_out
@@ -315,30 +315,32 @@ def _cut_in_words(num_steps: int, wanted: int, deadline: float | None) -> str:
     return f"{num_steps} of {wanted} steps, as many as it can do in {format_seconds(deadline or 0.0)}; "
 
 
-def _steps(planner: Planner, asked: Sequence[Asked], decided: Sequence[Decision | None]) -> dict[str, int]:
-    """Steps of every edge: as asked, or as many as there is time for."""
+def _steps(planner: Planner, asked: Sequence[Asked], decided: Sequence[Decision | None]) -> dict[str, tuple[int, str]]:
+    """Steps of every edge, as asked or as many as there is time for, with what to say of it."""
     config = planner.config
     known = [(one, planner.costs(decision)) for one, decision in zip(asked, decided, strict=True) if decision is not None]
-    if config.plan.steps == "asked":
-        return {one.edge.name: one.num_steps for one, _ in known}
-    slowest = max((costs.round_seconds(one.edge, one.num_steps) or 0.0 for one, costs in known), default=0.0)
-    by = config.plan.round_deadline or slowest or None
+    seconds = {one.edge.name: costs.round_seconds(one.edge, one.num_steps) or 0.0 for one, costs in known}
+    slowest = max(seconds, key=seconds.__getitem__, default="")
+    by = config.plan.round_deadline or seconds.get(slowest) or None
+    until = "the deadline" if config.plan.round_deadline else f"{slowest}, the slowest, is done"
 
-    def filled(one: Asked, costs: Costs) -> int:
+    def filled(one: Asked, costs: Costs) -> tuple[int, str]:
         # How long a step takes is known of an edge that declares its speed.
-        if one.edge.flops is None:
-            return one.num_steps
+        if config.plan.steps == "asked" or one.edge.flops is None:
+            return one.num_steps, ""
         most = int(config.plan.most_steps * one.num_steps)
-        return max(one.num_steps, costs.steps_by(by, one.edge, most))
+        num_steps = max(one.num_steps, costs.steps_by(by, one.edge, most))
+        end = "the most" if num_steps == most else f"until {until}"
+        return num_steps, f"; {num_steps} steps where {one.num_steps} are asked, {end}" if num_steps > one.num_steps else ""
 
     return {one.edge.name: filled(one, costs) for one, costs in known}
 
 
-def _explained(planner: Planner, asked: Asked, decision: Decision, num_steps: int) -> EdgePlan:
+def _explained(planner: Planner, asked: Asked, decision: Decision, num_steps: int, of_steps: str) -> EdgePlan:
     bound = binding(planner, asked, decision)
     priced = prices(planner, asked, decision, bound)
     edge = asked.edge.model_copy(update={"mode": "split" if decision.place.split else "local"})
-    words = why(planner, asked, decision, bound, priced)
+    words = why(planner, asked, decision, bound, priced) + of_steps
     plan = _plan_of(edge, decision.setting, decision.accumulate, planner.costs(decision), num_steps, bound, words)
     return dataclasses.replace(plan, objective=planner.worth(decision), prices=priced, warm_up=planner.warm_up(asked.edge, decision.place))
 

@@ -75,13 +75,11 @@ def choices(names: Sequence[str], ranks: Sequence[int]) -> Iterator[dict[str, in
 
 
 def by_trying_everything(config: RunConfig, shapes: BaseShapes, seed: int) -> tuple[str, int, float] | None:
-    """Mode, bits and objective of the best plan of the first edge: what is worth most here, and in a host only if nothing fits here."""
+    """Mode, bits and objective of the best plan of the first edge."""
     worth = {name: score for name, score in scores(shapes, seed).items() if name.rpartition(".")[2] in TARGETS}
     whole = sum(worth.values()) * math.log1p(max(config.plan.ranks))
     found, best = None, 0.0
-    for mode, bits, fidelity in [("local", 16, 1.0), ("local", 8, 0.9994), ("local", 4, 0.913), ("split", 32, 1.0)]:
-        if mode == "split" and found is not None:
-            return found
+    for mode, bits, fidelity in [("local", 16, 1.0), ("local", 8, 0.9994), ("local", 4, 0.913), ("split", 32, 0.5)]:
         lowest = 0 if config.plan.depth == "all" else shapes.num_blocks - int(config.plan.depth)
         for ranks in choices([name for name in worth if int(name.split(".")[2]) >= lowest], config.plan.ranks):
             objective = fidelity * sum(worth[name] * math.log1p(rank) for name, rank in ranks.items()) / whole

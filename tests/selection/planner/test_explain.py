@@ -57,7 +57,7 @@ def test_a_price_is_what_deciding_again_with_more_gives(memory: int, deadline: f
         assert price.more == more[price.limit]
         assert (price.mode, price.bits, price.batch_size) == (wider.mode, wider.bits, wider.batch_size)
         assert price.objective == pytest.approx(wider.objective, rel=1e-6)
-        assert price.objective >= (now.objective or 0.0) or price.mode != now.mode
+        assert price.objective >= (now.objective or 0.0)
 
 
 def test_an_edge_without_limits_is_said_to_have_none() -> None:
@@ -69,7 +69,8 @@ def test_an_edge_without_limits_is_said_to_have_none() -> None:
 def test_the_words_say_where_why_and_what_more_would_buy() -> None:
     assert plan(4_150_000, None).why == (
         "the whole base here in 4 bits, as 8 bits here would need at least 15.6 kB more memory; rank 4 on 2 of 4 weights, "
-        "worth 58.3% of the largest ranks on all; memory binds; 1 GB more: 4 to 16 bits, batch 1 to 4, worth 58.3% to 100.0%"
+        "worth 58.3% of the largest ranks on all; memory holds no warm-up, so that its rows have no say in what matters; "
+        "memory binds; 1 GB more: 4 to 16 bits, batch 1 to 4, worth 58.3% to 100.0%"
     )
 
 
@@ -99,3 +100,23 @@ def test_a_price_that_changes_nothing_says_so() -> None:
     assert now is not None
     assert Price("memory", explain.MORE_BYTES, "local", 16, 4, 1.0).in_words(now, 1.0) == "1 GB more: nothing"
     assert Price("deadline", explain.MORE_SECONDS, "local", 16, 4, 1.0).in_words(now, 1.0) == "10.0 s more: nothing"
+
+
+def test_steps_that_fill_a_round_are_told_and_until_when() -> None:
+    slow, fast, fastest = ({"flops": flops, "bandwidth": 1e8, "latency": 0.0} for flops in (1e8, 2e8, 1e12))
+    by_slowest = planned(config([slow, fast, fastest], {"steps": "fill"})).edges
+    assert [edge.why.rpartition("; ")[2] for edge in by_slowest] == [
+        "no limit binds", f"{by_slowest[1].num_steps} steps where 3 are asked, until edge-0, the slowest, is done",
+        "24 steps where 3 are asked, the most",
+    ]  # fmt: skip
+    (by_deadline,) = planned(config([fast], {"steps": "fill", "round_deadline": 2.5})).edges
+    assert by_deadline.num_steps > 3
+    assert by_deadline.why.endswith(f"{by_deadline.num_steps} steps where 3 are asked, until the deadline")
+
+
+def test_an_edge_without_declared_speed_is_told_that_no_time_counts_its_computing() -> None:
+    words = "it declares no flops: no time here counts its computing"
+    assert words in plan(None, 0.5, flops=None).why
+    assert words in plan(None, None, flops=None).why
+    assert words not in plan(None, 3.0).why
+    assert words not in plan(None, None, flops=None, bandwidth=None, latency=None).why

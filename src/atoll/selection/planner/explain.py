@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from atoll.selection.planner.fedpipe import Asked, Decision, Place, Planner, Shortage
+from atoll.selection.planner.fedpipe import HOSTED, Asked, Decision, Place, Planner, Shortage
 from atoll.units import format_bytes, format_seconds
 
 MORE_BYTES, MORE_SECONDS = 10**9, 10.0
@@ -75,14 +75,23 @@ def why(planner: Planner, asked: Asked, now: Decision, bound: Binding, priced: S
     span = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
     worth, places = planner.worth(now), planner.places(asked.edge)
     wider = places[: places.index(now.place)][-1:]
+    # What is worth more than this no host can better.
+    hosts = [place for place in places if place.split and not now.place.split and worth < HOSTED]
     parts = [
-        ", as ".join([_where(now.place, setting.elsewhere), *(_rival(planner, asked, place) for place in wider)]),
-        f"rank {span} on {len(setting.ranks)} of {len(planner.pool)} weights, worth {worth:.1%} of the largest ranks on all",
+        ", as ".join(filter(None, [
+            _where(now.place, setting.elsewhere), " and ".join(_rival(planner, asked, place) for place in wider + hosts),
+        ])),
+        f"rank {span} on {len(setting.ranks)} of {len(planner.pool)} weights, worth {worth:.1%} of the largest ranks on all"
+        + f" (a host counts for {HOSTED:g})" * now.place.split,
     ]
     if len(planner.adapted) < len(planner.pool):
         parts.append(f"only {len(planner.adapted)} weights, those of the top blocks, may be adapted")
     if setting.gradient_checkpointing:
         parts.append("gradient checkpointing makes room")
+    if planner.warms_up and planner.warm_up(asked.edge, now.place) is None:
+        parts.append("memory holds no warm-up, so that its rows have no say in what matters")
+    if asked.edge.flops is None and (asked.deadline is not None or asked.edge.bandwidth or asked.edge.latency):
+        parts.append("it declares no flops: no time here counts its computing")
     parts += [f"{bound} {'bind' if ',' in bound else 'binds'}"] if bound != "none" else ["no limit binds"]
     parts += [price.in_words(now, worth) for price in priced]
     return "; ".join(parts)
@@ -100,7 +109,7 @@ def _rival(planner: Planner, asked: Asked, place: Place) -> str:
     rival = planner.best_of(asked, [place])
     if rival is None:
         return missing(planner.shortage(asked, place))
-    return f"{place.bits} bits here would be worth {planner.worth(rival):.1%}"
+    return f"{'a host' if place.split else f'{place.bits} bits here'} would be worth {planner.worth(rival):.1%}"
 
 
 def _differs(planner: Planner, one: Decision | None, now: Decision) -> bool:

@@ -1,8 +1,7 @@
 """FedPipe: where each edge's base runs, in how many bits, with which ranks and batch, found under its memory and the round's deadline.
 
-Source: methods.md 2.4. Which blocks are adapted comes first (depth.py). The whole base stays here in the bits whose ranks are worth most,
-less what narrow weights do to gradients; it goes to a host only where nothing fits here. What is left of memory and time goes to rows per
-micro-batch.
+Source: methods.md 2.4. Which blocks are adapted comes first (depth.py). The base runs where, and in the bits in which, ranks are worth
+most, less what narrow weights do to gradients and what a host costs. What is left of memory and time goes to rows per micro-batch.
 """
 
 from __future__ import annotations
@@ -31,6 +30,8 @@ FIDELITY = {4: 0.913, 8: 0.9994}
 """Cosine between the adapters' gradients on a base of so many bits and on the unquantized one (stack.md, measured); of others 1."""
 RECOMPUTED = 2 / 3
 """Steps that are done in the same time with gradient checkpointing: a frozen base takes two passes, and then three."""
+HOSTED = 1 / 2
+"""What ranks are worth against a host: it is a second machine, and every step crosses the network. Ours (decision 0010)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +115,16 @@ class Planner:
         limits = (edge.memory, edge.process_memory, edge.flops, edge.bandwidth, edge.latency, asked.num_steps, asked.deadline)
         key = (edge.mode, edge.rank, edge.bits, *limits, known and (known.place, known.ranks_worth, self._key(known)))
         if key not in self._decided:
-            places = self.places(edge)
-            here, elsewhere = ([place for place in places if place.split is split] for split in (False, True))
-            self._decided[key] = self.best_of(asked, here, known) or self.best_of(asked, elsewhere, known)
+            self._decided[key] = self.best_of(asked, self.places(edge), known)
         return self._decided[key]
 
     def worth(self, decision: Decision) -> float:
-        """Of its ranks, less what narrow weights and recomputation take from it: 1 is the largest ranks on all of an unquantized base."""
+        """Of its ranks, less what narrow weights, recomputation and a host take from it: 1 is the largest ranks on all of an unquantized
+        base here."""
         return decision.ranks_worth * self._share(decision.place, decision.setting.gradient_checkpointing)
 
     def _share(self, place: Place, checkpointing: bool) -> float:
-        fidelity = FIDELITY.get(place.bits, 1.0)
+        fidelity = HOSTED if place.split else FIDELITY.get(place.bits, 1.0)
         # Where rounds are filled, time that is lost is steps that are lost; worth is lost with them as far as it takes to teach as little.
         return fidelity * RECOMPUTED ** (1 / LEARNED) if checkpointing and self.config.plan.steps == "fill" else fidelity
 
@@ -216,10 +216,15 @@ class Planner:
             self._bytes[key] = self._setting(place, ranks, batch_size, checkpointing, 0).peak_bytes
         return self._process_bytes(edge, place) + self._bytes[key]
 
+    @property
+    def warms_up(self) -> bool:
+        """Whether importance comes from a warm-up."""
+        return self.config.plan.importance != "none" and self.config.plan.importance_file is None
+
     def warm_up(self, edge: Edge, place: Place) -> WarmUpPlan | None:
         """The widest warm-up that fits the edge's memory; None where none does, or none is asked for."""
         plan = self.config.plan
-        if plan.importance == "none" or plan.importance_file is not None:
+        if not self.warms_up:
             return None
         # What was trained before is held still beside what warms up.
         before = max(self._ranks(edge)) if plan.refresh is not None or self.config.adapter.start is not None else 0
@@ -273,6 +278,8 @@ class Planner:
         """What is worth more than the best so far; None where nothing is."""
         edge, share = asked.edge, self._share(place, checkpointing)
         worth = self.worth(best) / share if best is not None else 0.0
+        if worth >= 1.0:
+            return None
         # What time alone allows is the most that can be had; where it fits in memory, nothing is left to look for.
         most = self._without_memory(asked, place, batch_size)
         if most is None or most.ranks_worth <= worth:
