@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 
 import pytest
@@ -84,12 +85,12 @@ def test_at_full_rank_the_product_is_the_weighted_mean_of_products(rule: str, se
 
 
 @pytest.mark.parametrize("rule", RULES)
-@given(setting=edges)
+@given(setting=edges, chance=st.randoms(use_true_random=False))
 @settings(max_examples=10, deadline=None)
-def test_order_does_not_matter(rule: str, setting: list[tuple[int, int]]) -> None:
+def test_order_does_not_matter(rule: str, setting: list[tuple[int, int]], chance: random.Random) -> None:
     """Modules small and large: sums that are dense at the end, and such that are not."""
     parts = [contribution(i, {"a": rank, "b": 2, "wide": rank}, n) for i, (rank, n) in enumerate(setting)]
-    one, other = (joined(aggregate(order, rule=rule).common) for order in (parts, parts[::-1]))
+    one, other = (joined(aggregate(order, rule=rule).common) for order in (parts, chance.sample(parts, len(parts))))
     for name in SIZES:
         torch.testing.assert_close(one.modules[name].delta_OI(), other.modules[name].delta_OI(), rtol=1e-5, atol=1e-5)
 
@@ -173,14 +174,18 @@ def test_edges_that_come_back_with_nothing_leave_rows_that_can_be_trained() -> N
 
 
 @pytest.mark.parametrize("rule", CUT)
-def test_truncation_error_is_the_discarded_singular_values(rule: str) -> None:
-    parts = [contribution(1, {"a": 4}), contribution(2, {"a": 4})]
-    outcome = aggregate(parts, {"a": 3}, rule=rule)
+@given(setting=edges, common=st.integers(1, 7))
+@settings(max_examples=15, deadline=None)
+def test_truncation_error_is_the_discarded_singular_values(rule: str, setting: list[tuple[int, int]], common: int) -> None:
+    """Of the mean of products; at the common rank of what was sent, which is that of all edges here, delta-svd has the same."""
+    parts = [contribution(i, {"a": rank if rule == "exact-svd" else 4}, n) for i, (rank, n) in enumerate(setting)]
+    outcome = aggregate(parts, {"a": common}, rule=rule)
     mean = mean_of(parts)
     values = torch.linalg.svdvals(mean)
     error = (change(outcome) - mean).norm()
-    torch.testing.assert_close(error, values[3:].norm(), rtol=1e-4, atol=1e-5)
-    assert outcome.discarded_share == pytest.approx(float(values[3:].square().sum() / values.square().sum()), rel=1e-6)
+    torch.testing.assert_close(error, values[common:].norm(), rtol=1e-4, atol=1e-4)
+    share = float(values[common:].square().sum() / values.square().sum())
+    assert outcome.discarded_share == pytest.approx(share, rel=1e-5, abs=1e-9)
 
 
 @given(setting=edges)
@@ -212,7 +217,17 @@ def test_zero_padding_is_exact_where_all_edges_have_the_same_a(weights: list[int
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_an_edge_that_did_not_train_a_module_does_not_move_it(rule: str) -> None:
+@given(trained=edges, others=edges)
+@settings(max_examples=10, deadline=None)
+def test_edges_that_did_not_train_a_module_do_not_move_it(rule: str, trained: list[tuple[int, int]], others: list[tuple[int, int]]) -> None:
+    have = [contribution(i, {"a": rank, "b": rank}, n) for i, (rank, n) in enumerate(trained)]
+    lack = [contribution(100 + i, {"a": rank}, n) for i, (rank, n) in enumerate(others)]
+    with_them, without = (change(aggregate(parts, rule=rule), "b") for parts in ([*have, *lack], have))
+    torch.testing.assert_close(with_them, without, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_an_edge_that_did_not_train_a_module_leaves_its_bits(rule: str) -> None:
     only, other = contribution(1, {"a": 4, "b": 4}, 10), contribution(2, {"a": 4}, 1000)
     torch.testing.assert_close(change(aggregate([only, other], rule=rule), "b"), mean_of([only], "b"), rtol=1e-6, atol=1e-6)
     before = Common(REFERENCE, contribution(3, {"b": 2}).state if rule in KEEPS_BENEATH else None)
