@@ -241,6 +241,15 @@ def test_every_error_is_reported_once(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("wrong", ["plan.bits=[3]", "plan.ranks=[0, -1]", "plan.batch_sizes=[]", "evaluate.labels=[1, 2]"])
+def test_a_wrong_list_is_one_mistake_at_its_key(tmp_path: Path, wrong: str) -> None:
+    with pytest.raises(BadValueError) as caught:
+        load(_write(tmp_path, ""), [wrong])
+    key, _, value = wrong.partition("=")
+    assert caught.value.what == f"{key} cannot be {value}"
+    assert "a list, each item " in caught.value.expected
+
+
 @pytest.mark.parametrize("text", ['[data]\ntext = "{a}"\n[evaluate]\nmetrics = ["bleu"]', "[data]\ntrain = 'a.csv'\neval_rows = 3"])
 def test_more_conflicts(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConflictError):

@@ -38,7 +38,8 @@ def problems(error: ValidationError, document: Document) -> list[InputError]:
 def _location(raw: Sequence[str | int]) -> Location:
     """The part of pydantic's location that the file has: no names of union members, no positions in a list of values."""
     size = 1
-    while size < len(raw) and ((raw[0] == "edge" and size == 1) or _path(raw[: size + 1]) in keys()):
+    # A position in a list of values is no place of its own: of a list with a wrong item pydantic says that it is too short as well.
+    while size < len(raw) and (size == 1 if isinstance(raw[size], int) else _path(raw[: size + 1]) in keys()):
         size += 1
     return tuple(raw[:size])
 
