@@ -298,6 +298,16 @@ def test_a_value_is_found_in_the_file(tmp_path: Path, text: str, where: str) -> 
     assert f", {where}: " in _leaves(caught.value)[0].where
 
 
+@pytest.mark.parametrize(("text", "do"), [
+    ('[[edge]]\nname = "the north"', "give name such a value"),
+    ("[run]\nrounds = 0", "give rounds such a value, or leave the key out for its default"),
+])  # fmt: skip
+def test_only_a_key_that_may_be_left_out_is_told_to_be(tmp_path: Path, text: str, do: str) -> None:
+    with pytest.raises(BadValueError) as caught:
+        load(_write(tmp_path, text))
+    assert caught.value.do == do
+
+
 def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_arguments: object, **_named: object) -> str:
         raise PermissionError(13, "Permission denied")
