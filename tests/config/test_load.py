@@ -181,6 +181,14 @@ def test_a_run_that_was_written_for_one_method_goes_with_any_other(tmp_path: Pat
         load_config(_write(tmp_path, text), ["method=hetlora", "federated.clip_update=1.0"])
 
 
+def test_a_run_written_for_few_bits_has_a_method_without_them(tmp_path: Path) -> None:
+    path = _write(tmp_path, '[model]\nquantize = 4\n[plan]\npolicy = "fedpipe"\n')
+    config = load_config(path, ["method=fedpipe-without-quantization"])
+    assert (config.plan.bits, config.model.quantize) == ((16,), "auto")
+    again = changed(load(path), ["train.batch_size=4"]).config
+    assert (again.plan.bits, again.model.quantize) == ((4, 8, 16), 4)
+
+
 def test_methods_are_documented_with_their_settings() -> None:
     rows = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8").splitlines()
     written = {cells[1].strip().strip("`"): re.findall("`([^`]+)`", cells[3]) for row in rows if len(cells := row.split("|")) == 5}
