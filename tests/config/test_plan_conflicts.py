@@ -35,6 +35,7 @@ CONFLICTS = [
     ("[model]\nquantize = 8\n" + MERGE, "select.killed", "model.quantize = 8", 'killed = "offload"'),
     ('[run]\ncompare = ["homogeneous"]\n' + MERGE, "select.killed", "run.compare", 'killed = "offload"'),
     (MERGE + '\n[[edge]]\nname = "a"\nbits = 16', "select.killed", "bits = 16 of edge a", 'killed = "offload"'),
+    ('[[edge]]\nname = "a"\nmode = "split"\nbits = 8', "edge.a.bits", 'bits = 8 beside mode = "split"', "take bits out"),
     ('[federated]\ncombine = "median"\naggregation = "stack"', "federated.combine", 'aggregation = "stack"', 'aggregation = "exact-svd"'),
     ('[federated]\ncombine = "trimmed-mean"\naggregation = "zero-pad"', "federated.combine", "zero-pad", "take combine out"),
     ('[federated]\ncombine = "median"\n[adapter]\nkind = "bottleneck"', "federated.combine", "bottleneck", 'kind = "lora"'),

@@ -202,6 +202,11 @@ def _edges(config: RunConfig, document: Document) -> list[InputError]:
         do = "lower federated.min_edges, or add [[edge]] sections"
         where: Location = ("federated", "min_edges")
         errors.append(_conflict(document, where, "a round needs more edges than there are", got, f"at most {num_edges}", do))
+    for number, edge in enumerate(config.edge):
+        if edge.mode == "split" and edge.bits is not None:
+            what, do = "the host decides the bits of the base that it holds", 'take bits out, or write mode = "local"'
+            got = f'bits = {edge.bits} beside mode = "split"'
+            errors.append(_conflict(document, ("edge", number, "bits"), what, got, "an edge that holds the whole base", do))
     ranks = {edge.rank or config.adapter.rank for edge in config.edge}
     if config.adapter.kind == "bottleneck" and len(ranks) > 1:
         what = "bottleneck adapters of unequal rank cannot be averaged"
