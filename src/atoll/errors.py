@@ -44,6 +44,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+_BELOW = "\n" + 12 * " "
+"""From one line of a part to the next: past the label."""
+
 
 class AtollError(Exception):
     """A small page: what happened, where, what was found, what was expected, what to do."""
@@ -56,10 +59,10 @@ class AtollError(Exception):
         self.what, self.where, self.got, self.expected, self.do = what, where, got, expected, do
 
     def page(self) -> str:
-        """The error as plain text, one labelled line for each part that is known."""
+        """The error as plain text: each part that is known begins a line with its label, and goes on below itself."""
         parts = [("where", self.where), ("got", self.got), ("expected", self.expected), ("do", self.do)]
         lines = [f"error {self.code}: {self.what}" if self.code else f"error: {self.what}"]
-        return "\n".join(lines + [f"  {label:<9} {text}" for label, text in parts if text])
+        return "\n".join(lines + [f"  {label:<9} {_BELOW.join(text.splitlines())}" for label, text in parts if text])
 
 
 class InputError(AtollError):

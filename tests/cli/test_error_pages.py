@@ -36,3 +36,8 @@ def test_every_page_renders() -> None:
         page = format_error(kind("it is wrong", where="run.toml, line 1", got="1", expected="2", do="write 2"))
         assert page.splitlines()[0] == f"error {kind.code}: it is wrong"
         assert page.splitlines()[-1] == "  do        write 2"
+
+
+def test_a_part_of_several_lines_goes_on_below_itself() -> None:
+    page = format_error(AtollError("it is wrong", got="1", expected="2 of north\n3 of south", do="write them"))
+    assert page.splitlines()[1:] == ["  got       1", "  expected  2 of north", "            3 of south", "  do        write them"]

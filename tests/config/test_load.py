@@ -181,6 +181,14 @@ def test_a_run_that_was_written_for_one_method_goes_with_any_other(tmp_path: Pat
         load_config(_write(tmp_path, text), ["method=hetlora", "federated.clip_update=1.0"])
 
 
+def test_a_run_written_for_few_bits_has_a_method_without_them(tmp_path: Path) -> None:
+    path = _write(tmp_path, '[model]\nquantize = 4\n[plan]\npolicy = "fedpipe"\n')
+    config = load_config(path, ["method=fedpipe-without-quantization"])
+    assert (config.plan.bits, config.model.quantize) == ((16,), "auto")
+    again = changed(load(path), ["train.batch_size=4"]).config
+    assert (again.plan.bits, again.model.quantize) == ((4, 8, 16), 4)
+
+
 def test_methods_are_documented_with_their_settings() -> None:
     rows = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8").splitlines()
     written = {cells[1].strip().strip("`"): re.findall("`([^`]+)`", cells[3]) for row in rows if len(cells := row.split("|")) == 5}
@@ -241,6 +249,15 @@ def test_every_error_is_reported_once(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("wrong", ["plan.bits=[3]", "plan.ranks=[0, -1]", "plan.batch_sizes=[]", "evaluate.labels=[1, 2]"])
+def test_a_wrong_list_is_one_mistake_at_its_key(tmp_path: Path, wrong: str) -> None:
+    with pytest.raises(BadValueError) as caught:
+        load(_write(tmp_path, ""), [wrong])
+    key, _, value = wrong.partition("=")
+    assert caught.value.what == f"{key} cannot be {value}"
+    assert "a list, each item " in caught.value.expected
+
+
 @pytest.mark.parametrize("text", ['[data]\ntext = "{a}"\n[evaluate]\nmetrics = ["bleu"]', "[data]\ntrain = 'a.csv'\neval_rows = 3"])
 def test_more_conflicts(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConflictError):
@@ -287,6 +304,16 @@ def test_a_value_is_found_in_the_file(tmp_path: Path, text: str, where: str) -> 
     with pytest.raises(AtollError) as caught:
         load(_write(tmp_path, text))
     assert f", {where}: " in _leaves(caught.value)[0].where
+
+
+@pytest.mark.parametrize(("text", "do"), [
+    ('[[edge]]\nname = "the north"', "give name such a value"),
+    ("[run]\nrounds = 0", "give rounds such a value, or leave the key out for its default"),
+])  # fmt: skip
+def test_only_a_key_that_may_be_left_out_is_told_to_be(tmp_path: Path, text: str, do: str) -> None:
+    with pytest.raises(BadValueError) as caught:
+        load(_write(tmp_path, text))
+    assert caught.value.do == do
 
 
 def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

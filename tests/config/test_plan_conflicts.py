@@ -23,6 +23,8 @@ CONFLICTS = [
     (FEDADAPTER + "refresh = 2", "plan.refresh", 'plan.policy = "fedadapter"', "take refresh out"),
     (FEDPIPE + '[adapter]\nkind = "bottleneck"', "plan.policy", 'adapter.kind = "bottleneck"', "choose another of the two"),
     (FEDPIPE + "warmup_steps = 1", "plan.warmup_steps", "warmup_steps = 1", "gradient-weight"),
+    (FEDPIPE + "bits = [8, 16]\n[model]\nquantize = 4", "plan.bits", "quantize = 4 beside bits = [8, 16]", 'quantize = "auto"'),
+    (FEDPIPE + "bits = [4, 8]\n[model]\nquantize = 4", "plan.bits", "quantize = 4 beside bits = [4, 8]", "take bits out"),
     (FEDPIPE + 'importance = "none"\nrefresh = 1', "plan.refresh", 'importance = "none"', "take refresh out"),
     (FEDPIPE + 'importance_file = "i.json"\nrefresh = 1', "plan.refresh", 'importance_file = "i.json"', "take refresh out"),
     (FEDADAPTER + "ranks = [1, 2, 3, 4, 5]", "plan.ranks", "4 rounds, 5 ranks", "raise run.rounds"),
@@ -33,6 +35,7 @@ CONFLICTS = [
     ("[model]\nquantize = 8\n" + MERGE, "select.killed", "model.quantize = 8", 'killed = "offload"'),
     ('[run]\ncompare = ["homogeneous"]\n' + MERGE, "select.killed", "run.compare", 'killed = "offload"'),
     (MERGE + '\n[[edge]]\nname = "a"\nbits = 16', "select.killed", "bits = 16 of edge a", 'killed = "offload"'),
+    ('[[edge]]\nname = "a"\nmode = "split"\nbits = 8', "edge.a.bits", 'bits = 8 beside mode = "split"', "take bits out"),
     ('[federated]\ncombine = "median"\naggregation = "stack"', "federated.combine", 'aggregation = "stack"', 'aggregation = "exact-svd"'),
     ('[federated]\ncombine = "trimmed-mean"\naggregation = "zero-pad"', "federated.combine", "zero-pad", "take combine out"),
     ('[federated]\ncombine = "median"\n[adapter]\nkind = "bottleneck"', "federated.combine", "bottleneck", 'kind = "lora"'),
@@ -71,7 +74,9 @@ def test_what_excludes_each_other_is_one_page(tmp_path: Path, text: str, key: st
         FEDPIPE + 'importance = "gradient-weight"\nwarmup_steps = 1', FEDPIPE + 'importance = "none"\nwarmup_steps = 1',
         '[federated]\ncombine = "trimmed-mean"\ntrim = 0.1\nclip_update = 2.0\nmax_norm = 10.0', '[federated]\ncombine = "median"',
         '[federated]\nclip_update = "auto"\naggregation = "stack"', '[federated]\ncombine = "median"\n[adapter]\nkind = "full"',
-        FEDPIPE + '[federated]\naggregation = "stack"', FEDADAPTER, FEDADAPTER + 'ranks = [4, 4]\n[adapter]\nkind = "bottleneck"',
+        FEDPIPE + "[model]\nquantize = 4", FEDPIPE + "bits = [4]\n[model]\nquantize = 4", FEDPIPE + "bits = [4, 8]",
+        "[plan]\nbits = [8]\n[model]\nquantize = 4", FEDPIPE + '[federated]\naggregation = "stack"', FEDADAPTER,
+        FEDADAPTER + 'ranks = [4, 4]\n[adapter]\nkind = "bottleneck"',
     ],
 )  # fmt: skip
 def test_what_goes_together_passes(tmp_path: Path, text: str) -> None:

@@ -130,8 +130,21 @@ def test_every_edge_that_is_too_small_is_named_with_what_would_fit() -> None:
     assert caught.value.exit_status == 3
     assert all(word in page for word in ("north", "west", "more", "declares 900 MB"))
     assert "south" not in page
-    assert "for north write batch_size" in caught.value.do
-    assert "for west declare" in caught.value.do
+    assert [line.split()[0] for line in caught.value.expected.splitlines()] == ["north", "west"]
+    assert [line.split()[:3] for line in caught.value.do.splitlines()] == [["for", "north", "write"], ["for", "west", "declare"]]
+
+
+@pytest.mark.parametrize(("mode", "policy", "advice"), [
+    ("local", "as-written", "batch_size = 1, bits = 4, max_length = 16 and rank = 32"),
+    ("local", "fedadapter", "batch_size = 1, bits = 4, max_length = 16 and plan.ranks of at most 32"),
+    ("split", "as-written", "batch_size = 1, max_length = 16 and rank = 32"),
+])  # fmt: skip
+def test_the_advice_names_keys_that_decide(mode: str, policy: str, advice: str) -> None:
+    with pytest.raises(InfeasibleError) as caught:
+        plan(
+            (edge(memory=2 * 10**8, mode=mode, process_memory=0),), adapter={"rank": 512}, plan={"policy": policy, "ranks": (64, 512)},
+        )  # fmt: skip
+    assert caught.value.do == f"for north write {advice}"
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -141,14 +154,13 @@ def test_what_the_refusal_advises_does_fit(memory_bytes: int) -> None:
     try:
         fleet = plan(edges, train={"batch_size": 64})
     except InfeasibleError as problem:
-        advised = dict(re.findall(r"(batch_size|max_length|rank|quantize) = \"?(\w+)", problem.do))
+        advised = dict(re.findall(r"(batch_size|max_length|rank|bits) = \"?(\w+)", problem.do))
         if advised:
             plan(
-                edges,
+                (edge(memory=memory_bytes, bits=int(advised["bits"]) if "bits" in advised else None),),
                 train={"batch_size": int(advised["batch_size"])},
                 data={"max_length": int(advised.get("max_length", 256))},
                 adapter={"rank": int(advised.get("rank", 8))},
-                model={"quantize": int(advised["quantize"]) if "quantize" in advised else "auto"},
             )
     else:
         assert fleet.edges[0].predicted_peak_bytes <= memory_bytes

@@ -12,7 +12,8 @@ from atoll.adapters.fresh import fresh_adapters
 from atoll.adapters.peft_files import save_adapter
 from atoll.base.shapes import read_shapes
 from atoll.commands.plan import plan
-from atoll.errors import AdapterFolderError
+from atoll.errors import AdapterFolderError, InfeasibleError
+from atoll.jobs.job import prepare
 
 from tests.conftest import random_model
 
@@ -45,6 +46,15 @@ def test_a_start_adapter_brings_its_ranks(run_toml: Path) -> None:
 def test_a_start_that_is_no_adapter_is_refused(run_toml: Path) -> None:
     with pytest.raises(AdapterFolderError):
         plan(run_toml, overrides=['adapter.start="base"'])
+
+
+def test_more_edges_asked_for_than_can_take_part_is_infeasible_as_in_training(run_toml: Path) -> None:
+    left_out = ['plan.infeasible="leave-out"', 'edge.b.memory="1 MB"']
+    assert [edge.name for edge in plan(run_toml, overrides=left_out).edges] == ["a"]
+    for command in (plan, prepare):
+        with pytest.raises(InfeasibleError, match="a round needs more edges than can take part") as caught:
+            command(run_toml, overrides=[*left_out, "federated.min_edges=2"])
+        assert caught.value.got == "2, and 1 that can; left out: b"
 
 
 def test_planning_never_loads_torch(run_toml: Path) -> None:

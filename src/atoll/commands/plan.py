@@ -10,6 +10,7 @@ from atoll.config.load import load
 from atoll.errors import AdapterFolderError
 from atoll.jobs.sources import base_shapes, edge_rows, given_importance, run_labels
 from atoll.selection.plan import plan_fleet
+from atoll.selection.rounds.check import check_plan
 from atoll.selection.rounds.plans import FleetPlan
 from atoll.selection.schedule import check_schedules
 
@@ -19,7 +20,7 @@ _DOWN = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_A\.weight")
 def plan(config_path: str | Path, *, overrides: Sequence[str] = ()) -> FleetPlan:
     """The plan of the run that `config_path` describes.
 
-    Raises: InputError leaves for what the user must mend; InfeasibleError where an edge cannot hold the plan.
+    Raises: InputError leaves for what the user must mend; InfeasibleError where an edge cannot hold the plan, or too few can take part.
     """
     loaded = load(Path(config_path), overrides)
     found = edge_rows(loaded)
@@ -31,6 +32,7 @@ def plan(config_path: str | Path, *, overrides: Sequence[str] = ()) -> FleetPlan
         importance=given_importance(loaded),
     )  # fmt: skip
     check_schedules(loaded.config, planned, rows)
+    check_plan(loaded.config, planned)
     return planned
 
 

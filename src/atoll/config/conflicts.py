@@ -114,6 +114,12 @@ def _planning(config: RunConfig, document: Document) -> list[InputError]:
     if plan.depth != "all" and config.adapter.start is not None:
         what, do = "what a start adapter has learned below the top blocks would be left out of training", "take depth or adapter.start out"
         add("plan", "depth", what, f"depth = {as_toml(plan.depth)} beside adapter.start", 'depth = "all"', do)
+    quantize = config.model.quantize
+    # Bits as by default may not be written at all: a config that is checked again has every key.
+    if quantize != "auto" and plan.bits != type(plan)().bits and set(plan.bits) != {quantize}:
+        what, got = "plan.bits are for a planner to choose from, and model.quantize leaves it no choice", f"quantize = {quantize}"
+        do = 'take bits out, or write quantize = "auto" below [model]'
+        add("plan", "bits", what, f"{got} beside bits = {as_toml(plan.bits)}", 'model.quantize = "auto"', do)
     warms_up = plan.importance != "none" and plan.importance_file is None
     if plan.refresh is not None and not warms_up:
         got = 'importance = "none"' if plan.importance == "none" else f"importance_file = {as_toml(plan.importance_file)}"
@@ -196,6 +202,11 @@ def _edges(config: RunConfig, document: Document) -> list[InputError]:
         do = "lower federated.min_edges, or add [[edge]] sections"
         where: Location = ("federated", "min_edges")
         errors.append(_conflict(document, where, "a round needs more edges than there are", got, f"at most {num_edges}", do))
+    for number, edge in enumerate(config.edge):
+        if edge.mode == "split" and edge.bits is not None:
+            what, do = "the host decides the bits of the base that it holds", 'take bits out, or write mode = "local"'
+            got = f'bits = {edge.bits} beside mode = "split"'
+            errors.append(_conflict(document, ("edge", number, "bits"), what, got, "an edge that holds the whole base", do))
     ranks = {edge.rank or config.adapter.rank for edge in config.edge}
     if config.adapter.kind == "bottleneck" and len(ranks) > 1:
         what = "bottleneck adapters of unequal rank cannot be averaged"

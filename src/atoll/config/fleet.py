@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from atoll.config.document import Document, Location, few, read_document
 from atoll.config.keys import as_toml
-from atoll.config.schema import BitsPerSecond, Bytes, FlopsPerSecond, Seconds, Section
+from atoll.config.schema import BitsPerSecond, Bytes, FlopsPerSecond, SecondsOrZero, Section
 from atoll.errors import ConfigFileError, ConflictError, InputError, UnknownKeyError
 
 PROFILE_VERSION: Final = 1
@@ -31,7 +31,7 @@ class Profile(Section):
     memory: Bytes | None = None
     flops: FlopsPerSecond | None = None
     bandwidth: BitsPerSecond | None = None
-    latency: Seconds | None = None
+    latency: SecondsOrZero | None = None
     measured: dict[str, object] = {}
     """How and when; for people."""
 

@@ -12,10 +12,12 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from atoll.config import schema
 
 _QUANTITIES = (
-    (schema.Bytes, "a size such as '2 GB' or '512 MiB'"),
-    (schema.BitsPerSecond, "a rate such as '100 Mbit/s' or '10 MB/s'"),
-    (schema.FlopsPerSecond, "a speed such as '500 GFLOP/s'"),
-    (schema.Seconds, "a time such as '20 ms', '60 s' or '1 h'"),
+    (schema.Bytes, "a size above 0, such as '2 GB' or '512 MiB'"),
+    (schema.BytesOrZero, "a size such as '2 GB' or '512 MiB'"),
+    (schema.BitsPerSecond, "a rate above 0, such as '100 Mbit/s' or '10 MB/s'"),
+    (schema.FlopsPerSecond, "a speed above 0, such as '500 GFLOP/s'"),
+    (schema.Seconds, "a time above 0, such as '20 ms', '60 s' or '1 h'"),
+    (schema.SecondsOrZero, "a time such as '20 ms', '60 s' or '1 h'"),
     (schema.Name, "letters, digits, '.', '_' and '-', beginning with a letter or digit, at most 64"),
 )
 _PLAIN = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}

@@ -36,7 +36,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "fedpipe-without-importance": (*_FILLED, "plan.importance=none"),
     "fedpipe-without-depth": (*_FILLED, "plan.depth=all"),
     "fedpipe-without-ranks": (*_FILLED, "plan.ranks=[8]"),
-    "fedpipe-without-quantization": (*_FILLED, "plan.bits=[16]"),
+    "fedpipe-without-quantization": (*_FILLED, "plan.bits=[16]", "model.quantize=auto"),
     "fedpipe-without-filling": _FEDPIPE,
 }
 """What the override method=NAME stands for, in place of which --method NAME is written. docs/methods.md says what each is."""

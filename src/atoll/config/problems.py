@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from atoll.config.document import Document, Location, nearest
-from atoll.config.keys import as_toml, keys, section_names
+from atoll.config.keys import Key, as_toml, keys, section_names
 from atoll.errors import BadValueError, InputError, UnknownKeyError
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
@@ -38,7 +38,8 @@ def problems(error: ValidationError, document: Document) -> list[InputError]:
 def _location(raw: Sequence[str | int]) -> Location:
     """The part of pydantic's location that the file has: no names of union members, no positions in a list of values."""
     size = 1
-    while size < len(raw) and ((raw[0] == "edge" and size == 1) or _path(raw[: size + 1]) in keys()):
+    # A position in a list of values is no place of its own: of a list with a wrong item pydantic says that it is too short as well.
+    while size < len(raw) and (size == 1 if isinstance(raw[size], int) else _path(raw[: size + 1]) in keys()):
         size += 1
     return tuple(raw[:size])
 
@@ -58,9 +59,7 @@ def _bad(location: Location, item: Mapping[str, Any], document: Document) -> Bad
     written = _written(document.table, location)
     default = f" (default {as_toml(key.default)})" if key.default is not None else ""
     what = f"{dotted} cannot be {_short(written)}"
-    return BadValueError(
-        what, where=where, got=_short(written), expected=key.expected + default, do=_advice(key.name, written, key.expected)
-    )
+    return BadValueError(what, where=where, got=_short(written), expected=key.expected + default, do=_advice(key, written))
 
 
 def _bad_table(location: Location, document: Document) -> BadValueError:
@@ -112,7 +111,8 @@ def _home(name: str) -> str | None:
     return same[0] if same else _ELSEWHERE.get(name)
 
 
-def _advice(name: str, written: object, expected: str) -> str:
+def _advice(key: Key, written: object) -> str:
+    name, expected = key.name, key.expected
     choices = [word.strip('"') for word in expected.removeprefix("one of ").split(", ")] if expected.startswith("one of ") else []
     likely = nearest(written, choices) if isinstance(written, str) else None
     if likely:
@@ -121,7 +121,7 @@ def _advice(name: str, written: object, expected: str) -> str:
         return f"take the quotes away: {name} = {written}"
     if isinstance(written, int | float) and not isinstance(written, bool) and expected.startswith(("text", "letters")):
         return f'put quotes around it: {name} = "{written}"'
-    return f"give {name} such a value, or leave the key out for its default"
+    return f"give {name} such a value" + ("" if key.required else ", or leave the key out for its default")
 
 
 def _written(table: object, location: Location) -> object:

@@ -15,9 +15,11 @@ def _quantity(parse):  # type: ignore[no-untyped-def]
 
 
 Bytes = Annotated[int, _quantity(units.parse_bytes), Field(gt=0)]
+BytesOrZero = Annotated[int, _quantity(units.parse_bytes), Field(ge=0)]
 BitsPerSecond = Annotated[float, _quantity(units.parse_rate_bits), Field(gt=0)]
 FlopsPerSecond = Annotated[float, _quantity(units.parse_flops), Field(gt=0)]
-Seconds = Annotated[float, _quantity(units.parse_seconds), Field(ge=0)]
+Seconds = Annotated[float, _quantity(units.parse_seconds), Field(gt=0)]
+SecondsOrZero = Annotated[float, _quantity(units.parse_seconds), Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 
@@ -194,7 +196,7 @@ class Plan(Section):
     """Rows per micro-batch to choose from, up to those of [train]; `accumulate` makes up for what is missing in a step."""
     bits: Annotated[tuple[Literal[4, 8, 16], ...], Field(min_length=1)] = (4, 8, 16)
     """Bit widths to choose from."""
-    round_deadline: Annotated[Seconds, Field(gt=0)] | None = None
+    round_deadline: Seconds | None = None
     """Time by which every edge must have finished a round, by declared speed and link."""
     steps: Literal["asked", "fill"] = "asked"
     """Optimizer steps per round: as [train] asks; or ("fill") more on edges that declare their speed and are done before the deadline, or
@@ -245,7 +247,7 @@ class Federated(Section):
     to 11 bits: of rounds that move numbers by less than a thousandth of themselves (some steps at 1e-5) a part is lost."""
     min_edges: Annotated[int, Field(ge=1)] = 1
     """Fewest edges whose updates make a round."""
-    round_timeout: Seconds = 3600.0
+    round_timeout: SecondsOrZero = 3600.0
     """A round that takes longer goes on without the missing edges."""
     patience: Annotated[int, Field(ge=1)] = 3
     """Rounds in a row that an edge may miss; after them no round waits for it, until it answers one before the others are through."""
@@ -271,13 +273,13 @@ class Wire(Section):
     """What an adapter adds travels whole (B A x), or as its two factors (A x, and B once per update): the same result, fewer bytes."""
     codec: Literal["fp32", "bf16", "int8"] = "fp32"
     """Number format of tensors that travel; int8 has a scale for each token."""
-    timeout: Annotated[Seconds, Field(gt=0)] = 60.0
+    timeout: Seconds = 60.0
     """A host that is silent for longer counts as lost."""
-    reconnect: Seconds = 120.0
+    reconnect: SecondsOrZero = 120.0
     """How long a device tries to reach a lost host again, before the run ends with its work saved."""
     link_bandwidth: BitsPerSecond | None = None
     """Slow the connection down to this rate in each direction: for benchmarks on one machine."""
-    link_latency: Seconds = 0.0
+    link_latency: SecondsOrZero = 0.0
     """Let every frame arrive later by this: for benchmarks on one machine."""
 
 
@@ -331,13 +333,13 @@ class Edge(Section):
     """A file that `atoll doctor --profile` wrote on that machine; what is declared here goes before it."""
     memory: Bytes | None = None
     """What the training process may use."""
-    process_memory: Annotated[int, _quantity(units.parse_bytes), Field(ge=0)] | None = None
+    process_memory: BytesOrZero | None = None
     """What of it is taken before there is a model: on an accelerator, its context; none: as measured of a process on a CPU."""
     flops: FlopsPerSecond | None = None
     """Speed, for plans and simulated time."""
     bandwidth: BitsPerSecond | None = None
     """Link to the coordinator, for plans and simulated time."""
-    latency: Seconds | None = None
+    latency: SecondsOrZero | None = None
     """Of the same link."""
     data: Text | None = None
     """This edge's own file; none: its share of [data] train."""

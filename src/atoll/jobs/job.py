@@ -13,8 +13,7 @@ from atoll.adapters.fresh import fresh_adapters, fresh_whole, head_state
 from atoll.adapters.peft_files import load_adapter
 from atoll.adapters.state import AdapterState
 from atoll.base.load import Base
-from atoll.config.conflicts import KEEPS_BENEATH, beneath_in_a_host, classes_in_a_host, whole_in_a_host
-from atoll.config.document import few
+from atoll.config.conflicts import classes_in_a_host
 from atoll.config.load import LoadedConfig, load
 from atoll.config.schema import PRECISION_BITS, RunConfig
 from atoll.engines.split.host.server import Host
@@ -26,6 +25,7 @@ from atoll.runs.events import DataLoaded
 from atoll.selection.choosing import Chooser, chooser_of
 from atoll.selection.importance import Importance
 from atoll.selection.plan import plan_fleet
+from atoll.selection.rounds.check import check_plan
 from atoll.selection.rounds.plans import EdgePlan, FleetPlan
 from atoll.selection.schedule import check_schedules
 from atoll.shapes import BaseShapes
@@ -145,7 +145,7 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | N
     plans = {edge.name: edge for edge in plan.edges}
     rows = tuple(edge for edge in rows if edge.name in plans)
     check_schedules(config, plan, num_rows)
-    check_aggregation(config, plan)
+    check_plan(config, plan)
     with ExitStack() as opened:
         base, split, own_host = _bases(loaded, plan, host, held_out is not None, labels, opened)
         bases = _edge_bases(loaded, plan, {PRECISION_BITS[config.model.precision]: base})
@@ -228,23 +228,6 @@ def _by_another_plan(job: Job, config: RunConfig, importance: Importance | None,
         # Edges on machines of their own load what they need themselves.
         bases=job.bases if any(edge.examples is None for edge in edges) else _edge_bases(loaded, plan, job.bases),
     )  # fmt: skip
-
-
-def check_aggregation(config: RunConfig, plan: FleetPlan) -> None:
-    """What the configuration alone does not show: which edges a host serves. Raises: ConflictError, InfeasibleError."""
-    split = [edge.name for edge in plan.edges if edge.mode == "split"]
-    if split and config.federated.aggregation in KEEPS_BENEATH:
-        raise beneath_in_a_host(config, split)
-    if split and config.adapter.kind == "full":
-        raise whole_in_a_host(split)
-    if split and config.model.task == "classify":
-        raise classes_in_a_host(f'mode = "split": {few(split)}')
-    if config.federated.min_edges > len(plan.edges):
-        raise InfeasibleError(
-            "a round needs more edges than can take part", where="[federated] min_edges",
-            got=f"{config.federated.min_edges}, and {len(plan.edges)} that can; left out: {few([edge.name for edge in plan.left_out])}",
-            expected="no more than can take part", do="lower federated.min_edges, or give the edges that are left out more",
-        )  # fmt: skip
 
 
 def _merges(config: RunConfig) -> bool:

@@ -94,8 +94,8 @@ def beneath_in_words(setting: Setting) -> str:
     return f"; costs are those of the last round, in which up to {lying} lie beneath the adapters"
 
 
-def refuse(edges: Sequence[tuple[str, int, Setting]]) -> None:
-    """Check each edge's setting against its declared bytes.
+def refuse(edges: Sequence[tuple[str, int, Setting]], *, grows: bool = False) -> None:
+    """Check each edge's setting against its declared bytes; `grows` where ranks are those of stages.
 
     Raises: InfeasibleError naming all edges that are too small, what each lacks, and what would make it fit.
     """
@@ -106,8 +106,8 @@ def refuse(edges: Sequence[tuple[str, int, Setting]]) -> None:
         f"{len(over)} of {len(edges)} edges that declare their memory {'has' if len(over) == 1 else 'have'} too little of it",
         where=", ".join(f"[[edge]] {name}" for name, _, _ in over),
         got="; ".join(f"{name} declares {format_bytes(memory_bytes)}" for name, memory_bytes, _ in over),
-        expected="; ".join(needs(*one) for one in over),
-        do="; ".join(f"for {name} {advice(memory_bytes, setting)}" for name, memory_bytes, setting in over),
+        expected="\n".join(needs(*one) for one in over),
+        do="\n".join(f"for {name} {advice(memory_bytes, setting, grows=grows)}" for name, memory_bytes, setting in over),
     )
 
 
@@ -125,9 +125,9 @@ def needs(name: str, memory_bytes: int, setting: Setting) -> str:
     return f"{name} needs {format_bytes(memory.num_bytes)} ({listed}): {missing} more"
 
 
-def advice(memory_bytes: int, setting: Setting) -> str:
-    """The least painful change that would make it fit."""
-    for words, smaller in _smaller(setting):
+def advice(memory_bytes: int, setting: Setting, *, grows: bool = False) -> str:
+    """The least painful change that would make it fit; `grows` where ranks are those of stages."""
+    for words, smaller in _smaller(setting, grows=grows):
         if smaller.peak_bytes <= memory_bytes:
             return f"write {words}"
     least = dataclasses.replace(
@@ -137,7 +137,7 @@ def advice(memory_bytes: int, setting: Setting) -> str:
     return f"declare {format_bytes(least.peak_bytes)} or more, if it has that, or choose a smaller base: no setting fits"
 
 
-def _smaller(setting: Setting) -> Iterator[tuple[str, Setting]]:
+def _smaller(setting: Setting, *, grows: bool) -> Iterator[tuple[str, Setting]]:
     """Ever smaller settings, the least painful first."""
     if not setting.gradient_checkpointing:
         setting = dataclasses.replace(setting, gradient_checkpointing=True)
@@ -146,14 +146,14 @@ def _smaller(setting: Setting) -> Iterator[tuple[str, Setting]]:
         setting = dataclasses.replace(setting, batch_size=setting.batch_size // 2)
         yield f"batch_size = {setting.batch_size} (and accumulate more)", setting
     wide = dataclasses.replace(setting, activation_bytes=setting.activation_bytes or setting.bits // 8)
-    # A weight that is itself trained cannot be kept in few bits.
-    widths = () if any(module.whole for module in setting.shapes.modules) else (16, 8, 4)
+    # A weight that is itself trained cannot be kept in few bits, and what a host holds is not in the edge's.
+    widths = () if setting.elsewhere or any(module.whole for module in setting.shapes.modules) else (16, 8, 4)
     for narrow in (dataclasses.replace(wide, bits=bits) for bits in widths if bits < setting.bits):
         # Of a small base the library that quantizes it takes more than it saves.
         if narrow.peak_bytes < setting.peak_bytes:
             setting = narrow
-            yield f"batch_size = 1 and quantize = {setting.bits}", setting
-    width = f", quantize = {setting.bits}" if setting.bits < wide.bits else ""
+            yield f"batch_size = 1 and bits = {setting.bits}", setting
+    width = f", bits = {setting.bits}" if setting.bits < wide.bits else ""
     while setting.row_tokens // 2 >= _SHORTEST_ROW_TOKENS:
         setting = dataclasses.replace(setting, row_tokens=setting.row_tokens // 2)
         yield f"batch_size = 1{width} and max_length = {setting.row_tokens}", setting
@@ -161,4 +161,5 @@ def _smaller(setting: Setting) -> Iterator[tuple[str, Setting]]:
     while rank > 1:
         rank //= 2
         setting = dataclasses.replace(setting, ranks={name: min(rank, own) for name, own in setting.ranks.items()})
-        yield f"batch_size = 1{width}, max_length = {setting.row_tokens} and rank = {rank}", setting
+        lower = f"plan.ranks of at most {rank}" if grows else f"rank = {rank}"
+        yield f"batch_size = 1{width}, max_length = {setting.row_tokens} and {lower}", setting

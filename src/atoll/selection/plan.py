@@ -134,34 +134,35 @@ def _as_written(
     kinds = [dataclasses.replace(one, edge=one.edge.model_copy(update={"name": "edge", "data": None})) for one in asked]
     settings = {kind: _setting(config, shapes, kind.edge, ranks_of(kind.edge), lying) for kind in dict.fromkeys(kinds)}
     short = {kind for kind, setting in settings.items() if kind.edge.memory is not None and setting.peak_bytes > kind.edge.memory}
-    named = list(zip(asked, kinds, strict=True))
+    named, grows = list(zip(asked, kinds, strict=True)), config.plan.policy == "fedadapter"
     if short and (config.plan.infeasible == "refuse" or short.issuperset(kinds)):
-        refuse([(one.edge.name, one.edge.memory, settings[kind]) for one, kind in named if one.edge.memory is not None])
+        refuse([(one.edge.name, one.edge.memory, settings[kind]) for one, kind in named if one.edge.memory is not None], grows=grows)
     plans = {kind: _edge_plan(config, kind, setting) for kind, setting in settings.items() if kind not in short}
     slow = {kind for kind, plan in plans.items() if plan.num_steps == 0}
     if slow and (config.plan.infeasible == "refuse" or (short | slow).issuperset(kinds)):
-        raise _no_time([one for one, kind in named if kind in slow], len(asked))
-    left_out = [LeftOut(one.edge.name, _too_much(one, settings[kind])) for one, kind in named if kind in short]
+        raise _no_time([one for one, kind in named if kind in slow], len(asked), grows=grows)
+    left_out = [LeftOut(one.edge.name, _too_much(one, settings[kind], grows=grows)) for one, kind in named if kind in short]
     left_out += [LeftOut(one.edge.name, _no_step(one)) for one, kind in named if kind in slow]
     fitting = [(one, plans[kind]) for one, kind in named if kind not in short | slow]
     return [dataclasses.replace(plan, name=one.edge.name) for one, plan in fitting], left_out
 
 
-def _too_much(asked: Asked, setting: Setting) -> str:
+def _too_much(asked: Asked, setting: Setting, *, grows: bool) -> str:
     memory = asked.edge.memory or 0
-    return f"{needs(asked.edge.name, memory, setting)}; {advice(memory, setting)}"
+    return f"{needs(asked.edge.name, memory, setting)}; {advice(memory, setting, grows=grows)}"
 
 
 def _no_step(asked: Asked) -> str:
     return f"{asked.edge.name} cannot do one step in {format_seconds(asked.deadline or 0.0)} by its declared speed and link"
 
 
-def _no_time(slow: Sequence[Asked], num_edges: int) -> InfeasibleError:
+def _no_time(slow: Sequence[Asked], num_edges: int, *, grows: bool) -> InfeasibleError:
+    lower = f"lower batch_size, {'plan.ranks' if grows else 'rank'} or max_length"
     return InfeasibleError(
         f"{len(slow)} of {num_edges} edges cannot do one step by the deadline",
         where=", ".join(f"[[edge]] {one.edge.name}" for one in slow), got="; ".join(map(_no_step, slow)),
         expected="at least one step a round",
-        do='raise plan.round_deadline, lower batch_size, rank or max_length, or write infeasible = "leave-out" below [plan]',
+        do=f'raise plan.round_deadline, {lower}, or write infeasible = "leave-out" below [plan]',
     )  # fmt: skip
 
 
@@ -284,7 +285,7 @@ def _planned(planner: Planner, asked: Sequence[Asked]) -> tuple[list[EdgePlan], 
     if left_out and (config.plan.infeasible == "refuse" or len(left_out) == len(asked)):
         raise InfeasibleError(
             f"nothing fits {len(left_out)} of {len(asked)} edges", where=", ".join(f"[[edge]] {edge.name}" for edge in left_out),
-            got="; ".join(_declared(one) for one in nothing), expected="; ".join(f"{edge.name}: {edge.why}" for edge in left_out),
+            got="; ".join(_declared(one) for one in nothing), expected="\n".join(f"{edge.name}: {edge.why}" for edge in left_out),
             do='give these edges more, choose a smaller base, shorten max_length, or write infeasible = "leave-out" below [plan]',
         )  # fmt: skip
     steps = _steps(planner, asked, decided)

@@ -262,6 +262,7 @@ def test_a_fleet_that_nothing_fits_is_refused_with_all_its_edges_and_what_each_p
     assert refusal.value.what == "nothing fits 2 of 3 edges"
     assert refusal.value.where == "[[edge]] edge-0, [[edge]] edge-2"
     assert refusal.value.got == "edge-0 declares 1 MB of memory; edge-2 declares 2 MB of memory"
+    assert [line.partition(":")[0] for line in refusal.value.expected.splitlines()] == ["edge-0", "edge-2"]
     for place in ("16 bits here", "8 bits here", "4 bits here", "a host for its blocks"):
         assert str(refusal.value.expected).count(f"{place} would need at least") == 2
     assert 'infeasible = "leave-out"' in str(refusal.value.do)

@@ -15,9 +15,10 @@ from atoll.jobs.crews.crew import Order
 from atoll.jobs.crews.desk import Hello, asked_for
 from atoll.jobs.crews.orders import to_text
 from atoll.jobs.finished import loaded_base
-from atoll.jobs.job import Job, Participant, block_ranks, check_aggregation, fresh_start, given_start, participant, with_head
+from atoll.jobs.job import Job, Participant, block_ranks, fresh_start, given_start, participant, with_head
 from atoll.jobs.sources import base_shapes, base_source, check_labels, eval_rows, given_importance
 from atoll.selection.plan import plan_fleet
+from atoll.selection.rounds.check import check_plan
 from atoll.selection.rounds.plans import LeftOut
 from atoll.selection.schedule import check_schedules
 from atoll.tasks.classes import form_of
@@ -168,7 +169,7 @@ def _prepared(loaded: LoadedConfig, known: Mapping[str, Hello], silent: Sequence
         config, shapes, num_rows, start_ranks=block_ranks(given, shapes) if given else None, importance=given_importance(loaded),
     )  # fmt: skip
     check_schedules(config, plan, num_rows)
-    check_aggregation(config, plan)
+    check_plan(config, plan)
     base = loaded_base(loaded, labels)
     edges = tuple(participant(config, shapes, base, one.name, None, one, num_rows[one.name]) for one in plan.edges)
     start = with_head(given or fresh_start(config, shapes, plan), base)
