@@ -2,10 +2,11 @@
 
 Every row is a random Llama of 103 M parameters in its blocks, loaded from a folder and trained for some steps, each time in a process of
 its own: once free, for its peak; once under a hard limit of 1.1 times the plan, which it must survive; and once under 0.8 times the plan,
-which must kill it. The limit is a memory control group of its own (version 1). Pages of library files are charged to the group that read
-them first, so that those which the free process had mapped are taken off both limits.
+which must kill it. The last case is what the planner makes of an edge with four fifths of the memory that the first one takes. The limit
+is a memory control group of its own (version 1). Pages of library files are charged to the group that read them first, so that those
+which the free process had mapped are taken off both limits.
 
-Usage: python benchmarks/planned_memory.py [--steps 2] [--bits 32 16 8 4] [--cases 0 1 2] [--more] [--free]
+Usage: python benchmarks/planned_memory.py [--steps 2] [--bits 32 16 8 4] [--cases 0 1 2 3] [--more] [--free]
 """
 
 from __future__ import annotations
@@ -16,15 +17,19 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch
 
 from atoll.base.shapes import read_shapes
+from atoll.config.schema import RunConfig
 from atoll.selection.fit import Setting
+from atoll.selection.plan import plan_fleet
 from atoll.shapes import BaseShapes
 from sides import results
 
@@ -32,21 +37,48 @@ SIZES: dict[str, Any] = {
     "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 8,
     "vocab_size": 2048, "max_position_embeddings": 1024, "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
-CASES = [(4, 128, 8, False), (4, 256, 32, True), (2, 256, 4, False)]
-"""Rows, tokens a row, rank, gradient checkpointing."""
+UNIFORM = [(4, 128, 8, False), (4, 256, 32, True), (2, 256, 4, False)]
+"""Rows, tokens a row, rank of all weights, gradient checkpointing."""
+TIGHT = 0.8
+"""Of what the first takes, the memory of the edge that the planner plans for."""
 SURVIVES, DIES = 1.1, 0.8
 GROUPS = Path("/sys/fs/cgroup/memory")
 PRECISION_BYTES = 4
 
 
-def setting(shapes: BaseShapes, bits: int, case: tuple[int, int, int, bool]) -> Setting:
-    """What the plan is asked about."""
-    rows, tokens, rank, checkpointing = case
-    ranks = {module.name: rank for module in shapes.modules}
-    return Setting(shapes, ranks, bits, rows, tokens, checkpointing, activation_bytes=PRECISION_BYTES)
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What one process trains."""
+
+    rows: int
+    tokens: int
+    ranks: Mapping[str, int]
+    checkpointing: bool
+    budget_bytes: int | None = None
+    """The edge's memory, where a planner chose the rest."""
+
+    def setting(self, shapes: BaseShapes, bits: int) -> Setting:
+        """What the plan is asked about."""
+        return Setting(shapes, self.ranks, bits, self.rows, self.tokens, self.checkpointing, activation_bytes=PRECISION_BYTES)
 
 
-def child(folder: str, bits: int, case: tuple[int, int, int, bool], steps: int, group: str) -> None:
+def case_of(number: int, shapes: BaseShapes, bits: int) -> Case:
+    """One of UNIFORM, or after these the planner's."""
+    if number < len(UNIFORM):
+        rows, tokens, rank, checkpointing = UNIFORM[number]
+        return Case(rows, tokens, {module.name: rank for module in shapes.modules}, checkpointing)
+    like = case_of(0, shapes, bits)
+    budget = int(TIGHT * like.setting(shapes, bits).peak_bytes)
+    config = RunConfig.model_validate({
+        "data": {"max_length": like.tokens}, "adapter": {"targets": "all-linear"}, "train": {"batch_size": like.rows},
+        "plan": {"policy": "fedpipe", "ranks": (2, 4, 8, 16, 32, 64, 128, 256)},
+        "edge": ({"name": "edge", "mode": "local", "memory": budget, "bits": bits},),
+    })  # fmt: skip
+    (plan,) = plan_fleet(config, shapes, None).edges
+    return Case(plan.batch_size, like.tokens, plan.ranks, plan.gradient_checkpointing, budget)
+
+
+def child(folder: str, bits: int, case: Case, steps: int, group: str) -> None:
     """Enter the group, load, train, and print the peak of this process."""
     if group:
         (Path(group) / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
@@ -63,20 +95,19 @@ def child(folder: str, bits: int, case: tuple[int, int, int, bool], steps: int, 
     from atoll.engines.trainer import FitPlan, TrainState
     from atoll.tasks.batches import Batch
 
-    rows, tokens, rank, checkpointing = case
     base = load_base(folder, bits=None if bits == 32 else bits)  # type: ignore[arg-type]
     loading = resident_peak_bytes()
     sizes = {module.name: (module.d_in, module.d_out) for module in read_shapes(folder).modules}
-    ids = torch.randint(3, 2000, (rows, tokens))
+    ids = torch.randint(3, 2000, (case.rows, case.tokens))
     positions = torch.arange(ids.numel()).view_as(ids)[:, :-1].flatten()
-    batch = Batch(ids, positions, ids.flatten()[positions + 1], None, None, (tokens,) * rows)
+    batch = Batch(ids, positions, ids.flatten()[positions + 1], None, None, (case.tokens,) * case.rows)
 
     class SameBatch:
         def batch(self, step: int) -> Batch:
             return batch
 
-    state = TrainState(fresh_adapters("lora", sizes, dict.fromkeys(sizes, rank), 16.0, 0), {}, 0)
-    LocalTrainer(base, Train(), steps, 0.0, 0, "edge").fit(state, SameBatch(), FitPlan(steps, 1, checkpointing), lambda report: None)
+    state = TrainState(fresh_adapters("lora", {name: sizes[name] for name in case.ranks}, case.ranks, 16.0, 0), {}, 0)
+    LocalTrainer(base, Train(), steps, 0.0, 0, "edge").fit(state, SameBatch(), FitPlan(steps, 1, case.checkpointing), lambda report: None)
     print(json.dumps({"loading_peak_bytes": loading, "peak_bytes": resident_peak_bytes(), "file_bytes": mapped_file_bytes()}))
 
 
@@ -98,12 +129,12 @@ def limited(num_bytes: int) -> Iterator[Path]:
         group.rmdir()
 
 
-def run(folder: str, bits: int, case: tuple[int, int, int, bool], steps: int, group: Path | None = None) -> dict[str, int] | None:
+def run(folder: str, bits: int, case: Case, steps: int, group: Path | None = None) -> dict[str, int] | None:
     """The figures of one process; None where it was killed.
 
     Raises: RuntimeError where it ended in another way.
     """
-    told = json.dumps([folder, bits, case, steps, str(group or "")])
+    told = json.dumps([folder, bits, asdict(case), steps, str(group or "")])
     done = subprocess.run([sys.executable, __file__, "--child", told], capture_output=True, text=True, check=False)
     if done.returncode == -9 and group is not None:
         return None
@@ -113,14 +144,15 @@ def run(folder: str, bits: int, case: tuple[int, int, int, bool], steps: int, gr
     return found
 
 
-def row(folder: str, bits: int, case: tuple[int, int, int, bool], steps: int, *, free_only: bool) -> dict[str, Any]:
+def row(folder: str, bits: int, case: Case, steps: int, *, free_only: bool) -> dict[str, Any]:
     """Plan and measurements of one setting."""
-    asked = setting(read_shapes(folder), bits, case)
+    asked = case.setting(read_shapes(folder), bits)
     free = run(folder, bits, case, steps)
     assert free is not None
     planned = asked.peak_bytes
     parts = {name: getattr(asked.memory, name) for name in asked.memory.__slots__}
-    found: dict[str, Any] = {"bits": bits, "rows": case[0], "tokens": case[1], "rank": case[2], "checkpointing": case[3]}
+    ranks = {str(rank): number for rank, number in sorted(Counter(case.ranks.values()).items())}
+    found: dict[str, Any] = {"bits": bits} | asdict(case) | {"ranks": ranks}
     found |= {"planned_bytes": planned, "parts": parts, **free, "measured_to_planned": free["peak_bytes"] / planned}
     for factor, name in () if free_only else ((SURVIVES, "survives"), (DIES, "dies")):
         with limited(int(factor * planned) - free["file_bytes"]) as group:
@@ -152,8 +184,9 @@ def kept_rows(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
 def shown(found: Mapping[str, Any]) -> str:
     """One line for a row."""
     limits = "".join(f"  {name} {found[name]}" for name in ("survives", "dies") if name in found)
+    ranks = sorted(map(int, found["ranks"]))
     return (
-        f"{found['bits']:2} bits {found['rows']} x {found['tokens']} rank {found['rank']:2}"
+        f"{found['bits']:2} bits {found['rows']} x {found['tokens']} rank {ranks[0]} to {ranks[-1]} on {sum(found['ranks'].values())}"
         f" {'checkpointed' if found['checkpointing'] else '':12}"
         f" planned {found['planned_bytes'] / 1e6:6.0f} MB  measured {found['peak_bytes'] / 1e6:6.0f} MB"
         f" (loading {found['loading_peak_bytes'] / 1e6:.0f})  ratio {found['measured_to_planned']:.3f}{limits}"
@@ -165,22 +198,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--bits", type=int, nargs="+", default=[32, 16, 8, 4])
-    parser.add_argument("--cases", type=int, nargs="+", default=list(range(len(CASES))))
+    parser.add_argument("--cases", type=int, nargs="+", default=list(range(len(UNIFORM) + 1)))
     parser.add_argument("--free", action="store_true", help="without limits")
     parser.add_argument("--more", action="store_true", help="add rows to those of the results file, measured with the same settings")
     parser.add_argument("--child")
     given = parser.parse_args()
     if given.child is not None:
         folder, bits, case, steps, group = json.loads(given.child)
-        child(folder, bits, tuple(case), steps, group)
+        child(folder, bits, Case(**case), steps, group)
         return
     settings = {"model": SIZES, "steps": given.steps, "limit": "cgroup v1 memory.limit_in_bytes", "survives": SURVIVES, "dies": DIES}
     rows = kept_rows(settings) if given.more else []
     with tempfile.TemporaryDirectory() as folder:
         write_model(folder)
+        shapes = read_shapes(folder)
         for number in given.cases:
-            for bits in given.bits:
-                rows.append(row(folder, bits, CASES[number], given.steps, free_only=given.free))
+            for bits in (bits for bits in given.bits if number < len(UNIFORM) or bits < 32):
+                rows.append(row(folder, bits, case_of(number, shapes, bits), given.steps, free_only=given.free))
                 print(shown(rows[-1]), flush=True)
                 results.write("planned_memory", settings, {"rows": rows})
 
