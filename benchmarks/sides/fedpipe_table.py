@@ -199,7 +199,7 @@ def _plan(records: Sequence[Record]) -> str:
     whole = _for_loss(records)
     if not whole:
         return ""
-    rows = ["What FedPipe gave each edge (planned against measured memory of such plans: planned_memory.json):", ""]
+    rows = ["What FedPipe gave each edge (what plans come to in real processes: planned_memory.json):", ""]
     rows += ["| edge | bits | ranks | batch | steps a round | planned memory |", "|---|---|---|---|---|---|"]
     for edge in whole[0]["edges"]:
         ranks = sorted(map(int, edge["ranks"]))
