@@ -1,10 +1,10 @@
 """Planned and measured peak memory of an edge whose base is kept in 32, 16, 8 or 4 bits; and that a hard limit at the plan holds.
 
-Every row is a random Llama of 103 M parameters in its blocks, loaded from a folder and trained for some steps, each time in a process of
-its own: once free, for its peak; once under a hard limit of 1.1 times the plan, which it must survive; and once under 0.8 times the plan,
-which must kill it. The last case is what the planner makes of an edge with four fifths of the memory that the first one takes. The limit
-is a memory control group of its own (version 1). Pages of library files are charged to the group that read them first, so that those
-which the free process had mapped are taken off both limits.
+Every row is a random Llama of 103 M parameters in its blocks, loaded from a folder and trained for two rounds of some steps, with messages
+and moments as on an edge, each time in a process of its own: once free, for its peak; once under a hard limit of 1.1 times the plan, which
+it must survive; and once under 0.8 times the plan, which must kill it. The last case is what the planner makes of an edge with four fifths
+of the memory that the first one takes. The limit is a memory control group of its own (version 1). Pages of library files are charged to
+the group that read them first, so that those which the free process had mapped are taken off both limits.
 
 Usage: python benchmarks/planned_memory.py [--steps 2] [--bits 32 16 8 4] [--cases 0 1 2 3] [--more] [--free]
 """
@@ -44,6 +44,8 @@ TIGHT = 0.8
 SURVIVES, DIES = 1.1, 0.8
 GROUPS = Path("/sys/fs/cgroup/memory")
 PRECISION_BYTES = 4
+ROUNDS = 2
+"""In the second an edge has moments from the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +81,10 @@ def case_of(number: int, shapes: BaseShapes, bits: int) -> Case:
 
 
 def child(folder: str, bits: int, case: Case, steps: int, group: str) -> None:
-    """Enter the group, load, train, and print the peak of this process."""
+    """Enter the group, load, train two rounds as an edge does, and print the peak of this process."""
     if group:
         (Path(group) / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
     import datasets  # noqa: F401  what a run has loaded besides
-    import flwr.app  # noqa: F401
     import rich.progress  # noqa: F401
     import torch
 
@@ -91,8 +92,14 @@ def child(folder: str, bits: int, case: Case, steps: int, group: str) -> None:
     from atoll.base.load import load_base
     from atoll.config.schema import Train
     from atoll.cost.meters import resident_peak_bytes
+    from atoll.cost.work import Work
+    from atoll.engines.federated.client import EdgeWork, client_app
+    from atoll.engines.federated.flower import Context, Message, MessageType, RecordDict, assume_identity
+    from atoll.engines.federated.payload import put_adapter
+    from atoll.engines.federated.receipts import Ask
+    from atoll.engines.federated.store import EdgeStates
     from atoll.engines.local import LocalTrainer
-    from atoll.engines.trainer import FitPlan, TrainState
+    from atoll.engines.trainer import FitPlan
     from atoll.tasks.batches import Batch
 
     base = load_base(folder, bits=None if bits == 32 else bits)  # type: ignore[arg-type]
@@ -106,8 +113,26 @@ def child(folder: str, bits: int, case: Case, steps: int, group: str) -> None:
         def batch(self, step: int) -> Batch:
             return batch
 
-    state = TrainState(fresh_adapters("lora", {name: sizes[name] for name in case.ranks}, case.ranks, 16.0, 0), {}, 0)
-    LocalTrainer(base, Train(), steps, 0.0, 0, "edge").fit(state, SameBatch(), FitPlan(steps, 1, case.checkpointing), lambda report: None)
+    trainer = LocalTrainer(base, Train(), ROUNDS * steps, 0.0, 0, "edge")
+    plan = FitPlan(steps, 1, case.checkpointing)
+    work = EdgeWork("edge", trainer, SameBatch(), 1, plan, True, lambda report: Work(), lambda *_: None)
+    app, states = client_app(lambda context: work), EdgeStates({1: "edge"})
+    assume_identity(1, 0)
+
+    def asked(number: int) -> Message:
+        content = RecordDict()
+        ranks = {name: sizes[name] for name in case.ranks}
+        put_adapter(content, fresh_adapters("lora", ranks, case.ranks, 16.0, number))
+        Ask("", number, "federated", "edge").put(content)
+        return Message(content, 1, MessageType.TRAIN, group_id=str(number))
+
+    def answer(number: int, context: Context) -> Context:
+        app(asked(number), context)
+        return context
+
+    for number in range(1, ROUNDS + 1):
+        states[1] = answer(number, states[1])
+    states.close()
     print(json.dumps({"loading_peak_bytes": loading, "peak_bytes": resident_peak_bytes(), "file_bytes": mapped_file_bytes()}))
 
 
@@ -207,7 +232,10 @@ def main() -> None:
         folder, bits, case, steps, group = json.loads(given.child)
         child(folder, bits, Case(**case), steps, group)
         return
-    settings = {"model": SIZES, "steps": given.steps, "limit": "cgroup v1 memory.limit_in_bytes", "survives": SURVIVES, "dies": DIES}
+    settings = {
+        "model": SIZES, "rounds": ROUNDS, "steps": given.steps, "limit": "cgroup v1 memory.limit_in_bytes", "survives": SURVIVES,
+        "dies": DIES,
+    }  # fmt: skip
     rows = kept_rows(settings) if given.more else []
     with tempfile.TemporaryDirectory() as folder:
         write_model(folder)

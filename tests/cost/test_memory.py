@@ -51,7 +51,17 @@ def test_logits_come_in_the_blocks_that_the_head_makes() -> None:
 def test_base_and_adapters_are_counted_to_the_byte() -> None:
     assert peak().base_bytes == 4 * 10**6
     assert peak(bits=16).base_bytes == 2 * 10**6
-    assert peak(ranks={MODULES[0].name: 2}).adapter_bytes == 16 * 2 * 128
+    assert peak(ranks={MODULES[0].name: 2}).adapter_bytes == (16 + 32) * 2 * 128
+
+
+def test_an_accelerator_holds_what_is_trained_alone() -> None:
+    def adapter_bytes(*, holds_all: bool) -> int:
+        return training_memory(
+            BASE, {MODULES[0].name: 2}, num_rows=1, row_tokens=8, num_label_tokens=8, bits=32, activation_bytes=4, holds_all=holds_all
+        ).adapter_bytes
+
+    assert adapter_bytes(holds_all=False) == 16 * 2 * 128
+    assert adapter_bytes(holds_all=True) == peak(ranks={MODULES[0].name: 2}).adapter_bytes
 
 
 def test_what_lies_beneath_has_numbers_a_message_and_a_copy_in_the_precision_of_the_arithmetic() -> None:
@@ -154,7 +164,7 @@ def test_for_given_bits_and_batch_memory_is_affine_in_the_ranks(bits: int, again
         return kept(bits, dict.fromkeys(ALL, rank), again=again)
 
     one, two, nine = with_rank(1), with_rank(2), with_rank(9)
-    step = 16 * sum(module.d_in + module.d_out for module in MODULES)
+    step = (16 + 32) * sum(module.d_in + module.d_out for module in MODULES)
     assert two.num_bytes - one.num_bytes == step
     assert nine.num_bytes - one.num_bytes == 8 * step
     assert nine.activation_bytes == one.activation_bytes

@@ -334,7 +334,8 @@ class Edge(Section):
     memory: Bytes | None = None
     """What the training process may use."""
     process_memory: BytesOrZero | None = None
-    """What of it is taken before there is a model: on an accelerator, its context; none: as measured of a process on a CPU."""
+    """What of it is taken before there is a model: on an accelerator, its context; none: as measured of a process on a CPU. Where it is
+    declared, what a round begins and ends with is not counted: it lies in the machine's own memory."""
     flops: FlopsPerSecond | None = None
     """Speed, for plans and simulated time."""
     bandwidth: BitsPerSecond | None = None

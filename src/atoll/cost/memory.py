@@ -13,15 +13,15 @@ from atoll.cost.formulas import adapter_parameters
 from atoll.shapes import BaseShapes, ModuleShape
 
 # Measured by benchmarks/planned_memory.py (Linux x86-64 with glibc, CPU, torch 2.13.0, transformers 5.23.0, bitsandbytes 0.50.2, fp32).
-PROCESS_BYTES = 525 * 10**6
-"""torch, transformers, flwr, datasets and rich imported (505 MB), and what the first steps load lazily."""
+PROCESS_BYTES = 570 * 10**6
+"""torch, transformers, flwr, datasets and rich imported (505 MB), and what the first steps load lazily (20 to 110 MB, by the processor)."""
 QUANTIZER_BYTES = {8: 80 * 10**6, 4: 60 * 10**6}
 """bitsandbytes and what its products load, by the bits that it keeps."""
 OPTIMIZER_BYTES_PER_PARAMETER = 16
 """An adapter's number, its gradient and Adam's two moments, all fp32."""
-HELD_BYTES_PER_WHOLE_PARAMETER = 40
-"""Beside these, of a weight that is trained whole: the change and moments that a round begins with (12) and those that it ends with (12),
-the message (4), the moments that wait for the next round (8), and the coordinator's own (4). Of adapters all of this is little."""
+HELD_BYTES_PER_PARAMETER = 32
+"""Beside these, in the machine's memory: the numbers and moments that a round begins with (12), the messages that brought them (4 and 8),
+the numbers that it ends with (4), and the coordinator's own where it is in the same process (4)."""
 BENEATH_BYTES_PER_PARAMETER = 12
 """Of what lies beneath the adapters: the number, the message that brought it, and the coordinator's own. It has no gradient, no moments."""
 LOGITS_CHUNK_BYTES = 32 * 2**20
@@ -85,13 +85,15 @@ def training_memory(
     merged: Container[str] = (),
     beneath: Mapping[str, int] = {},
     process_bytes: int | None = None,
+    holds_all: bool = True,
 ) -> Memory:
     """Peak memory of a process that trains these adapters on batches of `num_rows` rows of `row_tokens` tokens.
 
     The projections of the blocks are kept in `bits`, all other weights and the arithmetic in `activation_bytes` a number; where the two
     say the same, nothing is widened. Blocks that run `elsewhere`, in a host, are not held; what their adapters read and add is. Modules
     that are `merged` have a second weight, with the adapter in it, beside the base's. `beneath` are the ranks of what lies frozen beneath
-    the adapters. `process_bytes`, where given, stand for all that is there before a model.
+    the adapters. `process_bytes`, where given, stand for all that is there before a model. An accelerator's memory does not hold all: what
+    a round begins and ends with, and messages, lie in the machine's.
 
     For given bits, rows, tokens and checkpointing only `adapter_bytes` depends on ranks of blocks that are here, and in proportion;
     `activation_bytes` on which stages are adapted, a sum over the blocks from the lowest adapted one up.
@@ -112,18 +114,13 @@ def training_memory(
     return Memory(
         process_bytes=PROCESS_BYTES + (QUANTIZER_BYTES.get(bits, 0) if narrow else 0) if process_bytes is None else process_bytes,
         base_bytes=(others + twice) * activation_bytes + sum(stored_bytes(module, bits) for module in here),
-        adapter_bytes=OPTIMIZER_BYTES_PER_PARAMETER * adapter_parameters(shapes, ranks) + _held_bytes(here, ranks),
+        adapter_bytes=(OPTIMIZER_BYTES_PER_PARAMETER + HELD_BYTES_PER_PARAMETER * holds_all) * adapter_parameters(shapes, ranks),
         activation_bytes=int(slack * activation_bytes * (stored + share * largest + ends)),
         logits_bytes=rows_of_logits * num_logits * 4,
         widened_bytes=widest_weight * activation_bytes if narrow else _summed_bytes(here, ranks, activation_bytes),
         beneath_bytes=_beneath_bytes(shapes, beneath, activation_bytes),
         loading_bytes=QUANTIZING_BYTES.get(bits, 0) * widest_weight if narrow else 0,
     )
-
-
-def _held_bytes(modules: Sequence[ModuleShape], ranks: Mapping[str, int]) -> int:
-    numbers = sum(module.num_adapter_parameters(ranks.get(module.name, 0)) for module in modules if module.whole)
-    return HELD_BYTES_PER_WHOLE_PARAMETER * numbers
 
 
 def _beneath_bytes(shapes: BaseShapes, ranks: Mapping[str, int], activation_bytes: int) -> int:

@@ -76,13 +76,13 @@ class Stepper:
         return report_of(self.adapters, batches, step, loss=loss, rate=rate, grad_norm=grad_norm)
 
     def optimizer_state(self) -> dict[str, Moments]:
-        """The moments of the trained modules as they are now, copied."""
+        """The moments of the trained modules, in the stepper's own memory: it makes no step after this."""
         found: dict[str, Moments] = {}
         for flat in self.adapters.flats:
             state = self.optimizer.state[flat.numbers]
             first, second = state["exp_avg"].cpu(), state["exp_avg_sq"].cpu()
             for name, part in flat.parts.items():
-                found[name] = Moments(first[part].clone(), second[part].clone(), int(state["step"].item()))
+                found[name] = Moments(first[part], second[part], int(state["step"].item()))
         return found
 
 

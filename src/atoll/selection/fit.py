@@ -36,6 +36,8 @@ class Setting:
     """Bytes a number of the precision, where `bits` are those of the blocks' projections alone; None: `bits` are the precision."""
     beneath: Mapping[str, int] = field(default_factory=dict)
     """Ranks of what lies frozen beneath the adapters."""
+    holds_all: bool = True
+    """Whether it is the machine's memory, which holds what a round begins and ends with; not an accelerator's."""
 
     @property
     def num_label_tokens(self) -> int:
@@ -49,7 +51,7 @@ class Setting:
             self.shapes, self.ranks, num_rows=self.batch_size, row_tokens=self.row_tokens, num_label_tokens=self.num_label_tokens,
             bits=self.bits, activation_bytes=self.activation_bytes or self.bits // 8,
             gradient_checkpointing=self.gradient_checkpointing, elsewhere=self.elsewhere, merged=self.merged,
-            beneath=self.beneath, process_bytes=self.process_bytes,
+            beneath=self.beneath, process_bytes=self.process_bytes, holds_all=self.holds_all,
         )  # fmt: skip
 
     @property

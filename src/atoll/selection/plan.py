@@ -232,7 +232,7 @@ def _setting(
     bits = precision_bits if quantize == "auto" or edge.mode != "local" else quantize
     setting = Setting(
         shapes, ranks, bits, config.train.batch_size, row_tokens, asked is True, there, ranks if merges else (), edge.process_memory,
-        precision_bits // 8, lying,
+        precision_bits // 8, lying, edge.process_memory is None,
     )  # fmt: skip
     too_large = edge.memory is not None and setting.peak_bytes > edge.memory
     return dataclasses.replace(setting, gradient_checkpointing=True) if asked == "auto" and too_large else setting

@@ -52,7 +52,9 @@ def setting(
     there = elsewhere(config, shapes) if mode == "split" else range(0)
     merged = {m.name for m in shapes.modules if m.last_name in config.adapter.targets} if config.select.killed == "merge" else ()
     precision_bytes = 2 if config.model.precision == "bf16" else 4
-    return Setting(shapes, ranks, bits, batch_size, config.data.max_length, checkpointing, there, merged, 0, precision_bytes)
+    return Setting(
+        shapes, ranks, bits, batch_size, config.data.max_length, checkpointing, there, merged, 0, precision_bytes, holds_all=False
+    )  # fmt: skip
 
 
 def costs(config: RunConfig, one: Setting, mode: str) -> Costs:

@@ -186,14 +186,15 @@ class Planner:
         return -(-self.config.train.batch_size * self.config.train.accumulate // batch_size)
 
     def _setting(
-        self, place: Place, ranks: Mapping[str, int], batch_size: int, checkpointing: bool, process_bytes: int | None
+        self, place: Place, ranks: Mapping[str, int], batch_size: int, checkpointing: bool, process_bytes: int | None,
+        edge: Edge | None = None,
     ) -> Setting:
-        """What decides memory, for these ranks."""
+        """What decides memory, for these ranks; of an edge or, where ranks are none, of any."""
         there = elsewhere(self.config, self.shapes) if place.split else range(0)
         merges = self.config.select.policy != "all" and self.config.select.killed == "merge"
         return Setting(
             self.shapes, ranks, place.bits, batch_size, self.row_tokens, checkpointing, there, self.pool if merges else (),
-            process_bytes, self._activation_bytes, self.beneath,
+            process_bytes, self._activation_bytes, self.beneath, edge is None or edge.process_memory is None,
         )  # fmt: skip
 
     def _process_bytes(self, edge: Edge, place: Place) -> int:
@@ -211,9 +212,9 @@ class Planner:
         return self._bytes[place, "loading"]
 
     def _peak_bytes(self, edge: Edge, place: Place, ranks: Mapping[str, int], batch_size: int, checkpointing: bool) -> int:
-        key = (place, batch_size, checkpointing, tuple(ranks.items()))
+        key = (place, batch_size, checkpointing, tuple(ranks.items()), edge.process_memory is None)
         if key not in self._bytes:
-            self._bytes[key] = self._setting(place, ranks, batch_size, checkpointing, 0).peak_bytes
+            self._bytes[key] = self._setting(place, ranks, batch_size, checkpointing, 0, edge).peak_bytes
         return self._process_bytes(edge, place) + self._bytes[key]
 
     @property
@@ -255,10 +256,10 @@ class Planner:
         """Costs less those of the process, which edges may declare."""
 
         def costs(ranks: Mapping[str, int]) -> Costs:
-            setting = self._setting(place, ranks, batch_size, checkpointing, 0)
+            setting = self._setting(place, ranks, batch_size, checkpointing, 0, edge)
             return costs_of(self.config, setting, accumulate=self._accumulate(batch_size), split=place.split)
 
-        key = (place, batch_size, checkpointing, self._ranks(edge))
+        key = (place, batch_size, checkpointing, self._ranks(edge), edge.process_memory is None)
         if key not in self._stages:
             there = elsewhere(self.config, self.shapes) if place.split else range(0)
             borders = (there.start, there.stop)
@@ -304,7 +305,7 @@ class Planner:
         """The best where memory is no limit, which no recomputation betters."""
         edge = asked.edge
         limits = (edge.flops, edge.bandwidth, edge.latency, asked.num_steps, asked.deadline)
-        key = (place, batch_size, self._ranks(edge), limits if _time_limit(asked) is not None else None)
+        key = (place, batch_size, self._ranks(edge), edge.process_memory is None, limits if _time_limit(asked) is not None else None)
         if key not in self._free:
             self._free[key] = self._solved(asked, place, batch_size, self._checkpointing()[0], [], (0.0, math.inf))
         return self._free[key]
@@ -321,7 +322,7 @@ class Planner:
         chosen = best_ranks(table, limits, better_than=within[0] * most, at_most=within[1] * most)
         if chosen is None:
             return None
-        setting = self._setting(place, chosen.ranks, batch_size, checkpointing, edge.process_memory)
+        setting = self._setting(place, chosen.ranks, batch_size, checkpointing, edge.process_memory, edge)
         return Decision(place, setting, self._accumulate(batch_size), chosen.objective / most)
 
     def _widest(self, asked: Asked, best: Decision) -> Decision:
