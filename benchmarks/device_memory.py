@@ -29,11 +29,11 @@ from atoll.base.load import Base, load_base
 from atoll.base.shapes import read_shapes
 from atoll.config.schema import Adapter, Cut, Data, Edge, Model, RunConfig, Train
 from atoll.cost.meters import PeakMemory, resident_bytes, resident_peak_bytes
-from atoll.engines.local import LocalTrainer
-from atoll.engines.trainer import FitPlan, TrainState
 from atoll.jobs.split import HostAccess, join
-from atoll.selection.plan import plan_fleet
+from atoll.planner.plan import plan_fleet
 from atoll.tasks.batches import Batch
+from atoll.training.local import LocalTrainer
+from atoll.training.trainer import FitPlan, TrainState
 from sides import results, task
 from split_step import RANK, ROWS, SIZES, TOKENS, adapters, batch, host
 
@@ -73,7 +73,7 @@ def child(folder: Path, front: int | None, address: str, steps: int) -> None:
         row = train(load_base(str(folder)), folder, steps)
     else:
         side = join(str(folder), config(front), HostAccess(address), ROWS * TOKENS)
-        row = train(side.base, folder, steps, side.client.patiently)
+        row = train(side.base, folder, steps, side.client.retrying)
         side.close()
     print(json.dumps({"libraries_bytes": libraries} | row))
 

@@ -61,9 +61,9 @@ def child(folder: str, num_rows: int, row_tokens: int, checkpointing: bool) -> N
     from atoll.base.load import Base
     from atoll.config.schema import Train
     from atoll.cost.meters import PeakMemory, resident_peak_bytes
-    from atoll.engines.local import LocalTrainer
-    from atoll.engines.trainer import FitPlan, TrainState
     from atoll.tasks.batches import Batch
+    from atoll.training.local import LocalTrainer
+    from atoll.training.trainer import FitPlan, TrainState
 
     floor = resident_peak_bytes()
     shapes = read_shapes(folder)

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from atoll.config.schema import RunConfig
-from atoll.selection.importance import Importance
-from atoll.selection.plan import plan_fleet
-from atoll.selection.rounds.plans import FleetPlan
+from atoll.planner.edge_plan import FleetPlan
+from atoll.planner.importance import Importance
+from atoll.planner.plan import plan_fleet
 from atoll.shapes import BaseShapes, ModuleShape
 from sides import results
 

@@ -28,8 +28,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch
 
 from atoll.base.shapes import read_shapes
 from atoll.config.schema import RunConfig
-from atoll.selection.fit import Setting
-from atoll.selection.plan import plan_fleet
+from atoll.planner.feasibility import Setting
+from atoll.planner.plan import plan_fleet
 from atoll.shapes import BaseShapes
 from sides import results
 
@@ -93,14 +93,14 @@ def child(folder: str, bits: int, case: Case, steps: int, group: str) -> None:
     from atoll.config.schema import Train
     from atoll.cost.meters import resident_peak_bytes
     from atoll.cost.work import Work
-    from atoll.engines.federated.client import EdgeWork, client_app
-    from atoll.engines.federated.flower import Context, Message, MessageType, RecordDict, assume_identity
-    from atoll.engines.federated.payload import put_adapter
-    from atoll.engines.federated.receipts import Ask
-    from atoll.engines.federated.store import EdgeStates
-    from atoll.engines.local import LocalTrainer
-    from atoll.engines.trainer import FitPlan
+    from atoll.federated.client import EdgeWork, client_app
+    from atoll.federated.flower import Context, Message, MessageType, RecordDict, assume_identity
+    from atoll.federated.payload import put_adapter
+    from atoll.federated.receipts import Ask
+    from atoll.federated.store import EdgeStates
     from atoll.tasks.batches import Batch
+    from atoll.training.local import LocalTrainer
+    from atoll.training.trainer import FitPlan
 
     base = load_base(folder, bits=None if bits == 32 else bits)  # type: ignore[arg-type]
     loading = resident_peak_bytes()

@@ -28,19 +28,19 @@ from atoll.base.shapes import read_shapes
 from atoll.config.schema import Data, Evaluate, Train
 from atoll.cost.work import Work
 from atoll.embedded import tiny_path
-from atoll.engines.federated.aggregation.robust import Robust
-from atoll.engines.federated.client import EdgeWork, client_app
-from atoll.engines.federated.flower import ConfigRecord, Context, Message, RecordDict
-from atoll.engines.federated.grid import InProcessGrid
-from atoll.engines.federated.payload import get_adapter, put_adapter
-from atoll.engines.federated.strategy import AdapterStrategy, Observer
-from atoll.engines.local import LocalTrainer
-from atoll.engines.trainer import FitPlan
+from atoll.federated.aggregation.robust import Robust
+from atoll.federated.client import EdgeWork, client_app
+from atoll.federated.flower import ConfigRecord, Context, Message, RecordDict
+from atoll.federated.grid import InProcessGrid
+from atoll.federated.payload import get_adapter, put_adapter
+from atoll.federated.strategy import AdapterStrategy, Observer
 from atoll.tasks.batches import BatchStream
 from atoll.tasks.evaluate import evaluate
 from atoll.tasks.rows import load_rows
 from atoll.tasks.text import text_form
 from atoll.tasks.tokens import Examples, pad_id, tokenize
+from atoll.training.local import LocalTrainer
+from atoll.training.trainer import FitPlan
 from sides import results
 
 EDGES, ROUNDS, LOCAL_STEPS, BATCH, RANK, ROWS, HELD_OUT, LEARNING_RATE = 5, 3, 5, 4, 4, 200, 32, 5e-3

@@ -25,20 +25,20 @@ from atoll.base.shapes import read_shapes
 from atoll.config.schema import Train
 from atoll.cost.meters import PeakMemory
 from atoll.cost.work import Work
-from atoll.engines.federated import client, store, strategy
-from atoll.engines.federated.aggregation.parts import EdgeParts
-from atoll.engines.federated.aggregation.spool import Spool
-from atoll.engines.federated.client import EdgeWork, client_app
-from atoll.engines.federated.flower import ConfigRecord
-from atoll.engines.federated.grid import InProcessGrid
-from atoll.engines.federated.store import EdgeStates
-from atoll.engines.federated.strategy import AdapterStrategy, Observer
-from atoll.engines.local import LocalTrainer
-from atoll.engines.trainer import Batches, FitPlan, StepReport, TrainState, Update
+from atoll.federated import client, store, strategy
+from atoll.federated.aggregation.parts import EdgeParts
+from atoll.federated.aggregation.spool import Spool
+from atoll.federated.client import EdgeWork, client_app
+from atoll.federated.flower import ConfigRecord
+from atoll.federated.grid import InProcessGrid
+from atoll.federated.store import EdgeStates
+from atoll.federated.strategy import AdapterStrategy, Observer
 from atoll.tasks.batches import BatchStream
 from atoll.tasks.rows import load_rows
 from atoll.tasks.text import text_form
 from atoll.tasks.tokens import Examples, pad_id, tokenize
+from atoll.training.local import LocalTrainer
+from atoll.training.trainer import Batches, FitPlan, StepReport, TrainState, Update
 from sides import results, task
 from sides.meter import Parts
 
@@ -86,14 +86,14 @@ def measure(num_edges: int) -> dict[str, object]:
     rounds, parts = _run(start, names, works)
     overheads = []
     for number, seconds in enumerate(rounds):
-        training = sum(watch.seconds[number] for watch in watches.values())
+        training = sum(statistics.seconds[number] for statistics in watches.values())
         overheads.append(1e3 * (seconds - training) / num_edges)
     by_part = {part: 1e3 * seconds / (num_edges * (ROUNDS - 1)) for part, seconds in parts.seconds.items()}
     by_part["the rest"] = statistics.mean(overheads[1:]) - sum(by_part.values())
     return {
         "median_milliseconds_per_edge": statistics.median(overheads[1:]), "milliseconds_per_edge_and_round": overheads[1:],
         "first_round_milliseconds_per_edge": overheads[0], "mean_milliseconds_per_edge_by_part": by_part,
-        "training_milliseconds_per_edge": 1e3 * statistics.median(s for watch in watches.values() for s in watch.seconds[1:]),
+        "training_milliseconds_per_edge": 1e3 * statistics.median(s for statistics in watches.values() for s in statistics.seconds[1:]),
         "adapter_bytes": start.num_bytes,
     }  # fmt: skip
 

@@ -38,11 +38,11 @@ def child(width: int, num_edges: int) -> None:
     from atoll.adapters.state import AdapterState, ModuleAdapter
     from atoll.cost.meters import resident_bytes, resident_peak_bytes
     from atoll.cost.work import Work
-    from atoll.engines.federated.flower import ClientApp, ConfigRecord, Context, Message, MetricRecord, RecordDict
-    from atoll.engines.federated.grid import InProcessGrid
-    from atoll.engines.federated.payload import get_adapter, num_bytes, put_adapter
-    from atoll.engines.federated.receipts import put_receipt
-    from atoll.engines.federated.strategy import AdapterStrategy, EdgeResult, Observer
+    from atoll.federated.flower import ClientApp, ConfigRecord, Context, Message, MetricRecord, RecordDict
+    from atoll.federated.grid import InProcessGrid
+    from atoll.federated.payload import get_adapter, num_bytes, put_adapter
+    from atoll.federated.receipts import put_receipt
+    from atoll.federated.strategy import AdapterStrategy, EdgeResult, Observer
 
     torch.set_num_threads(1)
     sizes = {f"model.layers.{block}.self_attn.{one}_proj": (width, width) for block in range(BLOCKS) for one in PROJECTIONS}

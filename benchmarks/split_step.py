@@ -34,11 +34,11 @@ from atoll.base.head import loss_sum
 from atoll.base.load import Base, load_base
 from atoll.base.shapes import read_shapes
 from atoll.config.schema import Adapter, Cut, Data, Model, RunConfig, Train, Wire
-from atoll.engines.step import new_stepper
+from atoll.cost.split_traffic import groups, step_bytes
 from atoll.jobs.split import HostAccess, SplitSide, join
-from atoll.selection.split import groups, step_bytes
 from atoll.tasks.batches import Batch, pad_batch
 from atoll.tasks.tokens import Example
+from atoll.training.step import new_stepper
 from sides import results, task
 from sides.line import Line
 

@@ -11,11 +11,11 @@ from atoll.adapters.peft_files import load_adapter
 from atoll.base import head
 from atoll.base.load import load_base
 from atoll.config.schema import Train
-from atoll.engines import local, step
-from atoll.engines.local import LocalTrainer
-from atoll.engines.trainer import FitPlan, StepReport, TrainState
 from atoll.tasks.batches import BatchStream
 from atoll.tasks.tokens import pad_id
+from atoll.training import local, step
+from atoll.training.local import LocalTrainer
+from atoll.training.trainer import FitPlan, StepReport, TrainState
 from sides.meter import Meter, Parts
 from sides.task import EDGE, LEARNING_RATE, SEED, read_examples
 

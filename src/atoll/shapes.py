@@ -22,7 +22,7 @@ class ModuleShape:
     kind: ModuleKind
     block: int
     """Which block of the base it belongs to, from 0."""
-    whole: bool = False
+    full_weights: bool = False
     """Whether its weight itself is trained, and not an adapter beside it."""
 
     @property
@@ -45,7 +45,7 @@ class ModuleShape:
 
     def num_adapter_parameters(self, rank: int) -> int:
         """Trainable numbers of an adapter of this rank: rank * (d_in + d_out); of a weight that is trained whole, at any rank, all."""
-        return self.num_weights * bool(rank) if self.whole else rank * (self.d_in + self.d_out)
+        return self.num_weights * bool(rank) if self.full_weights else rank * (self.d_in + self.d_out)
 
 
 @lru_cache(2**16)
@@ -77,16 +77,16 @@ class BaseShapes:
     keeps_scores: bool
     """Whether attention scores are held in memory (heads x T x T a row)."""
     head: tuple[ModuleShape, ...] = ()
-    """Of a classifier, what lies between the blocks and the classes; always trained where it is `whole`. Empty: it predicts tokens."""
+    """Of a classifier, what lies between the blocks and the classes; trained where `full_weights` says so. Empty: it predicts tokens."""
     head_biases: bool = False
     """Whether these have biases."""
 
     @property
     def num_head_parameters(self) -> int:
         """Numbers of the head that are trained."""
-        return sum(module.num_weights + module.d_out * self.head_biases for module in self.head if module.whole)
+        return sum(module.num_weights + module.d_out * self.head_biases for module in self.head if module.full_weights)
 
 
-def trained_whole(shapes: BaseShapes) -> BaseShapes:
+def with_full_weights(shapes: BaseShapes) -> BaseShapes:
     """The same base, of whose modules the weights themselves are trained."""
-    return replace(shapes, modules=tuple(replace(module, whole=True) for module in shapes.modules))
+    return replace(shapes, modules=tuple(replace(module, full_weights=True) for module in shapes.modules))

@@ -59,7 +59,7 @@ def test_shapes_are_those_of_the_loaded_model(family: str, tmp_path: Path) -> No
     save_base(tmp_path, family)
     shapes, base = read_shapes(str(tmp_path), len(LABELS)), load_classifier(str(tmp_path), LABELS)
     assert shapes.num_parameters == sum(parameter.numel() for parameter in base.model.parameters())
-    assert {module.name for module in shapes.head if module.whole} == set(base.head)
+    assert {module.name for module in shapes.head if module.full_weights} == set(base.head)
     assert shapes.num_head_parameters == sum(tensor.numel() for tensors in base.head.values() for tensor in tensors)
     names = {name for name, _ in base.model.named_modules()}
     assert {module.name for module in shapes.modules} <= names

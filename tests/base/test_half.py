@@ -16,8 +16,8 @@ from atoll.base.blocks import blocks_path, trace
 from atoll.base.half import HalfConv1D, HalfLinear
 from atoll.base.head import loss_sum
 from atoll.base.load import load_base
-from atoll.engines.local import checkpointing
 from atoll.tasks.batches import Batch
+from atoll.training.local import checkpointing
 
 from tests.conftest import save_model_folder
 

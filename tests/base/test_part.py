@@ -23,8 +23,8 @@ from atoll.base.headers import INDEX, PART, WEIGHTS, read_headers, read_stored
 from atoll.base.load import Base, load_base, load_config, load_tokenizer
 from atoll.base.part import load_part, part_digest, part_tensors, tokenizer_digest, write_part
 from atoll.base.shapes import read_shapes
-from atoll.elsewhere import Elsewhere, find_elsewhere
 from atoll.errors import ArchitectureError, BadValueError, BaseFolderError, InputError, TokenizerError, WeightsError
+from atoll.remote_blocks import RemoteBlocksPlaceholder, find_placeholder
 from atoll.tasks.batches import Batch, pack_batch, pad_batch
 from atoll.tasks.tokens import Example
 
@@ -35,7 +35,7 @@ CUTS = [(0, 0), (1, 0), (1, 1)]
 PREFIX = {"gpt2": "transformer.", "bloom": "transformer.", "opt": "model.", "llama": "model."}
 
 
-class FullMiddle(Elsewhere):
+class FullMiddle(RemoteBlocksPlaceholder):
     """Runs the middle blocks of the whole model, with all that the family gives to the first of them."""
 
     def __init__(self, sizes: Mapping[str, tuple[int, int]], whole: Base, front: int, back: int, returns_tuple: bool) -> None:
@@ -65,7 +65,7 @@ def middle_of(whole: Base, front: int, back: int) -> Iterator[nn.Module]:
 def part_of(whole: Base, folder: Path | str, front: int, back: int, precision: str = "fp32") -> Base:
     return load_part(
         str(folder), front, back, precision=precision,
-        elsewhere=lambda sizes, returns_tuple: FullMiddle(sizes, whole, front, back, returns_tuple),
+        remote_blocks=lambda sizes, returns_tuple: FullMiddle(sizes, whole, front, back, returns_tuple),
     )  # fmt: skip
 
 
@@ -162,7 +162,7 @@ def test_the_stand_in_is_told_the_middle_projections_in_their_order(family: str,
     part = part_of(whole, folders(family), 1, 1)
     path = blocks_path(whole.model)
     names = [name for group in trace(whole.model).groups for name in group if name.startswith(f"{path}.1.")]
-    stand_in = find_elsewhere(part.model)
+    stand_in = find_placeholder(part.model)
     assert stand_in is part.model.get_submodule(f"{path}.1")
     assert list(stand_in.sizes.items()) == [(name, sizes_of(whole.model.get_submodule(name))) for name in names]
     assert stand_in.returns_tuple == (family == "bloom")
@@ -173,7 +173,7 @@ def test_the_stand_in_is_told_the_middle_projections_in_their_order(family: str,
 
 def test_the_stand_in_is_told_the_layout_of_the_batch(llama: Path) -> None:
     part = part_of(load_base(str(llama)), llama, 1, 0)
-    stand_in: Any = find_elsewhere(part.model)
+    stand_in: Any = find_placeholder(part.model)
     for batch in batches():
         head.loss_sum(part.model, batch)
         layout = stand_in.seen.pop()

@@ -16,11 +16,11 @@ from atoll.commands import doctor as examination
 from atoll.commands.doctor import Check, DoctorReport
 from atoll.config.fleet import read_profile
 from atoll.config.load import load_config
-from atoll.engines import speed
 from atoll.jobs.split import HostLimits, serve
+from atoll.training import speed
 
 from tests.conftest import save_model_folder
-from tests.engines.split.running import running
+from tests.split.running import running
 
 
 def test_a_line_for_each_thing_looked_at(atoll: Callable[..., object]) -> None:

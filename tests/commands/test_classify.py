@@ -127,7 +127,7 @@ def test_it_goes_with_what_else_a_run_may_ask(overrides: list[str], tmp_path: Pa
     assert rows.base is not None
     assert rows.adapted is not None
     assert (rows.adapted["loss"] or 9) < (rows.base["loss"] or 0)
-    assert "score" in load_adapter(result.adapter).whole
+    assert "score" in load_adapter(result.adapter).full_weights
     if "plan.policy=fedpipe" in overrides:
         assert rows.central is not None
         scores = json.loads((result.run_dir / "importance.json").read_text())["scores"]
@@ -192,7 +192,7 @@ def test_labels_keep_the_order_that_is_asked_for(tmp_path: Path) -> None:
     job = prepare(made(tmp_path, "llama"), ["evaluate.labels=[\"stone\", \"animal\", \"plant\", \"cloud\"]"])
     assert job.base.labels == ("stone", "animal", "plant", "cloud")
     assert job.edges[0].examples[0].label == 1
-    assert job.start.whole["score"].size == (32, 4)
+    assert job.start.full_weights["score"].size == (32, 4)
 
 
 def test_a_pretrained_base_on_newsgroups_scores_as_peft_and_the_library_say(shared: Path, tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import pytest
 from atoll.adapters import layers
 from atoll.base.shapes import read_shapes
 from atoll.commands.train import train
-from atoll.engines.local import LocalTrainer
-from atoll.engines.trainer import Update
 from atoll.errors import AtollError
+from atoll.training.local import LocalTrainer
+from atoll.training.trainer import Update
 
 from tests.conftest import SMALL, save_model_folder
 

@@ -19,14 +19,14 @@ from atoll.base.head import head_of, loss_sum
 from atoll.base.shapes import read_shapes
 from atoll.cost import formulas
 from atoll.cost.meters import CountedFlops
-from atoll.engines import local
-from atoll.engines.federated.flower import RecordDict
-from atoll.engines.federated.payload import num_bytes, put_adapter
-from atoll.engines.split.cut import Cut
+from atoll.federated.flower import RecordDict
+from atoll.federated.payload import num_bytes, put_adapter
 from atoll.shapes import BaseShapes
+from atoll.split.cut import Cut
+from atoll.training import local
 
 from tests.conftest import random_model
-from tests.engines.split.conftest import BLOCKS, device_trainer, served, thread_host
+from tests.split.conftest import BLOCKS, device_trainer, served, thread_host
 
 ROWS, TOKENS, LABELS = 3, 16, 20
 
@@ -49,7 +49,7 @@ def rows() -> Rows:
 
 def counted_flops(
     family: str, ranks: dict[str, int], shapes: BaseShapes, checkpointing: bool, killed: Mapping[str, int] = {},
-    beneath: Mapping[str, int] = {},
+    frozen_delta: Mapping[str, int] = {},
 ) -> int:  # fmt: skip
     """One forward and backward pass of a real model, as PyTorch counts its products, and this package's own counter with it."""
     model = random_model(family)
@@ -57,8 +57,8 @@ def counted_flops(
     sizes = {module.name: (module.d_in, module.d_out) for module in shapes.modules}
     # Bottleneck adapters have the same products as LoRA, without the fused in-place product that the counter does not see.
     state = fresh_adapters("bottleneck", sizes, {**ranks, **killed}, 1.0, 0)
-    lying, count = fresh_adapters("bottleneck", sizes, dict(beneath), 1.0, 0), CountedFlops(head_of(model).weight_VD)
-    placed = attached(model, state, killed=Killed(tuple(killed)), beneath=lying)
+    lying, count = fresh_adapters("bottleneck", sizes, dict(frozen_delta), 1.0, 0), CountedFlops(head_of(model).weight_VD)
+    placed = attached(model, state, killed=Killed(tuple(killed)), frozen_delta=lying)
     with placed, FlopCounterMode(display=False) as counter, count:
         if checkpointing:
             model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
@@ -124,15 +124,15 @@ def test_flops_with_killed_modules_are_what_pytorch_counts(family: str, kept: st
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("kept", KEPT)
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_flops_of_what_lies_beneath_are_what_pytorch_counts(family: str, kept: str, checkpointing: bool, tmp_path: Path) -> None:
-    """Beneath modules that are trained, and beneath all others."""
+def test_flops_of_the_frozen_delta_are_what_pytorch_counts(family: str, kept: str, checkpointing: bool, tmp_path: Path) -> None:
+    """On modules that are trained, and on all others."""
     shapes = saved_shapes(family, tmp_path)
     ranks = {m.name: 4 for m in shapes.modules if (m.block, m.stage) == KEPT[kept]}
-    beneath = {m.name: 12 for m in shapes.modules}
+    frozen_delta = {m.name: 12 for m in shapes.modules}
     foretold = formulas.step_flops(
-        shapes, ranks, num_rows=ROWS, row_tokens=TOKENS, num_label_tokens=LABELS, gradient_checkpointing=checkpointing, frozen=beneath
+        shapes, ranks, num_rows=ROWS, row_tokens=TOKENS, num_label_tokens=LABELS, gradient_checkpointing=checkpointing, frozen=frozen_delta
     )
-    counted = counted_flops(family, ranks, shapes, checkpointing, beneath=beneath)
+    counted = counted_flops(family, ranks, shapes, checkpointing, frozen_delta=frozen_delta)
     assert counted == pytest.approx(foretold.flops, rel=1e-9) or (checkpointing and 0.88 * foretold.flops < counted < foretold.flops)
 
 
@@ -150,8 +150,8 @@ def test_killed_modules_cost_nothing_where_they_are_not_evaluated_and_active_one
     shapes = saved_shapes("llama", tmp_path)
     first, second = ({m.name: 2 for m in shapes.modules if m.block == block} for block in (0, 1))
 
-    def count(ranks: dict[str, int], killed: dict[str, int], elsewhere: set[int], again: bool = False) -> int:
-        return formulas.adapter_flops(shapes, ranks, num_tokens=9, gradient_checkpointing=again, elsewhere=elsewhere, frozen=killed)
+    def count(ranks: dict[str, int], killed: dict[str, int], remote_blocks: set[int], again: bool = False) -> int:
+        return formulas.adapter_flops(shapes, ranks, num_tokens=9, gradient_checkpointing=again, remote_blocks=remote_blocks, frozen=killed)
 
     assert count(first, second, {1}) == count(first, {}, set()) == count(first, {}, {0})
     assert count(first, second, {0}) == count(first, second, set()) > count(first, {}, set())
@@ -179,7 +179,7 @@ def test_flops_of_a_device_are_what_pytorch_counts(active: str, checkpointing: b
     client.end()
     foretold = formulas.step_flops(
         shapes, ranks, num_rows=ROWS, row_tokens=TOKENS, num_label_tokens=LABELS, gradient_checkpointing=checkpointing,
-        elsewhere={1}, frozen=killed, factored=mode == "factored",
+        remote_blocks={1}, frozen=killed, factored=mode == "factored",
     )  # fmt: skip
     assert counter.head_flops == foretold.head_flops
     assert counter.flops == foretold.flops or (checkpointing and 0.88 * foretold.flops < counter.flops < foretold.flops)
@@ -215,7 +215,7 @@ def test_padding_does_not_travel_and_is_not_worked_on(tmp_path: Path) -> None:
     both = {m.name: 3 for m in shapes.modules}
 
     def count(ranks: dict[str, int], num_tokens: int, real: int | None = None) -> int:
-        return formulas.adapter_flops(shapes, ranks, num_tokens=num_tokens, elsewhere={1}, num_real_tokens=real)
+        return formulas.adapter_flops(shapes, ranks, num_tokens=num_tokens, remote_blocks={1}, num_real_tokens=real)
 
     assert count(remote, 12, 9) == count(remote, 9) < count(remote, 12)
     front = {name: rank for name, rank in both.items() if name not in remote}

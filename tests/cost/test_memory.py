@@ -64,26 +64,26 @@ def test_an_accelerator_holds_what_is_trained_alone() -> None:
     assert adapter_bytes(holds_all=True) == peak(ranks={MODULES[0].name: 2}).adapter_bytes
 
 
-def test_what_lies_beneath_has_numbers_a_message_and_a_copy_in_the_precision_of_the_arithmetic() -> None:
-    def beneath_bytes(precision_bytes: int, bits: int) -> int:
+def test_the_frozen_delta_has_numbers_a_message_and_a_copy_in_the_precision_of_the_arithmetic() -> None:
+    def frozen_delta_bytes(precision_bytes: int, bits: int) -> int:
         return training_memory(
             BASE, ALL, num_rows=1, row_tokens=8, num_label_tokens=8, bits=bits, activation_bytes=precision_bytes,
-            beneath={MODULES[0].name: 20, MODULES[4].name: 3},
-        ).beneath_bytes
+            frozen_delta={MODULES[0].name: 20, MODULES[4].name: 3},
+        ).frozen_delta_bytes
 
     numbers = 20 * (64 + 64) + 3 * (64 + 160)
-    assert [beneath_bytes(4, 32), beneath_bytes(4, 8), beneath_bytes(2, 16), beneath_bytes(2, 4)] == [
+    assert [frozen_delta_bytes(4, 32), frozen_delta_bytes(4, 8), frozen_delta_bytes(2, 16), frozen_delta_bytes(2, 4)] == [
         12 * numbers, 12 * numbers, 14 * numbers, 14 * numbers,
     ]  # fmt: skip
-    assert peak().beneath_bytes == 0
+    assert peak().frozen_delta_bytes == 0
 
 
 def test_a_merged_module_is_held_twice_where_it_is_held_at_all() -> None:
     q_proj, down_proj = MODULES[0], MODULES[13]
 
-    def base_bytes(elsewhere: tuple[int, ...], *names: str) -> int:
+    def base_bytes(remote_blocks: tuple[int, ...], *names: str) -> int:
         return training_memory(
-            BASE, {}, num_rows=1, row_tokens=8, num_label_tokens=8, bits=16, activation_bytes=2, elsewhere=elsewhere, merged=names
+            BASE, {}, num_rows=1, row_tokens=8, num_label_tokens=8, bits=16, activation_bytes=2, remote_blocks=remote_blocks, merged=names
         ).base_bytes
 
     assert base_bytes((), q_proj.name, down_proj.name) - base_bytes(()) == 2 * (64 * 64 + 160 * 64)
@@ -119,10 +119,10 @@ def test_the_peak_is_that_of_training_or_of_loading() -> None:
         assert loading.num_bytes == narrow.process_bytes + narrow.base_bytes + narrow.loading_bytes > narrow.base_bytes
 
 
-def kept(bits: int, ranks: dict[str, int] = ALL, elsewhere: tuple[int, ...] = (), again: bool = False) -> Memory:
+def kept(bits: int, ranks: dict[str, int] = ALL, remote_blocks: tuple[int, ...] = (), again: bool = False) -> Memory:
     """Blocks in so many bits, the rest in fp32."""
     return training_memory(
-        BASE, ranks, num_rows=8, row_tokens=128, num_label_tokens=500, bits=bits, activation_bytes=4, elsewhere=elsewhere,
+        BASE, ranks, num_rows=8, row_tokens=128, num_label_tokens=500, bits=bits, activation_bytes=4, remote_blocks=remote_blocks,
         gradient_checkpointing=again,
     )  # fmt: skip
 
@@ -133,7 +133,7 @@ def test_only_the_projections_of_blocks_that_are_here_shrink() -> None:
     assert kept(32).base_bytes == peak().base_bytes
     assert kept(16).base_bytes == 4 * others + 2 * 6 * per_block
     assert kept(8).base_bytes == 4 * others + 6 * per_block + 4 * 6 * sum(out for _, _, out, _ in PARTS)
-    assert kept(16, elsewhere=(0, 1)).base_bytes == 4 * others + 2 * 4 * per_block
+    assert kept(16, remote_blocks=(0, 1)).base_bytes == 4 * others + 2 * 4 * per_block
     assert kept(4).base_bytes < kept(8).base_bytes < kept(16).base_bytes < kept(32).base_bytes
 
 

@@ -103,12 +103,12 @@ def test_fused_attention_is_counted_as_pytorch_counts_it_on_other_devices(causal
 def test_work_of_other_threads_and_after_the_end_is_not_counted() -> None:
     x, w = torch.ones(N, D), torch.ones(V, D)
 
-    def elsewhere() -> None:
+    def remote_blocks() -> None:
         thread = threading.Thread(target=lambda: x @ w.T)
         thread.start()
         thread.join()
 
-    count = counted(elsewhere, w)
+    count = counted(remote_blocks, w)
     _ = x @ w.T
     assert count.flops == 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from atoll.cost.formulas import Flops
 from atoll.cost.traffic import WireBytes
 from atoll.cost.work import Work
-from atoll.engines.federated.flower import MetricRecord
+from atoll.federated.flower import MetricRecord
 
 STEP = Work(Flops(1, 2, 3), WireBytes(4, 5, 6), Flops(7, 8, 9), WireBytes(10, 11, 12), 13, 14, 15)
 

@@ -15,9 +15,9 @@ from safetensors.torch import load
 from atoll.base.load import DeviceMap, load_base
 from atoll.commands.edge import edge
 from atoll.commands.host import HostSettings, host
-from atoll.engines.split.host.middle import shared_view
 from atoll.errors import BadValueError, CommandLineError
 from atoll.jobs.split import HostAccess
+from atoll.split.host.middle import shared_view
 
 from tests.conftest import save_model_folder
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from atoll.commands.edge import edge
-from atoll.engines.split.certificates import DeviceTls, make_certificates
 from atoll.jobs.split import HostAccess
 from atoll.runs.events import Event, HostLost, StepDone
+from atoll.split.certificates import DeviceTls, make_certificates
 
 from tests.conftest import save_model_folder
 

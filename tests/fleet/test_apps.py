@@ -9,13 +9,15 @@ from pathlib import Path
 import grpc
 import pytest
 
-from atoll.engines.federated.flower import ConfigRecord, Context, Error, Message, RecordDict, assume_identity
-from atoll.engines.federated.grid import numbered
 from atoll.errors import ProtocolError
-from atoll.fleet import apps, join
-from atoll.fleet.apps import PROBLEM, RESIDENT, carry, client
-from atoll.fleet.links.frames import Frame, packed, unpacked
-from atoll.fleet.links.sockets import LocalServer
+from atoll.federated.flower import ConfigRecord, Context, Error, Message, RecordDict, assume_identity
+from atoll.federated.grid import numbered
+from atoll.fleet import join
+from atoll.fleet.apps import client
+from atoll.fleet.links import carrier
+from atoll.fleet.links.carrier import carry
+from atoll.fleet.links.frames import PROBLEM, Frame, packed, unpacked
+from atoll.fleet.links.sockets import RESIDENT, LocalServer
 
 CONTENT = RecordDict({"question": ConfigRecord({"text": "ü"})})
 
@@ -23,7 +25,7 @@ CONTENT = RecordDict({"question": ConfigRecord({"text": "ü"})})
 @pytest.fixture(autouse=True)
 def identity(monkeypatch: pytest.MonkeyPatch) -> None:
     assume_identity(1, 0)
-    monkeypatch.setattr(apps, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(carrier, "_POLL_SECONDS", 0.01)
 
 
 def asked(kind: str, content: RecordDict | None = None, config: Mapping[str, str] = {}) -> Message:
@@ -34,7 +36,7 @@ def message(kind: str, content: RecordDict) -> Message:
     return numbered(Message(content, 7, kind, group_id="3"), "flower-1")
 
 
-@pytest.mark.parametrize("kind", ["train", "query", "query.hello"])
+@pytest.mark.parametrize("kind", ["train", "query", "query.capabilities"])
 def test_a_message_goes_to_the_resident_and_its_answer_back(kind: str) -> None:
     def resident(data: bytes) -> bytes:
         question = Frame.from_bytes(data)
@@ -150,6 +152,6 @@ def test_a_superlink_that_is_gone_ends_the_serverapp() -> None:
 def test_a_problem_without_a_page_is_still_a_problem() -> None:
     frame = Frame(1, 7, "train", "3", RecordDict())
     reply = Message(packed(RecordDict({PROBLEM: ConfigRecord({})})), reply_to=message("train", RecordDict()))
-    assert apps._answer(frame, reply).problem is not None
+    assert carrier._answer(frame, reply).problem is not None
     with pytest.raises(ProtocolError):
         unpacked(RecordDict())

@@ -21,8 +21,6 @@ import pytest
 from atoll.base.load import load_base
 from atoll.cli.app import main
 from atoll.commands.doctor import Check, DoctorReport
-from atoll.engines.split import certificates
-from atoll.engines.split.certificates import HostTls, Issuer, server_credentials
 from atoll.errors import FleetFolderError
 from atoll.fleet import check as examination
 from atoll.fleet.check import check_fleet
@@ -30,6 +28,8 @@ from atoll.fleet.files import CoordinatorFolder, EdgeFolder, HostFolder, split_a
 from atoll.fleet.init import init
 from atoll.fleet.processes import free_port
 from atoll.jobs.split import HostLimits, serve, start_host
+from atoll.split import certificates
+from atoll.split.certificates import HostTls, Issuer, server_credentials
 
 PATIENCE_SECONDS = 60.0
 DAY = datetime.timedelta(days=1)

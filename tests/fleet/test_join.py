@@ -9,17 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from atoll.engines.federated.flower import RecordDict
 from atoll.errors import ConflictError, DataFileError, FleetFolderError, ResumeError
+from atoll.federated.flower import RecordDict
 from atoll.fleet import join as join_module
-from atoll.fleet.apps import RESIDENT
 from atoll.fleet.init import init
 from atoll.fleet.join import answer_once, join
 from atoll.fleet.links.frames import Frame
-from atoll.fleet.links.sockets import LocalClient
+from atoll.fleet.links.sockets import RESIDENT, LocalClient
 from atoll.fleet.processes import free_port
-from atoll.jobs.crews.away import HELLO, TEXT
-from atoll.jobs.crews.desk import Hello
+from atoll.jobs.backends.fleet import CAPABILITIES, TEXT
+from atoll.jobs.backends.worker import Capabilities
 
 RUN = """
 [model]
@@ -37,7 +36,7 @@ name = "north"
 [[edge]]
 name = "south"
 """
-ASKED = Frame(1, 7, f"query.{HELLO}", "0", RecordDict()).to_bytes()
+ASKED = Frame(1, 7, f"query.{CAPABILITIES}", "0", RecordDict()).to_bytes()
 
 
 @pytest.fixture
@@ -101,8 +100,8 @@ def test_an_edge_answers_its_supernode_until_it_is_stopped(north: Path, supernod
     address = text.partition('resident="')[2].partition('"')[0]
     with LocalClient(address, RESIDENT) as client:
         answer = Frame.from_bytes(client.ask("Answer", ASKED, timeout=60))
-    hello = Hello.from_text(str(answer.content.config_records[HELLO][TEXT]))
-    assert (hello.edge, hello.num_rows) == ("north", 5)
+    capabilities = Capabilities.from_text(str(answer.content.config_records[CAPABILITIES][TEXT]))
+    assert (capabilities.edge, capabilities.num_rows) == ("north", 5)
     with pytest.raises(ResumeError):
         join(north, edge.said.append, stop=threading.Event())
     assert edge.ended()
@@ -123,7 +122,7 @@ def test_a_supernode_that_ends_is_told_and_started_again(north: Path, supernode:
 
 def test_an_edge_answers_once_without_a_process_that_stays(north: Path) -> None:
     answer = Frame.from_bytes(answer_once(north, ASKED))
-    assert Hello.from_text(str(answer.content.config_records[HELLO][TEXT])).edge == "north"
+    assert Capabilities.from_text(str(answer.content.config_records[CAPABILITIES][TEXT])).edge == "north"
     assert Frame.from_bytes(answer_once(north, Frame(1, 7, "train", "1", RecordDict()).to_bytes())).problem is not None
 
 

@@ -11,17 +11,17 @@ import torch
 
 import atoll
 from atoll.config.schema import Edge, RunConfig
-from atoll.engines.trainer import Batches, FitPlan, StepReport, Trainer, TrainState, Update
 from atoll.errors import InfeasibleError, RunFolderError
 from atoll.jobs.job import Job, prepare, replanned
 from atoll.jobs.rounds import Rounds
+from atoll.planner.fedpipe.fedpipe import Planner
+from atoll.planner.importance import Importance
+from atoll.planner.plan import FleetPlan, plan_fleet
 from atoll.runs.events import EventLog
-from atoll.selection.importance import Importance
-from atoll.selection.plan import FleetPlan, plan_fleet
-from atoll.selection.planner.fedpipe import Planner
+from atoll.training.trainer import Batches, FitPlan, StepReport, Trainer, TrainState, Update
 
 from tests.jobs.conftest import Done, Workplace
-from tests.selection.test_plan import BASE
+from tests.planner.test_plan import BASE
 
 ALONE: dict[str, dict[str, object]] = {"north": {}}
 PLANNER = {"policy": "fedpipe", "warmup_steps": 2, "ranks": [4], "bits": [16]}
@@ -41,10 +41,10 @@ class Watched:
         return self.gave[-1]
 
 
-def watch(rounds: Rounds) -> dict[str, Watched]:
+def statistics(rounds: Rounds) -> dict[str, Watched]:
     """Put watches around the trainers of all edges, until the next plan."""
-    found = {name: Watched(work.trainer) for name, work in rounds._crew._works.items()}
-    rounds._crew._works.update({name: replace(work, trainer=found[name]) for name, work in rounds._crew._works.items()})  # type: ignore[misc]
+    found = {name: Watched(work.trainer) for name, work in rounds._backend._works.items()}
+    rounds._backend._works.update({name: replace(work, trainer=found[name]) for name, work in rounds._backend._works.items()})  # type: ignore[misc]
     return found
 
 
@@ -62,7 +62,7 @@ def test_a_new_plan_resets_the_moments_of_changed_modules_and_keeps_the_others_b
     names = list(job.start.modules)
     log = EventLog(None)
     with Rounds(job, job.edges, "federated", log) as rounds:
-        before = watch(rounds)["north"]
+        before = statistics(rounds)["north"]
         rounds.run(2)
         common = rounds.state
         ranks = dict.fromkeys(names, 4) | {names[0]: 2, names[1]: 8}
@@ -70,7 +70,7 @@ def test_a_new_plan_resets_the_moments_of_changed_modules_and_keeps_the_others_b
         later = with_ranks(job, ranks)
         rounds.replan(later, later.edges)
         assert rounds.num_done == 2
-        after = watch(rounds)["north"]
+        after = statistics(rounds)["north"]
         rounds.run(2)
         end = rounds.state
     first, old = after.given[0], before.gave[-1].state.optimizer
@@ -143,11 +143,11 @@ def test_another_importance_in_the_middle_gives_other_ranks_and_goes_on_from_wha
     with Rounds(job, job.edges, "federated", EventLog(None)) as rounds:
         rounds.replan(first, first.edges)
         assert rounds.state.ranks == before
-        watched = watch(rounds)["north"]
+        watched = statistics(rounds)["north"]
         rounds.run(2)
         common, moments = rounds.state, watched.gave[-1].state.optimizer
         rounds.replan(second, second.edges)
-        watched = watch(rounds)["north"]
+        watched = statistics(rounds)["north"]
         rounds.run(2)
         end = rounds.state
     (given, _) = watched.given
@@ -250,7 +250,7 @@ def test_the_homogeneous_row_leaves_out_who_cannot_hold_it(place: Workplace) -> 
     assert done.result.summary.eval.homogeneous.edges == ("north",)
 
 
-def test_where_a_part_is_kept_beneath_the_planner_offers_no_host() -> None:
+def test_where_a_frozen_delta_is_kept_the_planner_offers_no_host() -> None:
     """An edge that fits only in a host is planned so, but not by rules that a host cannot follow."""
 
     def planned(memory: int, aggregation: str) -> FleetPlan:

@@ -17,8 +17,8 @@ import pytest
 import atoll
 from atoll.adapters.peft_files import save_adapter
 from atoll.adapters.state import AdapterState
-from atoll.engines.federated.store import read_record
 from atoll.errors import AtollError, ConflictError, DiskError, ResumeError, RunFolderError
+from atoll.federated.store import read_record
 from atoll.jobs.split import HostAccess
 from atoll.report.activity import read_activities
 from atoll.runs.events import Advised, Event, EventLog, _write_whole

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from atoll.errors import RunFolderError
-from atoll.report.activity import EdgeActivity, Stretch, read_activities, short_labels
+from atoll.report.activity import EdgeActivity, Segment, read_activities, short_labels
 from atoll.report.costs import Pair, compute_pairs, in_one_unit, wire_pairs
 from atoll.report.figures import write_figures
 from atoll.runs.events import Event, EventLog, ModulesChosen, StepDone
@@ -69,11 +69,11 @@ def texts(path: Path) -> list[str]:
 def test_a_step_trains_the_set_of_the_last_decision_before_it(tmp_path: Path) -> None:
     found = activity(tmp_path, TWO_WINDOWS)
     assert (found.edge, found.policy, found.modules) == ("north", "kill-and-revive", POOL)
-    assert found.stretches == (
-        Stretch(0, 2, POOL, True),
-        Stretch(2, 5, (Q0, V1), False),
-        Stretch(5, 7, POOL, True),
-        Stretch(7, 10, (V1,), False),
+    assert found.segments == (
+        Segment(0, 2, POOL, True),
+        Segment(2, 5, (Q0, V1), False),
+        Segment(5, 7, POOL, True),
+        Segment(7, 10, (V1,), False),
     )
     assert [(own.step, own.active) for own in found.choices] == [(2, (Q0, V1)), (7, (V1,))]
     assert found.choices[0].scores == SCORES
@@ -92,17 +92,17 @@ def test_spans_are_joined_where_they_adjoin(tmp_path: Path) -> None:
 
 def test_before_the_first_decision_the_whole_pool_is_observed(tmp_path: Path) -> None:
     found = activity(tmp_path, [*steps(range(3)), choice(3, [K1]), *steps(range(3, 5))])
-    assert found.stretches == (Stretch(0, 3, POOL, True), Stretch(3, 5, (K1,), False))
+    assert found.segments == (Segment(0, 3, POOL, True), Segment(3, 5, (K1,), False))
 
 
 def test_the_whole_pool_kept_by_choice_is_no_window(tmp_path: Path) -> None:
     found = activity(tmp_path, [window(0), *steps(range(2)), choice(2, POOL), *steps(range(2, 4))])
-    assert [(own.first, own.is_window) for own in found.stretches] == [(0, True), (2, False)]
+    assert [(own.first, own.is_window) for own in found.segments] == [(0, True), (2, False)]
 
 
 def test_a_window_at_the_step_of_a_choice_hides_no_choice(tmp_path: Path) -> None:
     found = activity(tmp_path, [window(0), *steps(range(2)), choice(2, [K1]), window(2), *steps(range(2, 4))])
-    assert found.stretches == (Stretch(0, 4, POOL, True),)
+    assert found.segments == (Segment(0, 4, POOL, True),)
     assert [own.step for own in found.choices] == [2]
 
 
@@ -116,7 +116,7 @@ def test_steps_done_anew_leave_one_history(tmp_path: Path) -> None:
 def test_only_the_federated_phase_counts(tmp_path: Path) -> None:
     others = [window(0, phase="central"), *steps(range(50), phase="local-only"), *steps(range(50), edge="south")]
     found = activity(tmp_path, [*others, *TWO_WINDOWS])
-    assert found.stretches[-1].end == 10
+    assert found.segments[-1].end == 10
 
 
 def test_modules_are_in_the_pool_s_order_as_far_as_it_is_known(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_modules_are_in_the_pool_s_order_as_far_as_it_is_known(tmp_path: Path) -
     assert activity(tmp_path / "known", events, POOL[::-1]).modules == POOL[::-1]
     found = activity(tmp_path / "unknown", events, ())
     assert found.modules == (K0, Q0, V0, K1, Q1, V1), "by block and name"
-    assert found.stretches == (Stretch(0, 2, (Q0, V1), False),)
+    assert found.segments == (Segment(0, 2, (Q0, V1), False),)
 
 
 def test_labels_are_block_and_last_name_and_unique() -> None:

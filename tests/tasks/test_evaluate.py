@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 from atoll.base.load import Base
 from atoll.config.schema import Data, Evaluate
 from atoll.errors import BadRowError, BadValueError, ColumnError, ConflictError, EmptyDataError, InputError
-from atoll.tasks.answers.generation import generate_greedy
-from atoll.tasks.answers.likelihood import Question, log_likelihoods
 from atoll.tasks.evaluate import check_metrics, evaluate
 from atoll.tasks.rows import Rows
+from atoll.tasks.scoring.generation import generate_greedy
+from atoll.tasks.scoring.likelihood import Question, log_likelihoods
 from atoll.tasks.text import text_form
 from atoll.tasks.tokens import begin_ids, encode_texts, tokenize
 

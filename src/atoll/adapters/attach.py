@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from atoll.adapters.layers import LowRankPair, WholeLinear, adapted, changed, frozen_pair, merged, merged_weight
+from atoll.adapters.full_weights import FullWeightDelta
+from atoll.adapters.layers import FullWeightLinear, LowRankPair, adapted, changed, frozen_pair, merged, merged_weight
 from atoll.adapters.state import AdapterState, ModuleAdapter
-from atoll.adapters.whole import WholeChange
-from atoll.elsewhere import find_elsewhere
 from atoll.errors import AdapterFitError
+from atoll.remote_blocks import find_placeholder
 
 T = TypeVar("T", bound=nn.Module)
 KilledHow = Literal["offload", "skip", "merge"]
@@ -46,24 +46,24 @@ class Attached:
     flats: tuple[Flat, ...]
     layers: dict[str, LowRankPair]
     start: AdapterState
-    whole: dict[str, WholeLinear]
+    full_weights: dict[str, FullWeightLinear]
     """Modules whose weights are trained whole; none of them is ever killed."""
 
     @property
     def trained(self) -> tuple[str, ...]:
         """Names of all modules that are trained."""
-        return (*self.layers, *self.whole)
+        return (*self.layers, *self.full_weights)
 
     def state(self) -> AdapterState:
         """The adapters as they are now, copied; killed ones as they were."""
         modules = dict(self.start.modules)
         for name, layer in self.layers.items():
             modules[name] = ModuleAdapter(layer.down_RI.detach().cpu().clone(), layer.up_OR.detach().cpu().clone(), layer.scaling)
-        whole = {
-            name: WholeChange(*(part.detach().cpu().clone() for part in (layer.change_OI, layer.bias_O) if part is not None))
-            for name, layer in self.whole.items()
+        full_weights = {
+            name: FullWeightDelta(*(part.detach().cpu().clone() for part in (layer.change_OI, layer.bias_O) if part is not None))
+            for name, layer in self.full_weights.items()
         }  # fmt: skip
-        return AdapterState(self.start.kind, modules, whole)
+        return AdapterState(self.start.kind, modules, full_weights)
 
     def train(self, on: bool) -> None:
         """Switch the adapters' dropout on or off; the base stays in eval mode."""
@@ -82,33 +82,33 @@ class Killed:
 @contextmanager
 def attached(
     model: nn.Module, state: AdapterState, *, dropout: float = 0.0, killed: Killed | None = None, cohorts: Sequence[Sequence[str]] = (),
-    beneath: AdapterState | None = None,
+    frozen_delta: AdapterState | None = None,
 ) -> Iterator[Attached]:  # fmt: skip
     """The model with these adapters, inside a `with`; outside it the base is as before.
 
-    Adapters of modules that run elsewhere are given to the model's stand-in for them. `cohorts` are the trained modules that share one
-    flat tensor; none given: all of them. What is `beneath` counts as part of the base: evaluated and frozen, on modules with an adapter
+    Adapters of modules that run in a host are given to the model's stand-in for them. `cohorts` are the trained modules that share one
+    flat tensor; none given: all of them. The `frozen_delta` counts as part of the base: evaluated and frozen, on modules with an adapter
     in `state` and on others.
 
-    Raises: AdapterFitError where a module is missing, of another size, not a linear layer, or cannot be merged; or where what is beneath
-    is of a module that runs elsewhere.
+    Raises: AdapterFitError where a module is missing, of another size, not a linear layer, or cannot be merged; or where the frozen delta
+    is of a module that runs in a host.
     """
     killed = killed or Killed()
     trained = [name for name in state.modules if name not in killed.names]
-    flats, views = _flatten(state, cohorts or [[*trained, *state.whole]], next(model.parameters()).device)
-    places = _Places(model, beneath)
+    flats, views = _flatten(state, cohorts or [[*trained, *state.full_weights]], next(model.parameters()).device)
+    places = _Places(model, frozen_delta)
     layers: dict[str, LowRankPair] = {}
     try:
         for name in trained:
             adapter = state.modules[name]
             down_RI, up_OR = views[name]
             layers[name] = places.put(name, adapter, LowRankPair(state.kind, down_RI, up_OR, adapter.scaling, dropout).eval())
-        whole = {name: places.put_whole(name, change, *views[name]) for name, change in state.whole.items()}
+        full_weights = {name: places.put_full_weights(name, change, *views[name]) for name, change in state.full_weights.items()}
         if killed.how != "skip":
             for name in killed.names:
                 places.put_killed(name, state.modules[name], frozen_pair(state.kind, state.modules[name], places.device), killed.how)
-        places.put_rest_of_beneath()
-        yield Attached(flats, layers, state, whole)
+        places.put_rest_of_frozen_delta()
+        yield Attached(flats, layers, state, full_weights)
     finally:
         places.clear()
 
@@ -116,74 +116,76 @@ def attached(
 class _Places:
     """The modules of a model, and what was put in their stead."""
 
-    def __init__(self, model: nn.Module, beneath: AdapterState | None) -> None:
-        self.model, self.elsewhere = model, find_elsewhere(model)
+    def __init__(self, model: nn.Module, frozen_delta: AdapterState | None) -> None:
+        self.model, self.remote_blocks = model, find_placeholder(model)
         self.device = next(model.parameters()).device
-        self._beneath = beneath or AdapterState("lora", {})
+        self._frozen_delta = frozen_delta or AdapterState("lora", {})
         self._originals: dict[str, nn.Module] = {}
-        for name, adapter in self._beneath.modules.items():
-            if self._is_elsewhere(name, adapter):
+        for name, adapter in self._frozen_delta.modules.items():
+            if self._is_remote(name, adapter):
                 raise AdapterFitError(
-                    "a module that runs in a host has a frozen part beneath its adapter", got=name, expected="modules that run here",
+                    "a module that runs in a host has a frozen delta", got=name, expected="modules that run here",
                     do='choose aggregation = "exact-svd" or "zero-pad", or let the edge hold the whole base (mode = "local")',
                 )  # fmt: skip
 
     def put(self, name: str, adapter: ModuleAdapter, pair: LowRankPair) -> LowRankPair:
         """Train a pair beside a module."""
-        if self.elsewhere is not None and self._is_elsewhere(name, adapter):
-            self.elsewhere.adapters[name] = pair
+        if self.remote_blocks is not None and self._is_remote(name, adapter):
+            self.remote_blocks.adapters[name] = pair
             return pair
-        return self._replace(name, adapted(self._on_beneath(name, self._original(name, adapter)), pair))
+        return self._replace(name, adapted(self._on_frozen_delta(name, self._original(name, adapter)), pair))
 
-    def put_whole(self, name: str, change: WholeChange, change_OI: nn.Parameter, bias_O: nn.Parameter | None = None) -> WholeLinear:
-        """Train the whole weight of a module.
+    def put_full_weights(
+        self, name: str, change: FullWeightDelta, change_OI: nn.Parameter, bias_O: nn.Parameter | None = None
+    ) -> FullWeightLinear:
+        """Train the full weight of a module.
 
         Raises: AdapterFitError where it is quantized.
         """
         layer = changed(name, self._original(name, change), change_OI, bias_O)
-        self._replace(name, self._on_beneath(name, layer))
+        self._replace(name, self._on_frozen_delta(name, layer))
         return layer
 
     def put_killed(self, name: str, adapter: ModuleAdapter, pair: LowRankPair, how: Literal["offload", "merge"]) -> None:
         """Evaluate a frozen pair beside a module, or merge it into a copy of the module."""
-        if self.elsewhere is not None and self._is_elsewhere(name, adapter):
-            self.elsewhere.killed[name], self.elsewhere.merges = pair, how == "merge"
+        if self.remote_blocks is not None and self._is_remote(name, adapter):
+            self.remote_blocks.killed[name], self.remote_blocks.merges = pair, how == "merge"
             return
         original = self._original(name, adapter)
         if how == "merge":
-            self._replace(name, self._on_beneath(name, merged(name, original, pair)))
+            self._replace(name, self._on_frozen_delta(name, merged(name, original, pair)))
         else:
-            self._replace(name, adapted(self._on_beneath(name, original), pair))
+            self._replace(name, adapted(self._on_frozen_delta(name, original), pair))
 
-    def put_rest_of_beneath(self) -> None:
-        """Evaluate what is beneath where no adapter was put on it."""
-        for name, adapter in self._beneath.modules.items():
+    def put_rest_of_frozen_delta(self) -> None:
+        """Evaluate the frozen delta where no adapter was put on the module."""
+        for name, adapter in self._frozen_delta.modules.items():
             if name not in self._originals:
-                self._replace(name, self._on_beneath(name, self._original(name, adapter)))
+                self._replace(name, self._on_frozen_delta(name, self._original(name, adapter)))
 
     def clear(self) -> None:
         """Put every module back."""
-        if self.elsewhere is not None:
-            self.elsewhere.adapters.clear()
-            self.elsewhere.killed.clear()
-            self.elsewhere.merges = False
+        if self.remote_blocks is not None:
+            self.remote_blocks.adapters.clear()
+            self.remote_blocks.killed.clear()
+            self.remote_blocks.merges = False
         for name, module in self._originals.items():
             self.model.set_submodule(name, module)
 
-    def _is_elsewhere(self, name: str, adapter: ModuleAdapter) -> bool:
-        return self.elsewhere is not None and self.elsewhere.sizes.get(name) == adapter.size
+    def _is_remote(self, name: str, adapter: ModuleAdapter) -> bool:
+        return self.remote_blocks is not None and self.remote_blocks.sizes.get(name) == adapter.size
 
-    def _original(self, name: str, adapter: ModuleAdapter | WholeChange) -> nn.Module:
+    def _original(self, name: str, adapter: ModuleAdapter | FullWeightDelta) -> nn.Module:
         self._originals[name] = module = _fitting_module(self.model, name, adapter)
         return module
 
-    def _on_beneath(self, name: str, module: nn.Module) -> nn.Module:
-        frozen = self._beneath.modules.get(name)
+    def _on_frozen_delta(self, name: str, module: nn.Module) -> nn.Module:
+        frozen = self._frozen_delta.modules.get(name)
         if frozen is None:
             return module
         # Of another size than the adapter's own, it would fail only in the forward pass.
         _check_size(name, frozen, module_size(self._originals[name]), type(module).__name__)
-        return adapted(module, frozen_pair(self._beneath.kind, frozen, self.device))
+        return adapted(module, frozen_pair(self._frozen_delta.kind, frozen, self.device))
 
     def _replace(self, name: str, module: T) -> T:
         self.model.set_submodule(name, module)
@@ -199,7 +201,7 @@ def module_size(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def _fitting_module(model: nn.Module, name: str, adapter: ModuleAdapter | WholeChange) -> nn.Module:
+def _fitting_module(model: nn.Module, name: str, adapter: ModuleAdapter | FullWeightDelta) -> nn.Module:
     try:
         module = model.get_submodule(name)
     except AttributeError:
@@ -212,7 +214,7 @@ def _fitting_module(model: nn.Module, name: str, adapter: ModuleAdapter | WholeC
     return module
 
 
-def _check_size(name: str, adapter: ModuleAdapter | WholeChange, size: tuple[int, int] | None, module: str) -> None:
+def _check_size(name: str, adapter: ModuleAdapter | FullWeightDelta, size: tuple[int, int] | None, module: str) -> None:
     if size != adapter.size:
         raise AdapterFitError(
             f"the adapter does not fit {name}", got=f"adapter for (inputs, outputs) = {adapter.size}", expected=f"{size or module}",
@@ -257,7 +259,7 @@ def merge_into(model: nn.Module, state: AdapterState) -> None:
         module = _fitting_module(model, name, adapter)
         assert isinstance(module.weight, Tensor)
         module.weight.data.copy_(merged_weight(module, adapter.delta_OI()))
-    for name, change in state.whole.items():
+    for name, change in state.full_weights.items():
         module = _fitting_module(model, name, change)
         assert isinstance(module.weight, Tensor)
         module.weight.data.copy_(merged_weight(module, change.change_OI.double()))

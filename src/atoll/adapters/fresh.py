@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
+from atoll.adapters.full_weights import FullWeightDelta
 from atoll.adapters.state import AdapterState, Kind, ModuleAdapter
-from atoll.adapters.whole import WholeChange
 from atoll.seeding import stream
 
 
@@ -27,14 +27,14 @@ def fresh_adapters(kind: Kind, sizes: Mapping[str, tuple[int, int]], ranks: Mapp
     return AdapterState(kind, modules)
 
 
-def fresh_whole(sizes: Mapping[str, tuple[int, int]], names: Iterable[str]) -> AdapterState:
+def fresh_full_weights(sizes: Mapping[str, tuple[int, int]], names: Iterable[str]) -> AdapterState:
     """A state in which the weights of these modules are trained whole, and nothing has changed yet; their biases are not trained.
 
     Shapes: sizes are (inputs, outputs) by module name.
     """
-    return AdapterState("lora", {}, {name: WholeChange(torch.zeros(sizes[name][1], sizes[name][0])) for name in names})
+    return AdapterState("lora", {}, {name: FullWeightDelta(torch.zeros(sizes[name][1], sizes[name][0])) for name in names})
 
 
 def head_state(head: Mapping[str, tuple[torch.Tensor, ...]]) -> AdapterState:
     """A state in which these modules alone are trained whole, from these weights (and biases) on."""
-    return AdapterState("lora", {}, {name: WholeChange(*tensors) for name, tensors in head.items()})
+    return AdapterState("lora", {}, {name: FullWeightDelta(*tensors) for name, tensors in head.items()})

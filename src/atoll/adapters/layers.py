@@ -83,7 +83,7 @@ class AdaptedLinear(LowRankPair):
         return self.base(x) + self.high(self.low(x))
 
 
-class WholeLinear(nn.Module):
+class FullWeightLinear(nn.Module):
     """y = (W + D) x + b, or + (b + e) where the bias is trained too; `base` with its W and b stays frozen, D and e are trained.
 
     The sum is formed in fp32 and rounded to the base's precision for the product, as with master weights in mixed precision.
@@ -107,17 +107,17 @@ class WholeLinear(nn.Module):
         return y
 
 
-def changed(name: str, base: nn.Module, change_OI: nn.Parameter, bias_O: nn.Parameter | None) -> WholeLinear:
+def changed(name: str, base: nn.Module, change_OI: nn.Parameter, bias_O: nn.Parameter | None) -> FullWeightLinear:
     """The module with its weight, and its bias where `bias_O` is given, trained whole.
 
     Raises: AdapterFitError for a quantized module, or one without the bias.
     """
     if not _is_plain(base) or (bias_O is not None and base.bias is None):
         raise AdapterFitError(
-            f"the whole weight of {name} cannot be trained", got=type(base).__name__ + ("" if bias_O is None else " without a bias"),
+            f"the full weight of {name} cannot be trained", got=type(base).__name__ + ("" if bias_O is None else " without a bias"),
             expected="a linear module in full precision", do='leave quantize out, or write kind = "lora" below [adapter]',
         )  # fmt: skip
-    return WholeLinear(base, change_OI, bias_O).eval()
+    return FullWeightLinear(base, change_OI, bias_O).eval()
 
 
 def adapted(base: nn.Module, pair: LowRankPair) -> AdaptedLinear:

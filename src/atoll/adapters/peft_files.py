@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from atoll.adapters.full_weights import FullWeightDelta
 from atoll.adapters.state import AdapterState, Kind, ModuleAdapter
-from atoll.adapters.whole import WholeChange
 from atoll.errors import AdapterFolderError
 
 CONFIG_FILE, WEIGHTS_FILE, LABELS_FILE = "adapter_config.json", "adapter_model.safetensors", "labels.json"
@@ -41,8 +41,9 @@ def save_adapter(
     classifier's `head` are saved as they are (modules_to_save), and its labels in a file beside.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"{_PREFIX}{name}.{side}": tensor for name in head for side, tensor in zip(_SIDES, state.whole[name].tensors, strict=False)}
-    pairs = {name: _pair_of(change) for name, change in state.whole.items() if name not in head}
+    heads = {name: zip(_SIDES, state.full_weights[name].tensors, strict=False) for name in head}
+    tensors = {f"{_PREFIX}{name}.{side}": tensor for name, sides in heads.items() for side, tensor in sides}
+    pairs = {name: _pair_of(change) for name, change in state.full_weights.items() if name not in head}
     state = AdapterState(state.kind, {**state.modules, **pairs})
     for name, adapter in state.modules.items():
         tensors[f"{_PREFIX}{name}.lora_A.weight"] = adapter.down_RI.contiguous()
@@ -94,32 +95,33 @@ def load_adapter(folder: Path) -> AdapterState:
     if not pairs and not head:
         raise _folder_error(folder, "the adapter holds no tensors", got="0 tensors", expected="lora_A and lora_B for every module")
     modules = {name: _module_of(folder, name, pair, config) for name, pair in pairs.items()}
-    whole = {name: change for name, adapter in modules.items() if kind == "lora" and (change := _whole_of(adapter)) is not None}
-    whole |= {name: _head_of(folder, name, sides) for name, sides in head.items()}
-    return AdapterState(kind, {name: adapter for name, adapter in modules.items() if name not in whole}, whole)
+    found = {name: _full_weights_of(adapter) for name, adapter in modules.items() if kind == "lora"}
+    full_weights = {name: change for name, change in found.items() if change is not None}
+    full_weights |= {name: _head_of(folder, name, sides) for name, sides in head.items()}
+    return AdapterState(kind, {name: adapter for name, adapter in modules.items() if name not in full_weights}, full_weights)
 
 
-def _head_of(folder: Path, name: str, sides: Mapping[str, torch.Tensor]) -> WholeChange:
+def _head_of(folder: Path, name: str, sides: Mapping[str, torch.Tensor]) -> FullWeightDelta:
     weight = sides.get("weight")
     if weight is None or weight.ndim != 2:
         raise _folder_error(folder, f"{name} is no linear module", got=", ".join(sides), expected="a weight, and a bias or none")
-    return WholeChange(weight, sides.get("bias"))
+    return FullWeightDelta(weight, sides.get("bias"))
 
 
-def _pair_of(change: WholeChange) -> ModuleAdapter:
+def _pair_of(change: FullWeightDelta) -> ModuleAdapter:
     num_inputs, num_outputs = change.size
     if num_inputs <= num_outputs:
         return ModuleAdapter(torch.eye(num_inputs), change.change_OI, 1.0)
     return ModuleAdapter(change.change_OI, torch.eye(num_outputs), 1.0)
 
 
-def _whole_of(adapter: ModuleAdapter) -> WholeChange | None:
+def _full_weights_of(adapter: ModuleAdapter) -> FullWeightDelta | None:
     """What `_pair_of` made a pair of; None: a pair that was trained as one."""
     num_inputs, num_outputs = adapter.size
     if adapter.scaling != 1.0 or adapter.rank != min(adapter.size):
         return None
     one, other = (adapter.down_RI, adapter.up_OR) if num_inputs <= num_outputs else (adapter.up_OR, adapter.down_RI)
-    return WholeChange(other) if torch.equal(one, torch.eye(adapter.rank)) else None
+    return FullWeightDelta(other) if torch.equal(one, torch.eye(adapter.rank)) else None
 
 
 def _config_of(state: AdapterState, base_name: str, transposed: bool) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from atoll.adapters.full_weights import FullWeightDelta
 from atoll.adapters.low_rank import singular_factors
-from atoll.adapters.whole import WholeChange
 from atoll.errors import AdapterFitError
 
 Kind = Literal["lora", "bottleneck"]
@@ -77,13 +77,13 @@ class AdapterState:
 
     kind: Kind
     modules: Mapping[str, ModuleAdapter]
-    whole: Mapping[str, WholeChange] = field(default_factory=dict)
+    full_weights: Mapping[str, FullWeightDelta] = field(default_factory=dict)
     """Modules whose weights are trained whole, beside those with an adapter."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "modules", MappingProxyType(dict(self.modules)))
-        object.__setattr__(self, "whole", MappingProxyType(dict(self.whole)))
-        both = sorted(self.modules.keys() & self.whole.keys())
+        object.__setattr__(self, "full_weights", MappingProxyType(dict(self.full_weights)))
+        both = sorted(self.modules.keys() & self.full_weights.keys())
         if both:
             raise AdapterFitError(
                 "a module has an adapter and is trained whole", got=both[0], expected="one of the two",
@@ -96,9 +96,9 @@ class AdapterState:
         return {name: part.rank if isinstance(part, ModuleAdapter) else min(part.size) for name, part in self.parts.items()}
 
     @property
-    def parts(self) -> dict[str, ModuleAdapter | WholeChange]:
+    def parts(self) -> dict[str, ModuleAdapter | FullWeightDelta]:
         """All that is trained, by module name."""
-        return {**self.modules, **self.whole}
+        return {**self.modules, **self.full_weights}
 
     @property
     def num_parameters(self) -> int:
@@ -119,15 +119,15 @@ class AdapterState:
         modules = dict(self.modules)
         for name, adapter in other.modules.items():
             modules[name] = _concatenate(name, modules[name], adapter) if name in modules else adapter
-        whole = dict(self.whole)
-        for name, change in other.whole.items():
-            whole[name] = whole[name].plus(change, name) if name in whole else change
-        return AdapterState(self.kind, modules, whole)
+        full_weights = dict(self.full_weights)
+        for name, change in other.full_weights.items():
+            full_weights[name] = full_weights[name].plus(change, name) if name in full_weights else change
+        return AdapterState(self.kind, modules, full_weights)
 
     def scale(self, factor: float) -> AdapterState:
         """This state times a number; ranks and scalings stay, `up` is multiplied."""
         modules = {name: ModuleAdapter(a.down_RI, a.up_OR * factor, a.scaling) for name, a in self.modules.items()}
-        return AdapterState(self.kind, modules, {name: c.of(tuple(t * factor for t in c.tensors)) for name, c in self.whole.items()})
+        return AdapterState(self.kind, modules, {name: c.of(tuple(t * factor for t in c.tensors)) for name, c in self.full_weights.items()})
 
     def truncate(self, ranks: int | Mapping[str, int]) -> AdapterState:
         """The best approximation with at most this rank (Eckart-Young), for every module or by module name.
@@ -138,7 +138,7 @@ class AdapterState:
         for name, adapter in self.modules.items():
             rank = ranks if isinstance(ranks, int) else ranks.get(name, adapter.rank)
             modules[name] = adapter if rank >= adapter.rank else self._truncated(name, adapter, rank)
-        return AdapterState(self.kind, modules, self.whole)
+        return AdapterState(self.kind, modules, self.full_weights)
 
     def compacted(self) -> AdapterState:
         """The same change; a module whose rank exceeds min(inputs, outputs) gets other factors, of no higher rank than the change has.
@@ -151,16 +151,17 @@ class AdapterState:
                 f"the bottleneck adapter of {wide[0]} has no other factors", got=f"width {self.modules[wide[0]].rank}",
                 expected='an adapter of kind "lora"', do='write kind = "lora" in [adapter]',
             )  # fmt: skip
-        return AdapterState(self.kind, {**self.modules, **{name: _compacted(self.modules[name]) for name in wide}}, self.whole)
+        return AdapterState(self.kind, {**self.modules, **{name: _compacted(self.modules[name]) for name in wide}}, self.full_weights)
 
-    def as_whole(self) -> AdapterState:
+    def as_full_weights(self) -> AdapterState:
         """The same change with no adapter left: every product as one change of its module's weight.
 
         Raises: AdapterFitError for bottleneck adapters, which have no product.
         """
         if self.modules and self.kind != "lora":
             raise AdapterFitError("a bottleneck adapter is no change of a weight", got=self.kind, expected="lora", do='use kind = "lora"')
-        return AdapterState(self.kind, {}, {**{name: WholeChange(a.delta_OI().float()) for name, a in self.modules.items()}, **self.whole})
+        deltas = {name: FullWeightDelta(adapter.delta_OI().float()) for name, adapter in self.modules.items()}
+        return AdapterState(self.kind, {}, {**deltas, **self.full_weights})
 
     def digest(self) -> str:
         """SHA-256 over kind, names, shapes, scalings and every bit of every tensor; equal states have equal digests."""
@@ -170,9 +171,9 @@ class AdapterState:
             hasher.update(f"\n{name} {adapter.size} {adapter.rank} {adapter.scaling!r}\n".encode())
             for tensor in adapter.tensors:
                 hasher.update(tensor.contiguous().numpy().tobytes())
-        for name in sorted(self.whole):
-            hasher.update(f"\n{name} {self.whole[name].size} whole\n".encode())
-            for tensor in self.whole[name].tensors:
+        for name in sorted(self.full_weights):
+            hasher.update(f"\n{name} {self.full_weights[name].size} whole\n".encode())
+            for tensor in self.full_weights[name].tensors:
                 hasher.update(tensor.contiguous().numpy().tobytes())
         return hasher.hexdigest()
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from atoll.elsewhere import Layout, find_elsewhere
 from atoll.errors import ArchitectureError
+from atoll.remote_blocks import Layout, find_placeholder
 
 CHUNK_BYTES = 32 * 2**20
 """Largest block of logits held at once: large enough for full matmul speed, small beside any base."""
@@ -95,9 +95,9 @@ def hidden_states(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
         inputs["attention_mask"] = batch.attention_B1TT
     if batch.position_ids_BT is not None and "position_ids" in inspect.signature(model.base_model.forward).parameters:
         inputs["position_ids"] = batch.position_ids_BT
-    elsewhere = find_elsewhere(model)
+    remote_blocks = find_placeholder(model)
     layout = Layout(lengths=batch.lengths, wanted_N=batch.predict_N, position_ids_BT=batch.position_ids_BT)
-    with nullcontext() if elsewhere is None else elsewhere.expect(layout):
+    with nullcontext() if remote_blocks is None else remote_blocks.expect(layout):
         return model.base_model(**inputs).last_hidden_state
 
 

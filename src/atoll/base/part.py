@@ -44,9 +44,9 @@ from atoll.base.load import (
     quiet,
     weights_error,
 )
-from atoll.elsewhere import Elsewhere
 from atoll.embedded import tiny_path
 from atoll.errors import BadValueError, WeightsError
+from atoll.remote_blocks import RemoteBlocksPlaceholder
 
 Sizes = Mapping[str, tuple[int, int]]
 BESIDE_WEIGHTS = (
@@ -99,10 +99,10 @@ class _Held:
     tensor: StoredTensor
 
 
-def load_part(name: str, front: int, back: int, *, precision: str, elsewhere: Callable[[Sizes, bool], Elsewhere]) -> Base:
-    """The base called `name` without its middle blocks, which no memory is used for: the first of them is what `elsewhere` makes.
+def load_part(name: str, front: int, back: int, *, precision: str, remote_blocks: Callable[[Sizes, bool], RemoteBlocksPlaceholder]) -> Base:
+    """The base called `name` without its middle blocks, which no memory is used for: the first of them is what `remote_blocks` makes.
 
-    `elsewhere` is given inputs and outputs of all middle projections, by full name and in the order in which they run, and whether the
+    `remote_blocks` is given inputs and outputs of all middle projections, by full name and in the order in which they run, and whether the
     family's blocks return a tuple. The stand-in's forward gets the hidden states as its only argument.
 
     Raises: BadValueError for a cut that leaves no middle block; BaseFolderError, ArchitectureError, TokenizerError, WeightsError.
@@ -119,7 +119,7 @@ def load_part(name: str, front: int, back: int, *, precision: str, elsewhere: Ca
     check_vocabulary(folder, model, tokenizer)
     check_head(model.requires_grad_(False).eval())
     blocks: Any = model.get_submodule(skeleton.path)
-    blocks[front] = elsewhere(sizes, returns_tuple)
+    blocks[front] = remote_blocks(sizes, returns_tuple)
     hear_hidden_states_only(blocks[front].eval())
     if torch.cuda.is_available():
         nn.Module.to(model, "cuda")

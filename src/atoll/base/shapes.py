@@ -72,10 +72,10 @@ def _num_of_classifier(weights: Mapping[str, TensorHeader], family: Family, head
 def _head(headers: Headers, family: Family, num_blocks: int, num_classes: int) -> tuple[ModuleShape, ...]:
     """What a classifier has between its blocks and its classes; a pooler that the folder has stays frozen."""
     width = _first(headers.config, ("word_embed_proj_dim",)) or _size(headers, ("hidden_size", "n_embd", "d_model", "dim"))
-    head = [ModuleShape(family.classifier, width, num_classes, "other", num_blocks, whole=True)]
+    head = [ModuleShape(family.classifier, width, num_classes, "other", num_blocks, full_weights=True)]
     if family.pooler is not None:
         trained = not any(f"{name}.weight" in headers.tensors for name in (family.pooler, family.pooler.partition(".")[2]))
-        head.insert(0, ModuleShape(family.pooler, width, width, "other", num_blocks, whole=trained))
+        head.insert(0, ModuleShape(family.pooler, width, width, "other", num_blocks, full_weights=trained))
     return tuple(head)
 
 

@@ -23,9 +23,9 @@ from atoll.runs.files import write_json
 from atoll.units import format_bytes, format_flops, format_seconds
 
 if TYPE_CHECKING:
-    from atoll.engines.speed import Speed
-    from atoll.engines.split.device.link import Link
     from atoll.jobs.split import HostAccess
+    from atoll.split.device.link import Link
+    from atoll.training.speed import Speed
 
 Status = Literal["ok", "warn", "fail"]
 _MARKS = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
@@ -116,14 +116,14 @@ def profile(path: Path, *, base: str = "tiny", host: HostAccess | None = None) -
 def _measured_speed(base: str) -> Speed:
     from atoll.base.load import load_base
     from atoll.base.shapes import read_shapes
-    from atoll.engines.speed import measure_speed
+    from atoll.training.speed import measure_speed
 
     return measure_speed(load_base(base), read_shapes(base))
 
 
 def _measured_link(host: HostAccess) -> Link:
-    from atoll.engines.split.certificates import open_channel
-    from atoll.engines.split.device.link import measure_link
+    from atoll.split.certificates import open_channel
+    from atoll.split.device.link import measure_link
 
     with open_channel(host.address, host.tls, insecure=host.insecure) as channel:
         return measure_link(channel)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from atoll.commands.train import RunResult, train_job
 from atoll.config.load import LoadedConfig, load
-from atoll.engines.split.certificates import DeviceTls
 from atoll.errors import ConflictError
 from atoll.jobs.job import prepared
 from atoll.jobs.split import HostAccess, with_fetched_base
 from atoll.runs.events import Event
+from atoll.split.certificates import DeviceTls
 
 
 def edge(

@@ -15,7 +15,7 @@ from atoll.config.load import LoadedConfig, changed
 from atoll.config.schema import RunConfig
 from atoll.errors import ConflictError, EmptyDataError
 from atoll.jobs.finished import base_of, open_run, run_config
-from atoll.jobs.sources import eval_rows, run_labels
+from atoll.jobs.inputs import eval_rows, run_labels
 from atoll.jobs.split import HostAccess
 from atoll.runs.events import Evaluated, Event, EventLog, PhaseStarted
 from atoll.runs.layout import RunDirectory

@@ -10,7 +10,7 @@ from atoll.errors import ConflictError
 from atoll.jobs.finished import open_run
 from atoll.jobs.split import HostAccess
 from atoll.runs.layout import RunDirectory
-from atoll.tasks.answers.generation import generate_greedy
+from atoll.tasks.scoring.generation import generate_greedy
 from atoll.tasks.tokens import begin_ids, encode_texts
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from atoll.base.load import Base, DeviceMap, load_base
 from atoll.base.quantize import Bits
 from atoll.config.schema import PRECISION_BITS
-from atoll.engines.split.certificates import HostTls, make_certificates, open_channel, server_credentials
-from atoll.engines.split.host.server import Host
-from atoll.engines.split.transport import fetch_status
 from atoll.errors import BadValueError, CommandLineError
 from atoll.jobs.split import HostAccess, HostLimits, serve, start_host
+from atoll.split.certificates import HostTls, make_certificates, open_channel, server_credentials
+from atoll.split.host.server import Host
+from atoll.split.transport import fetch_status
 from atoll.threads import suited_threads
 
 STATUS_SECONDS = 10.0
@@ -91,7 +91,7 @@ def status(host: HostAccess) -> dict[str, object]:
 def _serve(running: Host, settings: HostSettings, bits: int, tls: HostTls, on_ready: Callable[[str], None], stop: threading.Event) -> None:
     try:
         if settings.metrics is not None:
-            from atoll.engines.split.host.metrics import serve_metrics
+            from atoll.split.host.metrics import serve_metrics
 
             on_ready(f"metrics: http://{serve_metrics(running, settings.metrics)}/metrics")
         where = f"{settings.listen.rpartition(':')[0]}:{running.port}"

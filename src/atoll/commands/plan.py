@@ -8,10 +8,10 @@ from pathlib import Path
 
 from atoll.config.load import load
 from atoll.errors import AdapterFolderError
-from atoll.jobs.sources import base_shapes, edge_rows, given_importance, run_labels
-from atoll.selection.plan import plan_fleet
-from atoll.selection.rounds.check import check_plan
-from atoll.selection.rounds.plans import FleetPlan
+from atoll.jobs.inputs import base_shapes, edge_rows, given_importance, run_labels
+from atoll.planner.check import check_plan
+from atoll.planner.edge_plan import FleetPlan
+from atoll.planner.plan import plan_fleet
 from atoll.selection.schedule import check_schedules
 
 _DOWN = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_A\.weight")
@@ -31,7 +31,7 @@ def plan(config_path: str | Path, *, overrides: Sequence[str] = ()) -> FleetPlan
         loaded.config, shapes, rows, start_ranks=None if start is None else _start_ranks(loaded.resolve(start)),
         importance=given_importance(loaded),
     )  # fmt: skip
-    check_schedules(loaded.config, planned, rows)
+    check_schedules(loaded.config, planned.rows_per_step, rows)
     check_plan(loaded.config, planned)
     return planned
 

@@ -9,18 +9,18 @@ from typing import Any
 from atoll.commands.train import RunResult, go_on
 from atoll.config.load import LoadedConfig
 from atoll.errors import ConflictError, ResumeError
-from atoll.jobs.crews.crew import CrewOf
+from atoll.jobs.backends.backend import BackendFactory
 from atoll.jobs.finished import run_config
 from atoll.jobs.job import Job, prepared
-from atoll.jobs.keeping import check_unchanged, config_hashes, find_kept, hashes_of
+from atoll.jobs.resume_state import check_unchanged, config_hashes, find_resume_point, hashes_of
 from atoll.jobs.split import HostAccess
 from atoll.runs.disk import disk_told
 from atoll.runs.events import Advised, Event, EventLog, Resumed
 from atoll.runs.layout import RunDirectory
 from atoll.runs.summary import read_summary, versions
 
-Begin = Callable[[LoadedConfig, str], tuple[Job, CrewOf | None]]
-"""Makes the job of a config and a run's id ready, and says who makes its crews; None: in this process."""
+Begin = Callable[[LoadedConfig, str], tuple[Job, BackendFactory | None]]
+"""Makes the job of a config and a run's id ready, and says who makes its backends; None: in this process."""
 
 
 def resume(
@@ -38,7 +38,7 @@ def resume(
 def resume_by(
     run_dir: str | Path, begin: Begin, observers: Sequence[Callable[[Event], None]], *, has_host: bool = False, on_fleet: bool = False
 ) -> RunResult:  # fmt: skip
-    """The same with a job, and crews, that `begin` makes."""
+    """The same with a job, and backends, that `begin` makes."""
     run = RunDirectory.open(Path(run_dir))
     loaded, noted = run_config(run), run.read_config()
     began_with = _began_with(run, noted)
@@ -57,27 +57,27 @@ def resume_by(
                 expected="with" if before else "without", do=f"add {option}" if before else f"leave {option.split()[0]} away",
             )  # fmt: skip
     with disk_told(run), EventLog(run.events_path, observers) as log:
-        job, crew_of = begin(loaded, str(noted.get("run_id", "")))
+        job, make_backend = begin(loaded, str(noted.get("run_id", "")))
         try:
-            return _resumed(job, run, log, began_with, noted, crew_of)
+            return _resumed(job, run, log, began_with, noted, make_backend)
         finally:
             job.close()
 
 
 def _resumed(
-    job: Job, run: RunDirectory, log: EventLog, began_with: Mapping[str, Any], noted: Mapping[str, Any], crew_of: CrewOf | None
+    job: Job, run: RunDirectory, log: EventLog, began_with: Mapping[str, Any], noted: Mapping[str, Any], make_backend: BackendFactory | None
 ) -> RunResult:  # fmt: skip
     hashes = hashes_of(job)
     check_unchanged(began_with, hashes)
-    kept, passed = find_kept(run, hashes)
-    log.append(Resumed(0 if kept is None else kept.round))
+    resume_point, passed = find_resume_point(run, hashes)
+    log.append(Resumed(0 if resume_point is None else resume_point.round))
     for advice in passed:
         log.append(Advised("", advice))
     now = versions()
     for name, before in noted.get("versions", {}).items():
         if now.get(name) != before:
             log.append(Advised("", f"the run began with {name} {before}, and goes on with {now.get(name)}: its last bits may differ"))
-    return go_on(job, run, log, hashes, kept=kept, crew_of=crew_of)
+    return go_on(job, run, log, hashes, resume_point=resume_point, make_backend=make_backend)
 
 
 def _began_with(run: RunDirectory, noted: Mapping[str, object]) -> Mapping[str, Any]:

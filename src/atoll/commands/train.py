@@ -19,17 +19,18 @@ from atoll.adapters.fresh import head_state
 from atoll.adapters.peft_files import save_adapter
 from atoll.adapters.state import AdapterState
 from atoll.config.load import resolved
-from atoll.engines.federated.strategy import RoundResult
-from atoll.jobs.accounts import Accounts
-from atoll.jobs.crews.crew import CrewOf
-from atoll.jobs.crews.local import LocalCrew
+from atoll.federated.strategy import RoundResult
+from atoll.jobs.backends.backend import BackendFactory
+from atoll.jobs.backends.in_process import InProcessBackend
 from atoll.jobs.federation import run_federation, run_homogeneous
 from atoll.jobs.finished import run_config
+from atoll.jobs.inputs import eval_rows
 from atoll.jobs.job import Job, prepare
-from atoll.jobs.keeping import Kept, Standing, hashes_of, keep
+from atoll.jobs.resume_state import ResumePoint, RunState, hashes_of, write_resume_state
 from atoll.jobs.rounds import Rounds, run_rounds
-from atoll.jobs.sources import eval_rows
 from atoll.jobs.split import HostAccess
+from atoll.jobs.totals import RunTotals
+from atoll.planner.importance import Importance
 from atoll.report.figures import write_figures
 from atoll.runs.checkpoints import write_checkpoint
 from atoll.runs.disk import disk_told
@@ -37,8 +38,7 @@ from atoll.runs.events import Advised, CheckpointWritten, EdgeLeftOut, Evaluated
 from atoll.runs.files import write_folder
 from atoll.runs.layout import RunDirectory
 from atoll.runs.summary import Evaluation, Homogeneous, LocalOnly, Scores, Summary, versions, write_summary
-from atoll.selection.choosing import full_pool_warning
-from atoll.selection.importance import Importance
+from atoll.selection.selector import full_pool_warning
 from atoll.tasks.evaluate import evaluate
 from atoll.tasks.text import text_form
 
@@ -70,9 +70,9 @@ def train(
 
 
 def train_job(
-    job: Job, out: Path | None, observers: Sequence[Callable[[Event], None]], crew_of: CrewOf | None = None
+    job: Job, out: Path | None, observers: Sequence[Callable[[Event], None]], make_backend: BackendFactory | None = None
 ) -> RunResult:  # fmt: skip
-    """The same for a run that is made ready already; `crew_of` makes its crews, None: in this process."""
+    """The same for a run that is made ready already; `make_backend` makes its backends, None: in this process."""
     try:
         run = RunDirectory.create_at(out) if out is not None else RunDirectory.create(Path("runs"), job.config.run.name)
         with disk_told(run):
@@ -81,22 +81,23 @@ def train_job(
             run.write_json(run.plan_json, job.plan.to_json())
             with EventLog(run.events_path, observers) as log:
                 _begin(job, run, log)
-                return go_on(job, run, log, hashes, crew_of=crew_of)
+                return go_on(job, run, log, hashes, make_backend=make_backend)
     finally:
         job.close()
 
 
 def go_on(
-    job: Job, run: RunDirectory, log: EventLog, hashes: Mapping[str, object], *, kept: Kept | None = None, crew_of: CrewOf | None = None
+    job: Job, run: RunDirectory, log: EventLog, hashes: Mapping[str, object], *, resume_point: ResumePoint | None = None,
+    make_backend: BackendFactory | None = None,
 ) -> RunResult:  # fmt: skip
-    """The run from its start, or from where it was `kept`; `hashes` are those of the job."""
-    started = time.monotonic() - (0.0 if kept is None else kept.standing.wall_seconds)
-    accounts = Accounts(job)
-    if kept is not None:
-        accounts.restore(kept.standing.accounts)
-    on = _Run(job, run, accounts, log, hashes, started, crew_of or partial(LocalCrew, folder=run.states))
+    """The run from its start, or from where it was `resume_point`; `hashes` are those of the job."""
+    started = time.monotonic() - (0.0 if resume_point is None else resume_point.run_state.wall_seconds)
+    totals = RunTotals(job)
+    if resume_point is not None:
+        totals.restore(resume_point.run_state.totals)
+    on = _Run(job, run, totals, log, hashes, started, make_backend or partial(InProcessBackend, folder=run.states))
     try:
-        evaluation = on.train(kept)
+        evaluation = on.train(resume_point)
     except BaseException as problem:
         run.mark(problem)
         with suppress(OSError):  # What went wrong may be that nothing can be written.
@@ -113,7 +114,7 @@ def _begin(job: Job, run: RunDirectory, log: EventLog) -> None:
     for edge_out in job.plan.left_out:
         log.append(EdgeLeftOut(edge_out.name, edge_out.why))
     for edge in job.edges:
-        warning = full_pool_warning(edge.chooser, job.config.run.rounds * edge.plan.num_steps)
+        warning = full_pool_warning(edge.selector, job.config.run.rounds * edge.plan.num_steps)
         if warning is not None:
             log.append(Advised(edge.name, warning))
 
@@ -125,39 +126,39 @@ class _Run:
     job: Job
     """As it was planned first, until the federated rounds are over; then as it was planned last."""
     run: RunDirectory
-    accounts: Accounts
+    totals: RunTotals
     log: EventLog
     hashes: Mapping[str, object]
     started: float
-    crew_of: CrewOf
+    make_backend: BackendFactory
     base: Scores | None = None
     importance: Importance | None = None
 
-    def train(self, kept: Kept | None) -> Evaluation:
+    def train(self, resume_point: ResumePoint | None) -> Evaluation:
         """All rounds that are left, and what they are compared with."""
         job, log = self.job, self.log
-        if kept is None:
+        if resume_point is None:
             self.base = _score(job, None, "base", log)
         else:
-            self.base = kept.standing.base_scores
-        job, state = run_federation(job, log, self.accounts, self, self._planned, self.crew_of, kept)
+            self.base = resume_point.run_state.base_scores
+        job, state = run_federation(job, log, self.totals, self, self._planned, self.make_backend, resume_point)
         _save(job, state, self.run.adapter)
         adapted = _score(job, state, "federated", log)
-        local_only = _local_only(job, self.run, log, self.crew_of) if "local-only" in job.config.run.compare else None
+        local_only = _local_only(job, self.run, log, self.make_backend) if "local-only" in job.config.run.compare else None
         central = None
         if job.central is not None:
-            central = _score(job, run_rounds(job, (job.central,), "central", log, crew_of=self.crew_of), "central", log)
-        homogeneous = _homogeneous(job, log, self.crew_of) if "homogeneous" in job.config.run.compare else None
+            central = _score(job, run_rounds(job, (job.central,), "central", log, make_backend=self.make_backend), "central", log)
+        homogeneous = _homogeneous(job, log, self.make_backend) if "homogeneous" in job.config.run.compare else None
         return Evaluation(self.base, adapted, local_only, central, homogeneous)
 
     def add(self, result: RoundResult, simulated_seconds: float | None, rounds: Rounds) -> None:
         """Write the round's checkpoint, whole or not at all."""
-        self.accounts.add(result, simulated_seconds, rounds)
+        self.totals.add(result, simulated_seconds, rounds)
 
         def write(folder: Path) -> None:
             _write_adapter(self.job, result.state, folder)
-            standing = Standing(self.accounts.to_json(), self.base, time.monotonic() - self.started, self.importance)
-            keep(folder, rounds, result.round, standing, self.hashes)
+            run_state = RunState(self.totals.to_json(), self.base, time.monotonic() - self.started, self.importance)
+            write_resume_state(folder, rounds, result.round, run_state, self.hashes)
 
         path = write_checkpoint(self.run, result.round, write)
         self.log.append(CheckpointWritten(result.round, str(path.relative_to(self.run.path))))
@@ -167,12 +168,12 @@ class _Run:
 
     def drop(self, edge: str) -> None:
         """Count the edge's absence."""
-        self.accounts.drop(edge)
+        self.totals.drop(edge)
 
     def finish(self, status: Literal["complete", "interrupted", "failed"], evaluation: Evaluation) -> Summary:
         """Write the summary."""
         seconds = time.monotonic() - self.started
-        summary = self.accounts.summary(status, evaluation, seconds)
+        summary = self.totals.summary(status, evaluation, seconds)
         write_summary(self.run.summary_path, summary)
         self.log.append(RunFinished(status, seconds))
         return summary
@@ -184,8 +185,8 @@ class _Run:
         self.run.write_json(self.run.plan_json, job.plan.to_json())
 
 
-def _homogeneous(job: Job, log: EventLog, crew_of: CrewOf) -> Homogeneous | None:
-    found = run_homogeneous(job, log, crew_of)
+def _homogeneous(job: Job, log: EventLog, make_backend: BackendFactory) -> Homogeneous | None:
+    found = run_homogeneous(job, log, make_backend)
     if found is None:
         return None
     other, state, seconds = found
@@ -193,11 +194,11 @@ def _homogeneous(job: Job, log: EventLog, crew_of: CrewOf) -> Homogeneous | None
     return Homogeneous(scores, tuple(edge.name for edge in other.edges), seconds)
 
 
-def _local_only(job: Job, run: RunDirectory, log: EventLog, crew_of: CrewOf) -> LocalOnly:
+def _local_only(job: Job, run: RunDirectory, log: EventLog, make_backend: BackendFactory) -> LocalOnly:
     """Every edge alone, for as many steps as it trained in the federation."""
     scores: dict[str, Scores] = {}
     for edge in job.edges:
-        state = run_rounds(job, (edge,), "local-only", log, crew_of=crew_of)
+        state = run_rounds(job, (edge,), "local-only", log, make_backend=make_backend)
         _save(job, state, run.edge_adapter(edge.name))
         scores[edge.name] = _score(job, state, f"local-only:{edge.name}", log) or {}
     keys = next(iter(scores.values()))

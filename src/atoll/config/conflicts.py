@@ -10,17 +10,17 @@ from atoll.config.keys import as_toml
 from atoll.config.schema import DEFAULT_LOCAL_STEPS, PRECISION_BITS, RunConfig
 from atoll.errors import ConflictError, InputError
 
-KEEPS_BENEATH = ("stack", "residual")
-"""Values of federated.aggregation that keep a frozen part beneath the adapters."""
+KEEPS_FROZEN_DELTA = ("stack", "residual")
+"""Values of federated.aggregation that keep a frozen delta."""
 CLIPS = ("exact-svd", "delta-svd", "stack")
 """Values of federated.aggregation that federated.clip_update goes with: those that know no factors, only products."""
-_BENEATH = "keeps a part of the result beneath the adapters, which a host cannot hold"
-_BENEATH_DO = 'write aggregation = "exact-svd" or "zero-pad", or let every edge hold the whole base: mode = "local"'
+_FROZEN_DELTA = "keeps a frozen delta, which a host cannot hold"
+_FROZEN_DELTA_DO = 'write aggregation = "exact-svd" or "zero-pad", or let every edge hold the whole base: mode = "local"'
 
 
 def conflicts(config: RunConfig, document: Document) -> list[InputError]:
     """One leaf for each group of values that exclude each other."""
-    parts = (_templates, _selection, _planning, _growing, _training, _edges, _aggregation, _robust, _whole_weights, _classes, _evaluation)
+    parts = (_templates, _selection, _planning, _growing, _training, _edges, _aggregation, _robust, _full_weights, _classes, _evaluation)
     return [error for part in parts for error in part(config, document)]
 
 
@@ -217,7 +217,7 @@ def _edges(config: RunConfig, document: Document) -> list[InputError]:
 
 def _aggregation(config: RunConfig, document: Document) -> list[InputError]:
     rule, location = config.federated.aggregation, ("federated", "aggregation")
-    if rule not in KEEPS_BENEATH:
+    if rule not in KEEPS_FROZEN_DELTA:
         return []
     errors: list[InputError] = []
     if config.adapter.kind == "bottleneck":
@@ -227,8 +227,8 @@ def _aggregation(config: RunConfig, document: Document) -> list[InputError]:
     split = [edge.name for edge in config.edge if (config.run.placement if edge.mode == "auto" else edge.mode) == "split"]
     if split or (not config.edge and config.run.placement == "split"):
         got = f'mode = "split": {few(split)}' if split else 'run.placement = "split"'
-        what, expected = f'aggregation = "{rule}" {_BENEATH}', "edges that hold the whole base"
-        errors.append(_conflict(document, location, what, got, expected, _BENEATH_DO))
+        what, expected = f'aggregation = "{rule}" {_FROZEN_DELTA}', "edges that hold the whole base"
+        errors.append(_conflict(document, location, what, got, expected, _FROZEN_DELTA_DO))
     return errors
 
 
@@ -252,18 +252,19 @@ def _robust(config: RunConfig, document: Document) -> list[InputError]:
     return errors
 
 
-_WHOLE = 'adapter.kind = "full" trains the weights themselves'
-_WHOLE_DO = 'or write kind = "lora" below [adapter]'
+_FULL_WEIGHTS = 'adapter.kind = "full" trains the weights themselves'
+_FULL_WEIGHTS_DO = 'or write kind = "lora" below [adapter]'
 
 
-def _whole_weights(config: RunConfig, document: Document) -> list[InputError]:
+def _full_weights(config: RunConfig, document: Document) -> list[InputError]:
     if config.adapter.kind != "full":
         return []
     errors: list[InputError] = []
 
     def add(location: Location, why: str, got: object, expected: str, do: str) -> None:
         key = str(location[-1])
-        errors.append(_conflict(document, location, f"{_WHOLE}, {why}", f"{key} = {as_toml(got)}", expected, f"{do}, {_WHOLE_DO}"))
+        what, do = f"{_FULL_WEIGHTS}, {why}", f"{do}, {_FULL_WEIGHTS_DO}"
+        errors.append(_conflict(document, location, what, f"{key} = {as_toml(got)}", expected, do))
 
     if config.plan.policy != "as-written":
         what = "which have no ranks to plan"
@@ -272,8 +273,8 @@ def _whole_weights(config: RunConfig, document: Document) -> list[InputError]:
         add(("select", "policy"), "all of them all the time", config.select.policy, 'select.policy = "all"', "take policy out")
     if config.adapter.dropout:
         add(("adapter", "dropout"), "and nothing beside them", config.adapter.dropout, "no dropout", "take dropout out")
-    if config.federated.aggregation in KEEPS_BENEATH:
-        what, do = "of which nothing is kept beneath: every rule is the exact mean", "take aggregation out"
+    if config.federated.aggregation in KEEPS_FROZEN_DELTA:
+        what, do = "of which no frozen delta is kept: every rule is the exact mean", "take aggregation out"
         add(("federated", "aggregation"), what, config.federated.aggregation, 'aggregation = "exact-svd"', do)
     if "homogeneous" in config.run.compare:
         add(("run", "compare"), "at no rank", config.run.compare, "a comparison without ranks", 'take "homogeneous" out')
@@ -294,11 +295,11 @@ def _whole_weights(config: RunConfig, document: Document) -> list[InputError]:
     return errors
 
 
-def whole_in_a_host(split_edges: Sequence[str]) -> ConflictError:
-    """The error of a plan by which these edges train against a host, where whole weights are to be trained."""
+def full_weights_in_a_host(split_edges: Sequence[str]) -> ConflictError:
+    """The error of a plan by which these edges train against a host, where full weights are to be trained."""
     return ConflictError(
-        f"{_WHOLE}, so that the edge must hold the whole base", where="[adapter] kind", got=f'mode = "split": {few(split_edges)}',
-        expected="edges that hold the whole base", do=f'train without a host (mode = "local"), {_WHOLE_DO}',
+        f"{_FULL_WEIGHTS}, so that the edge must hold the whole base", where="[adapter] kind", got=f'mode = "split": {few(split_edges)}',
+        expected="edges that hold the whole base", do=f'train without a host (mode = "local"), {_FULL_WEIGHTS_DO}',
     )  # fmt: skip
 
 
@@ -348,11 +349,11 @@ def classes_in_a_host(got: str) -> ConflictError:
     )  # fmt: skip
 
 
-def beneath_in_a_host(config: RunConfig, split_edges: Sequence[str]) -> ConflictError:
-    """The error of a plan by which these edges train against a host, under a rule that keeps a frozen part beneath the adapters."""
+def frozen_delta_in_a_host(config: RunConfig, split_edges: Sequence[str]) -> ConflictError:
+    """The error of a plan by which these edges train against a host, under a rule that keeps a frozen delta."""
     return ConflictError(
-        f'aggregation = "{config.federated.aggregation}" {_BENEATH}', where="[federated] aggregation",
-        got=f'mode = "split": {few(split_edges)}', expected="edges that hold the whole base", do=_BENEATH_DO,
+        f'aggregation = "{config.federated.aggregation}" {_FROZEN_DELTA}', where="[federated] aggregation",
+        got=f'mode = "split": {few(split_edges)}', expected="edges that hold the whole base", do=_FROZEN_DELTA_DO,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from atoll.errors import BadValueError, InputError, UnknownKeyError
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 # What the same thing is called in the tools people come from.
-_ELSEWHERE = {
+_ALIASES = {
     "lr": "train.learning_rate", "epochs": "train.local_epochs", "num_train_epochs": "train.local_epochs", "steps": "train.local_steps",
     "max_steps": "train.local_steps", "per_device_train_batch_size": "train.batch_size", "gradient_accumulation_steps": "train.accumulate",
     "max_grad_norm": "train.grad_clip", "lr_scheduler_type": "train.schedule", "r": "adapter.rank", "lora_alpha": "adapter.alpha",
@@ -77,11 +77,11 @@ def _unknown(raw: Location, value: object, document: Document) -> UnknownKeyErro
         return _unknown_section(name, value, document)
     known = [key.name for key in keys().values() if key.section == section]
     likely = nearest(name, known)
-    elsewhere = _home(name)
+    remote_blocks = _home(name)
     if likely:
         do = f"did you mean {likely}?"
-    elif elsewhere:
-        do = f"did you mean {elsewhere}?"
+    elif remote_blocks:
+        do = f"did you mean {remote_blocks}?"
     else:
         do = f"take {name} out, or write one of the keys above"
     title = f"[[{section}]]" if section == "edge" else f"[{section}]"
@@ -108,7 +108,7 @@ def _unknown_section(name: str, value: object, document: Document) -> UnknownKey
 
 def _home(name: str) -> str | None:
     same = [path for path, key in keys().items() if key.name == name]
-    return same[0] if same else _ELSEWHERE.get(name)
+    return same[0] if same else _ALIASES.get(name)
 
 
 def _advice(key: Key, written: object) -> str:

@@ -237,8 +237,8 @@ class Federated(Section):
 
     aggregation: Literal["exact-svd", "delta-svd", "stack", "zero-pad", "residual"] = "exact-svd"
     """How adapters of unequal rank are averaged: the exact mean of products B A, cut to the common rank; or of what edges changed of what
-    they were sent, added to what was there (delta-svd); A and B apart, padded with zeros; that, and what it misses frozen beneath
-    (residual); or the exact mean frozen beneath, and new adapters every round (stack)."""
+    they were sent, added to what was there (delta-svd); A and B apart, padded with zeros; that, and what it misses as a frozen delta
+    (residual); or the exact mean as a frozen delta, and new adapters every round (stack)."""
     weigh: Literal["rows", "steps"] = "rows"
     """What an update weighs in the mean: its edge's rows; or ("steps") these times how often the plan has the edge do the steps of [train]:
     where rounds are filled, slow edges do not hold back the others then, and fast edges' rows count for more."""
@@ -257,10 +257,10 @@ class Federated(Section):
     trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
     """Share of the edges left out at each end of a trimmed mean, rounded down to whole edges."""
     clip_update: Literal["auto"] | Annotated[float, Field(gt=0)] | None = None
-    """An update that moves all products B A (or whole weights) together further than this, in the Frobenius norm, is shrunk to it; "auto":
+    """An update that moves all products B A (or full weights) together further than this, in the Frobenius norm, is shrunk to it; "auto":
     the median of the round's norms. Needs aggregation = "exact-svd", "delta-svd" or "stack"."""
     max_norm: Annotated[float, Field(gt=0)] | None = None
-    """An update with a module whose product B A (or change of a whole weight) has a larger Frobenius norm is refused."""
+    """An update with a module whose product B A (or change of a full weight) has a larger Frobenius norm is refused."""
     late: Literal["wait", "cut", "drop"] = "wait"
     """An edge that by declared speed and link cannot finish by plan.round_deadline is waited for, stops at the last step that it can
     finish, or is left out of the round. Where plan.policy = "fedpipe", ranks are cut before steps are."""

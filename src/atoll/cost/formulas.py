@@ -5,7 +5,7 @@ activations and softmax are left out; they are O(n d) where the products are O(n
 
 The doctests all speak of one small base: two blocks of one attention projection in (8 -> 8), one out, and a feed-forward pair 8 -> 16 -> 8.
 
-    >>> from atoll.shapes import BaseShapes, ModuleShape, trained_whole
+    >>> from atoll.shapes import BaseShapes, ModuleShape, with_full_weights
     >>> parts = [("attn.qkv_proj", 8, 8, "attention"), ("attn.o_proj", 8, 8, "attention")]
     >>> parts += [("mlp.fc1", 8, 16, "mlp"), ("mlp.fc2", 16, 8, "mlp")]
     >>> modules = tuple(ModuleShape(f"h.{b}.{name}", i, o, kind, b) for b in (0, 1) for name, i, o, kind in parts)
@@ -54,16 +54,16 @@ def step_flops(
     row_tokens: int,
     num_label_tokens: int,
     gradient_checkpointing: bool = False,
-    elsewhere: Container[int] = (),
+    remote_blocks: Container[int] = (),
     frozen: Mapping[str, int] = {},
     factored: bool = False,
     num_real_tokens: int | None = None,
 ) -> Flops:
     """Forward and backward through the base, its adapters and its head, for `num_rows` rows of `row_tokens` tokens.
 
-    `ranks` are those of active modules; `frozen` those of what is evaluated and not trained: killed modules, and what lies beneath. Blocks
-    that run `elsewhere`, in a host, cost nothing here, nor does what is frozen there; their active adapters do, on a `factored` wire their
-    first factor only, for `num_real_tokens` where there is padding.
+    `ranks` are those of active modules; `frozen` those of what is evaluated and not trained: killed modules, and the frozen delta. The
+    `remote_blocks`, which a host runs, cost nothing here, nor does what is frozen there; their active adapters do, on a `factored` wire
+    their first factor only, for `num_real_tokens` where there is padding.
 
     With one adapter on the second block's fc1 and 10 label tokens of 2 rows x 6 tokens: forward 2*12*(64+64+128+128) = 9216 a block
     and scores 4*2*36*8 = 2304; backward only fc2's dx, 2*12*128 = 3072.
@@ -84,10 +84,10 @@ def step_flops(
     """
     num_tokens = num_rows * row_tokens
     blocks = base_flops(
-        shapes, ranks, num_rows=num_rows, row_tokens=row_tokens, gradient_checkpointing=gradient_checkpointing, elsewhere=elsewhere
+        shapes, ranks, num_rows=num_rows, row_tokens=row_tokens, gradient_checkpointing=gradient_checkpointing, remote_blocks=remote_blocks
     )
     adapters = adapter_flops(
-        shapes, ranks, num_tokens=num_tokens, gradient_checkpointing=gradient_checkpointing, elsewhere=elsewhere, frozen=frozen,
+        shapes, ranks, num_tokens=num_tokens, gradient_checkpointing=gradient_checkpointing, remote_blocks=remote_blocks, frozen=frozen,
         factored=factored, num_real_tokens=num_real_tokens,
     )  # fmt: skip
     if shapes.head:
@@ -97,9 +97,9 @@ def step_flops(
 
 def base_flops(
     shapes: BaseShapes, ranks: Mapping[str, int], *, num_rows: int, row_tokens: int, gradient_checkpointing: bool = False,
-    elsewhere: Container[int] = (),
+    remote_blocks: Container[int] = (),
 ) -> int:  # fmt: skip
-    """The frozen blocks, forward and backward, but for those that run `elsewhere`.
+    """The frozen blocks, forward and backward, but for those that run `remote_blocks`.
 
     A projection costs 2 n d_in d_out forward. Its weight is frozen, so that backward is the one product dx = dy W, as much again, and
     that only above the lowest adapted module: what it reads needs no gradient, nor does anything below. Attention scores are two
@@ -110,17 +110,17 @@ def base_flops(
         14848
         >>> base_flops(base, {"h.0.attn.qkv_proj": 1}, num_rows=1, row_tokens=4, gradient_checkpointing=True)
         22016
-        >>> base_flops(base, {"h.0.attn.qkv_proj": 1}, num_rows=1, row_tokens=4, elsewhere=range(2))
+        >>> base_flops(base, {"h.0.attn.qkv_proj": 1}, num_rows=1, row_tokens=4, remote_blocks=range(2))
         0
     """
     num_tokens, lowest = num_rows * row_tokens, _lowest(shapes, ranks)
     scores = 4 * num_rows * row_tokens**2 * shapes.attention_width
-    here = [block for block in range(shapes.num_blocks) if block not in elsewhere]
+    here = [block for block in range(shapes.num_blocks) if block not in remote_blocks]
     total = len(here) * scores
     for block in here:
         total += 2 * scores if (block, 0) >= lowest else 0
         total += scores if gradient_checkpointing and block >= lowest[0] else 0
-    for module in (module for module in shapes.modules if module.block not in elsewhere):
+    for module in (module for module in shapes.modules if module.block not in remote_blocks):
         passes = 1 + (_place(module) > lowest) + (gradient_checkpointing and module.block >= lowest[0])
         total += 2 * num_tokens * module.num_weights * passes
     return total
@@ -128,11 +128,11 @@ def base_flops(
 
 def adapter_flops(
     shapes: BaseShapes, ranks: Mapping[str, int], *, num_tokens: int, gradient_checkpointing: bool = False,
-    elsewhere: Container[int] = (), frozen: Mapping[str, int] = {}, factored: bool = False, num_real_tokens: int | None = None,
+    remote_blocks: Container[int] = (), frozen: Mapping[str, int] = {}, factored: bool = False, num_real_tokens: int | None = None,
 ) -> int:  # fmt: skip
-    """The adapters, forward and backward: active ones (`ranks`) wherever their block runs, `frozen` ones but for blocks `elsewhere`.
+    """The adapters, forward and backward: active ones (`ranks`) wherever their block runs, `frozen` ones but for blocks `remote_blocks`.
 
-    Padding does not travel: of blocks `elsewhere`, `num_real_tokens` of the tokens are worked on (None: all of them).
+    Padding does not travel: of blocks `remote_blocks`, `num_real_tokens` of the tokens are worked on (None: all of them).
 
     Forward is u = A x and B u: 2 n r (d_in + d_out). Backward is twice that: gradients of A and B, of u, and of x; the last one, 2 n r
     d_in, only above the lowest active stage.
@@ -148,34 +148,34 @@ def adapter_flops(
         >>> active = {"h.0.mlp.fc1": 1}
         >>> [adapter_flops(base, active, num_tokens=4, frozen={f"h.{b}.attn.o_proj": 1}) for b in (0, 1)]
         [640, 768]
-        >>> adapter_flops(base, active, num_tokens=4, frozen={"h.1.attn.o_proj": 1}, elsewhere={1})
+        >>> adapter_flops(base, active, num_tokens=4, frozen={"h.1.attn.o_proj": 1}, remote_blocks={1})
         512
 
-    Checkpointing runs those in blocks that have a backward pass forward once more; blocks `elsewhere` are not run again.
+    Checkpointing runs those in blocks that have a backward pass forward once more; blocks `remote_blocks` are not run again.
 
         >>> adapter_flops(base, active, num_tokens=4, frozen={"h.0.attn.o_proj": 1}, gradient_checkpointing=True)
         960
-        >>> adapter_flops(base, active, num_tokens=4, gradient_checkpointing=True, elsewhere={0})
+        >>> adapter_flops(base, active, num_tokens=4, gradient_checkpointing=True, remote_blocks={0})
         512
 
-    On a `factored` wire the host makes B u and its two gradients for blocks `elsewhere`: of 512, fc1's 2*4*16*3 = 384 are not done here.
+    On a `factored` wire the host makes B u and its two gradients for `remote_blocks`: of 512, fc1's 2*4*16*3 = 384 are not done here.
 
-        >>> adapter_flops(base, active, num_tokens=4, elsewhere={0}, factored=True)
+        >>> adapter_flops(base, active, num_tokens=4, remote_blocks={0}, factored=True)
         128
 
     Of a weight that is trained whole, the gradient is one product more than the frozen base has, 2 n d_in d_out; what was learned is
     summed into the weight, and costs no product.
 
-        >>> adapter_flops(trained_whole(base), active, num_tokens=4)
+        >>> adapter_flops(with_full_weights(base), active, num_tokens=4)
         1024
     """
     lowest, total, num_padded = _lowest(shapes, ranks), 0, num_tokens
     for module in shapes.modules:
-        num_tokens = num_padded if module.block not in elsewhere or num_real_tokens is None else num_real_tokens
-        if module.whole:
+        num_tokens = num_padded if module.block not in remote_blocks or num_real_tokens is None else num_real_tokens
+        if module.full_weights:
             total += 2 * num_tokens * module.num_adapter_parameters(ranks.get(module.name, 0))
             continue
-        here, above = module.block not in elsewhere, _place(module) > lowest
+        here, above = module.block not in remote_blocks, _place(module) > lowest
         again = gradient_checkpointing and here and module.block >= lowest[0]
         rank, frozen_rank = ranks.get(module.name, 0), frozen.get(module.name, 0) if here else 0
         no_input_gradient = 0 if above else 2 * num_tokens * rank * module.d_in
@@ -200,11 +200,11 @@ def class_head_flops(shapes: BaseShapes, *, num_rows: int) -> int:
     It belongs to what is trained, and is counted with the adapters.
 
         >>> from dataclasses import replace
-        >>> head = (ModuleShape("pooler", 8, 8, "other", 2), ModuleShape("classifier", 8, 20, "other", 2, whole=True))
+        >>> head = (ModuleShape("pooler", 8, 8, "other", 2), ModuleShape("classifier", 8, 20, "other", 2, full_weights=True))
         >>> class_head_flops(replace(base, head=head), num_rows=3)
         3648
     """
-    return sum(2 * num_rows * module.num_weights * (2 + module.whole) for module in shapes.head)
+    return sum(2 * num_rows * module.num_weights * (2 + module.full_weights) for module in shapes.head)
 
 
 def adapter_parameters(shapes: BaseShapes, ranks: Mapping[str, int]) -> int:
@@ -212,7 +212,7 @@ def adapter_parameters(shapes: BaseShapes, ranks: Mapping[str, int]) -> int:
 
     >>> adapter_parameters(base, {"h.0.attn.qkv_proj": 2, "h.0.mlp.fc1": 1})
     56
-    >>> adapter_parameters(trained_whole(base), {"h.0.attn.qkv_proj": 8, "h.0.mlp.fc1": 8})
+    >>> adapter_parameters(with_full_weights(base), {"h.0.attn.qkv_proj": 8, "h.0.mlp.fc1": 8})
     192
     """
     return sum(module.num_adapter_parameters(ranks.get(module.name, 0)) for module in shapes.modules) + shapes.num_head_parameters
@@ -238,7 +238,7 @@ def message_bytes(shapes: BaseShapes, num_modules: int) -> int:
 
 
 def frozen_payload_bytes(shapes: BaseShapes, ranks: Mapping[str, int], number_bytes: int = ADAPTER_BYTES_PER_PARAMETER) -> int:
-    """What lies beneath the adapters, on its way to an edge: a classifier's head is no part of it.
+    """The frozen delta, on its way to an edge: a classifier's head is no part of it.
 
     >>> frozen_payload_bytes(base, {"h.0.attn.qkv_proj": 2, "h.0.mlp.fc1": 1})
     224

@@ -23,7 +23,7 @@ HELD_BYTES_PER_PARAMETER = 32
 """Beside these, in the machine's memory: the numbers and moments that a round begins with (12), the messages that brought them (4 and 8),
 the numbers that it ends with (4), and the coordinator's own where it is in the same process (4)."""
 BENEATH_BYTES_PER_PARAMETER = 12
-"""Of what lies beneath the adapters: the number, the message that brought it, and the coordinator's own. It has no gradient, no moments."""
+"""Of the frozen delta: the number, the message that brought it, and the coordinator's own. It has no gradient, no moments."""
 LOGITS_CHUNK_BYTES = 32 * 2**20
 """Largest block of logits at once; a test holds it equal to base.head's."""
 PASSING_SHARE = 0.25
@@ -49,8 +49,8 @@ class Memory:
     logits_bytes: int
     widened_bytes: int = 0
     """The largest projection made wide for one product, or summed up with what it has learned where it is trained whole."""
-    beneath_bytes: int = 0
-    """What lies frozen beneath the adapters."""
+    frozen_delta_bytes: int = 0
+    """The frozen delta."""
     loading_bytes: int = 0
     """What loading needs for a moment besides the base, when nothing else is there yet."""
 
@@ -62,7 +62,7 @@ class Memory:
     @property
     def at_training_bytes(self) -> int:
         """The foretold peak of training."""
-        held = self.process_bytes + self.base_bytes + self.adapter_bytes + self.beneath_bytes
+        held = self.process_bytes + self.base_bytes + self.adapter_bytes + self.frozen_delta_bytes
         return held + self.activation_bytes + self.logits_bytes + self.widened_bytes
 
     @property
@@ -81,28 +81,28 @@ def training_memory(
     bits: int,
     activation_bytes: int,
     gradient_checkpointing: bool = False,
-    elsewhere: Container[int] = (),
+    remote_blocks: Container[int] = (),
     merged: Container[str] = (),
-    beneath: Mapping[str, int] = {},
+    frozen_delta: Mapping[str, int] = {},
     process_bytes: int | None = None,
     holds_all: bool = True,
 ) -> Memory:
     """Peak memory of a process that trains these adapters on batches of `num_rows` rows of `row_tokens` tokens.
 
     The projections of the blocks are kept in `bits`, all other weights and the arithmetic in `activation_bytes` a number; where the two
-    say the same, nothing is widened. Blocks that run `elsewhere`, in a host, are not held; what their adapters read and add is. Modules
-    that are `merged` have a second weight, with the adapter in it, beside the base's. `beneath` are the ranks of what lies frozen beneath
-    the adapters. `process_bytes`, where given, stand for all that is there before a model. An accelerator's memory does not hold all: what
+    say the same, nothing is widened. `remote_blocks` run in a host and are not held; what their adapters read and add is. Modules
+    that are `merged` have a second weight, with the adapter in it, beside the base's. `frozen_delta` are the ranks of the frozen delta,
+    if any. `process_bytes`, where given, stand for all that is there before a model. An accelerator's memory does not hold all: what
     a round begins and ends with, and messages, lie in the machine's.
 
     For given bits, rows, tokens and checkpointing only `adapter_bytes` depends on ranks of blocks that are here, and in proportion;
     `activation_bytes` on which stages are adapted, a sum over the blocks from the lowest adapted one up.
     """
-    here = [module for module in shapes.modules if module.block not in elsewhere]
+    here = [module for module in shapes.modules if module.block not in remote_blocks]
     narrow = bits < 8 * activation_bytes and bool(here)
     stored, largest = _numbers_kept(
         shapes, ranks, num_rows=num_rows, row_tokens=row_tokens, every_input=narrow and bits == 8, again=gradient_checkpointing,
-        elsewhere=elsewhere,
+        remote_blocks=remote_blocks,
     )  # fmt: skip
     share, slack = (PASSING_SHARE, 1.0) if narrow else (1.0, CHECKPOINT_SLACK if gradient_checkpointing else ALLOCATOR_SLACK)
     ends = shapes.d_model * (2 * num_rows * row_tokens + 2 * num_label_tokens)
@@ -118,12 +118,12 @@ def training_memory(
         activation_bytes=int(slack * activation_bytes * (stored + share * largest + ends)),
         logits_bytes=rows_of_logits * num_logits * 4,
         widened_bytes=widest_weight * activation_bytes if narrow else _summed_bytes(here, ranks, activation_bytes),
-        beneath_bytes=_beneath_bytes(shapes, beneath, activation_bytes),
+        frozen_delta_bytes=_frozen_delta_bytes(shapes, frozen_delta, activation_bytes),
         loading_bytes=QUANTIZING_BYTES.get(bits, 0) * widest_weight if narrow else 0,
     )
 
 
-def _beneath_bytes(shapes: BaseShapes, ranks: Mapping[str, int], activation_bytes: int) -> int:
+def _frozen_delta_bytes(shapes: BaseShapes, ranks: Mapping[str, int], activation_bytes: int) -> int:
     # Where the arithmetic is narrower than fp32, a copy in its precision waits for the way back.
     rounded = activation_bytes if activation_bytes < 4 else 0
     numbers = sum(module.num_adapter_parameters(ranks.get(module.name, 0)) for module in shapes.modules)
@@ -132,7 +132,7 @@ def _beneath_bytes(shapes: BaseShapes, ranks: Mapping[str, int], activation_byte
 
 def _summed_bytes(modules: Sequence[ModuleShape], ranks: Mapping[str, int], activation_bytes: int) -> int:
     """The largest weight that is trained whole, summed up in fp32, and rounded where the arithmetic is narrower."""
-    widest = max((module.num_weights for module in modules if module.whole and ranks.get(module.name, 0)), default=0)
+    widest = max((module.num_weights for module in modules if module.full_weights and ranks.get(module.name, 0)), default=0)
     return widest * (4 + (activation_bytes if activation_bytes < 4 else 0))
 
 
@@ -154,7 +154,7 @@ def stored_bytes(module: ModuleShape, bits: int) -> int:
 
 def _numbers_kept(
     shapes: BaseShapes, ranks: Mapping[str, int], *, num_rows: int, row_tokens: int, every_input: bool, again: bool,
-    elsewhere: Container[int],
+    remote_blocks: Container[int],
 ) -> tuple[int, int]:  # fmt: skip
     """Numbers that the blocks keep when most are there, with checkpointing (`again`) inputs and one block; and those of the largest."""
     modules: list[list[ModuleShape]] = [[] for _ in range(shapes.num_blocks)]
@@ -165,14 +165,14 @@ def _numbers_kept(
     num_tokens = num_rows * row_tokens
     with_gradient = range(lowest, shapes.num_blocks)
     blocks = [
-        num_tokens * _exchanged_per_token(modules[block], ranks) if block in elsewhere
+        num_tokens * _exchanged_per_token(modules[block], ranks) if block in remote_blocks
         else num_tokens * _kept_per_token(shapes, modules[block], ranks, every_input) + scores
         for block in with_gradient
     ]  # fmt: skip
     # As if all its stages were adapted: a planner adds up costs by stage, and a largest block is no sum.
     everything = {module.name: 1 for block in with_gradient for module in modules[block]}
     widest = [
-        _exchanged_per_token(modules[block], everything) if block in elsewhere
+        _exchanged_per_token(modules[block], everything) if block in remote_blocks
         else _kept_per_token(shapes, modules[block], everything, True)
         for block in with_gradient
     ]  # fmt: skip
@@ -180,7 +180,7 @@ def _numbers_kept(
     if not again:
         return sum(blocks), largest
     # bitsandbytes' 8-bit product holds its input where checkpointing does not see it, so that those of all blocks stay.
-    held = sum(_inputs_per_token(modules[block], everything) for block in with_gradient if block not in elsewhere) if every_input else 0
+    held = sum(_inputs_per_token(modules[block], everything) for block in with_gradient if block not in remote_blocks) if every_input else 0
     return num_tokens * (shapes.d_model * len(blocks) + held) + largest, largest
 
 

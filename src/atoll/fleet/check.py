@@ -18,11 +18,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from atoll.commands.doctor import Check, DoctorReport, Status, library
 from atoll.config.load import LoadedConfig, load
-from atoll.engines.split.certificates import CLOCK_SKEW, DeviceTls, covers, examined, open_channel
-from atoll.engines.split.transport import fetch_status
 from atoll.errors import AtollError, FleetFolderError, InputError, ManyErrors, TransportError
 from atoll.fleet.files import CoordinatorFolder, EdgeFolder, HostFolder, Named, named_by_coordinator, named_by_edge, split_address
-from atoll.jobs.crews.desk import asked_for
+from atoll.jobs.backends.worker import asked_for
+from atoll.split.certificates import CLOCK_SKEW, DeviceTls, covers, examined, open_channel
+from atoll.split.transport import fetch_status
 
 SOON = datetime.timedelta(days=30)
 """Certificates that end sooner are a warning."""

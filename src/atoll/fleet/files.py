@@ -15,7 +15,7 @@ from atoll.config.fleet import with_fleet
 from atoll.config.keys import as_toml
 from atoll.config.load import LoadedConfig, resolve_path
 from atoll.errors import FleetFolderError, TransportError
-from atoll.jobs.sources import base_source
+from atoll.jobs.inputs import base_source
 from atoll.runs.files import write_text
 from atoll.tasks.rows import names_file
 

@@ -19,7 +19,6 @@ from atoll.config.document import Document, few
 from atoll.config.keys import as_toml
 from atoll.config.load import LoadedConfig, load, resolved
 from atoll.config.schema import Edge, RunConfig
-from atoll.engines.split.certificates import Issuer, check_names, is_loopback, write_new
 from atoll.errors import CommandLineError, ConflictError, OutputError
 from atoll.fleet.files import (
     CoordinatorFolder,
@@ -33,6 +32,7 @@ from atoll.fleet.files import (
     split_address,
 )
 from atoll.runs.files import sync_folder
+from atoll.split.certificates import Issuer, check_names, is_loopback, write_new
 
 _HOST = re.compile(r"(?:(?P<name>[^=]*)=)?(?P<address>\[[^\]]*\]:[^:]*|[^:\[\]]*:[^:]*)(?::(?P<edges>.*))?")
 _APP = "atoll_app"

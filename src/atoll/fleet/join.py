@@ -7,16 +7,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from atoll.config.load import LoadedConfig, load
-from atoll.engines.split.certificates import DeviceTls
 from atoll.errors import ConflictError
-from atoll.fleet.apps import RESIDENT
 from atoll.fleet.files import EdgeFile, EdgeFolder
 from atoll.fleet.links.resident import Resident
-from atoll.fleet.links.sockets import LocalServer
+from atoll.fleet.links.sockets import RESIDENT, LocalServer
 from atoll.fleet.processes import Child, command, flower_environment, free_port
-from atoll.jobs.crews.desk import Desk
+from atoll.jobs.backends.worker import Worker
 from atoll.jobs.split import HostAccess
 from atoll.runs.events import EventLog
+from atoll.split.certificates import DeviceTls
 
 _LONGEST_WAIT = 8.0
 
@@ -57,7 +56,7 @@ def opened(folder: EdgeFolder, config: Path | None, overrides: Sequence[str], lo
     loaded = load(config or folder.run_toml, overrides)
     _check_named(loaded, edge)
     host = None if edge.host is None else HostAccess(edge.host, DeviceTls(folder.ca, folder.cert, folder.key))
-    return Resident(Desk(loaded, edge.name, host), folder.path / "state", log)
+    return Resident(Worker(loaded, edge.name, host), folder.path / "state", log)
 
 
 def _serve(folder: EdgeFolder, edge: EdgeFile, resident: str, tell: Callable[[str], None], stop: threading.Event) -> None:

@@ -14,19 +14,19 @@ from uuid import uuid4
 from atoll.commands.resume import resume_by
 from atoll.commands.train import RunResult, train_job
 from atoll.config.load import LoadedConfig, load
-from atoll.engines.federated.flower import Grid
 from atoll.errors import ConflictError
-from atoll.fleet.apps import RELAY, carry
+from atoll.federated.flower import Grid
 from atoll.fleet.files import CoordinatorFolder, HostFolder, write_connection
 from atoll.fleet.init import init, may_split
+from atoll.fleet.links.carrier import carry
 from atoll.fleet.links.relay import FleetGrid, Relay
-from atoll.fleet.links.sockets import LocalClient
+from atoll.fleet.links.sockets import RELAY, LocalClient
 from atoll.fleet.processes import Child, free_port, until_ready
 from atoll.fleet.superlink import SuperLink
-from atoll.jobs.crews.away import AwayCrew, ask_hellos, named, prepared_away
-from atoll.jobs.crews.crew import CrewOf
+from atoll.jobs.backends.backend import BackendFactory
+from atoll.jobs.backends.fleet import FleetBackend, ask_capabilities, named, prepared_for_fleet
+from atoll.jobs.inputs import base_source
 from atoll.jobs.job import Job, Participant
-from atoll.jobs.sources import base_source
 from atoll.report.progress import Progress
 from atoll.runs.events import Event, EventLog, Phase
 
@@ -42,27 +42,27 @@ class Fleet:
     relay: Relay
     nodes: Mapping[int, str]
     join_seconds: float
-    """How long edges may take until they say hello."""
+    """How long edges may take until they tell their capabilities."""
 
     def prepared(self, loaded: LoadedConfig, run_id: str) -> Job:
         """The coordinator's side of a run with the edges that answer.
 
-        Raises: as `atoll.jobs.crews.away.prepared_away`.
+        Raises: as `atoll.jobs.backends.fleet.prepared_for_fleet`.
         """
         asked = {edge.name for edge in loaded.config.edge}
         nodes = {node: edge for node, edge in self.nodes.items() if edge in asked}
-        return prepared_away(loaded, *ask_hellos(FleetGrid(self.relay, nodes), nodes, self.join_seconds), run_id)
+        return prepared_for_fleet(loaded, *ask_capabilities(FleetGrid(self.relay, nodes), nodes, self.join_seconds), run_id)
 
     @property
-    def crew_of(self) -> CrewOf:
-        """Makes the crews of a run."""
+    def make_backend(self) -> BackendFactory:
+        """Makes the backends of a run."""
 
-        def crew(job: Job, edges: Sequence[Participant], phase: Phase, log: EventLog) -> AwayCrew:
+        def backend(job: Job, edges: Sequence[Participant], phase: Phase, log: EventLog) -> FleetBackend:
             names = {edge.name for edge in edges}
             nodes = {node: edge for node, edge in self.nodes.items() if edge in names}
-            return AwayCrew(job, FleetGrid(self.relay, nodes), nodes)
+            return FleetBackend(job, FleetGrid(self.relay, nodes), nodes)
 
-        return crew
+        return backend
 
 
 def train_on_fleet(
@@ -75,7 +75,7 @@ def train_on_fleet(
     """
     loaded = load(config_path, overrides)
     with opened(loaded, fleet, overrides, tell) as found:
-        return train_job(found.prepared(loaded, uuid4().hex), out, observers, found.crew_of)
+        return train_job(found.prepared(loaded, uuid4().hex), out, observers, found.make_backend)
 
 
 def resume_on_fleet(
@@ -93,9 +93,9 @@ def resume_on_fleet(
         )  # fmt: skip
     with ExitStack() as stack:
 
-        def begin(loaded: LoadedConfig, run_id: str) -> tuple[Job, CrewOf]:
+        def begin(loaded: LoadedConfig, run_id: str) -> tuple[Job, BackendFactory]:
             found = stack.enter_context(opened(loaded, fleet, (), tell))
-            return found.prepared(loaded, run_id), found.crew_of
+            return found.prepared(loaded, run_id), found.make_backend
 
         return resume_by(run_dir, begin, observers, on_fleet=True)
 
@@ -111,17 +111,17 @@ def train_in_app(grid: Grid, config: Path, out: Path, *, resumes: bool) -> RunRe
         carrier.start()
         try:
 
-            def begin(loaded: LoadedConfig, run_id: str) -> tuple[Job, CrewOf]:
+            def begin(loaded: LoadedConfig, run_id: str) -> tuple[Job, BackendFactory]:
                 seconds = loaded.config.federated.round_timeout
                 until_ready(lambda: len(list(grid.get_node_ids())) >= len(loaded.config.edge), seconds)
                 numbers = {node: str(node) for node in grid.get_node_ids()}
                 found = Fleet(relay, named(FleetGrid(relay, numbers), numbers, seconds), seconds)
-                return found.prepared(loaded, run_id), found.crew_of
+                return found.prepared(loaded, run_id), found.make_backend
 
             if resumes:
                 return resume_by(out, begin, [progress], on_fleet=True)
-            job, crew_of = begin(load(config), uuid4().hex)
-            return train_job(job, out, [progress], crew_of)
+            job, make_backend = begin(load(config), uuid4().hex)
+            return train_job(job, out, [progress], make_backend)
         finally:
             relay.close()
             carrier.join()

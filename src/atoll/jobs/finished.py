@@ -14,7 +14,7 @@ from atoll.base.quantize import Bits
 from atoll.config.conflicts import classes_in_a_host
 from atoll.config.load import LoadedConfig, restored
 from atoll.errors import RunFolderError
-from atoll.jobs.sources import base_source
+from atoll.jobs.inputs import base_source
 from atoll.jobs.split import HostAccess, join, largest_batch_tokens
 from atoll.runs.layout import RunDirectory
 

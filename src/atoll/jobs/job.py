@@ -9,26 +9,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from atoll.adapters.attach import Killed, attached
-from atoll.adapters.fresh import fresh_adapters, fresh_whole, head_state
+from atoll.adapters.fresh import fresh_adapters, fresh_full_weights, head_state
 from atoll.adapters.peft_files import load_adapter
 from atoll.adapters.state import AdapterState
 from atoll.base.load import Base
 from atoll.config.conflicts import classes_in_a_host
 from atoll.config.load import LoadedConfig, load
 from atoll.config.schema import PRECISION_BITS, RunConfig
-from atoll.engines.split.host.server import Host
 from atoll.errors import AdapterFitError, InfeasibleError
 from atoll.jobs.finished import loaded_base
-from atoll.jobs.sources import EdgeRows, base_shapes, base_source, edge_rows, eval_rows, given_importance, run_labels
+from atoll.jobs.inputs import EdgeRows, base_shapes, base_source, edge_rows, eval_rows, given_importance, run_labels
 from atoll.jobs.split import HostAccess, HostLimits, SplitSide, join, largest_batch_tokens, serve, start_host
+from atoll.planner.check import check_plan
+from atoll.planner.edge_plan import EdgePlan, FleetPlan
+from atoll.planner.importance import Importance
+from atoll.planner.plan import plan_fleet
 from atoll.runs.events import DataLoaded
-from atoll.selection.choosing import Chooser, chooser_of
-from atoll.selection.importance import Importance
-from atoll.selection.plan import plan_fleet
-from atoll.selection.rounds.check import check_plan
-from atoll.selection.rounds.plans import EdgePlan, FleetPlan
 from atoll.selection.schedule import check_schedules
+from atoll.selection.selector import ModuleSelector, selector_of
 from atoll.shapes import BaseShapes
+from atoll.split.host.server import Host
 from atoll.tasks.batches import BatchStream, check_packing
 from atoll.tasks.classes import examples_of, form_of
 from atoll.tasks.evaluate import check_metrics
@@ -54,7 +54,7 @@ class Participant:
     """None where it is on a machine of its own, which alone has them."""
     batches: BatchStream | None
     plan: EdgePlan
-    chooser: Chooser
+    selector: ModuleSelector
     """Which modules are active when."""
     warm_up: WarmUpPart | None = None
     """None where it is not asked to."""
@@ -144,7 +144,7 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | N
     )  # fmt: skip
     plans = {edge.name: edge for edge in plan.edges}
     rows = tuple(edge for edge in rows if edge.name in plans)
-    check_schedules(config, plan, num_rows)
+    check_schedules(config, plan.rows_per_step, num_rows)
     check_plan(config, plan)
     with ExitStack() as opened:
         base, split, own_host = _bases(loaded, plan, host, held_out is not None, labels, opened)
@@ -250,9 +250,9 @@ def participant(
 
     batches, asked = stream(plan.batch_size), plan.warm_up
     per_epoch = -(-num_rows // plan.batch_size) if batches is None else batches.batches_per_epoch
-    chooser = chooser_of(config, shapes, plan.ranks, edge=name, epoch_steps=-(-per_epoch // plan.accumulate))
+    selector = selector_of(config, shapes, plan.ranks, edge=name, epoch_steps=-(-per_epoch // plan.accumulate))
     warm_up = None if asked is None else WarmUpPart(stream(asked.batch_size), asked.gradient_checkpointing)
-    return Participant(name, examples, batches, plan, chooser, warm_up, num_rows)
+    return Participant(name, examples, batches, plan, selector, warm_up, num_rows)
 
 
 def _central(config: RunConfig, shapes: BaseShapes, base: Base, edges: Sequence[Participant], start: AdapterState) -> Participant:
@@ -335,8 +335,8 @@ def given_start(loaded: LoadedConfig, shapes: BaseShapes) -> AdapterState | None
     state, asked = load_adapter(folder), loaded.config.adapter.kind
     check_fits(state, {module.name: (module.d_in, module.d_out) for module in (*shapes.modules, *shapes.head)}, str(folder))
     if asked == "full" and state.kind == "lora":
-        return state.as_whole()
-    kind = "full" if state.whole.keys() - {module.name for module in shapes.head} else state.kind
+        return state.as_full_weights()
+    kind = "full" if state.full_weights.keys() - {module.name for module in shapes.head} else state.kind
     if kind != asked:
         raise AdapterFitError(
             "the adapter to start from is of another kind", where=str(folder), got=kind, expected=asked,
@@ -353,7 +353,7 @@ def block_ranks(state: AdapterState, shapes: BaseShapes) -> dict[str, int]:
 
 def with_head(state: AdapterState, base: Base) -> AdapterState:
     """The state, with a classifier's head as it starts where there is none in it."""
-    return AdapterState(state.kind, state.modules, {**head_state(base.head).whole, **state.whole})
+    return AdapterState(state.kind, state.modules, {**head_state(base.head).full_weights, **state.full_weights})
 
 
 def fresh_start(config: RunConfig, shapes: BaseShapes, plan: FleetPlan) -> AdapterState:
@@ -364,7 +364,7 @@ def fresh_start(config: RunConfig, shapes: BaseShapes, plan: FleetPlan) -> Adapt
             ranks[name] = max(ranks.get(name, 0), rank)
     sizes = {module.name: (module.d_in, module.d_out) for module in shapes.modules}
     if config.adapter.kind == "full":
-        return fresh_whole(sizes, ranks)
+        return fresh_full_weights(sizes, ranks)
     return fresh_adapters(config.adapter.kind, sizes, ranks, config.adapter.alpha, config.run.seed)
 
 

@@ -1,4 +1,4 @@
-"""Run the rounds: Flower's strategy and a crew of edges, told as events."""
+"""Run the rounds: Flower's strategy and a backend of edges, told as events."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from atoll.adapters.state import AdapterState
-from atoll.engines.federated.aggregation.rules import Common
-from atoll.engines.federated.flower import ConfigRecord, RecordDict
-from atoll.engines.federated.importance import Asked, ask_importance
-from atoll.engines.federated.payload import BENEATH, get_adapter, put_adapter
-from atoll.engines.federated.store import read_record, write_record
-from atoll.engines.federated.strategy import AdapterStrategy, EdgeResult, Observer, RoundResult
+from atoll.federated.aggregation.rules import Common
+from atoll.federated.flower import ConfigRecord, RecordDict
+from atoll.federated.importance import Asked, ask_importance
+from atoll.federated.payload import FROZEN_DELTA, get_adapter, put_adapter
+from atoll.federated.store import read_record, write_record
+from atoll.federated.strategy import AdapterStrategy, EdgeResult, Observer, RoundResult
+from atoll.jobs.backends.backend import BackendFactory, WorkOrder
+from atoll.jobs.backends.in_process import InProcessBackend, aggregation_of, precision_of, robust_of
 from atoll.jobs.clock import clock_of
-from atoll.jobs.crews.crew import CrewOf, Order
-from atoll.jobs.crews.local import LocalCrew, aggregation_of, precision_of, robust_of
 from atoll.jobs.job import Job, Participant
+from atoll.planner.plan import steps_per_round
 from atoll.runs.events import EdgeDropped, EdgeFinished, EventLog, Phase, PhaseStarted, RoundFinished, RoundStarted, UpdateClipped
-from atoll.selection.plan import steps_per_round
 
 _COMMON, _STEPS, _STATES = "common.state", "steps.json", "edges"
 
 
-class Accountant(Protocol):
+class RoundCallback(Protocol):
     """Who is told what the rounds cost and what came out of them."""
 
     def add(self, result: RoundResult, simulated_seconds: float | None, rounds: Rounds) -> None:
@@ -36,46 +36,46 @@ class Accountant(Protocol):
 
 
 def run_rounds(
-    job: Job, edges: tuple[Participant, ...], phase: Phase, log: EventLog, accountant: Accountant | None = None,
-    crew_of: CrewOf = LocalCrew,
+    job: Job, edges: tuple[Participant, ...], phase: Phase, log: EventLog, callback: RoundCallback | None = None,
+    make_backend: BackendFactory = InProcessBackend,
 ) -> AdapterState:  # fmt: skip
     """All federated rounds over these edges; the common adapter after the last one.
 
     Raises: EdgesLostError where a round gets fewer updates than [federated] min_edges.
     """
-    with Rounds(job, edges, phase, log, accountant, crew_of) as rounds:
+    with Rounds(job, edges, phase, log, callback, make_backend) as rounds:
         rounds.run(job.config.run.rounds)
         return rounds.state
 
 
 class Rounds:
-    """The edges of a run and its coordinator, from one round to another; a context, at whose end the crew is let go."""
+    """The edges of a run and its coordinator, from one round to another; a context, at whose end the backend is let go."""
 
     def __init__(
-        self, job: Job, edges: tuple[Participant, ...], phase: Phase, log: EventLog, accountant: Accountant | None = None,
-        crew_of: CrewOf = LocalCrew,
+        self, job: Job, edges: tuple[Participant, ...], phase: Phase, log: EventLog, callback: RoundCallback | None = None,
+        make_backend: BackendFactory = InProcessBackend,
     ) -> None:  # fmt: skip
-        self._job, self._phase, self._log, self._accountant = job, phase, log, accountant
+        self._job, self._phase, self._log, self._callback = job, phase, log, callback
         self._steps_before: Counter[str] = Counter()
         self._late: set[str] = set()
         self._clock = clock_of(job.config)
-        self._crew = crew_of(job, edges, phase, log)
+        self._backend = make_backend(job, edges, phase, log)
         self._strategy = AdapterStrategy(
-            job.start, edge_ranks={edge.name: edge.plan.ranks for edge in edges}, nodes=self._crew.nodes, votes=_votes(job, edges),
+            job.start, edge_ranks={edge.name: edge.plan.ranks for edge in edges}, nodes=self._backend.nodes, votes=_votes(job, edges),
             min_edges=min(job.config.federated.min_edges, len(edges)), observer=self._observer(),
             aggregation=aggregation_of(job, phase), seed=job.config.run.seed, lateness=self._lateness,
-            order_of=self._crew.order_record, run_id=job.run_id, phase=phase, base_digests=self._crew.base_digests,
+            work_order_of=self._backend.work_order_record, run_id=job.run_id, phase=phase, base_digests=self._backend.base_digests,
             precision=precision_of(job, phase), robust=robust_of(job, phase), patience=job.config.federated.patience,
             max_norm=job.config.federated.max_norm if phase == "federated" else None,
         )  # fmt: skip
         self._edges = edges
-        self._give_orders()
+        self._assign_work()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._crew.close()
+        self._backend.close()
 
     @property
     def state(self) -> AdapterState:
@@ -97,20 +97,20 @@ class Rounds:
 
         Raises: EdgesLostError where nobody answered.
         """
-        self._give_orders()  # A later warm-up draws other start values.
+        self._assign_work()  # A later warm-up draws other start values.
         adapter = self.state if self.num_done or self._job.config.adapter.start else None
         asked = {edge.name for edge in self._edges if edge.warm_up is not None}
         return ask_importance(
-            self._crew.grid, {node: name for node, name in self._crew.nodes.items() if name in asked}, self._job.plan.pool,
+            self._backend.grid, {node: name for node, name in self._backend.nodes.items() if name in asked}, self._job.plan.pool,
             adapter=adapter, round_number=self.num_done, timeout=self._job.config.federated.round_timeout,
-            order_of=self._crew.order_record, precision=self._strategy.precision,
+            work_order_of=self._backend.work_order_record, precision=self._strategy.precision,
         )  # fmt: skip
 
     def replan(self, job: Job, edges: tuple[Participant, ...]) -> None:
         """Go on by another plan for the same edges."""
         self._job, self._edges = job, edges
         self._strategy.replan({edge.name: edge.plan.ranks for edge in edges}, _votes(job, edges), job.start)
-        self._give_orders()
+        self._assign_work()
 
     def run(self, num_rounds: int) -> None:
         """Some more rounds.
@@ -120,40 +120,40 @@ class Rounds:
         self._log.append(PhaseStarted(self._phase, num_rounds * sum(edge.plan.num_steps for edge in self._edges)))
         # Nothing else goes with the adapter: rounds of one kind cost the same bytes under any name.
         timeout = self._job.config.federated.round_timeout
-        self._strategy.start(self._crew.grid, self._strategy.arrays(), num_rounds, timeout, ConfigRecord({}))
+        self._strategy.start(self._backend.grid, self._strategy.arrays(), num_rounds, timeout, ConfigRecord({}))
         self._steps_before = self._steps_after(self.num_done + num_rounds)
         self._strategy.rounds_before += num_rounds
 
-    def keep(self, folder: Path, num_done: int) -> None:
+    def save(self, folder: Path, num_done: int) -> None:
         """Write all that goes on from round to round, bit for bit, into a new folder; told after round `num_done`."""
         folder.mkdir()
         record, common = RecordDict(), self._strategy.common
         put_adapter(record, common.trained)
-        if common.beneath is not None:
-            put_adapter(record, common.beneath, BENEATH)
+        if common.frozen_delta is not None:
+            put_adapter(record, common.frozen_delta, FROZEN_DELTA)
         write_record(folder / _COMMON, record)
         steps = {"rounds": num_done, "steps": self._steps_after(num_done)}
         (folder / _STEPS).write_text(json.dumps(steps) + "\n", encoding="utf-8")
-        self._crew.keep(folder / _STATES)
+        self._backend.save(folder / _STATES)
 
     def restore(self, folder: Path) -> None:
-        """Go on from what `keep` wrote by a job with the same plan."""
+        """Go on from what `save` wrote by a job with the same plan."""
         record = read_record(folder / _COMMON)
-        self._strategy.common = Common(get_adapter(record), get_adapter(record, BENEATH) if BENEATH in record else None)
+        self._strategy.common = Common(get_adapter(record), get_adapter(record, FROZEN_DELTA) if FROZEN_DELTA in record else None)
         kept = json.loads((folder / _STEPS).read_text(encoding="utf-8"))
         self._strategy.rounds_before, self._steps_before = kept["rounds"], Counter(kept["steps"])
-        self._crew.restore(folder / _STATES)
-        self._give_orders()
+        self._backend.restore(folder / _STATES)
+        self._assign_work()
 
     def _steps_after(self, num_done: int) -> Counter[str]:
         """Steps that every edge was to do in so many rounds."""
         here = num_done - self.num_done
         return self._steps_before + Counter({edge.name: here * edge.plan.num_steps for edge in self._edges})
 
-    def _give_orders(self) -> None:
+    def _assign_work(self) -> None:
         left = self._job.config.run.rounds - self.num_done
-        self._crew.give(self._job, self._edges, [
-            Order(edge.name, edge.plan, self._phase, self._steps_before[edge.name] + left * edge.plan.num_steps, self.num_done)
+        self._backend.give(self._job, self._edges, [
+            WorkOrder(edge.name, edge.plan, self._phase, self._steps_before[edge.name] + left * edge.plan.num_steps, self.num_done)
             for edge in self._edges
         ])  # fmt: skip
 
@@ -182,13 +182,13 @@ class Rounds:
             self._log.append(UpdateClipped(result.round, one.edge, one.norm, one.limit))
         names = tuple(edge.edge for edge in result.edges)
         self._log.append(RoundFinished(self._phase, result.round, names, result.discarded_share, up, down, result.seconds, simulated))
-        if self._accountant is not None:
-            self._accountant.add(result, simulated, self)
+        if self._callback is not None:
+            self._callback.add(result, simulated, self)
 
     def _edge_dropped(self, round_number: int, edge: str, reason: str) -> None:
         self._log.append(EdgeDropped(round_number, edge, reason))
-        if self._accountant is not None:
-            self._accountant.drop(edge)
+        if self._callback is not None:
+            self._callback.drop(edge)
 
 
 def _votes(job: Job, edges: tuple[Participant, ...]) -> dict[str, float]:

@@ -15,18 +15,18 @@ from atoll.base.load import Base
 from atoll.base.part import load_part, part_digest, tokenizer_digest
 from atoll.config.load import LoadedConfig, changed
 from atoll.config.schema import RunConfig
-from atoll.elsewhere import Elsewhere
-from atoll.engines.split.certificates import DeviceTls, open_channel
-from atoll.engines.split.conversation import Transport
-from atoll.engines.split.cut import Cut
-from atoll.engines.split.device.blocks import RemoteBlocks
-from atoll.engines.split.device.client import Client, Terms
-from atoll.engines.split.device.parts import fetch_part
-from atoll.engines.split.host.middle import shared_view
-from atoll.engines.split.host.server import Host
-from atoll.engines.split.host.session import Served
-from atoll.engines.split.host.turns import Turns
-from atoll.engines.split.transport import ClientTransport, SlowLink, SlowTransport
+from atoll.remote_blocks import RemoteBlocksPlaceholder
+from atoll.split.certificates import DeviceTls, open_channel
+from atoll.split.conversation import Transport
+from atoll.split.cut import Cut
+from atoll.split.device.blocks import RemoteBlocks
+from atoll.split.device.client import Client, Terms
+from atoll.split.device.parts import fetch_part
+from atoll.split.host.compute_queue import ComputeQueue
+from atoll.split.host.middle import shared_view
+from atoll.split.host.server import Host
+from atoll.split.host.session import Served
+from atoll.split.transport import ClientTransport, SlowLink, SlowTransport
 from atoll.wire.handshake import PROTOCOL, HostFacts, block_of
 
 Sizes = Mapping[str, tuple[int, int]]
@@ -96,7 +96,7 @@ def serve(base: Base, source: str, precision: str, bits: int, limits: HostLimits
             max_tokens=limits.max_tokens, max_rank=MAX_RANK, killed=("offload", "merge") if limits.merges and bits >= 16 else ("offload",),
         )  # fmt: skip
 
-    return Served(base, source, traced, facts, bits, limits.idle_seconds, Turns(), limits.exchange_seconds)
+    return Served(base, source, traced, facts, bits, limits.idle_seconds, ComputeQueue(), limits.exchange_seconds)
 
 
 def start_host(served: Served, limits: HostLimits, listen: str, credentials: grpc.ServerCredentials | None) -> Host:
@@ -122,16 +122,16 @@ def join(base_name: str, config: RunConfig, access: HostAccess, max_tokens: int)
             return plain
         return SlowTransport(plain, SlowLink(wire.link_bandwidth, wire.link_latency))
 
-    def elsewhere(sizes: Sizes, returns_tuple: bool) -> Elsewhere:
+    def remote_blocks(sizes: Sizes, returns_tuple: bool) -> RemoteBlocksPlaceholder:
         # The terms hold digests of what is loaded only after this; the client is made last and looked up when the first batch comes.
         blocks = RemoteBlocks(
             sizes, returns_tuple=returns_tuple, keeps_back=cut.back > 0, connect=lambda adapters: clients[0].connect(adapters),
-            patiently=lambda attempt: clients[0].patiently(attempt),
+            retrying=lambda attempt: clients[0].retrying(attempt),
         )
         made.append(blocks)
         return blocks
 
-    base = load_part(base_name, cut.front, cut.back, precision=config.model.precision, elsewhere=elsewhere)
+    base = load_part(base_name, cut.front, cut.back, precision=config.model.precision, remote_blocks=remote_blocks)
     (blocks,) = made
     terms = Terms(
         atoll_version=version("atoll"), base_digest=part_digest(base_name, cut.front, cut.back),

@@ -16,7 +16,7 @@ _PHASE = "federated"
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class Segment:
     """Consecutive steps with the same active modules: from `first` up to and without `end`."""
 
     first: int
@@ -37,19 +37,19 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class EdgeActivity:
-    """One edge's federated phase; all tuples of modules are in the pool's order, stretches and choices in that of the steps."""
+    """One edge's federated phase; all tuples of modules are in the pool's order, segments and choices in that of the steps."""
 
     edge: str
     policy: str
     modules: tuple[str, ...]
-    stretches: tuple[Stretch, ...]
+    segments: tuple[Segment, ...]
     choices: tuple[Choice, ...]
 
     @property
     def active_share(self) -> float:
         """Mean over the steps of active modules / pool; 0 without any step."""
-        num_steps = sum(stretch.end - stretch.first for stretch in self.stretches)
-        trained = sum((stretch.end - stretch.first) * len(stretch.active) for stretch in self.stretches)
+        num_steps = sum(segment.end - segment.first for segment in self.segments)
+        trained = sum((segment.end - segment.first) * len(segment.active) for segment in self.segments)
         return trained / (num_steps * len(self.modules)) if num_steps else 0.0
 
     def spans(self, module: str | None = None, *, windows: bool | None = None) -> tuple[tuple[int, int], ...]:
@@ -58,7 +58,7 @@ class EdgeActivity:
         `windows`: those in windows only, or those by choice only.
         """
         found: list[tuple[int, int]] = []
-        for own in self.stretches:
+        for own in self.segments:
             if windows not in (None, own.is_window) or (module is not None and module not in own.active):
                 continue
             first = found.pop()[0] if found and found[-1][1] == own.first else own.first
@@ -164,21 +164,21 @@ def _activity(edge: str, decisions: Sequence[_Decision], steps: Iterable[int], o
         for own in decisions
         if own.reason == "choice"
     )
-    return EdgeActivity(edge, decisions[0].policy, pool, _stretches(pool, decisions, steps), choices)
+    return EdgeActivity(edge, decisions[0].policy, pool, _segments(pool, decisions, steps), choices)
 
 
-def _stretches(pool: tuple[str, ...], decisions: Sequence[_Decision], steps: Iterable[int]) -> tuple[Stretch, ...]:
+def _segments(pool: tuple[str, ...], decisions: Sequence[_Decision], steps: Iterable[int]) -> tuple[Segment, ...]:
     # Before the first decision every module is trained, and that is what the decision rests on.
     states = [(pool, True), *((_in_order(own.active, pool), own.reason == "window") for own in decisions)]
     begins = [own.step for own in decisions]
-    found: list[Stretch] = []
+    found: list[Segment] = []
     for step in sorted(steps):
         active, is_window = states[bisect_right(begins, step)]
         last = found[-1] if found else None
         if last is not None and (last.end, last.active, last.is_window) == (step, active, is_window):
             found[-1] = replace(last, end=step + 1)
         else:
-            found.append(Stretch(step, step + 1, active, is_window))
+            found.append(Segment(step, step + 1, active, is_window))
     return tuple(found)
 
 

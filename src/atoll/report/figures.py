@@ -98,7 +98,7 @@ def _draw_activity(axes: Axes, own: EdgeActivity) -> None:
     _fill(axes, own.spans(windows=True), (-0.5, num_rows), _WINDOW)
     for row, module in enumerate(own.modules):
         _fill(axes, own.spans(module, windows=False), (row - 0.5, 1.0), _CHOSEN)
-    end = max((stretch.end for stretch in own.stretches), default=1)
+    end = max((segment.end for segment in own.segments), default=1)
     blocks = [row for row in range(1, num_rows) if block_of(own.modules[row]) != block_of(own.modules[row - 1])]
     parted = num_rows <= _MOST_PARTED_ROWS
     axes.hlines([row - 0.5 for row in blocks], 0, end, colors="white", linewidths=1.2 if parted else 0.4)

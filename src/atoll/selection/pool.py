@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from atoll.config.schema import RunConfig
-from atoll.selection.split import elsewhere
+from atoll.cost.split_traffic import remote_blocks
 from atoll.shapes import BaseShapes
 from atoll.wire.accounting import ModuleSizes
 
@@ -31,7 +31,7 @@ def pool_of(config: RunConfig, shapes: BaseShapes, ranks: Mapping[str, int]) -> 
 
     Local edges get the flags of split ones, so that both choose alike.
     """
-    middle, first = elsewhere(config, shapes), config.model.cut.front
+    middle, first = remote_blocks(config, shapes), config.model.cut.front
     found = [
         PoolModule(m.name, (m.block, m.stage), (m.d_in, m.d_out, ranks[m.name]), remote=m.block in middle, front=m.block < first)
         for m in shapes.modules

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from atoll.config.schema import RunConfig, Select
 from atoll.errors import ConflictError
-from atoll.selection.rounds.plans import FleetPlan
 
 _LEAST_AUTO_STEPS = 10
 _EPOCH_PARTS = 50
@@ -85,15 +84,17 @@ def _endless(select: Select, window_steps: int, period_steps: int, edge: str) ->
     )  # fmt: skip
 
 
-def check_schedules(config: RunConfig, plan: FleetPlan, num_rows: Mapping[str, int]) -> None:
+def check_schedules(config: RunConfig, rows_per_step: Mapping[str, int], num_rows: Mapping[str, int]) -> None:
     """Whether every edge, and the comparison with all rows, can have a schedule, as far as rows alone can tell.
+
+    `rows_per_step` are those of every edge that takes part, in the order of the configuration.
 
     Raises: ConflictError where a window is as long as its period.
     """
     if config.data.batching == "pack":
         return  # How many sequences the rows make is known only with their tokens.
-    counts = {edge.name: (num_rows[edge.name], edge) for edge in plan.edges}
+    counts = {edge: (num_rows[edge], per_step) for edge, per_step in rows_per_step.items()}
     if "central" in config.run.compare:
-        counts["central"] = (sum(num_rows.values()), plan.edges[0])
-    for name, (count, edge) in counts.items():
-        schedule_of(config.select, -(-count // (edge.batch_size * edge.accumulate)), edge=name)
+        counts["central"] = (sum(num_rows.values()), next(iter(rows_per_step.values())))
+    for name, (count, per_step) in counts.items():
+        schedule_of(config.select, -(-count // per_step), edge=name)

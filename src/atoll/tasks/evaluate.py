@@ -15,13 +15,13 @@ from atoll.base.load import Base
 from atoll.config.schema import Evaluate
 from atoll.errors import BadValueError, ColumnError, ConflictError, EmptyDataError
 from atoll.tasks import metrics
-from atoll.tasks.answers.generation import generate_greedy
-from atoll.tasks.answers.likelihood import Question, log_likelihoods
-from atoll.tasks.answers.ranking import Ranking, choice_rankings, label_rankings
 from atoll.tasks.batches import pad_batch
 from atoll.tasks.classes import evaluate_classes, examples_of
+from atoll.tasks.readers.nearest import did_you_mean
 from atoll.tasks.rows import Rows
-from atoll.tasks.sources.nearest import did_you_mean
+from atoll.tasks.scoring.generation import generate_greedy
+from atoll.tasks.scoring.likelihood import Question, log_likelihoods
+from atoll.tasks.scoring.ranking import Ranking, choice_rankings, label_rankings
 from atoll.tasks.text import TextForm
 from atoll.tasks.tokens import Examples, begin_ids, encode, encode_texts, pad_id
 from atoll.threads import suited_threads

@@ -9,8 +9,8 @@ import numpy as np
 
 from atoll import seeding
 from atoll.errors import BadRowError, BadValueError, ColumnError, PartitionError
+from atoll.tasks.readers.nearest import did_you_mean
 from atoll.tasks.rows import Rows
-from atoll.tasks.sources.nearest import did_you_mean
 
 SYNTAX = '"iid", "by:COLUMN" or "dirichlet:CONCENTRATION:COLUMN"'
 

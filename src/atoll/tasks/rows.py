@@ -11,9 +11,9 @@ import numpy as np
 
 from atoll import embedded
 from atoll.errors import DataFileError, EmptyDataError
-from atoll.tasks.sources.formats import FORMS, OnBadRow, Origin, kind_of, place, read_file, unknown_suffix
-from atoll.tasks.sources.hub import load_hub, looks_like_id
-from atoll.tasks.sources.nearest import did_you_mean
+from atoll.tasks.readers.formats import FORMS, OnBadRow, Origin, kind_of, place, read_file, unknown_suffix
+from atoll.tasks.readers.hub import load_hub, looks_like_id
+from atoll.tasks.readers.nearest import did_you_mean
 
 DEMO: Mapping[str, Literal["train", "eval"]] = {"demo": "train", "demo-eval": "eval"}
 

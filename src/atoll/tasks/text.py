@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Literal
 from atoll.config.schema import Data
 from atoll.errors import BadValueError, ColumnError, ConflictError
 from atoll.tasks.chat import Segment, as_messages, chat_prompt, chat_segments, last_answer, with_answer
+from atoll.tasks.readers.nearest import did_you_mean
 from atoll.tasks.rows import RowProblem
-from atoll.tasks.sources.nearest import did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 
 import grpc
 
-from atoll.engines.federated.flower import Error, Message, RecordDict
-from atoll.engines.federated.grid import numbered
-from atoll.fleet.apps import RELAY, carry
+from atoll.federated.flower import Error, Message, RecordDict
+from atoll.federated.grid import numbered
+from atoll.fleet.links.carrier import carry
 from atoll.fleet.links.frames import packed, unpacked
 from atoll.fleet.links.relay import Relay
-from atoll.fleet.links.sockets import LocalClient
+from atoll.fleet.links.sockets import RELAY, LocalClient
 
 Answers = Sequence[RecordDict | Error]
 

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atoll.engines.federated.flower import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from atoll.engines.federated.payload import to_array, to_tensor
 from atoll.errors import ProtocolError
+from atoll.federated.flower import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from atoll.federated.payload import to_array, to_tensor
 from atoll.fleet.links.frames import Frame, packed, unpacked
 
 FLOATS, WHOLE, TEXT = st.floats(allow_nan=False), st.integers(-(2**63), 2**63 - 1), st.text(max_size=8)

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from atoll.engines.federated.flower import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from atoll.engines.federated.grid import EDGE_FAILED
+from atoll.federated.flower import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from atoll.federated.grid import EDGE_FAILED
 from atoll.fleet import apps
-from atoll.fleet.apps import PROBLEM, RELAY
-from atoll.fleet.links.frames import Frame
+from atoll.fleet.links.frames import PROBLEM, Frame
 from atoll.fleet.links.relay import FleetGrid, Relay
-from atoll.fleet.links.sockets import LocalClient
+from atoll.fleet.links.sockets import RELAY, LocalClient
 
 from tests.fleet.links.serverapp import Answers, FakeGrid, ServerAppThread
 

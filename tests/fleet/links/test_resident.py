@@ -13,17 +13,17 @@ import pytest
 
 from atoll.adapters.state import AdapterState
 from atoll.config.load import LoadedConfig, load
-from atoll.engines.federated.flower import ArrayRecord, ConfigRecord, Message, RecordDict
-from atoll.engines.federated.payload import ORDER, get_adapter, put_adapter
-from atoll.engines.federated.receipts import Ask
+from atoll.federated.flower import ArrayRecord, ConfigRecord, Message, RecordDict
+from atoll.federated.payload import WORK_ORDER, get_adapter, put_adapter
+from atoll.federated.receipts import Ask
 from atoll.fleet.links import resident as resident_module
 from atoll.fleet.links.frames import Frame
 from atoll.fleet.links.resident import Resident
-from atoll.jobs.crews.away import HELLO, TEXT
-from atoll.jobs.crews.crew import Order
-from atoll.jobs.crews.desk import Desk, Hello
-from atoll.jobs.crews.local import LocalCrew
-from atoll.jobs.crews.orders import to_text
+from atoll.jobs.backends.backend import WorkOrder
+from atoll.jobs.backends.fleet import CAPABILITIES, TEXT
+from atoll.jobs.backends.in_process import InProcessBackend
+from atoll.jobs.backends.work_orders import to_text
+from atoll.jobs.backends.worker import Capabilities, Worker
 from atoll.jobs.job import Job, prepared
 from atoll.runs.events import EventLog
 
@@ -74,15 +74,15 @@ def job(loaded: LoadedConfig) -> Iterator[Job]:
     found.close()
 
 
-def order_of(job: Job, rounds_before: int = 0) -> Order:
-    return Order("north", job.edges[0].plan, "federated", 6 * STEPS, rounds_before)
+def work_order_of(job: Job, rounds_before: int = 0) -> WorkOrder:
+    return WorkOrder("north", job.edges[0].plan, "federated", 6 * STEPS, rounds_before)
 
 
 def asks(job: Job, number: int, adapter: AdapterState, run: str = "run1") -> RecordDict:
     content = RecordDict({"config": ConfigRecord({})})
     put_adapter(content, adapter)
     Ask(run, number, "federated", "north").put(content)
-    content[ORDER] = ConfigRecord({TEXT: to_text(order_of(job), job.plan.pool, job.base.labels, run)})
+    content[WORK_ORDER] = ConfigRecord({TEXT: to_text(work_order_of(job), job.plan.pool, job.base.labels, run)})
     return content
 
 
@@ -101,14 +101,14 @@ def values(content: RecordDict) -> dict[str, object]:
 def here(job: Job, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[AdapterState, dict[str, object]]]:
     """What an edge in this process is sent in every round, and answers."""
     with EventLog(tmp_path_factory.mktemp("here") / "events.jsonl") as log:
-        crew = LocalCrew(job, job.edges[:1], "federated", log)
-        crew.give(job, job.edges[:1], [order_of(job)])
+        backend = InProcessBackend(job, job.edges[:1], "federated", log)
+        backend.give(job, job.edges[:1], [work_order_of(job)])
         found, adapter = [], job.start
         for number in range(1, LAST + 1):
-            (reply,) = crew.grid.send_and_receive([Message(asks(job, number, adapter), 1, "train", group_id=str(number))])
+            (reply,) = backend.grid.send_and_receive([Message(asks(job, number, adapter), 1, "train", group_id=str(number))])
             found.append((adapter, values(reply.content)))
             adapter = get_adapter(reply.content)
-        crew.close()
+        backend.close()
     return found
 
 
@@ -125,7 +125,7 @@ class Edge:
         """Start it, after killing it if it runs."""
         self.stop()
         self._log = EventLog(self.folder / "events.jsonl")
-        self.resident = Resident(Desk(self._loaded, "north"), self.folder / "state", self._log)
+        self.resident = Resident(Worker(self._loaded, "north"), self.folder / "state", self._log)
 
     def stop(self) -> None:
         """Kill it."""
@@ -286,10 +286,10 @@ def test_two_threads_with_the_same_question_train_once(edge: Edge, job: Job, her
 
 
 def test_an_edge_says_what_it_has(edge: Edge, loaded: LoadedConfig) -> None:
-    answer = edge.answer(RecordDict(), 0, f"query.{HELLO}")
-    hello = Hello.from_text(str(answer.content.config_records[HELLO][TEXT]))
-    assert hello == Desk(loaded, "north").hello()
-    assert (hello.edge, hello.num_rows, hello.labels) == ("north", 15, ())
+    answer = edge.answer(RecordDict(), 0, f"query.{CAPABILITIES}")
+    capabilities = Capabilities.from_text(str(answer.content.config_records[CAPABILITIES][TEXT]))
+    assert capabilities == Worker(loaded, "north").capabilities()
+    assert (capabilities.edge, capabilities.num_rows, capabilities.labels) == ("north", 15, ())
 
 
 def without(content: RecordDict, *names: str) -> RecordDict:
@@ -304,7 +304,7 @@ def test_a_message_that_cannot_be_followed_is_answered_with_a_page(edge: Edge, j
     content, group, kind = asks(job, 1, here[0][0]), "1", "train"
     match damage:
         case "no order":
-            content = without(content, ORDER)
+            content = without(content, WORK_ORDER)
         case "no ask":
             content = without(content, "ask")
         case "no adapter":
@@ -314,9 +314,9 @@ def test_a_message_that_cannot_be_followed_is_answered_with_a_page(edge: Edge, j
         case "empty":
             content = RecordDict()
         case "order of another version":
-            content[ORDER] = ConfigRecord({TEXT: "{}"})
+            content[WORK_ORDER] = ConfigRecord({TEXT: "{}"})
         case "order without text":
-            content[ORDER] = ConfigRecord({"other": 1})
+            content[WORK_ORDER] = ConfigRecord({"other": 1})
         case "ask without round":
             content["ask"] = ConfigRecord({"nonce": "a"})
         case "another round":
@@ -355,7 +355,7 @@ def test_torch_without_memory_is_a_page(edge: Edge, job: Job, here: Here, monkey
         raise RuntimeError("out of memory: tried to allocate 7 GB")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Desk, "work", fails)
+        patch.setattr(Worker, "work", fails)
         answer = edge.answer(asks(job, 1, here[0][0]), 1)
     assert "7 GB" in str(answer.problem)
     train(edge, job, here, 1)
@@ -375,13 +375,13 @@ def test_an_edge_scores_modules_when_it_is_asked(tmp_path: Path) -> None:
     path.write_text(RUN + '\n[plan]\npolicy = "fedpipe"\nwarmup_steps = 2\nranks = [2]\nbits = [16]\n')
     loaded = load(path)
     job = prepared(loaded)
-    order = order_of(job)
-    content = RecordDict({ORDER: ConfigRecord({TEXT: to_text(order, job.plan.pool, job.base.labels, "run1")})})
+    order = work_order_of(job)
+    content = RecordDict({WORK_ORDER: ConfigRecord({TEXT: to_text(order, job.plan.pool, job.base.labels, "run1")})})
     with EventLog(tmp_path / "here.jsonl") as log:
-        crew = LocalCrew(job, job.edges[:1], "federated", log)
-        crew.give(job, job.edges[:1], [order])
-        (reply,) = crew.grid.send_and_receive([Message(content, 1, "query", group_id="0")])
-        crew.close()
+        backend = InProcessBackend(job, job.edges[:1], "federated", log)
+        backend.give(job, job.edges[:1], [order])
+        (reply,) = backend.grid.send_and_receive([Message(content, 1, "query", group_id="0")])
+        backend.close()
     job.close()
     edge = Edge(loaded, tmp_path / "north")
     answer = edge.answer(content, 0, "query")

@@ -6,10 +6,12 @@ import io
 import json
 from dataclasses import dataclass, replace
 
-from atoll.engines.federated.flower import Array, ArrayRecord, RecordDict
-from atoll.engines.federated.store import dump_record, load_record
 from atoll.errors import ProtocolError
+from atoll.federated.flower import Array, ArrayRecord, RecordDict
+from atoll.federated.store import dump_record, load_record
 
+PROBLEM = "problem"
+"""Key of what an edge says went wrong, in a reply: Flower's own errors are for what happened on the way."""
 _PACK = "atoll.records"
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError)
 """What reading records raises where something else lies there."""

@@ -16,11 +16,10 @@ from pathlib import Path
 
 import grpc
 
-from atoll.engines.federated.flower import Error, Message, RecordDict
-from atoll.engines.federated.grid import EDGE_FAILED, CoordinatorGrid, numbered
-from atoll.fleet.apps import RELAY
+from atoll.federated.flower import Error, Message, RecordDict
+from atoll.federated.grid import EDGE_FAILED, CoordinatorGrid, numbered
 from atoll.fleet.links.frames import Frame
-from atoll.fleet.links.sockets import LocalServer
+from atoll.fleet.links.sockets import RELAY, LocalServer
 
 ASK_AGAIN_SECONDS = 10.0
 """After so long without an answer a question is asked again, and then after twice as long."""

@@ -14,16 +14,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from atoll.engines.federated.client import client_app
-from atoll.engines.federated.flower import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict, assume_identity
-from atoll.engines.federated.payload import ORDER
-from atoll.engines.federated.store import read_record, write_record
 from atoll.errors import AtollError, BadRowError, OutputError, PeerError, ProtocolError, RunFolderError
+from atoll.federated.client import EdgeWork, client_app
+from atoll.federated.flower import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict, assume_identity
+from atoll.federated.payload import WORK_ORDER
+from atoll.federated.store import read_record, write_record
 from atoll.fleet.links.frames import Frame
-from atoll.jobs.crews.away import HELLO, TEXT
-from atoll.jobs.crews.desk import Desk
-from atoll.jobs.crews.local import edge_work
-from atoll.jobs.crews.orders import Sent, from_text
+from atoll.jobs.backends.fleet import CAPABILITIES, TEXT
+from atoll.jobs.backends.in_process import edge_work
+from atoll.jobs.backends.work_orders import SentOrder, from_text
+from atoll.jobs.backends.worker import Worker
 from atoll.runs.events import Advised, EventLog
 from atoll.runs.files import write_folder
 
@@ -38,18 +38,21 @@ _STATE, _ANSWER, _QUESTION = "state.record", "answer.record", "question.txt"
 class Resident:
     """Answers questions to one edge, one at a time. A context, at whose end the base is let go."""
 
-    def __init__(self, desk: Desk, folder: Path, log: EventLog) -> None:
-        self._desk, self._folder, self._log = desk, folder, log
+    def __init__(self, worker: Worker, folder: Path, log: EventLog) -> None:
+        self._worker, self._folder, self._log = worker, folder, log
         self._lock = threading.Lock()
-        self._sent: Sent | None = None
-        self._app = client_app(lambda context: edge_work(*self._desk.work(self._order), self._order.order, self._log, self._desk.digest))
+        self._sent: SentOrder | None = None
+        self._app = client_app(lambda context: self._work())
         assume_identity(_RUN_ID, _COORDINATOR)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._desk.close()
+        self._worker.close()
+
+    def _work(self) -> EdgeWork:
+        return edge_work(*self._worker.work(self._order), self._order.order, self._log, self._worker.digest)
 
     def answer(self, data: bytes) -> bytes:
         """The answer to a frame, as a frame."""
@@ -60,7 +63,7 @@ class Resident:
             except BadRowError as problem:
                 # Its page quotes a row, which stays here.
                 bare = BadRowError(problem.what, expected=problem.expected, do="look at this edge's own log")
-                self._log.append(Advised(self._desk.name, problem.page()))
+                self._log.append(Advised(self._worker.name, problem.page()))
                 return question.answered(problem=bare.page()).to_bytes()
             except AtollError as problem:
                 return question.answered(problem=problem.page()).to_bytes()
@@ -72,14 +75,14 @@ class Resident:
                 return question.answered(problem=failed.page()).to_bytes()
 
     @property
-    def _order(self) -> Sent:
+    def _order(self) -> SentOrder:
         assert self._sent is not None
         return self._sent
 
     def _answered(self, question: Frame) -> RecordDict:
-        if question.kind == f"query.{HELLO}":
-            return RecordDict({HELLO: ConfigRecord({TEXT: self._desk.hello().to_text()})})
-        self._sent = from_text(str(_told(question, ORDER, TEXT)))
+        if question.kind == f"query.{CAPABILITIES}":
+            return RecordDict({CAPABILITIES: ConfigRecord({TEXT: self._worker.capabilities().to_text()})})
+        self._sent = from_text(str(_told(question, WORK_ORDER, TEXT)))
         if question.kind == MessageType.QUERY:
             return self._asked(question, RecordDict()).content
         return self._trained(question)

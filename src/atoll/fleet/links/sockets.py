@@ -11,6 +11,8 @@ from pathlib import Path
 import grpc
 
 _OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+RELAY, RESIDENT = "atoll.Relay", "atoll.Resident"
+"""Name spaces of the coordinator's socket and of an edge's."""
 Answer = Callable[[bytes], bytes]
 Stream = Callable[[bytes, grpc.ServicerContext], Iterator[bytes]]
 

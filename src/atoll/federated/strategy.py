@@ -1,0 +1,308 @@
+"""The coordinator's side of a round, as a Flower Strategy: a message per edge, and the aggregation of what comes back."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from atoll.adapters.state import AdapterState
+from atoll.cost.meters import FirstStep
+from atoll.cost.traffic import WireAccount
+from atoll.cost.work import Work
+from atoll.errors import AdapterFitError, EdgesLostError, UpdateRefusedError
+from atoll.federated.aggregation.parts import Aggregation, EdgeParts, Precision, wider
+from atoll.federated.aggregation.robust import MEAN, Clipped, Robust
+from atoll.federated.aggregation.rules import Common, aggregate, joined, started
+from atoll.federated.aggregation.spool import Contribution, Spool
+from atoll.federated.checks import bad_figures, check_examples, check_update, whole_number
+from atoll.federated.flower import ArrayRecord, ConfigRecord, Grid, Message, MessageType, MetricRecord, RecordDict, Strategy
+from atoll.federated.payload import FROZEN_DELTA, WORK_ORDER, get_adapter, num_bytes, put_adapter
+from atoll.federated.receipts import Ask
+
+_COUNTS = ("num_examples", "num_steps", "num_tokens", "num_label_tokens", "peak_bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeResult:
+    """What one edge reported of one round."""
+
+    edge: str
+    num_examples: int
+    num_steps: int
+    num_tokens: int
+    num_label_tokens: int
+    mean_loss: float
+    peak_bytes: int
+    work: Work
+    """By formula."""
+    up_bytes: int
+    """Of the update, and of the exchanges with a host where there is one."""
+    down_bytes: int
+    wire: WireAccount
+    """Of these, the exchanges with a host, by message kind."""
+    seconds: float
+    first_step: FirstStep | None = None
+    """In the round of the edge's first step, and where it was done on the edge."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RoundResult:
+    """What came out of one round."""
+
+    round: int
+    state: AdapterState
+    """The common adapter: all that the edges share, in one."""
+    discarded_share: float
+    edges: tuple[EdgeResult, ...]
+    seconds: float
+    clipped: tuple[Clipped, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Observer:
+    """What the coordinator tells while it works."""
+
+    round_started: Callable[[int], None]
+    edge_finished: Callable[[int, EdgeResult], None]
+    edge_dropped: Callable[[int, str, str], None]
+    round_finished: Callable[[RoundResult], None]
+
+
+@dataclass(eq=False)
+class AdapterStrategy(Strategy):
+    """Sends every edge the common adapter at the edge's own ranks, and makes one of what returns, by a rule of `aggregation`.
+
+    An answer that must not count is refused, its edge dropped from the round by name, and the round goes on. An edge that answers the same
+    question twice does not count at all: otherwise the order of arrival would decide.
+
+    The common adapter is an AdapterState; Flower's `arrays` argument carries the same numbers so that Flower's own loop and logs see them.
+    """
+
+    initial: AdapterState
+    edge_ranks: Mapping[str, Mapping[str, int]]
+    """Per edge: the modules it trains, and their ranks."""
+    nodes: Mapping[int, str]
+    """Flower's node ids, by edge name."""
+    min_edges: int
+    observer: Observer
+    aggregation: Aggregation = "exact-svd"
+    precision: Precision = "fp32"
+    """In which adapters travel."""
+    robust: Robust = MEAN
+    """What bad updates are kept from."""
+    max_norm: float | None = None
+    """Updates with a module whose product, or change, has a larger norm are refused."""
+    run_id: str = ""
+    phase: str = "federated"
+    votes: Mapping[str, float] = field(default_factory=dict)
+    """How often an edge's examples count, as planned and not as it says; of edges that are not named, once."""
+    base_digests: Mapping[str, str] = field(default_factory=dict)
+    """Of the bases that edges must have; that of an edge which is absent is not looked at."""
+    seed: int = 0
+    patience: int = 3
+    """Rounds in a row that an edge may miss; then no round waits for it until it answers one in time."""
+    lateness: Callable[[EdgeResult], str | None] = lambda result: None
+    """Why an update that came is not counted, where it came too late."""
+    work_order_of: Callable[[int], ConfigRecord | None] = lambda node: None
+    """What a message must tell the edge of a node beside the adapter; None: nothing."""
+    rounds_before: int = 0
+    """Rounds that were run before Flower counts from 1."""
+    common: Common = field(init=False)
+    """What the edges share now."""
+    _parts: EdgeParts = field(init=False)
+    """Of the common adapter, as the round began with it."""
+    _missed: Counter[int] = field(default_factory=Counter)
+    """Rounds in a row without an answer, by node."""
+    _sent: dict[int, tuple[float, int]] = field(default_factory=dict)
+    """When each node was asked in this round, and with how many bytes."""
+    _declared: dict[str, int] = field(default_factory=dict)
+    """Number of examples in every edge's first answer."""
+    _round_start: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.common = started(self.initial, self.aggregation, self.seed)
+        self._parts = EdgeParts(self.common.trained, self.aggregation, self.precision)
+
+    @property
+    def state(self) -> AdapterState:
+        """The common adapter: all that the edges share, in one."""
+        return joined(self.common)
+
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """One message per edge of the run that the grid reaches, made when the grid asks for it."""
+        number = self.rounds_before + server_round
+        self._round_start = time.monotonic()
+        self.observer.round_started(number)
+        self._parts, for_all = EdgeParts(self.common.trained, self.aggregation, self.precision), RecordDict()
+        self._sent.clear()
+        if self.common.frozen_delta is not None:
+            put_adapter(for_all, self.common.frozen_delta, FROZEN_DELTA, self.precision)
+        for node in (node for node in grid.get_node_ids() if node in self.nodes):
+            content = RecordDict({"config": config, **for_all})
+            put_adapter(content, self._given(self.nodes[node]), precision=self.precision)
+            self._ask(number, node).put(content)
+            if (order := self.work_order_of(node)) is not None:
+                content[WORK_ORDER] = order
+            self._sent[node] = (time.monotonic(), num_bytes(content))
+            yield Message(content, node, MessageType.TRAIN, group_id=str(number))
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The new common adapter, the same bits in whatever order the updates come; memory holds one of them at a time.
+
+        Raises: EdgesLostError where fewer than `min_edges` sent an update that can be used.
+        """
+        number = self.rounds_before + server_round
+        with Spool() as spool:
+            results = self._collect(number, replies, spool)
+            outcome = aggregate(
+                spool, self.aggregation, self.common, self._common_ranks(), self._given, robust=self.robust, seed=self.seed, round=number,
+            )  # fmt: skip
+        self.common = outcome.common
+        seconds = time.monotonic() - self._round_start
+        self.observer.round_finished(
+            RoundResult(number, self.state, outcome.discarded_share, results, seconds, tuple(outcome.clipped))
+        )
+        return self.arrays(), None
+
+    def _collect(self, number: int, replies: Iterable[Message], spool: Spool) -> tuple[EdgeResult, ...]:
+        """Put the updates that count into the spool; what their edges reported, in the order of the nodes."""
+        results, reasons = dict[str, EdgeResult](), list[str]()
+        heard, answered = set[int](), set[int]()
+        for reply in self._awaited(replies):
+            node = reply.metadata.src_node_id
+            edge = self.nodes.get(node, f"node {node}")
+            heard.add(node)
+            try:
+                self._check_asked(number, node, reply)
+                if node in answered:
+                    results.pop(edge, None)
+                    spool.drop(edge)
+                    raise UpdateRefusedError(
+                        "a second answer in one round", where=f"edge {edge}", got="two answers to one question", expected="one",
+                        do="see that no two processes take part as the same edge",
+                    )  # fmt: skip
+                answered.add(node)
+                contribution, result = self._read(node, reply)
+                self._check_in_time(result)
+            except (UpdateRefusedError, AdapterFitError) as problem:
+                problem.where = problem.where or f"edge {edge}"
+                self.observer.edge_dropped(number, edge, problem.page())
+                reasons.append(f"{edge}: {problem.got.splitlines()[0] if problem.got else problem.what}")
+                continue
+            spool.put(contribution)
+            self._declared.setdefault(edge, result.num_examples)
+            results[edge] = result
+            self.observer.edge_finished(number, result)
+        for node in sorted(self.nodes.keys() - heard):
+            self._missed[node] += 1
+            self.observer.edge_dropped(number, self.nodes[node], "no answer before the round ended")
+        for node in heard:
+            self._missed.pop(node, None)
+        if len(results) < self.min_edges:
+            counted = f"{len(results)} of {len(self.nodes)} edges"
+            raise EdgesLostError(
+                f"round {number} got too few updates", got="; ".join([counted, *reasons[:3]]),
+                expected=f"at least {self.min_edges} ([federated] min_edges)",
+                do="see edge_dropped in events.jsonl; the last whole round is in checkpoints/",
+            )  # fmt: skip
+        return tuple(results[edge] for edge in self.nodes.values() if edge in results)
+
+    def _awaited(self, replies: Iterable[Message]) -> Iterator[Message]:
+        """The replies until all edges have answered that are waited for: those that did not miss too many rounds in a row."""
+        gone = {node for node, missed in self._missed.items() if missed >= self.patience}
+        left = set(self.nodes) - gone
+        for reply in replies:
+            yield reply
+            left.discard(reply.metadata.src_node_id)
+            if gone and not left:
+                return
+
+    def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """No messages: held-out rows are the coordinator's, and are scored once, after the last round."""
+        return ()
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Nothing: see `configure_evaluate`."""
+        return None
+
+    def summary(self) -> None:
+        """Nothing to log: plan.json and events.jsonl say more."""
+
+    def arrays(self) -> ArrayRecord:
+        """What the edges train, as a Flower record."""
+        record = RecordDict()
+        put_adapter(record, self.common.trained)
+        return record.array_records["adapter"]
+
+    def replan(self, edge_ranks: Mapping[str, Mapping[str, int]], votes: Mapping[str, float], fresh: AdapterState) -> None:
+        """Other modules and ranks from the next round on; modules that were never trained begin as in `fresh`.
+
+        What was trained stays the same function. A bottleneck grows here, since it has no other factors that an edge could be sent.
+        """
+        self.edge_ranks, self.votes = edge_ranks, votes
+        if not self.rounds_before:
+            self.common = started(fresh, self.aggregation, self.seed)
+            return
+        trained, ranks = self.common.trained, self._common_ranks()
+        modules = {name: wider(one, ranks[name]) if trained.kind == "bottleneck" else one for name, one in trained.modules.items()}
+        missing = {name: adapter for name, adapter in fresh.modules.items() if name not in modules}
+        self.common = replace(self.common, trained=AdapterState(trained.kind, {**modules, **missing}, trained.full_weights))
+
+    def _given(self, edge: str) -> AdapterState:
+        """What this edge was sent in this round."""
+        return self._parts.of(self.edge_ranks[edge])
+
+    def _ask(self, number: int, node: int) -> Ask:
+        return Ask(self.run_id, number, self.phase, self.nodes[node])
+
+    def _check_asked(self, number: int, node: int, reply: Message) -> None:
+        if node not in self._sent:
+            raise UpdateRefusedError(
+                "an answer of a node that was not asked", where=self.nodes.get(node, f"node {node}"), got=f"node {node}",
+                expected=f"one of the {len(self._sent)} nodes that were sent this round's adapter", do="find out who sends it",
+            )  # fmt: skip
+        if reply.has_error():
+            got = reply.error.reason or f"code {reply.error.code}"
+            raise UpdateRefusedError("the edge reported an error", where=f"edge {self.nodes[node]}", got=got)
+        self._ask(number, node).check(reply.content, self.base_digests.get(self.nodes[node]))
+
+    def _read(self, node: int, reply: Message) -> tuple[Contribution, EdgeResult]:
+        edge, content = self.nodes[node], reply.content
+        started, down_bytes = self._sent[node]
+        numbers = content.metric_records
+        try:
+            metrics = numbers["metrics"]
+            counts = {key: whole_number(metrics, key) for key in _COUNTS}
+            up, down = (Counter({k: whole_number(numbers[key], k) for k in numbers[key]}) for key in ("wire_up", "wire_down"))
+            # Rows that were handed over are trained where the coordinator is: no adapter crosses.
+            crosses, first = "uploaded" not in numbers, numbers.get("first_step")
+            sent = num_bytes(content) if crosses else whole_number(numbers["uploaded"], "bytes")
+            result = EdgeResult(
+                edge=edge, mean_loss=float(metrics["mean_loss"]), up_bytes=sent + up.total(),  # type: ignore[arg-type]
+                down_bytes=(down_bytes if crosses else 0) + down.total(), wire=WireAccount(up, down), work=Work.from_numbers(metrics),
+                seconds=time.monotonic() - started, first_step=None if first is None else FirstStep.from_numbers(first), **counts,
+            )  # fmt: skip
+        except (LookupError, TypeError, ValueError) as problem:
+            raise bad_figures(edge, problem) from None
+        contribution = Contribution(edge, get_adapter(content), result.num_examples * self.votes.get(edge, 1))
+        check_examples(edge, result.num_examples, self._declared.get(edge))
+        check_update(contribution, self._given(edge), self.max_norm, self.precision)
+        return contribution, result
+
+    def _check_in_time(self, result: EdgeResult) -> None:
+        reason = self.lateness(result)
+        if reason is not None:
+            raise UpdateRefusedError(
+                "an update came too late", where=f"edge {result.edge}", got=reason, expected="an edge that is done by the deadline",
+                do='raise plan.round_deadline, write late = "cut" or "wait" below [federated], or let plan.policy = "fedpipe" plan for it',
+            )  # fmt: skip
+
+    def _common_ranks(self) -> dict[str, int]:
+        """The largest rank that any edge has; of modules that none has, what it is."""
+        ranks: dict[str, int] = {}
+        for modules in self.edge_ranks.values():
+            for name, rank in modules.items():
+                ranks[name] = max(ranks.get(name, 0), rank)
+        return self.common.trained.ranks | ranks

@@ -1,0 +1,153 @@
+"""An edge on a machine of its own: its rows, read once, and the base in the form that its plan asks for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+from atoll.adapters.state import AdapterState
+from atoll.base.load import Base
+from atoll.base.part import stored_digest
+from atoll.config.load import LoadedConfig, resolved
+from atoll.config.schema import PRECISION_BITS, RunConfig
+from atoll.errors import HostRefusedError, ProtocolError
+from atoll.jobs.backends.work_orders import SentOrder
+from atoll.jobs.finished import loaded_base
+from atoll.jobs.inputs import base_shapes, base_source, edge_rows, labels_of
+from atoll.jobs.job import Job, Participant, alone, participant
+from atoll.jobs.split import HostAccess, SplitSide, join, largest_batch_tokens
+from atoll.planner.edge_plan import EdgePlan, FleetPlan
+from atoll.tasks.batches import check_packing
+from atoll.tasks.classes import examples_of, form_of
+from atoll.tasks.tokens import Examples
+
+_OF_A_MACHINE = (("model", "base"), ("data", "train"), ("data", "eval"), ("adapter", "start"), ("plan", "importance_file"))
+"""Keys that name places on a machine, and may differ between those of one run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an edge says of itself before a run: no row and no weight."""
+
+    edge: str
+    num_rows: int
+    labels: tuple[str, ...]
+    """The classes of its rows; none where it generates."""
+    base: str
+    """Digest of the weights as they are stored."""
+    config: str
+    """Digest of what run.toml asks for, wherever files lie."""
+    atoll: str
+
+    def to_text(self) -> str:
+        """As JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_text(cls, text: str) -> Capabilities:
+        """What `to_text` wrote.
+
+        Raises: ProtocolError for a text of another version.
+        """
+        try:
+            said = json.loads(text)
+            return cls(**{**said, "labels": tuple(said["labels"]), "num_rows": int(said["num_rows"])})
+        except (ValueError, KeyError, TypeError) as problem:
+            raise ProtocolError(
+                "an edge's answer cannot be read", got=f"{type(problem).__name__}: {problem}", expected="what this version of Atoll writes",
+                do="run the same version of Atoll everywhere",
+            ) from None  # fmt: skip
+
+
+def asked_for(config: RunConfig) -> str:
+    """SHA-256 of what a config asks for: equal on all machines of a run, wherever its files lie on them."""
+    values: Any = resolved(config)
+    for section, key in _OF_A_MACHINE:
+        values[section][key] = None
+    values["run"]["fleet"] = None
+    for edge in values["edge"]:
+        edge |= {"data": None, "profile": None}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+class Worker:
+    """One edge's side of a run. A base is loaded when an order first asks for it, and let go when an order asks for another."""
+
+    def __init__(self, loaded: LoadedConfig, edge: str, host: HostAccess | None = None) -> None:
+        self._loaded, self._name, self._host = alone(loaded, edge), edge, host
+        self._asked_for = asked_for(loaded.config)
+        (self._rows,) = edge_rows(loaded, edge)
+        self._labels = labels_of(self._loaded.config, [self._rows.rows])
+        self._base: Base | None = None
+        self._split: SplitSide | None = None
+        self._has: object = None
+        self._examples: tuple[tuple[str, ...], Examples] | None = None
+        """By the classes of the run, whose numbers they hold: another run may have more."""
+
+    @property
+    def name(self) -> str:
+        """The edge's."""
+        return self._name
+
+    def capabilities(self) -> Capabilities:
+        """What the coordinator may know."""
+        return Capabilities(self._name, len(self._rows.rows), self._labels, self.digest, self._asked_for, version("atoll"))
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the base as it is stored here; empty for an edge that only ever holds a part of it, which its host checks."""
+        return "" if self._loaded.config.edge[0].mode == "split" else stored_digest(base_source(self._loaded))
+
+    def work(self, sent: SentOrder) -> tuple[Job, Participant]:
+        """All that the edge's part of the run needs, by this order.
+
+        Raises: what loading a base raises; HostRefusedError where blocks are to run in a host and none is known.
+        """
+        config, plan = self._loaded.config, sent.order.plan
+        shapes = base_shapes(self._loaded, len(sent.labels))
+        base = self._base_for(plan, sent.labels)
+        form = form_of(config.data, self._rows.rows, sent.labels)
+        if self._examples is None or self._examples[0] != sent.labels:
+            if config.data.batching == "pack":
+                check_packing(base.model, config.data.max_length)
+            self._examples = sent.labels, examples_of(self._rows.rows, form, base.tokenizer, config.data.max_length)
+        fleet = FleetPlan((plan,), config.run.rounds, 0, shapes.num_parameters, None, 0, 0, pool=sent.pool)
+        edge = participant(config, shapes, base, self._name, self._examples[1], plan, len(self._rows.rows))
+        job = Job(
+            self._loaded, base, {plan.bits: base}, shapes, form, (edge,), None, None, fleet, AdapterState("lora", {}), (),
+            self._host is not None, self._split, None,
+        )  # fmt: skip
+        return job, edge
+
+    def close(self) -> None:
+        """End the session with the host, if there is one."""
+        if self._split is not None:
+            self._split.close()
+            self._split = None
+
+    def _base_for(self, plan: EdgePlan, labels: Sequence[str]) -> Base:
+        wanted = (plan.mode, plan.bits, tuple(labels))
+        if self._base is None or self._has != wanted:
+            self.close()
+            self._base = None  # Before another is loaded: two may not fit.
+            self._base, self._has = self._load(plan, labels), wanted
+        return self._base
+
+    def _load(self, plan: EdgePlan, labels: Sequence[str]) -> Base:
+        config = self._loaded.config
+        if plan.mode != "split":
+            full = plan.bits == PRECISION_BITS[config.model.precision]
+            return loaded_base(self._loaded, labels, None if full else plan.bits)  # type: ignore[arg-type]
+        if self._host is None:
+            raise HostRefusedError(
+                "this edge knows no host", where=f"edge {self._name}", got="a plan by which blocks of the base run in a host",
+                expected="the host's address in edge.json", do="write the fleet's folder again with --host HOST:PORT",
+            )  # fmt: skip
+        max_tokens = largest_batch_tokens(config, max(plan.batch_size, *config.plan.batch_sizes), scores=False)
+        self._split = join(base_source(self._loaded), config, self._host, max_tokens)
+        return self._split.base

@@ -1,0 +1,54 @@
+"""The place in a model whose blocks run in another process: what adapters are put on, and what is told which positions count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """What the positions of a forward pass are.
+
+    Shapes: wanted_N and position_ids_BT int64; wanted_N counts flat over rows and positions.
+    """
+
+    lengths: tuple[int, ...]
+    """Real tokens of each row, which come first; what follows is padding."""
+    wanted_N: Tensor | None = None
+    """Positions whose final hidden state is needed; None: all."""
+    position_ids_BT: Tensor | None = None
+    """Positions within each packed document; None: 0, 1, 2, ..."""
+
+
+class RemoteBlocksPlaceholder(nn.Module):
+    """Stands in a model for blocks that run in another process.
+
+    By full name of a module of theirs: `adapters` holds what is trained beside it here; `killed` what is frozen, and is to be evaluated
+    there, or with `merges` merged into its weight.
+    """
+
+    def __init__(self, sizes: Mapping[str, tuple[int, int]]) -> None:
+        super().__init__()
+        self.sizes: Mapping[str, tuple[int, int]] = dict(sizes)
+        self.adapters: dict[str, nn.Module] = {}
+        self.killed: dict[str, nn.Module] = {}
+        self.merges = False
+        self.layout: Layout | None = None
+
+    @contextmanager
+    def expect(self, layout: Layout) -> Iterator[None]:
+        """Forward passes inside have this layout."""
+        self.layout = layout
+        try:
+            yield
+        finally:
+            self.layout = None
+
+
+def find_placeholder(model: nn.Module) -> RemoteBlocksPlaceholder | None:
+    """The stand-in of a model that has one."""
+    return next((module for module in model.modules() if isinstance(module, RemoteBlocksPlaceholder)), None)

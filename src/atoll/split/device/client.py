@@ -1,0 +1,112 @@
+"""Reach a host from the device: open sessions, come back after a loss, and keep the accounts of what crossed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from atoll.cost.traffic import WireAccount
+from atoll.errors import FrameError, HostLostError
+from atoll.split.conversation import Conversation, Transport
+from atoll.split.cut import Cut
+from atoll.split.device.blocks import Given, RemoteBlocks, Session
+from atoll.wire import protocol_pb2 as pb
+from atoll.wire.accounting import largest_message_bytes
+from atoll.wire.codec import Codec
+from atoll.wire.dialogue import Dialogue
+from atoll.wire.handshake import PROTOCOL, refusal_error
+
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 8.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the device tells the host of itself."""
+
+    atoll_version: str
+    base_digest: str
+    tokenizer_digest: str
+    cut: Cut
+    kind: str
+    mode: Literal["dense", "factored"]
+    codec: Codec
+    precision: str
+    max_tokens: int
+    """Padded tokens of the largest micro-batch."""
+    d_model: int
+
+
+class Client:
+    """A device's way to its host. `transport` opens a stream; `account` counts what crossed all of them."""
+
+    def __init__(self, host: str, terms: Terms, transport: Callable[[], Transport], patience_seconds: float) -> None:
+        self._host, self._terms, self._transport = host, terms, transport
+        self._patience = patience_seconds
+        self.on_lost: Callable[[str], None] = lambda reason: None
+        """Told why, each time the host is lost and will be tried again."""
+        self.account = WireAccount()
+        self.blocks: RemoteBlocks | None = None
+
+    def connect(self, adapters: Given) -> Session:
+        """A session for these adapters.
+
+        Raises: HostRefusedError, HostLostError, ProtocolError.
+        """
+        conversation = Conversation(Dialogue("device"), self._transport(), self._terms.codec)
+        conversation.sent_bytes, conversation.received_bytes = self.account.sent, self.account.received
+        try:
+            groups = self._greet(conversation, adapters)
+        except BaseException:
+            conversation.transport.close()  # Else its threads and the stream would outlast what failed.
+            raise
+        return Session(conversation, groups, self._terms.mode == "factored", self._host)
+
+    def _greet(self, conversation: Conversation, adapters: Given) -> tuple[tuple[str, ...], ...]:
+        terms, pairs, killed = self._terms, adapters.trained, adapters.killed
+        modules = [pb.Module(name=name, rank=pair.size[2]) for name, pair in pairs.items()]
+        how = "merge" if adapters.merges else "offload"
+        modules += [pb.Module(name=name, rank=pair.size[2], killed=how, scaling=pair.scaling) for name, pair in killed.items()]
+        conversation.send(pb.Hello(
+            protocol=PROTOCOL, atoll_version=terms.atoll_version, base_digest=terms.base_digest, tokenizer_digest=terms.tokenizer_digest,
+            cut_front=terms.cut.front, cut_back=terms.cut.back, adapter_kind=terms.kind, modules=modules, wire_mode=terms.mode,
+            codec=terms.codec, precision=terms.precision, max_tokens=terms.max_tokens,
+        ))  # fmt: skip
+        answer = conversation.receive()
+        if answer.kind == "refusal":
+            raise refusal_error(answer.body, self._host)
+        groups = tuple(tuple(group.modules) for group in answer.body.groups)
+        sizes = [[pairs[name].size for name in names] for names in groups]
+        conversation.allow(largest_message_bytes(sizes, terms.d_model, terms.max_tokens))
+        if killed:
+            conversation.send(pb.Killed(), [matrix for pair in killed.values() for matrix in (pair.down_RI, pair.up_OR)], "fp32")
+        return groups
+
+    def end(self) -> None:
+        """Say goodbye to the host."""
+        if self.blocks is not None:
+            self.blocks.end()
+
+    def retrying(self, attempt: Callable[[], T]) -> T:
+        """Do something that needs the host; where the host is lost, connect again and do it anew, as long as patience lasts.
+
+        Nothing that an attempt does may outlast its failure: a training step changes the adapters only at its very end.
+
+        Raises: HostLostError, or FrameError, after the last try.
+        """
+        pause, until = FIRST_PAUSE_SECONDS, None
+        while True:
+            try:
+                return attempt()
+            except (HostLostError, FrameError) as problem:
+                if self.blocks is not None:
+                    self.blocks.drop()
+                until = time.monotonic() + self._patience if until is None else until
+                if time.monotonic() + pause > until:
+                    raise
+                self.on_lost(problem.got or problem.what)
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)

@@ -1,0 +1,273 @@
+"""The host's side of one session: greet, run exchanges on the shared base, and end without a trace.
+
+Shape suffixes: N real tokens, D width, I inputs of a module.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atoll.adapters.state import ModuleAdapter
+from atoll.base.blocks import Trace
+from atoll.base.load import Base
+from atoll.errors import AtollError, FrameError, HostLostError, ProtocolError
+from atoll.remote_blocks import Layout
+from atoll.split.conversation import Conversation, tensors_of
+from atoll.split.cut import Cut
+from atoll.split.host.compute_queue import ComputeQueue
+from atoll.split.host.middle import KilledModule, Middle
+from atoll.wire import protocol_pb2 as pb
+from atoll.wire.accounting import largest_message_bytes
+from atoll.wire.frames import Message
+from atoll.wire.handshake import HostFacts, check_hello
+
+Groups = Sequence[Sequence[str]]
+
+
+@dataclass(slots=True, eq=False)
+class SessionFigures:
+    """What the host may tell of a session."""
+
+    session: str
+    tenant: str
+    started_seconds: float = field(default_factory=time.monotonic)
+    num_tokens: int = 0
+    num_exchanges: int = 0
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    """Both as of the last exchange."""
+    refusal: str = ""
+    """Code of the refusal that ended it; empty: none."""
+    on_tokens: Callable[[int], None] = lambda num_tokens: None
+    """Told of every exchange's tokens."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Served:
+    """What a host serves: one base, shared by all sessions."""
+
+    base: Base
+    source: str
+    """Where the base lies, for devices that ask for their part of it."""
+    trace: Trace
+    facts: Callable[[Cut], HostFacts]
+    """What a device with this cut must agree with."""
+    bits: int
+    idle_seconds: float
+    """How long a device may be silent."""
+    compute_queue: ComputeQueue
+    exchange_seconds: float = float("inf")
+    """How long a device may be waited for within one exchange, all told: else a frame now and then would keep a session for ever."""
+
+    @property
+    def width(self) -> int:
+        """Of the hidden state."""
+        return int(self.base.model.config.get_text_config().hidden_size)
+
+
+class DevicePeer:
+    """The device as the middle blocks see it: sends, waits and checks sizes. While it waits, other sessions compute."""
+
+    def __init__(self, conversation: Conversation, groups: Groups, facts: HostFacts, ranks: Mapping[str, int], served: Served) -> None:
+        self._conversation, self._queue, self._model = conversation, served.compute_queue, served.base.model
+        self._groups, self._sizes, self._ranks = groups, facts.modules, ranks
+        self.factored = False
+        self.exchange, self.num_tokens = 0, 0
+
+    def receive(self, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        """The tensors of the next message, which must have these shapes.
+
+        Raises: ProtocolError, FrameError, HostLostError.
+        """
+        with self._queue.release():
+            message = self._conversation.receive()
+        check_shapes(message, shapes)
+        return tensors_of(message, self._model.dtype, self._model.device)
+
+    def send(self, body: Any, tensors: Sequence[Tensor]) -> None:
+        """Send a message."""
+        self._conversation.send(body, tensors)
+
+    def send_input(self, group: int, x_NI: Tensor) -> None:
+        """Send what a group's modules read."""
+        self.send(pb.Input(exchange=self.exchange, group=group), [x_NI])
+
+    def receive_output(self, group: int) -> list[Tensor]:
+        """Wait for what the group's adapters add."""
+        widths = [self._ranks[name] if self.factored else self._sizes[name][1] for name in self._groups[group]]
+        return self.receive([(self.num_tokens, width) for width in widths])
+
+    def send_gradient(self, group: int, tensors: Sequence[Tensor], *, want_input_gradient: bool) -> None:
+        """Send a group's gradients."""
+        self.send(pb.Gradient(exchange=self.exchange, group=group, want_input_gradient=want_input_gradient), tensors)
+
+    def receive_input_gradient(self, group: int) -> Tensor:
+        """Wait for what the group's adapters add to the gradient by its input."""
+        return self.receive([(self.num_tokens, self._sizes[self._groups[group][0]][0])])[0]
+
+    def factor_shapes(self) -> list[tuple[int, int]]:
+        """Shapes of the second factors, transposed, in the order in which they come."""
+        return [(self._ranks[name], self._sizes[name][1]) for group in self._groups for name in group]
+
+
+class HostSession:
+    """One device's session, from Hello to the end; runs in a thread of its own."""
+
+    def __init__(self, served: Served, conversation: Conversation, figures: SessionFigures) -> None:
+        self._served, self._conversation, self._figures = served, conversation, figures
+
+    def run(self) -> None:
+        """Serve the device until it says goodbye or fails. A fault of the device is told to it and never leaves this session."""
+        try:
+            self._serve()
+        except HostLostError:
+            pass  # The device is gone, and nobody is left to be told.
+        except AtollError as problem:
+            code = "frame" if isinstance(problem, FrameError) else "dialogue"
+            self._refuse(pb.Refusal(
+                code=code, field=problem.what, host_value=problem.expected, device_value=problem.got, do=problem.do
+            ))  # fmt: skip
+        except Exception:
+            self._refuse(pb.Refusal(code="failed", do="look into the host's log"))
+            raise  # A fault of the host's own: it ends this thread with a traceback, and not the host.
+        finally:
+            self._count_bytes()
+            self._conversation.transport.close()
+
+    def _serve(self) -> None:
+        hello = self._conversation.receive().body
+        self._conversation.transport.left_seconds = self._served.idle_seconds  # Who has greeted has more time.
+        cut = Cut(hello.cut_front, hello.cut_back)
+        facts = self._served.facts(cut)
+        refusal = check_hello(hello, facts)
+        if refusal is not None:
+            self._refuse(refusal)
+            return
+        ranks = {module.name: module.rank for module in hello.modules if not module.killed}
+        groups = [kept for group in self._served.trace.groups if (kept := [name for name in group if name in ranks])]
+        self._conversation.codec = hello.codec
+        peer = DevicePeer(self._conversation, groups, facts, ranks, self._served)
+        peer.factored = hello.wire_mode == "factored"
+        self._conversation.send(pb.Welcome(
+            session=self._figures.session, atoll_version=facts.atoll_version, groups=[pb.Group(modules=names) for names in groups],
+            bits=self._served.bits, max_tokens=facts.max_tokens, idle_seconds=self._served.idle_seconds,
+        ))  # fmt: skip
+        widths = [[(*facts.modules[name], ranks[name]) for name in group] for group in groups]
+        killed = [(*facts.modules[module.name], module.rank) for module in hello.modules if module.killed]
+        max_tokens = min(hello.max_tokens, facts.max_tokens)
+        self._conversation.allow(largest_message_bytes(widths, self._served.width, max_tokens, killed=killed))
+        self._conversation.transport.idle_seconds = self._served.idle_seconds
+        killed_modules = self._killed(hello, facts)
+        if killed_modules is None:
+            return
+        with self._served.compute_queue.slot():  # Merging is a computation like others.
+            middle = Middle(
+                self._served.base.model, cut, groups, returns_tuple=self._served.trace.returns_tuple, factored=peer.factored, peer=peer,
+                killed=killed_modules,
+            )  # fmt: skip
+        try:
+            while self._exchange(peer, middle):
+                self._count(peer.num_tokens)
+        finally:
+            middle.close()
+
+    def _killed(self, hello: Any, facts: HostFacts) -> list[KilledModule] | None:
+        """The adapters of killed modules, which the device sends once; None where it said goodbye."""
+        modules = [module for module in hello.modules if module.killed]
+        if not modules:
+            return []
+        self._conversation.transport.left_seconds = self._served.idle_seconds
+        message = self._conversation.receive()
+        if message.kind != "killed":
+            return None
+        sizes = [(facts.modules[module.name], module.rank) for module in modules]
+        check_shapes(message, [shape for (d_in, d_out), rank in sizes for shape in ((rank, d_in), (d_out, rank))])
+        matrices = iter(tensors_of(message, torch.float32, torch.device("cpu")))
+        adapters = [ModuleAdapter(next(matrices), next(matrices), module.scaling) for module in modules]
+        return [
+            KilledModule(module.name, hello.adapter_kind, adapter, module.killed == "merge")
+            for module, adapter in zip(modules, adapters, strict=True)
+        ]
+
+    def _refuse(self, refusal: Any) -> None:
+        self._figures.refusal = refusal.code
+        with suppress(AtollError):  # The device stopped listening, or the dialogue is over: then there is nobody to tell.
+            self._conversation.send(refusal)
+
+    def _exchange(self, peer: DevicePeer, middle: Middle) -> bool:
+        """The next exchange, of which nothing is held when this returns; False where the device said goodbye."""
+        transport = self._conversation.transport
+        transport.left_seconds = self._served.idle_seconds
+        message = self._conversation.receive()
+        if message.kind != "forward":
+            return False
+        transport.left_seconds = self._served.exchange_seconds
+        request, model = message.body, self._served.base.model
+        layout = self._layout(request)
+        peer.exchange, peer.num_tokens = request.exchange, sum(layout.lengths)
+        shapes = [(peer.num_tokens, self._served.width), *(peer.factor_shapes() if request.has_factors else [])]
+        check_shapes(message, shapes)
+        try:
+            with self._served.compute_queue.slot():
+                transport.waiting = self._served.compute_queue.release
+                h_ND, *factors = tensors_of(message, model.dtype, model.device)
+                middle.take_factors(factors)
+                front_gradient = request.train and request.want_front_gradient
+                hidden_ND = middle.forward(h_ND, layout, request.positions, train=request.train, front_gradient=front_gradient)
+                peer.send(pb.Hidden(exchange=peer.exchange), [hidden_ND])
+                if request.train:
+                    (grad_ND,) = peer.receive([tuple(hidden_ND.shape)])
+                    front_ND = middle.backward(grad_ND)
+                    peer.send(pb.Finished(exchange=peer.exchange), [] if front_ND is None else [front_ND])
+        finally:
+            transport.waiting = nullcontext
+            middle.clear()
+        return True
+
+    def _layout(self, request: Any) -> Layout:
+        """The layout of a request whose sizes the dialogue has checked.
+
+        Raises: ProtocolError for positions that the base does not have.
+        """
+        context = getattr(self._served.base.model.config.get_text_config(), "max_position_embeddings", None)
+        places = torch.tensor(request.position_ids, dtype=torch.int64)
+        if (context is not None and request.positions > context) or bool((places >= request.positions).any()):
+            raise ProtocolError(
+                "positions that the base does not have", got=f"rows of {request.positions}", expected=f"at most {context}",
+                do="lower data.max_length",
+            )  # fmt: skip
+        lengths, wanted = tuple(request.lengths) or (request.positions,) * request.rows, torch.tensor(request.wanted, dtype=torch.int64)
+        at = places.view(request.rows, request.positions) if len(places) else None
+        return Layout(lengths, wanted if len(wanted) else None, at)
+
+    def _count(self, num_tokens: int) -> None:
+        figures = self._figures
+        figures.num_tokens += num_tokens
+        figures.num_exchanges += 1
+        figures.on_tokens(num_tokens)
+        self._count_bytes()
+
+    def _count_bytes(self) -> None:
+        self._figures.received_bytes = self._conversation.received_bytes.total()
+        self._figures.sent_bytes = self._conversation.sent_bytes.total()
+
+
+def check_shapes(message: Message, shapes: Sequence[tuple[int, ...]]) -> None:
+    """Whether the message's tensors have these shapes, where the dialogue cannot know them.
+
+    Raises: ProtocolError.
+    """
+    got = [encoded.shape for encoded in message.tensors]
+    if got != list(shapes):
+        raise ProtocolError(f"tensors of a {message.kind} message", got=_shapes(got), expected=_shapes(shapes))
+
+
+def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:
+    return ", ".join("x".join(map(str, shape)) for shape in shapes) or "none"

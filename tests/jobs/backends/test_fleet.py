@@ -1,0 +1,206 @@
+"""A run prepared without a row is the run that is prepared with all rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from atoll.config.load import LoadedConfig, load
+from atoll.errors import BadValueError, ConflictError, EdgesLostError, ProtocolError
+from atoll.federated.flower import ConfigRecord, Error, Grid, Message, MessageType, RecordDict, assume_identity
+from atoll.federated.payload import WORK_ORDER
+from atoll.jobs.backends.backend import WorkOrder
+from atoll.jobs.backends.fleet import CAPABILITIES, TEXT, FleetBackend, ask_capabilities, check_capabilities, prepared_for_fleet
+from atoll.jobs.backends.work_orders import from_text
+from atoll.jobs.backends.worker import Capabilities, Worker
+from atoll.jobs.job import prepared
+
+from tests.jobs.backends.test_worker import ROWS, classes_config
+from tests.jobs.conftest import Sections, Workplace
+
+THREE: dict[str, dict[str, object]] = {"south": {"rank": 2}, "north": {}, "west": {"data": "west.csv", "mode": "split"}}
+NODES = {5: "south", 2**63: "north", 9: "west"}
+
+
+@pytest.fixture(autouse=True)
+def west(place: Workplace) -> None:
+    (place.folder / "west.csv").write_text("a,b\n" + "w1 w2,w90 w3 w4\n" * 5)
+
+
+def config(place: Workplace, sections: Sections | None = None, edges: Mapping[str, Mapping[str, object]] = THREE) -> LoadedConfig:
+    return load(place.config(edges, sections or {}))
+
+
+def all_capabilities(loaded: LoadedConfig, *names: str) -> list[Capabilities]:
+    return [Worker(loaded, edge.name).capabilities() for edge in loaded.config.edge if not names or edge.name in names]
+
+
+TWO = {name: edge for name, edge in THREE.items() if name != "west"}
+
+
+@pytest.mark.parametrize(("sections", "edges", "steps"), [
+    ({}, THREE, "local_steps = 2"), ({}, TWO, "local_epochs = 1.5"), ({"data": {"train_rows": 20}}, TWO, "local_steps = 2"),
+    ({"plan": {"policy": "fedpipe", "warmup_steps": 2}}, TWO, "local_steps = 2"),
+], ids=["split", "epochs", "rows", "planner"])  # fmt: skip
+def test_it_is_planned_as_with_all_rows_here(place: Workplace, sections: Sections, edges: dict[str, dict[str, object]], steps: str) -> None:
+    path = place.config(edges, sections)
+    path.write_text(path.read_text().replace("local_steps = 2", steps))
+    loaded = load(path)
+    here, away = prepared(loaded), prepared_for_fleet(loaded, all_capabilities(loaded), {}, "run1")
+    try:
+        assert away.plan == here.plan
+        assert away.start.digest() == here.start.digest()
+        assert [edge.name for edge in away.edges] == [edge.name for edge in here.edges]
+        for one, other in zip(away.edges, here.edges, strict=True):
+            assert (one.plan, one.num_rows, one.warm_up is None) == (other.plan, other.num_rows, other.warm_up is None)
+            assert one.selector.schedule == other.selector.schedule
+            assert one.examples is None
+            assert one.batches is None
+        assert (away.run_id, here.run_id) == ("run1", "")
+        assert away.held_out is not None
+    finally:
+        here.close()
+
+
+def test_edges_that_say_nothing_are_left_out(place: Workplace) -> None:
+    loaded = config(place)
+    job = prepared_for_fleet(loaded, all_capabilities(loaded, "north", "west"), {"south": "no answer in 5 s"}, "run1")
+    assert [edge.name for edge in job.edges] == ["north", "west"]
+    assert [(one.name, one.why) for one in job.plan.left_out] == [("south", "no answer in 5 s")]
+    assert [edge.name for edge in job.config.edge] == ["north", "west"]
+
+
+def test_too_few_edges_end_the_run_before_it_begins(place: Workplace) -> None:
+    loaded = config(place, {"federated": {"min_edges": 2}})
+    with pytest.raises(EdgesLostError) as raised:
+        prepared_for_fleet(loaded, all_capabilities(loaded, "north"), {"south": "no answer", "west": "error X"}, "run1")
+    assert "1 of 3" in raised.value.got
+    assert "west: error X" in raised.value.got
+    with pytest.raises(EdgesLostError):
+        prepared_for_fleet(config(place), [], dict.fromkeys(THREE, "no answer"), "run1")
+
+
+def test_rows_stay_where_they_are(place: Workplace) -> None:
+    loaded = config(place, {"run": {"compare": ["central"]}}, {"north": {}, "south": {}})
+    with pytest.raises(ConflictError, match="stay where they are"):
+        prepared_for_fleet(loaded, all_capabilities(loaded), {}, "run1")
+
+
+@pytest.mark.parametrize(("what", "word"), [("config", "run.toml"), ("base", "base"), ("atoll", "version of Atoll")])
+def test_edges_that_would_run_something_else_are_named(place: Workplace, what: str, word: str) -> None:
+    loaded = config(place)
+    said = all_capabilities(loaded)
+    check_capabilities(loaded, said)
+    wrong = [replace(capabilities, **{what: "0" * 64}) if capabilities.edge != "south" else capabilities for capabilities in said]  # type: ignore[arg-type]
+    if what == "base":
+        wrong = [replace(capabilities, base="") if capabilities.edge == "west" else capabilities for capabilities in wrong]
+    with pytest.raises(ConflictError) as raised:
+        prepared_for_fleet(loaded, wrong, {}, "run1")
+    assert raised.value.where == ("north" if what == "base" else "north, west"), "of an edge with a part, its host checks the base"
+    assert word in raised.value.what
+
+
+def classes_of(place: Workplace, files: Mapping[str, str]) -> LoadedConfig:
+    (place.folder / "classes.csv").write_text("\n".join(ROWS) + "\n")
+    for name, labels in files.items():
+        rows = [f"w{n} w{n + 1},{label}" for n, label in enumerate(labels.split())]
+        (place.folder / f"{name}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    return load(classes_config(place, {name: {"data": f"{name}.csv"} for name in files}))
+
+
+def test_the_classes_are_those_of_all_edges(place: Workplace) -> None:
+    loaded = classes_of(place, {"north": "yes yes yes", "south": "no maybe no"})
+    here, away = prepared(loaded), prepared_for_fleet(loaded, all_capabilities(loaded), {}, "run1")
+    assert away.base.labels == here.base.labels == ("maybe", "no", "yes")
+    assert away.start.digest() == here.start.digest()
+    assert away.plan == here.plan
+
+
+def test_one_class_in_all_is_nothing_to_tell_apart(place: Workplace) -> None:
+    loaded = classes_of(place, {"north": "yes yes yes", "south": "yes yes"})
+    with pytest.raises(BadValueError, match="no classes"):
+        prepared_for_fleet(loaded, all_capabilities(loaded), {}, "run1")
+
+
+class Told(Grid):
+    """Answers with what it was given."""
+
+    def __init__(self, answers: Mapping[int, RecordDict | Error]) -> None:
+        self._answers = answers
+        self.kinds: list[str] = []
+        assume_identity(1, 0)
+
+    run = property(lambda self: None)
+
+    def set_run(self, run: object) -> None: ...
+    def create_message(self, *_: object) -> Message: ...  # type: ignore[empty-body]
+    def get_node_ids(self) -> Iterable[int]: ...  # type: ignore[empty-body]
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]: ...  # type: ignore[empty-body]
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]: ...  # type: ignore[empty-body]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        for message in messages:
+            self.kinds.append(message.metadata.message_type)
+            if message.metadata.dst_node_id in self._answers:
+                yield Message(self._answers[message.metadata.dst_node_id], reply_to=message)
+
+
+def said(capabilities: Capabilities) -> RecordDict:
+    return RecordDict({CAPABILITIES: ConfigRecord({TEXT: capabilities.to_text()})})
+
+
+NORTH = Capabilities("north", 3, (), "base", "config", "0.1")
+
+
+def test_edges_are_asked_what_they_have() -> None:
+    grid = Told({9: said(replace(NORTH, edge="west")), 2**63: said(NORTH)})
+    found, silent = ask_capabilities(grid, NODES, 7)
+    assert [capabilities.edge for capabilities in found] == ["north", "west"]
+    assert silent == {"south": "no answer in 7.0 s"}
+    assert set(grid.kinds) == {f"{MessageType.QUERY}.{CAPABILITIES}"}
+
+
+def test_what_an_edge_says_went_wrong_is_why_it_is_silent() -> None:
+    found, silent = ask_capabilities(Told({5: Error(1, "error D201"), 9: Error(3), 2**63: said(NORTH)}), NODES, 7)
+    assert [capabilities.edge for capabilities in found] == ["north"]
+    assert silent == {"south": "error D201", "west": "code 3"}
+
+
+def test_an_edge_with_another_edges_key_is_found_out() -> None:
+    with pytest.raises(ConflictError) as raised:
+        ask_capabilities(Told({5: said(NORTH)}), NODES, 7)
+    assert (raised.value.where, "north" in raised.value.got) == ("south", True)
+
+
+@pytest.mark.parametrize("answer", [
+    RecordDict(), RecordDict({CAPABILITIES: ConfigRecord({TEXT: "{}"})}), RecordDict({CAPABILITIES: ConfigRecord({"a": 1})}),
+])  # fmt: skip
+def test_a_hello_of_another_version_is_an_error_that_names_the_edge(answer: RecordDict) -> None:
+    with pytest.raises(ProtocolError) as raised:
+        ask_capabilities(Told({5: answer}), NODES, 7)
+    assert raised.value.where == "edge south"
+
+
+def test_a_backend_gives_every_node_its_own_edges_order(place: Workplace, tmp_path: Path) -> None:
+    loaded = config(place)
+    job = prepared_for_fleet(loaded, all_capabilities(loaded), {}, "run1")
+    grid = Told({})
+    backend = FleetBackend(job, grid, NODES)
+    assert (backend.nodes, backend.grid) == (NODES, grid)
+    assert set(backend.base_digests) == {"north", "south"}
+    backend.give(job, job.edges, [WorkOrder(edge.name, edge.plan, "federated", 4, 0) for edge in job.edges])
+    for node, name in NODES.items():
+        record = backend.work_order_record(node)
+        assert record is not None
+        sent = from_text(str(record[TEXT]))
+        assert (sent.order.edge, sent.order.plan.ranks, sent.run_id) == (name, job.plan.edge(name).ranks, "run1")
+        assert sent.pool == job.plan.pool
+        assert WORK_ORDER not in record
+    backend.save(tmp_path / "states")
+    backend.restore(tmp_path / "states")
+    backend.close()
+    backend.close()
+    assert not (tmp_path / "states").exists()

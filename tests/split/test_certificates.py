@@ -1,0 +1,247 @@
+"""TLS between host and device: who is let in, who is not, and what is said to those who are not."""
+
+from __future__ import annotations
+
+import datetime
+import stat
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat, load_pem_private_key
+from cryptography.x509.oid import NameOID
+from cryptography.x509.verification import PolicyBuilder, Store
+
+from atoll.errors import HostLostError, OutputError, TransportError
+from atoll.split import certificates
+from atoll.split.certificates import DeviceTls, HostTls, Made, is_loopback, make_certificates, open_channel, server_credentials
+from atoll.split.transport import fetch_status
+from atoll.wire.handshake import PROTOCOL
+
+from tests.split.running import OPEN, PLAIN, channel_to, llama_host, running, session_on, wait_until
+
+SECONDS = 10.0
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Certificates for a host and two tenants."""
+    return make_certificates(tmp_path_factory.mktemp("made"), ["host.example", "10.0.0.5"], ["north", "south"])
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Certificates of somebody else."""
+    return make_certificates(tmp_path_factory.mktemp("foreign"), [], ["north"])
+
+
+def failure(channel: grpc.Channel) -> str:
+    """The page of a call that does not come through."""
+    with pytest.raises(HostLostError) as caught:
+        fetch_status(channel, SECONDS)
+    return caught.value.page()
+
+
+def test_tls_without_client_certificates(made: Made) -> None:
+    device = replace(made.devices["north"], cert=None, key=None)
+    with running(llama_host(), tls=replace(made.host, client_ca=None)) as host, channel_to(host, device) as channel:
+        assert fetch_status(channel, SECONDS).base_digest == "base"
+        with session_on(channel):
+            assert [session.tenant for session in host.status().open] == [""]
+
+
+def test_the_tenant_is_the_name_in_the_certificate(made: Made) -> None:
+    with running(llama_host(), tls=made.host) as host, channel_to(host, made.devices["south"]) as channel, session_on(channel):
+        assert [session.tenant for session in host.status().open] == ["south"]
+
+
+def test_a_device_without_the_right_certificate_is_not_let_in(made: Made, foreign: Made) -> None:
+    ca = made.devices["north"].ca
+    with running(llama_host(), tls=made.host) as host:
+        for device in (DeviceTls(ca, None, None), replace(foreign.devices["north"], ca=ca), OPEN):
+            with channel_to(host, device) as channel:
+                page = failure(channel)
+            assert "the host hung up on the greeting" in page
+            assert "a certificate that it trusts" in page
+        assert host.account.totals().sessions == 0
+
+
+def test_a_host_is_not_trusted_with_another_authority_or_name(
+    made: Made, foreign: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(llama_host(), tls=made.host) as host, channel_to(host, foreign.devices["north"]) as channel:
+        assert "not signed by an authority that is trusted here" in failure(channel)
+    monkeypatch.setattr(certificates, "LOOPBACK_NAMES", ())
+    remote_blocks = make_certificates(tmp_path, ["other.example"], ["north"])
+    with running(llama_host(), tls=remote_blocks.host) as host, channel_to(host, remote_blocks.devices["north"]) as channel:
+        assert "the host's certificate is not for this address" in failure(channel)
+
+
+def test_tls_towards_a_host_without_it(made: Made) -> None:
+    with running(llama_host()) as host:
+        with channel_to(host, made.devices["north"]) as channel:
+            assert "the host does not speak TLS" in failure(channel)
+        address = f"127.0.0.1:{host.port}"
+    channel = open_channel(address, OPEN, insecure=False)
+    assert "nobody listens there" in failure(channel)
+    channel.close()
+
+
+@pytest.mark.parametrize("address", ["localhost:7000", "LOCALHOST:7000", "127.0.0.1:0", "127.9.9.9:1", "[::1]:7000", "::1"])
+def test_loopback_needs_no_tls(address: str) -> None:
+    assert is_loopback(address)
+    assert server_credentials(address, PLAIN, insecure=False) is None
+    open_channel(address, OPEN, insecure=False).close()
+
+
+@pytest.mark.parametrize("address", [
+    "0.0.0.0:7000", "[::]:7000", ":7000", "", "host.example:7000", "10.0.0.5:7000", "localhost.example:7000", "128.0.0.1:7000",
+    "dns:///localhost:7000", "ipv4:127.0.0.1:7000,10.0.0.5:7000", "unix:/tmp/host",
+])  # fmt: skip
+def test_other_addresses_need_tls_or_consent(address: str) -> None:
+    for ask in (
+        lambda: server_credentials(address, PLAIN, insecure=False),
+        lambda: open_channel(address, OPEN, insecure=False),
+    ):
+        with pytest.raises(TransportError) as caught:
+            ask()
+        assert (caught.value.where, caught.value.got) == (address, "no certificates")
+    assert server_credentials(address, PLAIN, insecure=True) is None
+    open_channel(address, OPEN, insecure=True).close()
+
+
+def test_plain_text_goes_through_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    with running(llama_host()) as host, channel_to(host) as channel:
+        assert fetch_status(channel, SECONDS).protocol == PROTOCOL
+
+
+def spoilt(name: str, made: Made, foreign: Made, folder: Path) -> HostTls:
+    """The host's certificates with one fault."""
+    file, cert, key = folder / "file.pem", made.host.cert, made.host.key
+    assert cert is not None and key is not None and foreign.host.key is not None  # noqa: PT018
+    locked = load_pem_private_key(key.read_bytes(), None).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"x"))
+    cases: dict[str, Callable[[], HostTls]] = {
+        "no key": lambda: replace(made.host, key=None),
+        "no certificate": lambda: replace(made.host, cert=None),
+        "only a CA": lambda: HostTls(None, None, made.host.client_ca),
+        "missing": lambda: replace(made.host, cert=folder / "missing.pem"),
+        "missing CA": lambda: replace(made.host, client_ca=folder / "missing.pem"),
+        "folder": lambda: replace(made.host, key=folder),
+        "no PEM": lambda: (file.write_bytes(b"\0\1"), replace(made.host, cert=file))[1],
+        "CA is no PEM": lambda: (file.write_text("words"), replace(made.host, client_ca=file))[1],
+        "key is no PEM": lambda: (file.write_text("words"), replace(made.host, key=file))[1],
+        "key as certificate": lambda: replace(made.host, cert=key),
+        "certificate as key": lambda: replace(made.host, key=cert),
+        "locked key": lambda: (file.write_bytes(locked), replace(made.host, key=file))[1],
+        "another's key": lambda: replace(made.host, key=foreign.host.key),
+    }
+    return cases[name]()
+
+
+@pytest.mark.parametrize(("name", "what"), [
+    ("no key", "go together"), ("no certificate", "go together"), ("only a CA", "only over TLS"), ("missing", "cannot be read"),
+    ("missing CA", "cannot be read"), ("folder", "cannot be read"), ("no PEM", "not a certificate"), ("CA is no PEM", "not a certificate"),
+    ("key is no PEM", "not a private key"), ("key as certificate", "not a certificate"), ("certificate as key", "not a private key"),
+    ("locked key", "not a private key"), ("another's key", "does not belong"),
+])  # fmt: skip
+def test_files_of_no_use_are_told_before_anything_starts(name: str, what: str, made: Made, foreign: Made, tmp_path: Path) -> None:
+    host = spoilt(name, made, foreign, tmp_path)
+    with pytest.raises(TransportError, match=what) as caught:
+        server_credentials("127.0.0.1:0", host, insecure=True)
+    assert all((caught.value.where, caught.value.got, caught.value.expected, caught.value.do))
+    if name != "only a CA":
+        with pytest.raises(TransportError, match=what):
+            open_channel("127.0.0.1:7000", DeviceTls(host.client_ca, host.cert, host.key), insecure=True)
+
+
+@pytest.mark.parametrize(("days", "what"), [(400, "has expired"), (-2, "does not hold yet")])
+def test_certificates_out_of_their_time(days: int, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certificates, "CLOCK_SKEW", datetime.timedelta(days=days))
+    old = make_certificates(tmp_path, [], ["north"])
+    with pytest.raises(TransportError, match=what):
+        server_credentials("127.0.0.1:0", replace(old.host, client_ca=None), insecure=False)
+    with pytest.raises(TransportError, match=what):
+        open_channel("127.0.0.1:7000", replace(old.devices["north"], cert=None, key=None), insecure=False)
+
+
+def test_the_hosts_certificate_is_verified_under_all_its_names(made: Made) -> None:
+    ca, host = (x509.load_pem_x509_certificate(path.read_bytes()) for path in (made.host.client_ca, made.host.cert) if path)
+    sans = host.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert set(sans.get_values_for_type(x509.DNSName)) == {"localhost", "host.example"}
+    assert set(map(str, sans.get_values_for_type(x509.IPAddress))) == {"127.0.0.1", "::1", "10.0.0.5"}
+    for name in sans:
+        PolicyBuilder().store(Store([ca])).build_server_verifier(name).verify(host, [])  # type: ignore[arg-type]
+    assert host.not_valid_after_utc - host.not_valid_before_utc == datetime.timedelta(days=365)
+    usage = ca.extensions.get_extension_for_class(x509.KeyUsage)
+    assert usage.critical
+    assert usage.value.key_cert_sign
+    assert not usage.value.digital_signature
+
+
+def test_a_tenants_certificate_cannot_pose_as_the_host(made: Made) -> None:
+    device = made.devices["north"]
+    with running(llama_host(), tls=HostTls(device.cert, device.key, None)) as host:
+        with channel_to(host, DeviceTls(device.ca, None, None)) as channel:
+            assert "not signed by an authority that is trusted here" in failure(channel)
+        wait_until(lambda: host.account.totals().sessions == 0)
+
+
+def test_files_of_new_certificates(made: Made) -> None:
+    assert made.host.key is not None
+    folder = made.host.key.parent
+    names = {"ca.pem", "ca.key", "host.pem", "host.key", "tenant-north.pem", "tenant-north.key", "tenant-south.pem", "tenant-south.key"}
+    assert {path.name for path in folder.iterdir()} == names
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.glob("*.key")} == {0o600}
+    for tenant, device in made.devices.items():
+        assert device.cert is not None
+        subject = x509.load_pem_x509_certificate(device.cert.read_bytes()).subject
+        assert [name.value for name in subject.get_attributes_for_oid(NameOID.COMMON_NAME)] == [tenant]
+
+
+def test_nothing_is_overwritten(made: Made, tmp_path: Path) -> None:
+    there = tmp_path / "tenant-north.key"
+    there.write_text("mine")
+    with pytest.raises(OutputError, match="never overwritten") as caught:
+        make_certificates(tmp_path, [], ["north"])
+    assert caught.value.where == str(there)
+    assert [path.name for path in tmp_path.iterdir()] == ["tenant-north.key"]
+    with pytest.raises(OutputError, match="cannot be written"):
+        make_certificates(there / "folder", [], [])
+
+
+def test_what_was_written_is_taken_back_where_the_rest_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = certificates.os.open
+
+    def full(path: Path, flags: int, mode: int) -> int:
+        if path.name == "host.key":
+            raise OSError(28, "No space left on device")
+        return real(path, flags, mode)
+
+    monkeypatch.setattr(certificates.os, "open", full)
+    with pytest.raises(OutputError, match="cannot be written"):
+        make_certificates(tmp_path, [], [])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("hosts", "tenants"), [
+    (["host.example:7000"], []), (["a b"], []), (["häst"], []), (["http://host"], []),
+    ([], [""]), ([], ["a/b"]), ([], [".."]), ([], ["a" * 65]), ([], ["north", "North"]), ([], ["größe"]),
+])  # fmt: skip
+def test_names_that_no_certificate_can_carry(hosts: list[str], tenants: list[str], tmp_path: Path) -> None:
+    with pytest.raises(TransportError):
+        make_certificates(tmp_path, hosts, tenants)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_host_that_listens_everywhere_is_called_by_its_machines_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certificates.socket, "gethostname", lambda: "machine")
+    made = make_certificates(tmp_path, ["0.0.0.0", "[::]", ""], [])
+    assert made.host.cert is not None
+    cert = x509.load_pem_x509_certificate(made.host.cert.read_bytes())
+    sans = cert.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert sans.get_values_for_type(x509.DNSName) == ["localhost", "machine"]
