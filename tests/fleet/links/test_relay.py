@@ -11,7 +11,7 @@ import pytest
 
 from atoll.federated.flower import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from atoll.federated.grid import EDGE_FAILED
-from atoll.fleet import apps
+from atoll.fleet.links import carrier
 from atoll.fleet.links.frames import PROBLEM, Frame
 from atoll.fleet.links.relay import FleetGrid, Relay
 from atoll.fleet.links.sockets import RELAY, LocalClient
@@ -24,7 +24,7 @@ OFFLINE = Error(5, "the node is offline")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apps, "_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(carrier, "_POLL_SECONDS", 0.02)
 
 
 @pytest.fixture
