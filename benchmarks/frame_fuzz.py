@@ -16,13 +16,14 @@ from pathlib import Path
 
 import psutil
 
+from atoll.registry.parts import names
 from sides.results import write
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # The ways to damage a frame are those of the tests.
 
 from atoll.errors import FrameError, ProtocolError
 from atoll.wire import protocol_pb2 as pb
-from atoll.wire.codec import CODECS, decode
+from atoll.wire.codec import decode
 from atoll.wire.dialogue import Dialogue, Role
 from atoll.wire.frames import Assembler
 
@@ -107,7 +108,7 @@ def main(num_frames: int) -> None:
     lines = [
         line(Talk(mode, codec, front), receiver, chunk_bytes)
         for mode in ("dense", "factored")
-        for codec in CODECS
+        for codec in names("codec")
         for front in (False, True)
         for receiver in ("device", "host")
         for chunk_bytes in CHUNKS

@@ -11,6 +11,8 @@ AtollError
 │   ├── OverrideError      C106   a --set that cannot be understood
 │   ├── CommandLineError   C107   a command or option that does not exist, is missing, or does not go with another
 │   ├── TransportError     C108   an address or certificates that a connection cannot safely be made with
+│   ├── PartError          C109   a part that is not built in and cannot be loaded, or does not do what its kind must
+│   ├── TrustError         C110   a run or model folder that names code which nobody said to trust
 │   ├── DataFileError      D201   a data file or data set that cannot be read
 │   ├── BadRowError        D202   one row that cannot be used
 │   ├── ColumnError        D203   a column that the data does not have
@@ -129,6 +131,18 @@ class TransportError(InputError):
     """An address or certificates that a connection cannot safely be made with."""
 
     code = "C108"
+
+
+class PartError(InputError):
+    """A part that is not built in and cannot be loaded, or does not do what its kind must."""
+
+    code = "C109"
+
+
+class TrustError(InputError):
+    """A folder that somebody else may have made names code, and nobody said to trust it."""
+
+    code = "C110"
 
 
 class DataFileError(InputError):

@@ -10,9 +10,9 @@ import pytest
 from atoll.commands.edge import edge
 from atoll.commands.plan import plan
 from atoll.commands.train import RunResult, train
-from atoll.config.schema import Select
 from atoll.errors import ConflictError
 from atoll.jobs.split import HostAccess
+from atoll.registry.parts import names
 from atoll.runs.events import read_events
 
 from tests.conftest import save_model_folder
@@ -39,7 +39,7 @@ every = 8
 batch_size = 4
 local_steps = 10
 """
-POLICIES = list(Select.model_fields["policy"].annotation.__args__)  # type: ignore[union-attr]
+POLICIES = list(names("policy"))
 
 
 @pytest.fixture

@@ -203,8 +203,8 @@ def test_the_example_fleets_are_equal_in_sum_and_one_of_them_spreads_four_times(
 def test_a_thousand_errors_in_a_fleet_read_its_lines_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from atoll.config import document
 
-    calls, splits = [], document._split
-    monkeypatch.setattr(document, "_split", lambda dotted: calls.append(dotted) or splits(dotted))
+    calls, splits = [], document.split_dotted
+    monkeypatch.setattr(document, "split_dotted", lambda dotted: calls.append(dotted) or splits(dotted))
     text = "".join(f'[[edge]]\nname = "e{number % 500}"\nrank = 0\nmemry = 1\n' for number in range(1000))
     found = leaves(fleet_of(tmp_path, text))
     assert len(found) == 2000

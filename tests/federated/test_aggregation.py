@@ -13,14 +13,14 @@ from torch import Tensor
 
 from atoll.adapters.fresh import fresh_adapters
 from atoll.adapters.state import AdapterState, ModuleAdapter
-from atoll.config.conflicts import KEEPS_FROZEN_DELTA
-from atoll.config.schema import Federated
+from atoll.config.checks.federation import rules_with
 from atoll.errors import AdapterFitError, UpdateRefusedError
+from atoll.federated.aggregation.aggregate import Aggregate, Aggregator, Common, joined, started
 from atoll.federated.aggregation.parts import EdgeParts
-from atoll.federated.aggregation.rules import Aggregate, Aggregator, Common, joined, started
 from atoll.federated.aggregation.spool import Contribution
 from atoll.federated.aggregation.sums import PaddedSum, ProductSum
 from atoll.federated.checks import check_update
+from atoll.registry.parts import names
 
 SIZES = {"a": (7, 9), "b": (9, 6), "wide": (40, 50)}
 REFERENCE = fresh_adapters("lora", SIZES, {"a": 4, "b": 4, "wide": 4}, alpha=8, seed=0)
@@ -68,8 +68,8 @@ edges = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 50)), min_size=2, m
 
 
 def test_the_rules_are_those_of_the_configuration() -> None:
-    assert set(RULES) == set(Federated.model_fields["aggregation"].annotation.__args__)  # type: ignore[union-attr]
-    assert set(KEEPS_FROZEN_DELTA) < set(RULES)
+    assert set(RULES) == set(names("aggregation"))
+    assert set(rules_with("keeps_frozen_delta")) < set(RULES)
 
 
 @pytest.mark.parametrize("rule", EXACT)
@@ -230,7 +230,7 @@ def test_edges_that_did_not_train_a_module_do_not_move_it(rule: str, trained: li
 def test_an_edge_that_did_not_train_a_module_leaves_its_bits(rule: str) -> None:
     only, other = contribution(1, {"a": 4, "b": 4}, 10), contribution(2, {"a": 4}, 1000)
     torch.testing.assert_close(change(aggregate([only, other], rule=rule), "b"), mean_of([only], "b"), rtol=1e-6, atol=1e-6)
-    before = Common(REFERENCE, contribution(3, {"b": 2}).state if rule in KEEPS_FROZEN_DELTA else None)
+    before = Common(REFERENCE, contribution(3, {"b": 2}).state if rule in rules_with("keeps_frozen_delta") else None)
     after = aggregate([other], reference=before, rule=rule).common
     assert torch.equal(after.trained.modules["b"].down_RI, REFERENCE.modules["b"].down_RI)
     assert torch.equal(joined(after).modules["b"].delta_OI(), joined(before).modules["b"].delta_OI())
@@ -263,7 +263,7 @@ def test_factors_averaged_apart_would_be_wrong() -> None:
     assert aggregate(parts, rule="zero-pad").discarded_share > 0.09
 
 
-@pytest.mark.parametrize("rule", KEEPS_FROZEN_DELTA)
+@pytest.mark.parametrize("rule", rules_with("keeps_frozen_delta"))
 def test_over_rounds_the_whole_is_the_mean_of_what_the_edges_had(rule: str) -> None:
     """Each edge's model is the frozen delta with its own adapter on it. Its ranks stop where the module's size does."""
     common = Common(REFERENCE)
@@ -407,7 +407,7 @@ def test_bottleneck_factors_are_averaged_apart(rule: str) -> None:
         EdgeParts(reference, rule).of({"a": 2})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("rule", KEEPS_FROZEN_DELTA)
+@pytest.mark.parametrize("rule", rules_with("keeps_frozen_delta"))
 def test_bottlenecks_have_no_product_for_a_frozen_delta(rule: str) -> None:
     with pytest.raises(AdapterFitError, match="no product"):
         aggregate([], reference=AdapterState("bottleneck", REFERENCE.modules), rule=rule)

@@ -10,7 +10,7 @@ import torch
 from atoll.adapters.attach import merge_into
 from atoll.adapters.fresh import fresh_adapters
 from atoll.adapters.state import AdapterState, ModuleAdapter
-from atoll.config.conflicts import KEEPS_FROZEN_DELTA
+from atoll.config.checks.federation import rules_with
 from atoll.errors import AdapterFitError
 from atoll.seeding import stream as seed_of
 from atoll.selection.schedule import Schedule
@@ -77,9 +77,9 @@ def test_edges_of_unequal_rank_make_one_adapter_by_every_rule(rule: str) -> None
     again, _ = run(edges(), {"north": 4, "south": 2}, rounds=3, aggregation=rule)
     assert state.digest() == again.digest() == told.rounds[-1].state.digest()
     assert all(one.up_OR.abs().max() > 0 and one.rank <= min(one.size) for one in state.modules.values())
-    assert (told.rounds[0].discarded_share > 0) == (rule not in KEEPS_FROZEN_DELTA)
+    assert (told.rounds[0].discarded_share > 0) == (rule not in rules_with("keeps_frozen_delta"))
     first, second = ([edge for edge in told.edges if edge.edge == name] for name in ("north", "south"))
-    frozen_delta_travels = rule in KEEPS_FROZEN_DELTA
+    frozen_delta_travels = rule in rules_with("keeps_frozen_delta")
     for edge in (first, second):
         assert (edge[1].down_bytes > edge[0].down_bytes) == frozen_delta_travels
         assert edge[1].up_bytes == edge[2].up_bytes, "the frozen delta does not come back"
@@ -95,7 +95,7 @@ def test_edges_may_train_different_modules_and_what_none_trains_stays(rule: str)
         assert torch.equal(state.modules[name].delta_OI(), one.delta_OI()) == (number >= 5)
         if number >= 5:
             assert torch.equal(state.modules[name].down_RI, one.down_RI)
-    if rule not in KEEPS_FROZEN_DELTA:
+    if rule not in rules_with("keeps_frozen_delta"):
         assert list(state.ranks.values())[:5] == [4, 4, 4, 2, 2], "the largest rank of those that train it"
 
 
@@ -145,7 +145,7 @@ def by_hand(rule: str, rounds: int) -> AdapterState:
     return dense_sum([(frozen_delta, 1.0), (common, 1.0)])
 
 
-@pytest.mark.parametrize("rule", KEEPS_FROZEN_DELTA)
+@pytest.mark.parametrize("rule", rules_with("keeps_frozen_delta"))
 def test_rounds_are_those_written_out_with_merged_weights(rule: str) -> None:
     """Forgetting the optimizer, which is how adapters that start anew are trained."""
     ours, _ = run(edges(), {"north": 4, "south": 4}, rounds=3, keep=False, aggregation=rule)
@@ -175,7 +175,7 @@ def test_an_edge_that_trains_some_modules_only_still_evaluates_all_of_the_frozen
 
 
 @pytest.mark.parametrize("killed", ["offload", "skip", "merge"])
-@pytest.mark.parametrize("rule", KEEPS_FROZEN_DELTA)
+@pytest.mark.parametrize("rule", rules_with("keeps_frozen_delta"))
 def test_modules_are_killed_and_revived_on_top_of_it(rule: str, killed: str) -> None:
     """A window begins in one round and ends in the next; what was not trained in a round is no vote."""
 

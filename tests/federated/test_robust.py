@@ -16,8 +16,8 @@ from atoll.adapters.low_rank import row_length
 from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.errors import AdapterFitError
 from atoll.federated.aggregation import robust as module
+from atoll.federated.aggregation.aggregate import Aggregate, Common, aggregate
 from atoll.federated.aggregation.robust import Robust, clip_updates, moved
-from atoll.federated.aggregation.rules import Aggregate, Common, aggregate
 from atoll.federated.aggregation.spool import Contribution, Spool
 
 from tests.federated.test_aggregation import REFERENCE, contribution

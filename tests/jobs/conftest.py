@@ -54,7 +54,7 @@ class Workplace:
             "adapter": {"targets": "attention", "rank": 4}, "train": {"local_steps": 2, "batch_size": 2, "learning_rate": 1e-2},
             "plan": {}, "federated": {}, "evaluate": {}, "select": {},
         }  # fmt: skip
-        lines = []
+        lines, default = [], {**default, **{name: {} for name in sections if name not in default}}
         for name, values in default.items():
             lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in {**values, **sections.get(name, {})}.items())]
         for name, fields in edges.items():

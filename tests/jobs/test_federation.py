@@ -14,9 +14,10 @@ from atoll.config.schema import Edge, RunConfig
 from atoll.errors import InfeasibleError, RunFolderError
 from atoll.jobs.job import Job, prepare, replanned
 from atoll.jobs.rounds import Rounds
-from atoll.planner.fedpipe.fedpipe import Planner
+from atoll.planner.edge_plan import FleetPlan
+from atoll.planner.fedpipe.search import EdgeSearch
 from atoll.planner.importance import Importance
-from atoll.planner.plan import FleetPlan, plan_fleet
+from atoll.planner.plan import plan_fleet
 from atoll.runs.events import EventLog
 from atoll.training.trainer import Batches, FitPlan, StepReport, Trainer, TrainState, Update
 
@@ -298,7 +299,7 @@ def test_more_edges_asked_for_than_can_take_part_is_infeasible(place: Workplace)
 
 def test_a_planner_offers_no_host_to_a_classifier() -> None:
     config = RunConfig.model_validate({"plan": {"policy": "fedpipe"}, "model": {"task": "classify"}, "data": {"text": "{a}", "label": "b"}})
-    planner = Planner(config, BASE, [module.name for module in BASE.modules], {module.name: 1.0 for module in BASE.modules})
+    planner = EdgeSearch(config, BASE, [module.name for module in BASE.modules], {module.name: 1.0 for module in BASE.modules})
     assert not any(place.split for place in planner.places(Edge(name="north")))
 
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from atoll.config.schema import RunConfig
 from atoll.cost.formulas import adapter_parameters, message_bytes
 from atoll.errors import InfeasibleError, TargetError
+from atoll.planner.edge_plan import FleetPlan
 from atoll.planner.feasibility import Setting, largest_batch
-from atoll.planner.plan import FleetPlan, plan_fleet
+from atoll.planner.plan import plan_fleet
 from atoll.shapes import BaseShapes, ModuleShape
 
 PARTS = (

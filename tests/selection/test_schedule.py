@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from atoll.config.schema import Select
 from atoll.errors import ConflictError
-from atoll.selection.schedule import Schedule, schedule_of
+from atoll.selection.schedule import Schedule
+from atoll.selection.selector import schedule_of
 
 NUM_STEPS = 70
 

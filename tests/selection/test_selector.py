@@ -18,8 +18,7 @@ from atoll.config.schema import RunConfig, Select, Wire
 from atoll.cost.split_traffic import groups
 from atoll.errors import ConflictError, UpdateRefusedError
 from atoll.selection.pool import PoolModule, pool_of
-from atoll.selection.schedule import schedule_of
-from atoll.selection.selector import ModuleSelector, StepTokens, full_pool_warning, selector_of
+from atoll.selection.selector import ModuleSelector, StepTokens, full_pool_warning, schedule_of, selector_of
 from atoll.shapes import BaseShapes, ModuleShape
 
 # Not in execution order, as some models list them.

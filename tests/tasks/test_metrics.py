@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from atoll.tasks import metrics
+from atoll.tasks.scoring import metrics
 
 
 def test_exact_match_takes_any_reference_and_ignores_outer_spaces() -> None:

@@ -15,7 +15,7 @@ from atoll.base.load import Base
 from atoll.config.schema import Train
 from atoll.cost.work import Work
 from atoll.errors import AdapterFitError, UpdateRefusedError
-from atoll.federated.aggregation.rules import Aggregator, Common, joined, started
+from atoll.federated.aggregation.aggregate import Aggregator, Common, joined, started
 from atoll.federated.aggregation.spool import Contribution
 from atoll.federated.checks import check_update
 from atoll.federated.client import EdgeWork, client_app

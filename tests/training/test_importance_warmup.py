@@ -22,7 +22,9 @@ from atoll.errors import AdapterFitError
 from atoll.seeding import stream as seed_of
 from atoll.split.cut import Cut
 from atoll.training import importance_warmup
-from atoll.training.importance_warmup import ModuleScores, WarmUp, orthogonality_gradient_NR, warm_up
+from atoll.training.adalora import orthogonality_gradient_NR
+from atoll.training.importance import ImportanceScore
+from atoll.training.importance_warmup import ModuleScores, WarmUp, warm_up
 from atoll.training.trainer import FitPlan, TrainState
 
 from tests.conftest import random_model, save_model_folder
@@ -148,13 +150,13 @@ def _score(own: Mapping[str, list[Tensor]]) -> float:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_warm_up_equals_the_method_written_plainly(family: str, kind: Kind, held: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, build = dict[str, importance_warmup._Form](), importance_warmup._new_forms
+    made, build = dict[str, ImportanceScore](), importance_warmup._new_scores
 
-    def remembered(*given: Any) -> Mapping[str, importance_warmup._Form]:
+    def remembered(*given: Any) -> Mapping[str, ImportanceScore]:
         made.update(build(*given))
         return made
 
-    monkeypatch.setattr(importance_warmup, "_new_forms", remembered)
+    monkeypatch.setattr(importance_warmup, "_new_scores", remembered)
     start = trained_adapters(random_model(family)) if held else None
     plain, ours = plainly(random_model(family), kind, start), module_scores(random_model(family), kind, start)
     assert list(ours.scores) == list(plain.scores)

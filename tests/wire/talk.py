@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from atoll.wire import protocol_pb2 as pb
-from atoll.wire.codec import Codec, encode
+from atoll.wire.codec import encode
 from atoll.wire.dialogue import Role
 from atoll.wire.frames import Message
 
@@ -28,7 +28,7 @@ class Talk:
     """Makes sessions; tensors are random, equal for equal talks."""
 
     mode: str = "dense"
-    codec: Codec = "fp32"
+    codec: str = "fp32"
     front_gradient: bool = False
     groups: tuple[tuple[str, ...], ...] = GROUPS
     has_killed: bool = False

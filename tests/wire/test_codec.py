@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from atoll.errors import ProtocolError
-from atoll.wire.codec import CODECS, Encoded, decode, encode, encoded_bytes, error_bound, raw
+from atoll.registry.parts import names
+from atoll.wire.codec import Encoded, decode, encode, encoded_bytes, error_bound, raw
 
 SHAPES = st.lists(st.integers(0, 5), min_size=1, max_size=3).map(tuple)
 LARGEST = torch.finfo(torch.float32).max
@@ -49,7 +50,7 @@ def test_bf16_comes_back_bit_for_bit_from_bf16(x: Tensor) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(bits(torch.float32), st.sampled_from(CODECS))
+@given(bits(torch.float32), st.sampled_from(names("codec")))
 def test_errors_keep_to_their_bound(x: Tensor, codec: str) -> None:
     """Over all finite numbers there are, from subnormal ones to the largest."""
     x = x.nan_to_num(0.0, LARGEST, -LARGEST)
@@ -73,7 +74,7 @@ def test_int8_holds_at_the_ends_of_its_range(value: float) -> None:
 def test_int8_shrinks_and_is_not_the_same() -> None:
     """So that no test of int8 passes because fp32 was sent."""
     x = torch.randn(16, 256, generator=torch.Generator().manual_seed(0))
-    sizes = {codec: encode(x, codec).num_bytes for codec in CODECS}
+    sizes = {codec: encode(x, codec).num_bytes for codec in names("codec")}
     assert sizes == {"fp32": 16 * 256 * 4, "bf16": 16 * 256 * 2, "int8": 16 * 256 + 16 * 4}
     back = decode(encode(x, "int8"))
     assert not torch.equal(back, x)
@@ -121,7 +122,7 @@ def test_others_carry_what_is_not_finite(codec: str) -> None:
     assert torch.equal(torch.isfinite(decode(encode(x, codec))), torch.isfinite(x))
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", names("codec"))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_views_gradients_and_half_types_travel(codec: str, dtype: torch.dtype) -> None:
     x = torch.arange(24.0).view(4, 6).to(dtype).requires_grad_()
@@ -133,7 +134,7 @@ def test_views_gradients_and_half_types_travel(codec: str, dtype: torch.dtype) -
         assert (back.float() - view.detach().float()).abs().max() <= error_bound(view, codec).max() + rounded
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", names("codec"))
 def test_what_is_decoded_is_a_tensor_of_its_own(codec: str) -> None:
     x = torch.ones(2, 3)
     encoded = encode(x, codec)
@@ -149,7 +150,7 @@ def test_without_conversion_nothing_is_copied_before_it_is_sent() -> None:
     assert bytes(encoded.data)[:4] == bytes.fromhex("0000803f")
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", names("codec"))
 @pytest.mark.parametrize("start", [0, 1, 4, 10])
 def test_where_bytes_arrived_does_not_show(codec: str, start: int) -> None:
     """Matrix products sum in another order on memory that is aligned otherwise: a step would not give the same bits twice."""
@@ -186,7 +187,7 @@ def test_scales_that_cannot_be_are_refused(scale: float) -> None:
 
 
 @settings(deadline=None)
-@given(SHAPES, st.sampled_from(CODECS))
+@given(SHAPES, st.sampled_from(names("codec")))
 def test_the_formula_is_what_encode_makes(shape: tuple[int, ...], codec: str) -> None:
     assert encode(torch.zeros(shape), codec).num_bytes == encoded_bytes(shape, codec)
 

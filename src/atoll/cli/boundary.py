@@ -9,8 +9,9 @@ from typing import Self
 
 import click
 
-from atoll.cli.pages import bug_page, print_error
-from atoll.errors import AtollError, CommandLineError, PeerError
+from atoll.cli.pages import bug_page, part_error, print_error
+from atoll.errors import AtollError, CommandLineError, PartError, PeerError
+from atoll.registry.foreign import blamed
 from atoll.runs.layout import marked_run
 
 INTERRUPTED = 130
@@ -54,6 +55,9 @@ def _show(error: BaseException) -> int:
             # The reader went away (`atoll plan run.toml | head`); python would complain once more when it flushes at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return _PIPE_CLOSED
+        case _ if (part := blamed(error)) is not None:
+            print_error(part_error(error, *part, run_dir), sys.stderr)
+            return PartError.exit_status
         case _:
             print(bug_page(error, run_dir), file=sys.stderr)
             return _BUG

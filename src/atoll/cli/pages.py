@@ -8,7 +8,8 @@ import traceback
 from pathlib import Path
 from typing import TextIO
 
-from atoll.errors import AtollError, ManyErrors
+from atoll.errors import AtollError, ManyErrors, PartError
+from atoll.registry.parts import Part
 
 _RED, _DIM, _END = "\033[1;31m", "\033[2m", "\033[0m"
 
@@ -41,6 +42,16 @@ def bug_page(error: BaseException, run_dir: Path | None) -> str:
     lines.append(f"  got       {type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}".rstrip())
     lines.append(f"  do        this is a bug; report it with the file {_keep(text, run_dir)}")
     return "\n".join(lines)
+
+
+def part_error(error: BaseException, part: Part, place: str, run_dir: Path | None) -> PartError:
+    """The page of an exception from somebody else's part; the traceback goes to a file."""
+    said, file = str(error).splitlines(), _keep("".join(traceback.format_exception(error)), run_dir)
+    got = f"{type(error).__name__}: {said[0][:200]}" if said else type(error).__name__
+    return PartError(
+        f"the {part.kind.name} {part.name} failed", where=place, got=got, expected="what its kind must do",
+        do=f"mend it; the whole traceback is in {file}",
+    )  # fmt: skip
 
 
 def _keep(text: str, run_dir: Path | None) -> Path:

@@ -39,15 +39,19 @@ class _Subject:
 def evaluate(
     *, run_dir: str | Path | None = None, model: str | None = None, adapter: Path | None = None, data: str | None = None,
     overrides: Sequence[str] = (), observers: Sequence[Callable[[Event], None]] = (), host: HostAccess | None = None,
+    trust: bool = False,
 ) -> Mapping[str, Mapping[str, float]]:  # fmt: skip
     """Scores by row: "base", and "adapted" where there is an adapter.
 
     A run is scored as its own config says; `data` and `overrides` (section.key=value) change that. Without a run, `model` and `data` say
     what to score, and `overrides` how the rows become text.
 
-    Raises: InputError leaves.
+    Raises: InputError leaves; TrustError where the run names code and `trust` does not say that it may.
     """
-    subject = _of_run(Path(run_dir), data, overrides, host) if run_dir is not None else _of_model(model, adapter, data, overrides, host)
+    if run_dir is not None:
+        subject = _of_run(Path(run_dir), data, overrides, host, trust=trust)
+    else:
+        subject = _of_model(model, adapter, data, overrides, host)
     settings, max_length = subject.config.evaluate, subject.config.data.max_length
     scores: dict[str, Mapping[str, float]] = {}
     try:
@@ -57,18 +61,20 @@ def evaluate(
                     continue
                 log.append(PhaseStarted("evaluate", len(subject.rows)))
                 with attached(subject.base.model, state or head_state(subject.base.head)):
-                    scores[row] = score(subject.base, subject.rows, subject.form, settings, max_length=max_length)
+                    scores[row] = score(
+                        subject.base, subject.rows, subject.form, settings, max_length=max_length, options=subject.config.options
+                    )
                 log.append(Evaluated(row, scores[row]))
     finally:
         subject.close()
     return scores
 
 
-def _of_run(run_dir: Path, data: str | None, overrides: Sequence[str], host: HostAccess | None) -> _Subject:
+def _of_run(run_dir: Path, data: str | None, overrides: Sequence[str], host: HostAccess | None, *, trust: bool) -> _Subject:
     run = RunDirectory.open(run_dir)
-    loaded = _with(run_config(run), data, overrides)
+    loaded = _with(run_config(run, trust=trust), data, overrides)
     rows, form = _rows(loaded, read_labels(run.adapter))
-    finished = open_run(run_dir, host)
+    finished = open_run(run_dir, host, trust=trust)
     return _Subject(finished.base, finished.adapter, loaded.config, rows, form, finished.close)
 
 

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 
-def merge(run_dir: str | Path, *, out: str | Path) -> Path:
+def merge(run_dir: str | Path, *, out: str | Path, trust: bool = False) -> Path:
     """Write the merged model and its tokenizer to `out`, whole or not at all, and return the folder.
 
-    Raises: OutputError where `out` is not absent or empty; AdapterFitError for adapters that no weight can hold.
+    Raises: TrustError where the run names code and `trust` does not say that it may; OutputError where `out` is not absent or empty;
+    AdapterFitError for adapters that no weight can hold.
     """
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -27,7 +28,7 @@ def merge(run_dir: str | Path, *, out: str | Path) -> Path:
             "the folder to write to is not empty", where=str(target), got="something there already", expected="a new or empty folder",
             do="give another folder with --out",
         )  # fmt: skip
-    finished = open_run(Path(run_dir))
+    finished = open_run(Path(run_dir), trust=trust)
     if finished.adapter.kind != "lora":
         raise AdapterFitError(
             "a bottleneck adapter cannot be merged", where=str(finished.run.adapter), got=finished.adapter.kind, expected="lora",
@@ -49,14 +50,15 @@ def merge(run_dir: str | Path, *, out: str | Path) -> Path:
     return target
 
 
-def load(run_dir: str | Path) -> PeftModel:
+def load(run_dir: str | Path, *, trust: bool = False) -> PeftModel:
     """The run's base with its adapter, in eval mode.
 
-    Raises: RunFolderError; AdapterFitError for bottleneck adapters, which PEFT does not have.
+    Raises: TrustError where the run names code and `trust` does not say that it may; RunFolderError; AdapterFitError for bottleneck
+    adapters, which PEFT does not have.
     """
     from peft import PeftModel
 
-    finished = open_run(Path(run_dir))
+    finished = open_run(Path(run_dir), trust=trust)
     if finished.adapter.kind != "lora":
         raise AdapterFitError(
             "PEFT has no bottleneck adapter", where=str(finished.run.adapter), got=finished.adapter.kind, expected="lora",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from atoll.commands.train import RunResult, go_on
+from atoll.commands.train import RunResult, go_on, track
 from atoll.config.load import LoadedConfig
 from atoll.errors import ConflictError, ResumeError
 from atoll.jobs.backends.backend import BackendFactory
@@ -24,23 +24,25 @@ Begin = Callable[[LoadedConfig, str], tuple[Job, BackendFactory | None]]
 
 
 def resume(
-    run_dir: str | Path, *, observers: Sequence[Callable[[Event], None]] = (), host: HostAccess | None = None
+    run_dir: str | Path, *, observers: Sequence[Callable[[Event], None]] = (), host: HostAccess | None = None, trust: bool = False
 ) -> RunResult:  # fmt: skip
     """Go on with a run after its last whole checkpoint, with the config that it began with; a run without one begins again.
 
     The adapter comes out bit for bit as if the run had not been stopped. A run that is complete is left as it is, and observers are told.
 
-    Raises: RunFolderError; ResumeError where another process works on it, or what it began with has changed; and as `atoll.train`.
+    Raises: TrustError where the run names code and `trust` does not say that it may; RunFolderError; ResumeError where another process
+    works on it, or what it began with has changed; and as `atoll.train`.
     """
-    return resume_by(run_dir, lambda loaded, _: (prepared(loaded, host), None), observers, has_host=host is not None)
+    return resume_by(run_dir, lambda loaded, _: (prepared(loaded, host), None), observers, has_host=host is not None, trust=trust)
 
 
 def resume_by(
-    run_dir: str | Path, begin: Begin, observers: Sequence[Callable[[Event], None]], *, has_host: bool = False, on_fleet: bool = False
+    run_dir: str | Path, begin: Begin, observers: Sequence[Callable[[Event], None]], *, has_host: bool = False, on_fleet: bool = False,
+    trust: bool = False,
 ) -> RunResult:  # fmt: skip
     """The same with a job, and backends, that `begin` makes."""
     run = RunDirectory.open(Path(run_dir))
-    loaded, noted = run_config(run), run.read_config()
+    loaded, noted = run_config(run, trust=trust, loads_parts=True), run.read_config()
     began_with = _began_with(run, noted)
     if run.summary_path.is_file() and (summary := read_summary(run.summary_path)).status == "complete":
         for observer in observers:
@@ -70,6 +72,7 @@ def _resumed(
     hashes = hashes_of(job)
     check_unchanged(began_with, hashes)
     resume_point, passed = find_resume_point(run, hashes)
+    track(job, run, log)
     log.append(Resumed(0 if resume_point is None else resume_point.round))
     for advice in passed:
         log.append(Advised("", advice))

@@ -38,6 +38,7 @@ from atoll.runs.events import Advised, CheckpointWritten, EdgeLeftOut, Evaluated
 from atoll.runs.files import write_folder
 from atoll.runs.layout import RunDirectory
 from atoll.runs.summary import Evaluation, Homogeneous, LocalOnly, Scores, Summary, versions, write_summary
+from atoll.runs.tracker import TrackedRun, Tracking
 from atoll.selection.selector import full_pool_warning
 from atoll.tasks.evaluate import evaluate
 from atoll.tasks.text import text_form
@@ -80,10 +81,19 @@ def train_job(
             run.write_config(job.loaded.toml_text, _resolved(job, hashes))
             run.write_json(run.plan_json, job.plan.to_json())
             with EventLog(run.events_path, observers) as log:
+                track(job, run, log)
                 _begin(job, run, log)
                 return go_on(job, run, log, hashes, make_backend=make_backend)
     finally:
         job.close()
+
+
+def track(job: Job, run: RunDirectory, log: EventLog) -> None:
+    """Have the trackers of [track] hear what is logged from here on."""
+    config = job.config
+    if config.track.to:
+        tracked = TrackedRun(run.path.name, run.path, resolved(config))
+        log.show_to(Tracking(config.track.to, config.options, tracked, lambda advice: log.append(Advised("", advice))))
 
 
 def go_on(
@@ -213,10 +223,10 @@ def _score(job: Job, state: AdapterState | None, row: str, log: EventLog) -> Sco
     if state is None and job.base.head:
         state = head_state(job.base.head)  # Without one, a classifier tells nothing.
     if state is None:
-        scores = evaluate(job.base, job.held_out, job.form, settings, max_length=max_length)
+        scores = evaluate(job.base, job.held_out, job.form, settings, max_length=max_length, options=job.config.options)
     else:
         with attached(job.base.model, state):
-            scores = evaluate(job.base, job.held_out, job.form, settings, max_length=max_length)
+            scores = evaluate(job.base, job.held_out, job.form, settings, max_length=max_length, options=job.config.options)
     log.append(Evaluated(row, scores))
     return scores
 
@@ -256,11 +266,13 @@ def _figures(run: RunDirectory, log: EventLog) -> tuple[Path, ...]:
 
 
 def example_prompt(run_dir: Path) -> str | None:
-    """The prompt of the first held-out row of a run, or "..." where there is none that fits on a command line; None for a classifier.
+    """The prompt of the first held-out row of a run that this process trained, or went on with; None for a classifier.
+
+    "..." where there is none that fits on a command line.
 
     Raises: InputError leaves, as the run itself would.
     """
-    loaded = run_config(RunDirectory.open(run_dir))
+    loaded = run_config(RunDirectory.open(run_dir), trust=True, loads_parts=True)
     if loaded.config.model.task == "classify":
         return None
     rows = eval_rows(loaded)

@@ -130,18 +130,19 @@ def _line_numbers(text: str) -> Mapping[Location, int]:
     counts: dict[Location, int] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         if header := _HEADER.fullmatch(line):
-            table = _split(header[2])
+            table = split_dotted(header[2])
             if header[1] == "[[":
                 counts[table] = counts.get(table, -1) + 1
                 found.setdefault(table, number)
                 table = (*table, counts[table])
             found.setdefault(table, number)
         elif key := _KEY.match(line):
-            location = (*table, *_split(key[1]))
+            location = (*table, *split_dotted(key[1]))
             for size in range(len(table) + 1, len(location) + 1):
                 found.setdefault(location[:size], number)
     return found
 
 
-def _split(dotted: str) -> Location:
+def split_dotted(dotted: str) -> tuple[str, ...]:
+    """The parts of a dotted key, quoted or not."""
     return tuple(part.strip("\"'") for part in re.findall(_PART, dotted))

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from atoll.config.document import Document, Location, few, read_document
 from atoll.config.keys import as_toml
-from atoll.config.schema import BitsPerSecond, Bytes, FlopsPerSecond, SecondsOrZero, Section
+from atoll.config.quantities import BitsPerSecond, Bytes, FlopsPerSecond, SecondsOrZero
+from atoll.config.schema import Section
 from atoll.errors import ConfigFileError, ConflictError, InputError, UnknownKeyError
 
 PROFILE_VERSION: Final = 1

@@ -9,17 +9,20 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from atoll.config import schema
+from atoll.config import quantities, schema
+from atoll.config.named import REFERENCE, Named
 
 _QUANTITIES = (
-    (schema.Bytes, "a size above 0, such as '2 GB' or '512 MiB'"),
-    (schema.BytesOrZero, "a size such as '2 GB' or '512 MiB'"),
-    (schema.BitsPerSecond, "a rate above 0, such as '100 Mbit/s' or '10 MB/s'"),
-    (schema.FlopsPerSecond, "a speed above 0, such as '500 GFLOP/s'"),
-    (schema.Seconds, "a time above 0, such as '20 ms', '60 s' or '1 h'"),
-    (schema.SecondsOrZero, "a time such as '20 ms', '60 s' or '1 h'"),
+    (quantities.Bytes, "a size above 0, such as '2 GB' or '512 MiB'"),
+    (quantities.BytesOrZero, "a size such as '2 GB' or '512 MiB'"),
+    (quantities.BitsPerSecond, "a rate above 0, such as '100 Mbit/s' or '10 MB/s'"),
+    (quantities.FlopsPerSecond, "a speed above 0, such as '500 GFLOP/s'"),
+    (quantities.Seconds, "a time above 0, such as '20 ms', '60 s' or '1 h'"),
+    (quantities.SecondsOrZero, "a time such as '20 ms', '60 s' or '1 h'"),
     (schema.Name, "letters, digits, '.', '_' and '-', beginning with a letter or digit, at most 64"),
 )
+OPTIONS = "options"
+"""The table whose tables are parts' own: its keys are theirs to check."""
 _PLAIN = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -33,6 +36,8 @@ class Key:
     required: bool
     description: str
     text_only: bool
+    named: Named | None = None
+    """Of what kind the parts are that it names."""
 
     @property
     def section(self) -> str:
@@ -49,8 +54,9 @@ class Key:
 def keys() -> Mapping[str, Key]:
     """All keys by path, in the order of the schema."""
     found: dict[str, Key] = {}
-    for name in schema.RunConfig.model_fields:
-        _collect(section_class(name), name, found)
+    for name in section_names():
+        if name != OPTIONS:
+            _collect(section_class(name), name, found)
     return found
 
 
@@ -85,7 +91,12 @@ def describe(hint: Any) -> str:
         if hint == quantity:
             return words
     origin, arguments = get_origin(hint), get_args(hint)
+    if isinstance(hint, str):  # Of a model whose annotations are not evaluated.
+        return hint
     if origin is Annotated:
+        named = _named_in(hint)
+        if named is not None and arguments[0] is str:
+            return "one of " + ", ".join(as_toml(choice) for choice in named.choices) + f" or {REFERENCE}"
         return describe(arguments[0]) + _limits(arguments[1:])
     if origin in (Union, UnionType):
         return " or ".join(describe(argument) for argument in arguments if argument is not NoneType)
@@ -102,8 +113,9 @@ def _collect(section: type[schema.Section], path: str, found: dict[str, Key]) ->
         hint, here = hints[name], f"{path}.{name}"
         required = field.is_required()
         found[here] = Key(
-            here, describe(hint), None if required else field.default, required, field.description or "", _takes_only_text(hint)
-        )
+            here, describe(hint), None if required else field.default, required, field.description or "", _takes_only_text(hint),
+            _named_in(hint),
+        )  # fmt: skip
         if isinstance(field.default, schema.Section):
             _collect(type(field.default), here, found)
 
@@ -124,3 +136,13 @@ def _limits(metadata: tuple[Any, ...]) -> str:
     rules = [rule for item in metadata for rule in getattr(item, "metadata", ())]
     said = [text.format(getattr(rule, name)) for rule in rules for name, text in words.items() if getattr(rule, name, None) is not None]
     return "".join(f", {text}" for text in said)
+
+
+def _named_in(hint: Any) -> Named | None:
+    """The mark of an annotation that takes names of parts."""
+    for argument in get_args(hint):
+        if isinstance(argument, Named):
+            return argument
+        if (found := _named_in(argument)) is not None:
+            return found
+    return None

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from atoll.config.availability import unavailable
-from atoll.config.conflicts import conflicts
+from atoll.config.checks.availability import unavailable
+from atoll.config.checks.conflicts import conflicts
+from atoll.config.checks.problems import problems
 from atoll.config.document import Document, read_document
 from atoll.config.fleet import with_fleet, with_profiles
 from atoll.config.overrides import apply_overrides, is_of_edge
-from atoll.config.problems import problems
+from atoll.config.parts import load_parts
 from atoll.config.schema import RunConfig
 from atoll.errors import InputError, ManyErrors
 
@@ -33,12 +34,14 @@ class LoadedConfig:
         return resolve_path(self.path, value)
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
-    """The config at `path` with every override (section.key=value) on top.
+def load(path: Path, overrides: Sequence[str] = (), *, environment: bool = True) -> LoadedConfig:
+    """The config at `path` with every override (section.key=value) on top, and the parts that it names.
+
+    Parts that are not built in are imported from the folder of the file or, unless `environment` is False, from what is installed.
 
     Raises: an InputError leaf, or ManyErrors with all of them.
     """
-    return _checked(read_document(Path(path)), overrides)
+    return _checked(read_document(Path(path)), overrides, environment=environment)
 
 
 def changed(loaded: LoadedConfig, overrides: Sequence[str]) -> LoadedConfig:
@@ -77,15 +80,17 @@ def config_hash(config: RunConfig) -> str:
     return hashlib.sha256(json.dumps(resolved(config), sort_keys=True).encode()).hexdigest()
 
 
-def _checked(document: Document, overrides: Sequence[str]) -> LoadedConfig:
-    document, errors, whole = _gathered(document, overrides)
+def _checked(document: Document, overrides: Sequence[str], *, environment: bool = True) -> LoadedConfig:
+    document, errors, has_edges = _gathered(document, overrides)
     try:
         config = RunConfig.model_validate(_tuples(document.table))
     except ValidationError as error:
         errors += problems(error, document)
         raise_all(errors + unavailable(document, {one.where for one in errors}))
         raise  # not reached: a ValidationError has at least one problem
-    raise_all(errors + unavailable(document, ()) + (conflicts(config, document) if whole else []))
+    of_parts = load_parts(config, document, environment=environment)
+    # What excludes a part is known once it is loaded.
+    raise_all(errors + unavailable(document, ()) + of_parts + (conflicts(config, document) if has_edges and not of_parts else []))
     return LoadedConfig(config, document.path, document.text)
 
 

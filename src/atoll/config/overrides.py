@@ -7,8 +7,8 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from atoll.config.document import Document, Location, few, nearest
-from atoll.config.keys import keys
+from atoll.config.document import Document, Location, few, nearest, split_dotted
+from atoll.config.keys import OPTIONS, keys
 from atoll.errors import InputError, OverrideError
 
 _FORM = "--set section.key=value, or --set edge.NAME.key=value"
@@ -89,7 +89,8 @@ def _take_out(table: dict[str, object], method: str) -> None:
 
 def _understand(text: str, table: dict[str, object]) -> tuple[Location, object]:
     name, equals, raw = text.partition("=")
-    parts = tuple(part.strip() for part in name.split("."))
+    # The name of a part may have dots of its own: options."package.module:Object".key.
+    parts = split_dotted(name) if name.strip().startswith(f"{OPTIONS}.") else tuple(part.strip() for part in name.split("."))
     where = f"--set {text}"
     if not equals or len(parts) < 2 or not all(parts):
         raise OverrideError(

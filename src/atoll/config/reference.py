@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from textwrap import wrap
 
-from atoll.config.availability import AVAILABLE, DEFAULT_ONLY, is_reserved
-from atoll.config.keys import Key, as_toml, keys, section_class, section_names
+from atoll.config.checks.availability import AVAILABLE, is_reserved
+from atoll.config.keys import OPTIONS, Key, as_toml, keys, section_class, section_names
+from atoll.registry.kinds import KINDS
+from atoll.registry.parts import find, names
 
 _INTRO = """# Configuration
 
@@ -19,14 +21,22 @@ for one run with `atoll train run.toml --set section.key=value`, and one edge's 
 what `atoll doctor --profile FILE` wrote on a machine: `memory`, `flops`, `bandwidth` and `latency` hold where the edge does not declare
 them. A run directory keeps what came of both, not their names.
 
+Where a key takes the name of a *part*, it takes `"module:object"`, too: see [Parts](#parts), which also says what `[options."NAME"]` is.
+
 *Reserved* keys belong to the file format, but this version takes them only at the values named; others are refused with C105.
+"""
+
+_PARTS = """
+These are the parts that keys name, by kind. In place of a built-in name stands `"module:object"`, a class in a Python file beside run.toml
+or in an installed package; or the name of an installed entry point. A part that takes settings has them in `[options."NAME"]`, by the name
+that it is given in run.toml. [Extending Atoll](extending.md) says how one is written and checked, and who loads it when.
 """
 
 
 def commented_toml(values: Mapping[str, object]) -> str:
     """A run.toml that sets `values` ("data.train" -> value) and shows every other key with its default, commented out."""
     lines = ["# What this run does. Every key has a default; a line that begins with # shows it. docs/configuration.md has them all."]
-    for section in section_names():
+    for section in (one for one in section_names() if one != OPTIONS):
         lines += ["", f"# {_first_line(section)}"]
         lines.append(
             "# [[edge]]                      # once for each edge; without it there is one local edge"
@@ -42,11 +52,22 @@ def commented_toml(values: Mapping[str, object]) -> str:
 def markdown() -> str:
     """docs/configuration.md."""
     lines = [_INTRO.rstrip()]
-    for section in section_names():
+    for section in (one for one in section_names() if one != OPTIONS):
         lines += ["", f"## {'[[edge]]' if section == 'edge' else f'[{section}]'}", "", _first_line(section), ""]
         lines += ["| key | takes | default | |", "|---|---|---|---|"]
         lines += [_row(key) for key in keys().values() if key.path.partition(".")[0] == section]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_parts()]) + "\n"
+
+
+def _parts() -> list[str]:
+    """What can be named, and by whom, from the registry."""
+    lines = ["", "## Parts", "", _PARTS.strip()]
+    for kind in KINDS.values():
+        lines += ["", f"### {kind.key}: {kind.name}", "", f"Entry points: `{kind.group}`. Protocol: `{kind.protocol}`.", ""]
+        built_in = [find(kind.name, name) for name in names(kind.name)]
+        lines += ["| built in | |", "|---|---|", *(f"| `{part.name}` | {_cell(part.summary)} |" for part in built_in)] if built_in else []
+        lines += [] if built_in else ["None is built in."]
+    return lines
 
 
 def _entry(key: Key, values: Mapping[str, object]) -> list[str]:
@@ -73,7 +94,7 @@ def _reserved(key: Key) -> str:
 def _first_line(section: str) -> str:
     text = (section_class(section).__doc__ or "").strip()
     words = text.partition("] ")[2].lstrip("] ")
-    return (words[:1].upper() + words[1:]) + (" Reserved for a later version." if section in DEFAULT_ONLY and section != "wire" else "")
+    return words[:1].upper() + words[1:]
 
 
 def _cell(text: str) -> str:

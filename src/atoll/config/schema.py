@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from atoll import units
+from atoll.config.named import Named
+from atoll.config.quantities import BitsPerSecond, Bytes, BytesOrZero, FlopsPerSecond, Seconds, SecondsOrZero
+from atoll.registry.parts import trait
 
-
-def _quantity(parse):  # type: ignore[no-untyped-def]
-    """Accept a plain number or the way people write the quantity; keep the number."""
-    return BeforeValidator(lambda value: parse(value) if isinstance(value, str) else value)
-
-
-Bytes = Annotated[int, _quantity(units.parse_bytes), Field(gt=0)]
-BytesOrZero = Annotated[int, _quantity(units.parse_bytes), Field(ge=0)]
-BitsPerSecond = Annotated[float, _quantity(units.parse_rate_bits), Field(gt=0)]
-FlopsPerSecond = Annotated[float, _quantity(units.parse_flops), Field(gt=0)]
-Seconds = Annotated[float, _quantity(units.parse_seconds), Field(gt=0)]
-SecondsOrZero = Annotated[float, _quantity(units.parse_seconds), Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 
@@ -107,6 +98,8 @@ class Data(Section):
     """"iid", "by:COLUMN" or "dirichlet:CONCENTRATION:COLUMN"; ignored for edges that name their own data."""
     batching: Literal["bucket", "pack", "shuffle"] = "bucket"
     """Rows of like length together; several rows in one sequence, kept apart by the attention mask; or plain shuffling."""
+    reader: Annotated[str, Named("reader", ("auto",))] = "auto"
+    """What reads data files; "auto": by their suffix."""
     on_bad_row: Literal["error", "skip"] = "error"
     """Stop at a row that cannot be used, or skip and count it."""
 
@@ -132,7 +125,7 @@ class Adapter(Section):
 class Select(Section):
     """[select] which modules are active."""
 
-    policy: Literal["all", "kill-and-revive", "early-kill", "random", "magnitude", "snip", "last-layers"] = "all"
+    policy: Annotated[str, Named("policy")] = "all"
     """How the active modules are chosen; those that are not active are killed: no longer trained, until they are revived. By their
     variation in a window, again and again or (early-kill) once; by the root mean square of the adapter's parameters (magnitude) or the
     mean of |parameter x gradient| (snip) in one window; by lot; or the last ones. Gradients count as clipped."""
@@ -164,17 +157,27 @@ class Select(Section):
     killed_moments: Literal["keep", "reset"] = "keep"
     """Whether a module's Adam moments wait for its revival."""
 
+    @property
+    def chooses(self) -> bool:
+        """Whether modules are ever chosen, so that others are killed."""
+        return not trait("policy", self.policy, "trains_all")
+
+    @property
+    def merges(self) -> bool:
+        """Whether killed modules are merged into copies of the base's weights."""
+        return self.chooses and self.killed == "merge"
+
 
 class Plan(Section):
     """[plan] who decides what each edge does, and what may be chosen from."""
 
-    policy: Literal["as-written", "fedpipe", "fedadapter"] = "as-written"
+    policy: Annotated[str, Named("planner")] = "as-written"
     """Every edge does what run.toml says, if it can; or ("fedpipe") mode, bits, batch and the rank of every weight are found for each
     edge, by importance, under its memory and the deadline: then [adapter] rank and [train] batch_size say what to aim at; or
     ("fedadapter") adapters grow: in one stage for each of `ranks`, in this order, from the top blocks down and to that width."""
     infeasible: Literal["refuse", "leave-out"] = "refuse"
     """What becomes of a run with an edge for which nothing fits: it is refused, or goes on without that edge."""
-    importance: Literal["svd-sensitivity", "gradient-weight", "none"] = "svd-sensitivity"
+    importance: Annotated[str, Named("importance", ("none",))] = "svd-sensitivity"
     """How the weights that matter are found in a warm-up on every edge's own data: by adapters P diag(l) Q with smoothed sensitivity and
     uncertainty; by |parameter x gradient| over the cost of training the weight; or all alike ("fedpipe" only)."""
     granularity: Literal["weight", "type"] = "weight"
@@ -203,6 +206,16 @@ class Plan(Section):
     before the slowest edge where there is no deadline."""
     most_steps: Annotated[float, Field(ge=1)] = 8.0
     """For steps = "fill": at most so many times what [train] asks."""
+
+    @property
+    def decides(self) -> bool:
+        """Whether mode, bits, batch and ranks are the planner's to find."""
+        return bool(trait("planner", self.policy, "decides"))
+
+    @property
+    def warms_up(self) -> bool:
+        """Whether importance comes from a warm-up."""
+        return self.decides and self.importance != "none" and self.importance_file is None
 
 
 class Train(Section):
@@ -235,7 +248,7 @@ class Train(Section):
 class Federated(Section):
     """[federated] how updates become one."""
 
-    aggregation: Literal["exact-svd", "delta-svd", "stack", "zero-pad", "residual"] = "exact-svd"
+    aggregation: Annotated[str, Named("aggregation")] = "exact-svd"
     """How adapters of unequal rank are averaged: the exact mean of products B A, cut to the common rank; or of what edges changed of what
     they were sent, added to what was there (delta-svd); A and B apart, padded with zeros; that, and what it misses as a frozen delta
     (residual); or the exact mean as a frozen delta, and new adapters every round (stack)."""
@@ -271,7 +284,7 @@ class Wire(Section):
 
     mode: Literal["dense", "factored"] = "dense"
     """What an adapter adds travels whole (B A x), or as its two factors (A x, and B once per update): the same result, fewer bytes."""
-    codec: Literal["fp32", "bf16", "int8"] = "fp32"
+    codec: Annotated[str, Named("codec")] = "fp32"
     """Number format of tensors that travel; int8 has a scale for each token."""
     timeout: Seconds = 60.0
     """A host that is silent for longer counts as lost."""
@@ -283,8 +296,18 @@ class Wire(Section):
     """Let every frame arrive later by this: for benchmarks on one machine."""
 
 
+class Track(Section):
+    """[track] who else is told what happens in a run."""
+
+    to: tuple[Annotated[str, Named("tracker")], ...] = ()
+    """Trackers that get every event; one that fails is left out, and the run goes on."""
+
+
 class Privacy(Section):
     """[privacy] what is done to an update before it leaves."""
+
+    transforms: tuple[Annotated[str, Named("transform")], ...] = ()
+    """What is done to an edge's update before it leaves the edge, in this order."""
 
     clip: Annotated[float, Field(gt=0)] | None = None
     """Largest norm of an edge's update."""
@@ -303,7 +326,7 @@ class Evaluate(Section):
 
     every: Annotated[int, Field(ge=1)] | None = None
     """Rounds after which held-out rows are scored, too; none: only at the end."""
-    metrics: tuple[Literal["exact_match", "bleu", "rouge", "slot_accuracy", "choice_accuracy", "label_accuracy"], ...] = ()
+    metrics: tuple[Annotated[str, Named("metric")], ...] = ()
     """exact_match, bleu, rouge, slot_accuracy generate; choice_accuracy and label_accuracy compare likelihoods."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Rows per forward pass."""
@@ -362,6 +385,13 @@ class RunConfig(Section):
     train: Train = Train()
     federated: Federated = Federated()
     wire: Wire = Wire()
+    track: Track = Track()
     privacy: Privacy = Privacy()
     evaluate: Evaluate = Evaluate()
     edge: tuple[Edge, ...] = ()
+    options: Mapping[str, Mapping[str, Any]] = {}
+    """[options."NAME"] what the part of this name, which is not built in, is told beside."""
+
+    def options_of(self, name: str) -> Mapping[str, Any] | None:
+        """The options of the part with this name; None: its defaults."""
+        return self.options.get(name)

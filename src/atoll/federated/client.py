@@ -45,6 +45,8 @@ class EdgeWork:
     """Of the edge's rows, where they were handed over and this work is done elsewhere; None: it is done on the edge."""
     warm_up: EdgeWarmUp | None = None
     """How the edge scores modules when it is asked to; None: it cannot."""
+    transform: Callable[[AdapterState, AdapterState, int], AdapterState] = lambda update, sent, round_number: update
+    """What is done to an update before it leaves: given it, what the edge was sent, and the round."""
     base_digest: str = ""
     """SHA-256 of the edge's base (Base.digest), for a coordinator that compares; empty: not looked at."""
 
@@ -77,7 +79,7 @@ def _train(work: EdgeWork, message: Message, context: Context) -> Message:
     put_receipt(reply, message.content, work.name, work.base_digest)
     # An edge's step count and Adam moments stay in its own Flower context: they are private, and live on from round to round.
     progress = context.state.metric_records.get("progress", MetricRecord({"step": 0}))
-    adapter = get_adapter(message.content)
+    sent = adapter = get_adapter(message.content)
     optimizer = _fitting(get_optimizer(context.state), adapter) if work.keep_optimizer else {}
     frozen_delta = get_adapter(message.content, FROZEN_DELTA) if FROZEN_DELTA in message.content else None
     statistics = get_statistics(context.state)
@@ -95,7 +97,8 @@ def _train(work: EdgeWork, message: Message, context: Context) -> Message:
     # A module that was not trained is no vote for leaving it as it was: the edges that trained it decide.
     modules = {name: value for name, value in adapter.modules.items() if name in trained}
     full_weights = {name: value for name, value in adapter.full_weights.items() if name in trained}
-    put_adapter(reply, AdapterState(adapter.kind, modules, full_weights), precision=precision_of(message.content))
+    leaving = work.transform(AdapterState(adapter.kind, modules, full_weights), sent, round_number)
+    put_adapter(reply, leaving, precision=precision_of(message.content))
     reply["metrics"] = MetricRecord({
         "num_examples": work.num_examples,
         "num_steps": len(update.reports),

@@ -12,9 +12,9 @@ from atoll.cost.meters import FirstStep
 from atoll.cost.traffic import WireAccount
 from atoll.cost.work import Work
 from atoll.errors import AdapterFitError, EdgesLostError, UpdateRefusedError
-from atoll.federated.aggregation.parts import Aggregation, EdgeParts, Precision, wider
+from atoll.federated.aggregation.aggregate import Common, aggregate, joined, started
+from atoll.federated.aggregation.parts import EdgeParts, Precision, wider
 from atoll.federated.aggregation.robust import MEAN, Clipped, Robust
-from atoll.federated.aggregation.rules import Common, aggregate, joined, started
 from atoll.federated.aggregation.spool import Contribution, Spool
 from atoll.federated.checks import bad_figures, check_examples, check_update, whole_number
 from atoll.federated.flower import ArrayRecord, ConfigRecord, Grid, Message, MessageType, MetricRecord, RecordDict, Strategy
@@ -87,7 +87,10 @@ class AdapterStrategy(Strategy):
     """Flower's node ids, by edge name."""
     min_edges: int
     observer: Observer
-    aggregation: Aggregation = "exact-svd"
+    aggregation: str = "exact-svd"
+    """The name of a rule."""
+    options: Mapping[str, object] | None = None
+    """The rule's own."""
     precision: Precision = "fp32"
     """In which adapters travel."""
     robust: Robust = MEAN
@@ -157,7 +160,8 @@ class AdapterStrategy(Strategy):
         with Spool() as spool:
             results = self._collect(number, replies, spool)
             outcome = aggregate(
-                spool, self.aggregation, self.common, self._common_ranks(), self._given, robust=self.robust, seed=self.seed, round=number,
+                spool, self.aggregation, self.common, self._common_ranks(), self._given, robust=self.robust, options=self.options,
+                seed=self.seed, round=number,
             )  # fmt: skip
         self.common = outcome.common
         seconds = time.monotonic() - self._round_start

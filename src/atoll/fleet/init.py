@@ -146,7 +146,7 @@ def _host_command(config: RunConfig, host: FleetHost) -> str:
     listen = host.address if is_loopback(host.address) else f"{everywhere}:{port}"
     parts = ["atoll host --model", shlex.quote(config.model.base), "--listen", listen]
     parts += ["--precision", config.model.precision] if config.model.precision != "fp32" else []
-    parts += ["--merge"] if config.select.policy != "all" and config.select.killed == "merge" else []
+    parts += ["--merge"] if config.select.merges else []
     return " ".join([*parts, "--tls-cert host.pem --tls-key host.key --client-ca ca.pem"])
 
 
@@ -179,7 +179,7 @@ def _check(loaded: LoadedConfig) -> None:
 def may_split(config: RunConfig, edge: Edge) -> bool:
     """Whether the edge trains against a host, or a planner may have it do so."""
     asked = _asked_mode(config, edge)
-    return asked == "split" or (asked == "auto" and config.plan.policy == "fedpipe")
+    return asked == "split" or (asked == "auto" and config.plan.decides)
 
 
 def _asked_mode(config: RunConfig, edge: Edge) -> str:

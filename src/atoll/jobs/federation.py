@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from atoll.adapters.state import AdapterState
+from atoll.config.schema import RunConfig
 from atoll.jobs.backends.backend import BackendFactory
 from atoll.jobs.backends.in_process import InProcessBackend
 from atoll.jobs.job import Job, grown_to, homogeneous, replanned
 from atoll.jobs.resume_state import ResumePoint
 from atoll.jobs.rounds import RoundCallback, Rounds, run_rounds
 from atoll.jobs.totals import RunTotals
-from atoll.planner.fedadapter import growth_stage_after, growth_stages
 from atoll.planner.importance import Importance, average, per_cost
+from atoll.registry.parts import make, trait
 from atoll.runs.events import Advised, EventLog, ImportanceFound, PhaseStarted
 
 Planned = Callable[[Importance | None, Job], None]
@@ -31,11 +32,11 @@ def run_federation(
     where `resume_point` is of another plan.
     """
     plan, rounds_asked = job.config.plan, job.config.run.rounds
-    warms_up = plan.policy == "fedpipe" and plan.importance != "none" and plan.importance_file is None
+    warms_up = plan.warms_up
     if warms_up and all(edge.warm_up is None for edge in job.edges):
         log.append(Advised("", "no edge has memory for a warm-up with adapters on every weight: all weights count alike"))
         warms_up = False
-    stages = [(stage.first_round, stage.num_rounds) for stage in growth_stages(job.config)] if plan.policy == "fedadapter" else []
+    stages = stages_of(job.config)
     if warms_up:
         every = plan.refresh or rounds_asked
         stages = [(first, min(every, rounds_asked - first)) for first in range(0, rounds_asked, every)]
@@ -56,6 +57,12 @@ def run_federation(
         return job, rounds.state
 
 
+def stages_of(config: RunConfig) -> list[tuple[int, int]]:
+    """Rounds before each stage and rounds in it, where adapters grow; none elsewhere."""
+    policy = config.plan.policy
+    return list(make("planner", policy, config.options_of(policy)).stages(config)) if trait("planner", policy, "grows") else []
+
+
 def run_homogeneous(
     job: Job, log: EventLog, make_backend: BackendFactory = InProcessBackend
 ) -> tuple[Job, AdapterState, float | None] | None:
@@ -74,8 +81,9 @@ def _as_planned(job: Job, resume_point: ResumePoint | None) -> Job:
         return job
     if resume_point.run_state.importance is not None:
         job = replanned(job, resume_point.run_state.importance)
-    elif job.config.plan.policy == "fedadapter" and (first := growth_stage_after(job.config, resume_point.round - 1).first_round):
-        job = grown_to(job, first)
+    else:
+        begun = [first for first, _ in stages_of(job.config) if 0 < first < resume_point.round]
+        job = grown_to(job, begun[-1]) if begun else job
     resume_point.check_plan(job)
     return job
 
@@ -96,7 +104,7 @@ def _planned_anew(job: Job, rounds: Rounds, log: EventLog, totals: RunTotals, pl
     for name, reason in {**unasked, **asked.left_out}.items():
         log.append(Advised(name, f"its data have no say in the importance of weights: {reason}"))
     scores = average((one.num_examples, one.scores) for one in asked.edges)
-    if config.importance == "gradient-weight":
+    if trait("importance", config.importance, "per_parameter"):
         sizes = {module.name: module.num_adapter_parameters(1) for module in job.shapes.modules}
         scores = per_cost(scores, sizes)
     importance = Importance(config.importance, scores, {one.edge: one.num_examples for one in asked.edges})

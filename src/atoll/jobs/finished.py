@@ -11,9 +11,11 @@ from atoll.adapters.state import AdapterState
 from atoll.base.classifier import load_classifier
 from atoll.base.load import Base, load_base
 from atoll.base.quantize import Bits
-from atoll.config.conflicts import classes_in_a_host
-from atoll.config.load import LoadedConfig, restored
-from atoll.errors import RunFolderError
+from atoll.config.checks.whole_base import classes_in_a_host
+from atoll.config.document import Document, few
+from atoll.config.load import LoadedConfig, raise_all, restored
+from atoll.config.parts import foreign_parts, load_parts
+from atoll.errors import RunFolderError, TrustError
 from atoll.jobs.inputs import base_source
 from atoll.jobs.split import HostAccess, join, largest_batch_tokens
 from atoll.runs.layout import RunDirectory
@@ -32,13 +34,15 @@ class FinishedRun:
     """Ends the session with the host, where there is one."""
 
 
-def open_run(run_dir: Path, host: HostAccess | None = None) -> FinishedRun:
+def open_run(run_dir: Path, host: HostAccess | None = None, *, trust: bool = False) -> FinishedRun:
     """The run at `run_dir`, with its base loaded; with a `host`, the device's part of it alone.
 
-    Raises: RunFolderError where it is no run directory or has no adapter yet; what load_base and load_adapter raise.
+    Raises: TrustError where it names code and `trust` does not say that it may; RunFolderError where it is no run directory or has no
+    adapter yet; what load_base and load_adapter raise.
     """
     run = RunDirectory.open(run_dir)
-    loaded = run_config(run)
+    # Of all parts, only a codec is needed to go on with what a run left.
+    loaded = run_config(run, trust=trust, loads_parts=host is not None)
     if not run.adapter.is_dir():
         raise RunFolderError(
             "the run has no adapter", where=str(run.path), got="a run that did not end", expected="a finished run, with adapter/",
@@ -73,19 +77,34 @@ def base_of(loaded: LoadedConfig, host: HostAccess | None, labels: Sequence[str]
     return split.base, split.close
 
 
-def run_config(run: RunDirectory) -> LoadedConfig:
-    """The config that the run was started with.
+def run_config(run: RunDirectory, *, trust: bool = False, loads_parts: bool = False) -> LoadedConfig:
+    """The config that the run was started with; with `loads_parts`, the parts that it names are imported from where it was started.
 
-    Raises: RunFolderError where config.json is damaged or of another version.
+    Raises: RunFolderError where config.json is damaged or of another version; TrustError where it names parts that are not built in, which
+    a folder that somebody else made may do with any code, unless `trust` says that they may be imported; PartError where they cannot be.
     """
     values = run.read_config()
     config, folder = values.get("config"), values.get("folder")
     try:
         if not isinstance(config, dict) or not isinstance(folder, str):
             raise ValueError("no config, or no folder")
-        return LoadedConfig(restored(config), Path(folder) / "run.toml", run.config_toml.read_text(encoding="utf-8"))
+        loaded = LoadedConfig(restored(config), Path(folder) / "run.toml", run.config_toml.read_text(encoding="utf-8"))
     except (ValueError, OSError) as problem:
         raise RunFolderError(
             "config.json cannot be used", where=str(run.config_json), got=str(problem).splitlines()[0],
             expected="the file as the run wrote it", do="run again with this version, from config.toml",
         ) from None  # fmt: skip
+    _check_trusted(run, loaded, trust=trust)
+    if loads_parts:
+        raise_all(load_parts(loaded.config, Document(loaded.path, loaded.toml_text, {})))
+    return loaded
+
+
+def _check_trusted(run: RunDirectory, loaded: LoadedConfig, *, trust: bool) -> None:
+    foreign = foreign_parts(loaded.config)
+    if foreign and not trust:
+        raise TrustError(
+            "this run names code that is not Atoll's", where=str(run.config_json),
+            got=few([f"{part.name} ({'.'.join(map(str, part.location))})" for part in foreign]), expected="--trust, or trust=True",
+            do=f"read that code, below {loaded.path.parent}; add --trust if you would run it",
+        )  # fmt: skip

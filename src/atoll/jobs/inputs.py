@@ -129,4 +129,8 @@ def given_importance(loaded: LoadedConfig) -> Importance | None:
 
 
 def _load(loaded: LoadedConfig, source: str, limit: int | None) -> Rows:
-    return load_rows(source, base_dir=loaded.path.parent, limit=limit, on_bad_row=loaded.config.data.on_bad_row)
+    config = loaded.config
+    return load_rows(
+        source, base_dir=loaded.path.parent, limit=limit, on_bad_row=config.data.on_bad_row, reader=config.data.reader,
+        options=config.options_of(config.data.reader),
+    )  # fmt: skip

@@ -13,20 +13,18 @@ from atoll.adapters.fresh import fresh_adapters, fresh_full_weights, head_state
 from atoll.adapters.peft_files import load_adapter
 from atoll.adapters.state import AdapterState
 from atoll.base.load import Base
-from atoll.config.conflicts import classes_in_a_host
+from atoll.config.checks.whole_base import classes_in_a_host
 from atoll.config.load import LoadedConfig, load
 from atoll.config.schema import PRECISION_BITS, RunConfig
 from atoll.errors import AdapterFitError, InfeasibleError
 from atoll.jobs.finished import loaded_base
 from atoll.jobs.inputs import EdgeRows, base_shapes, base_source, edge_rows, eval_rows, given_importance, run_labels
 from atoll.jobs.split import HostAccess, HostLimits, SplitSide, join, largest_batch_tokens, serve, start_host
-from atoll.planner.check import check_plan
 from atoll.planner.edge_plan import EdgePlan, FleetPlan
 from atoll.planner.importance import Importance
-from atoll.planner.plan import plan_fleet
+from atoll.planner.plan import check_plan, plan_fleet
 from atoll.runs.events import DataLoaded
-from atoll.selection.schedule import check_schedules
-from atoll.selection.selector import ModuleSelector, selector_of
+from atoll.selection.selector import ModuleSelector, check_schedules, selector_of
 from atoll.shapes import BaseShapes
 from atoll.split.host.server import Host
 from atoll.tasks.batches import BatchStream, check_packing
@@ -152,7 +150,7 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | N
         start = with_head(given or fresh_start(config, shapes, plan), base)
         if split is not None:
             # A host that cannot be reached, or refuses, is found out before anything is written.
-            for killed in (Killed(), *([Killed(tuple(start.modules), "merge")] if _merges(config) else [])):
+            for killed in (Killed(), *([Killed(tuple(start.modules), "merge")] if config.select.merges else [])):
                 with attached(split.base.model, start, killed=killed):
                     split.blocks.open()
         if config.data.batching == "pack":
@@ -230,10 +228,6 @@ def _by_another_plan(job: Job, config: RunConfig, importance: Importance | None,
     )  # fmt: skip
 
 
-def _merges(config: RunConfig) -> bool:
-    return config.select.policy != "all" and config.select.killed == "merge"
-
-
 def participant(
     config: RunConfig, shapes: BaseShapes, base: Base, name: str, examples: Examples | None, plan: EdgePlan, num_rows: int = 0
 ) -> Participant:
@@ -291,7 +285,7 @@ def _bases(
     source, config = base_source(loaded), loaded.config
     modes = {edge.mode for edge in plan.edges}
     # Importance may lead to other batches than were planned without it.
-    rows = [*(edge.batch_size for edge in plan.edges), *(config.plan.batch_sizes if config.plan.policy == "fedpipe" else ())]
+    rows = [*(edge.batch_size for edge in plan.edges), *(config.plan.batch_sizes if config.plan.decides else ())]
     max_tokens = largest_batch_tokens(config, max(rows), scores=scores)
     if access is not None and modes == {"split"}:
         split = join(source, config, access, max_tokens)
@@ -303,7 +297,7 @@ def _bases(
     own_host = None
     if access is None:
         limits = HostLimits(max_tokens=max_tokens, merges=True)
-        served = serve(base, source, config.model.precision, PRECISION_BITS[config.model.precision], limits)
+        served = serve(base, source, config.model.precision, PRECISION_BITS[config.model.precision], limits, (config.wire.codec,))
         own_host = start_host(served, limits, "127.0.0.1:0", None)
         opened.callback(own_host.stop)
         access = HostAccess(f"127.0.0.1:{own_host.port}")

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from atoll.adapters.state import AdapterState
-from atoll.federated.aggregation.rules import Common
+from atoll.federated.aggregation.aggregate import Common
 from atoll.federated.flower import ConfigRecord, RecordDict
 from atoll.federated.importance import Asked, ask_importance
 from atoll.federated.payload import FROZEN_DELTA, get_adapter, put_adapter
@@ -63,7 +63,8 @@ class Rounds:
         self._strategy = AdapterStrategy(
             job.start, edge_ranks={edge.name: edge.plan.ranks for edge in edges}, nodes=self._backend.nodes, votes=_votes(job, edges),
             min_edges=min(job.config.federated.min_edges, len(edges)), observer=self._observer(),
-            aggregation=aggregation_of(job, phase), seed=job.config.run.seed, lateness=self._lateness,
+            aggregation=aggregation_of(job, phase), options=job.config.options_of(aggregation_of(job, phase)),
+            seed=job.config.run.seed, lateness=self._lateness,
             work_order_of=self._backend.work_order_record, run_id=job.run_id, phase=phase, base_digests=self._backend.base_digests,
             precision=precision_of(job, phase), robust=robust_of(job, phase), patience=job.config.federated.patience,
             max_norm=job.config.federated.max_norm if phase == "federated" else None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import version
@@ -15,6 +15,7 @@ from atoll.base.load import Base
 from atoll.base.part import load_part, part_digest, tokenizer_digest
 from atoll.config.load import LoadedConfig, changed
 from atoll.config.schema import RunConfig
+from atoll.registry.parts import names
 from atoll.remote_blocks import RemoteBlocksPlaceholder
 from atoll.split.certificates import DeviceTls, open_channel
 from atoll.split.conversation import Transport
@@ -74,8 +75,8 @@ class SplitSide:
         self.channel.close()
 
 
-def serve(base: Base, source: str, precision: str, bits: int, limits: HostLimits) -> Served:
-    """A base made ready to be served; adapters attached to it later do not show in it."""
+def serve(base: Base, source: str, precision: str, bits: int, limits: HostLimits, codecs: Sequence[str] = ()) -> Served:
+    """A base made ready to be served, in these codecs beside those that ship; adapters attached to it later do not show in it."""
     base = replace(base, model=shared_view(base.model))  # type: ignore[arg-type]
     traced = trace(base.model)
     num_blocks = len(base.model.get_submodule(blocks_path(base.model)))  # type: ignore[arg-type]
@@ -92,7 +93,8 @@ def serve(base: Base, source: str, precision: str, bits: int, limits: HostLimits
             protocol=PROTOCOL, atoll_version=version("atoll"), base_digest=digest(cut) if len(middle) else "",
             tokenizer_digest=tokenizer, num_blocks=num_blocks,
             modules={name: size for name, size in sizes.items() if block_of(name) in middle},
-            codecs=("fp32", "bf16", "int8"), wire_modes=("dense", "factored"), precision=precision, kinds=("lora", "bottleneck"),
+            codecs=tuple(dict.fromkeys((*names("codec"), *codecs))), wire_modes=("dense", "factored"), precision=precision,
+            kinds=("lora", "bottleneck"),
             max_tokens=limits.max_tokens, max_rank=MAX_RANK, killed=("offload", "merge") if limits.merges and bits >= 16 else ("offload",),
         )  # fmt: skip
 

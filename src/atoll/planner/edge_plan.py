@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from atoll.planner.fedpipe.explain import Binding, Price
-from atoll.planner.fedpipe.fedpipe import WarmUpPlan
 from atoll.planner.frozen_delta import FrozenDelta
+from atoll.planner.request import WarmUpPlan
 
 Mode = Literal["local", "split", "cloud"]
 

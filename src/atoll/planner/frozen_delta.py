@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from atoll.config.conflicts import KEEPS_FROZEN_DELTA
 from atoll.cost.formulas import ADAPTER_BYTES_PER_PARAMETER, frozen_payload_bytes
+from atoll.registry.parts import Part, find
 from atoll.shapes import BaseShapes, ModuleShape
 
 
@@ -43,10 +43,11 @@ def frozen_delta(
         >>> frozen_delta("residual", base, [(2, [{"a": 2}, {"a": 1}]), (1, [{"a": 2}, {"a": 2}])])
         [FrozenDelta(ranks={'a': 2}, down_bytes=128, last_bytes=128), FrozenDelta(ranks={'a': 4}, down_bytes=256, last_bytes=256)]
     """
-    ranks = dict(start_ranks or {}) if rule == "stack" else {}
+    part = find("aggregation", rule)
+    ranks = dict(start_ranks or {}) if part.trait("starts_anew") else {}
     found = []
     for num_rounds, edges in spans:
-        added = _added(rule, shapes, edges) if rule in KEEPS_FROZEN_DELTA else {}
+        added = _added(part, shapes, edges) if part.trait("keeps_frozen_delta") else {}
         last, down_bytes, last_bytes = ranks, 0, 0
         for _ in range(num_rounds):
             last, last_bytes = ranks, frozen_payload_bytes(shapes, ranks, number_bytes)
@@ -62,14 +63,14 @@ def _sum(shapes: BaseShapes, ranks: Mapping[str, int], added: Mapping[str, int])
     return {name: rank for name, rank in total.items() if rank}
 
 
-def _added(rule: str, shapes: BaseShapes, edges: Ranks) -> dict[str, int]:
+def _added(rule: Part, shapes: BaseShapes, edges: Ranks) -> dict[str, int]:
     """The most that a round adds to every module: all edges trained it."""
     by_module: dict[str, list[int]] = {}
     for ranks in edges:
         for name, rank in ranks.items():
             by_module.setdefault(name, []).append(rank)
     sizes = {module.name: module for module in shapes.modules}
-    if rule == "stack":
+    if not rule.trait("pads"):
         return {name: _stacked(sizes[name], ranks) for name, ranks in by_module.items()}
     # Of the factors side by side the mean of all is in reach of the padded mean: as many columns as the narrowest edge has.
     return {name: sum(ranks) - min(ranks) for name, ranks in by_module.items()}

@@ -1,10 +1,4 @@
-"""How much each weight of the base contributes to training: smoothed sensitivities of its warm-up adapter in, one score a weight out.
-
-Shape suffixes: O outputs and I inputs of the module, R rank of its warm-up adapter P diag(l) Q.
-
-Source: AdaLoRA (Zhang et al., ICLR 2023, arXiv 2303.10512), eqs. 7 to 11, for the entries and triplets; a weight's score is the sum over
-its triplets.
-"""
+"""How much each weight of the base contributes to training, as a value: averaged over edges, kept in a file, read again."""
 
 from __future__ import annotations
 
@@ -14,65 +8,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Self
 
 from atoll.errors import RunFolderError
-
-ImportanceKind = Literal["svd-sensitivity", "gradient-weight", "none"]
-
-KEEP_IMPORTANCE = 0.85
-"""b1: the share of the smoothed sensitivity that a step leaves as it was."""
-KEEP_UNCERTAINTY = 0.85
-"""b2: the same share of the uncertainty."""
-
-
-class Arithmetic(Protocol):
-    """What a sensitivity may be: a number, or a tensor of them."""
-
-    def __add__(self, other: Any, /) -> Self:
-        """Sum."""
-
-    def __sub__(self, other: Any, /) -> Self:
-        """Difference."""
-
-    def __mul__(self, other: Any, /) -> Self:
-        """Product."""
-
-    def __abs__(self) -> Self:
-        """Magnitude."""
-
-
-A = TypeVar("A", bound=Arithmetic)
-
-
-def smoothed(importance: A, uncertainty: A, sensitivity: A) -> tuple[A, A]:
-    """I' and U' after a step in which the entry's sensitivity |w dL/dw| was s; both start at zero, and I' U' is the entry's score.
-
-    I' = b1 I + (1 - b1) s, and U' = b2 U + (1 - b2) |s - I'|. Three steps with sensitivities 2, 2 and 0, by hand:
-    I = 0.3, 0.555, 0.47175 and U = 0.255, 0.4335, 0.4392375.
-
-    >>> state = (0.0, 0.0)
-    >>> for s in (2.0, 2.0, 0.0):
-    ...     state = smoothed(*state, s)
-    ...     print(f"{state[0]:.5f} {state[1]:.7f} {state[0] * state[1]:.7f}")
-    0.30000 0.2550000 0.0765000
-    0.55500 0.4335000 0.2405925
-    0.47175 0.4392375 0.2072103
-    """
-    importance = importance * KEEP_IMPORTANCE + sensitivity * (1 - KEEP_IMPORTANCE)
-    uncertainty = uncertainty * KEEP_UNCERTAINTY + abs(sensitivity - importance) * (1 - KEEP_UNCERTAINTY)
-    return importance, uncertainty
-
-
-def triplet_scores_R(value_R: Any, left_OR: Any, right_RI: Any) -> Any:
-    """S(l_i) + mean over j of S(P_ji) + mean over j of S(Q_ij) for every triplet i, from the scores of all entries (numpy or torch).
-
-    >>> import numpy as np
-    >>> left, right = np.array([[1.0, 0.0], [3.0, 4.0]]), np.array([[6.0, 0.0, 3.0], [0.0, 0.0, 9.0]])
-    >>> triplet_scores_R(np.array([10.0, 20.0]), left, right).tolist()
-    [15.0, 25.0]
-    """
-    return value_R + left_OR.mean(0) + right_RI.mean(1)
 
 
 def average(scores_by_edge: Iterable[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
@@ -121,7 +59,8 @@ def uniform(names: Iterable[str]) -> dict[str, float]:
 class Importance:
     """What a warm-up found, as importance.json keeps it."""
 
-    kind: ImportanceKind
+    kind: str
+    """How it was found: the name of an importance score, or "none"."""
     scores: Mapping[str, float]
     """By full module name; finite, and not below zero."""
     edges: Mapping[str, int]
@@ -140,7 +79,7 @@ class Importance:
         if not isinstance(value, dict) or value.keys() != {"kind", "scores", "edges"}:
             raise ValueError("not an object with kind, scores and edges")
         kind, scores, edges = value["kind"], value["scores"], value["edges"]
-        if kind not in ("svd-sensitivity", "gradient-weight", "none"):
+        if not isinstance(kind, str) or not kind:
             raise ValueError(f"kind is {kind!r}")
         if not isinstance(scores, dict) or not scores or not isinstance(edges, dict):
             raise ValueError("scores or edges is no object, or there is no score")

@@ -73,7 +73,7 @@ class Advised(Event):
 class ImportanceFound(Event):
     """How much each module matters, by a warm-up on the edges' own data; a later one holds in place of an earlier."""
 
-    importance: Literal["svd-sensitivity", "gradient-weight", "none"]
+    importance: str
     """How it was found."""
     edges: tuple[str, ...]
     """Whose scores count."""
@@ -245,6 +245,10 @@ class EventLog:
         if path is not None:
             self._file = _locked(path)
             _drop_torn_line(path)
+
+    def show_to(self, observer: Observer) -> None:
+        """Show later events to one more, after the others."""
+        self._observers = (*self._observers, observer)
 
     def append(self, event: Event) -> None:
         """Write one line, then tell the observers in their order.

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atoll.selection.pool import PoolModule
-from atoll.wire.accounting import Codec, ModuleSizes, WireMode, encoded_bytes, split_bytes
+from atoll.wire.accounting import ModuleSizes, WireMode, encoded_bytes, split_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Exchange:
     num_tokens: int
     num_wanted: int
     """Tokens whose final hidden state crosses."""
-    codec: Codec
+    codec: str
     mode: WireMode
 
     def num_bytes(self, active: Iterable[PoolModule]) -> int:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
-from atoll.config.schema import RunConfig, Select
+from atoll.config.schema import Select
 from atoll.errors import ConflictError
 
 _LEAST_AUTO_STEPS = 10
@@ -23,6 +23,26 @@ class Schedule:
     """From the beginning of a window to that of the next; None: one choice only."""
     ever: bool
     """False: nothing is ever chosen."""
+
+    @classmethod
+    def never(cls) -> Self:
+        """Every module, all the time."""
+        return cls(0, None, ever=False)
+
+    @classmethod
+    def at_start(cls) -> Self:
+        """A choice before the first step, by nothing that is observed."""
+        return cls(0, None, ever=True)
+
+    @classmethod
+    def once(cls, window_steps: int) -> Self:
+        """One window, and one choice at its end."""
+        return cls(window_steps, None, ever=True)
+
+    @classmethod
+    def periodic(cls, window_steps: int, period_steps: int) -> Self:
+        """A window at the beginning of every period, and a choice at its end."""
+        return cls(window_steps, period_steps, ever=True)
 
     def observes(self, step: int) -> bool:
         """Whether this step is in a window."""
@@ -52,23 +72,19 @@ class Schedule:
         return step if self.period_steps is None else step % self.period_steps
 
 
-def schedule_of(select: Select, epoch_steps: int, *, edge: str = "") -> Schedule:
-    """The schedule of an edge whose epochs have so many steps.
-
-    Raises: ConflictError where a window is no shorter than its period, so that nothing would ever be killed.
-    """
-    if select.policy == "all":
-        return Schedule(0, None, ever=False)
-    if select.policy in ("random", "last-layers"):
-        return Schedule(0, None, ever=True)
+def window_steps(select: Select, epoch_steps: int) -> int:
+    """Steps of a window, as [select] observe_steps says; "auto": 10, or 2 % of an epoch where that is more."""
     auto_steps = max(_LEAST_AUTO_STEPS, -(-epoch_steps // _EPOCH_PARTS))
-    window_steps = auto_steps if select.observe_steps == "auto" else select.observe_steps
-    if select.policy != "kill-and-revive":
-        return Schedule(window_steps, None, ever=True)
-    period_steps = epoch_steps if select.every == "epoch" else select.every
-    if window_steps >= period_steps:
-        raise _endless(select, window_steps, period_steps, edge)
-    return Schedule(window_steps, period_steps, ever=True)
+    return auto_steps if select.observe_steps == "auto" else select.observe_steps
+
+
+def check_schedule(schedule: Schedule, select: Select, edge: str = "") -> None:
+    """Whether anything is ever killed.
+
+    Raises: ConflictError where a window is no shorter than its period.
+    """
+    if schedule.period_steps is not None and schedule.window_steps >= schedule.period_steps:
+        raise _endless(select, schedule.window_steps, schedule.period_steps, edge)
 
 
 def _endless(select: Select, window_steps: int, period_steps: int, edge: str) -> ConflictError:
@@ -82,19 +98,3 @@ def _endless(select: Select, window_steps: int, period_steps: int, edge: str) ->
         expected="fewer steps in a window than from one window to the next",
         do=f"write {shorter}every = {8 * window_steps + 1} or more below [select]; or policy = \"early-kill\", which observes once",
     )  # fmt: skip
-
-
-def check_schedules(config: RunConfig, rows_per_step: Mapping[str, int], num_rows: Mapping[str, int]) -> None:
-    """Whether every edge, and the comparison with all rows, can have a schedule, as far as rows alone can tell.
-
-    `rows_per_step` are those of every edge that takes part, in the order of the configuration.
-
-    Raises: ConflictError where a window is as long as its period.
-    """
-    if config.data.batching == "pack":
-        return  # How many sequences the rows make is known only with their tokens.
-    counts = {edge: (num_rows[edge], per_step) for edge, per_step in rows_per_step.items()}
-    if "central" in config.run.compare:
-        counts["central"] = (sum(num_rows.values()), next(iter(rows_per_step.values())))
-    for name, (count, per_step) in counts.items():
-        schedule_of(config.select, -(-count // per_step), edge=name)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from atoll.wire.codec import Codec, decode, encode
+from atoll.wire.codec import decode, encode
 from atoll.wire.dialogue import Dialogue
 from atoll.wire.frames import Assembler, Message, Packer
 
@@ -41,7 +41,7 @@ class Transport(Protocol):
 class Conversation:
     """Speaks the dialogue over a transport. `sent_bytes` and `received_bytes` count whole frames by message kind."""
 
-    def __init__(self, dialogue: Dialogue, transport: Transport, codec: Codec) -> None:
+    def __init__(self, dialogue: Dialogue, transport: Transport, codec: str) -> None:
         self.dialogue, self.transport, self.codec = dialogue, transport, codec
         self.sent_bytes: Counter[str] = Counter()
         self.received_bytes: Counter[str] = Counter()
@@ -51,7 +51,7 @@ class Conversation:
         """Take larger messages from now on: before both sides know each other, only a greeting."""
         self._assembler.max_message_bytes = max_message_bytes
 
-    def send(self, body: Any, tensors: Sequence[Tensor] = (), codec: Codec | None = None) -> None:
+    def send(self, body: Any, tensors: Sequence[Tensor] = (), codec: str | None = None) -> None:
         """Send a message with its tensors, encoded in the session's codec or in this one.
 
         Raises: ProtocolError where the dialogue does not allow it now; HostLostError.

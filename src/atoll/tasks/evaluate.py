@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from atoll.base.head import token_losses_N
 from atoll.base.load import Base
 from atoll.config.schema import Evaluate
-from atoll.errors import BadValueError, ColumnError, ConflictError, EmptyDataError
-from atoll.tasks import metrics
+from atoll.errors import BadValueError, ColumnError, ConflictError, PartError
+from atoll.registry.parts import make, trait
 from atoll.tasks.batches import pad_batch
 from atoll.tasks.classes import evaluate_classes, examples_of
 from atoll.tasks.readers.nearest import did_you_mean
 from atoll.tasks.rows import Rows
-from atoll.tasks.scoring.generation import generate_greedy
-from atoll.tasks.scoring.likelihood import Question, log_likelihoods
-from atoll.tasks.scoring.ranking import Ranking, choice_rankings, label_rankings
+from atoll.tasks.scoring.answers import HeldOutAnswers
+from atoll.tasks.scoring.metrics import slot_values
 from atoll.tasks.text import TextForm
-from atoll.tasks.tokens import Examples, begin_ids, encode, encode_texts, pad_id
+from atoll.tasks.tokens import Examples, pad_id
 from atoll.threads import suited_threads
 
-GENERATING = ("exact_match", "bleu", "rouge", "slot_accuracy")
+_MAY_BE_MISSING = ("answer",)
 
 
 def evaluate(
-    base: Base, rows: Rows, form: TextForm, settings: Evaluate, *, max_length: int, examples: Examples | None = None
+    base: Base, rows: Rows, form: TextForm, settings: Evaluate, *, max_length: int, examples: Examples | None = None,
+    options: Mapping[str, Mapping[str, object]] | None = None,
 ) -> dict[str, float]:
     """Loss and the metrics that `settings` names, over the rows that can be used; the model is left as it was.
 
@@ -52,15 +51,9 @@ def evaluate(
             "loss": loss, "perplexity": math.exp(min(loss, 700.0)), "num_rows": float(len(examples)),
             "num_label_tokens": float(examples.num_label_tokens),
         }  # fmt: skip
-        usable = [int(number) for number in examples.row_numbers]
-        if set(settings.metrics) & set(GENERATING):
-            result |= _generated_scores(base, rows, usable, form, settings)
-        if "choice_accuracy" in settings.metrics:
-            result["choice_accuracy"] = _accuracy(
-                base, rows, list(choice_rankings(rows, usable, form, settings)), form, settings, max_length
-            )
-        if "label_accuracy" in settings.metrics:
-            result["label_accuracy"] = _accuracy(base, rows, list(label_rankings(rows, usable, form, settings)), form, settings, max_length)
+        answers = HeldOutAnswers(base, rows, form, settings, [int(number) for number in examples.row_numbers], max_length)
+        for name in settings.metrics:
+            result |= _checked(name, make("metric", name, (options or {}).get(name)).score(answers))
     return result
 
 
@@ -75,14 +68,14 @@ def check_metrics(settings: Evaluate, form: TextForm, rows: Rows) -> None:
             expected="prompt and completion, or messages, in [data]", 
             do="set them, or leave metrics empty: loss and perplexity are always measured",
         )  # fmt: skip
-    for metric, key in (("slot_accuracy", "slots"), ("choice_accuracy", "choices")):
-        if metric in settings.metrics and getattr(settings, key) is None:
+    needed = [(metric, key) for metric in settings.metrics for key in trait("metric", metric, "columns")]
+    for metric, key in needed:
+        if getattr(settings, key) is None and key not in _MAY_BE_MISSING:
             raise ConflictError(
                 f"{metric} needs to know a column", where=f"[evaluate] {key}", got="nothing", expected=f"one of {', '.join(rows.columns)}",
                 do=f"set {key} in [evaluate], or leave {metric} out",
             )  # fmt: skip
-    used = {"slot_accuracy": ("slots",), "choice_accuracy": ("choices", "answer")}
-    for key in (key for metric in settings.metrics for key in used.get(metric, ())):
+    for _, key in needed:
         name = getattr(settings, key)
         if name is not None and name not in rows.columns:
             raise ColumnError(
@@ -94,7 +87,7 @@ def check_metrics(settings: Evaluate, form: TextForm, rows: Rows) -> None:
             "labels must be different from each other, and at least two", where="[evaluate] labels", got=", ".join(settings.labels),
             expected="two or more different completions", do="list every label once",
         )  # fmt: skip
-    if "slot_accuracy" in settings.metrics and settings.slots and not any(metrics.slot_values(str(v)) for v in rows.column(settings.slots)):
+    if "slot_accuracy" in settings.metrics and settings.slots and not any(slot_values(str(v)) for v in rows.column(settings.slots)):
         raise BadValueError(
             "the column holds no slots", where=f"[evaluate] slots = {settings.slots!r}", got=str(rows.column(settings.slots)[0])[:60],
             expected='pairs such as "name[Alimentum], area[city centre]"', do="name the column that holds them",
@@ -121,41 +114,17 @@ def _mean_loss(base: Base, examples: Examples, batch_size: int) -> float:
     return total / examples.num_label_tokens
 
 
-def _generated_scores(base: Base, rows: Rows, usable: Sequence[int], form: TextForm, settings: Evaluate) -> dict[str, float]:
-    """Rows with one prompt are one question with several references, as E2E has them; `generate_rows` counts questions."""
-    groups: dict[str, list[int]] = {}
-    for number in usable:
-        groups.setdefault(form.prompt_text(rows[number], base.tokenizer), []).append(number)
-    chosen = dict(list(groups.items())[: settings.generate_rows])
-    begin = begin_ids(base.tokenizer) if form.adds_special_tokens else []
-    prompts = [begin + ids for ids in encode_texts(list(chosen), base.tokenizer)]
-    generated = generate_greedy(base.model, base.tokenizer, prompts, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size)
-    references = [[form.reference(rows[number]) for number in numbers] for numbers in chosen.values()]
-    scores: dict[str, float] = {}
-    if "exact_match" in settings.metrics:
-        scores["exact_match"] = metrics.exact_match(generated, references)
-    if "bleu" in settings.metrics:
-        scores["bleu"] = metrics.bleu(generated, references)
-    if "rouge" in settings.metrics:
-        scores |= metrics.rouge(generated, references)
-    if "slot_accuracy" in settings.metrics and settings.slots is not None:
-        slots = [str(rows[numbers[0]][settings.slots] or "") for numbers in chosen.values()]
-        scores["slot_accuracy"] = metrics.slot_accuracy(generated, slots)
-    return scores
+def _checked(metric: str, scores: Mapping[str, float]) -> dict[str, float]:
+    """Scores as a run keeps them.
 
-
-def _accuracy(base: Base, rows: Rows, rankings: Sequence[Ranking], form: TextForm, settings: Evaluate, max_length: int) -> float:
-    """Share of rows whose right completion has the largest total log-likelihood; the first of equals counts."""
-    if not rankings:
-        raise EmptyDataError(
-            "no row has completions to choose from", where=rows.name, got="0 usable rows", expected="at least one",
-            do='set on_bad_row = "error" in [data] to see what is wrong with them',
+    Raises: PartError where a metric gives something else than numbers by name.
+    """
+    wrong = not isinstance(scores, Mapping) or not all(
+        isinstance(name, str) and isinstance(score, int | float) and not isinstance(score, bool) for name, score in scores.items()
+    )  # fmt: skip
+    if wrong:
+        raise PartError(
+            f"the metric {metric} gave no scores", where="[evaluate] metrics", got=repr(scores)[:80], expected="numbers by name",
+            do='see what it returns with atoll.testing.check("metric", ...)',
         )  # fmt: skip
-    questions = []
-    for ranking in rankings:
-        segments = [form.segments_with(rows[ranking.row], completion, base.tokenizer) for completion in ranking.completions]
-        encoded = encode(segments, base.tokenizer, frame=form.adds_special_tokens)
-        start = encoded[0].answer_start
-        questions.append(Question(tuple(encoded[0].token_ids[:start]), tuple(tuple(one.token_ids[start:]) for one in encoded)))
-    scores = log_likelihoods(base.model, questions, batch_size=settings.batch_size, max_length=max_length)
-    return float(np.mean([int(np.argmax(score)) == ranking.truth for score, ranking in zip(scores, rankings, strict=True)]))
+    return {name: float(score) for name, score in scores.items()}

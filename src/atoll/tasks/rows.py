@@ -10,10 +10,12 @@ from typing import Literal
 import numpy as np
 
 from atoll import embedded
-from atoll.errors import DataFileError, EmptyDataError
-from atoll.tasks.readers.formats import FORMS, OnBadRow, Origin, kind_of, place, read_file, unknown_suffix
+from atoll.errors import DataFileError, EmptyDataError, PartError
+from atoll.registry.parts import make, trait
+from atoll.tasks.readers.formats import FORMS, place, reader_of, unknown_suffix
 from atoll.tasks.readers.hub import load_hub, looks_like_id
 from atoll.tasks.readers.nearest import did_you_mean
+from atoll.tasks.readers.reader import FileRows, OnBadRow, Origin
 
 DEMO: Mapping[str, Literal["train", "eval"]] = {"demo": "train", "demo-eval": "eval"}
 
@@ -68,16 +70,22 @@ class Rows:
         return Rows(self.columns, values, self.origins, self.origin_of[chosen], self.record_of[chosen], 0, self.on_bad_row)
 
 
-def load_rows(source: str, *, base_dir: Path, limit: int | None, on_bad_row: OnBadRow) -> Rows:
+def load_rows(
+    source: str, *, base_dir: Path, limit: int | None, on_bad_row: OnBadRow, reader: str = "auto",
+    options: Mapping[str, object] | None = None,
+) -> Rows:  # fmt: skip
     """The rows of `source`: "demo", "demo-eval", a file or folder (relative to `base_dir`), or a data set id with an optional ":split".
 
-    Raises: DataFileError, EmptyDataError, BadRowError.
+    `reader` names what reads files, and `options` are its own; "auto": by their suffix.
+
+    Raises: DataFileError, EmptyDataError, BadRowError; PartError where a reader makes something else than rows.
     """
+    reader = "auto" if source in DEMO else reader
     path = embedded.demo_path(DEMO[source]) if source in DEMO else base_dir / Path(source).expanduser()
     if path.is_dir():
-        rows = _read(_folder(source, path), on_bad_row)
+        rows = _read(_folder(source, path, reader), on_bad_row, options)
     elif path.exists():
-        rows = _read([_origin(source, path)], on_bad_row)
+        rows = _read([_origin(source, path, reader)], on_bad_row, options)
     elif _missing_file(source, path, base_dir):
         raise _no_such_file(source, path)
     else:
@@ -101,26 +109,41 @@ def _first(rows: Rows, limit: int) -> Rows:
     return Rows(rows.columns, values, rows.origins, rows.origin_of[:limit], rows.record_of[:limit], rows.num_skipped, rows.on_bad_row)
 
 
-def _origin(name: str, path: Path) -> Origin:
-    kind = kind_of(path)
-    if kind is None:
+def _origin(name: str, path: Path, reader: str) -> Origin:
+    found = reader_of(path) if reader == "auto" else reader
+    if found is None:
         raise unknown_suffix(name, path)
-    return Origin(name, path, kind)
+    return Origin(name, path, found)
 
 
-def _folder(source: str, path: Path) -> list[Origin]:
-    files = sorted(file for file in path.iterdir() if file.is_file() and kind_of(file) and not file.name.startswith((".", "_")))
+def _folder(source: str, path: Path, reader: str) -> list[Origin]:
+    suffixes = () if reader == "auto" else trait("reader", reader, "suffixes")
+
+    def is_data(file: Path) -> bool:
+        return reader_of(file) is not None if reader == "auto" else not suffixes or file.name.lower().endswith(tuple(suffixes))
+
+    files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith((".", "_")) and is_data(file))
     if files:
-        return [_origin(f"{source.rstrip('/')}/{file.name}", file) for file in files]
+        return [_origin(f"{source.rstrip('/')}/{file.name}", file, reader) for file in files]
     inside = ", ".join(sorted(file.name for file in path.iterdir())[:6]) or "nothing"
     raise DataFileError(
-        "the folder holds no data files", where=source, got=f"a folder holding {inside}", expected=f"files called {FORMS}",
-        do="name the folder that holds the files themselves",
+        "the folder holds no data files", where=source, got=f"a folder holding {inside}",
+        expected=f"files called {' '.join(suffixes) or FORMS}", do="name the folder that holds the files themselves",
     )  # fmt: skip
 
 
-def _read(origins: Sequence[Origin], on_bad_row: OnBadRow) -> Rows:
-    parts = [read_file(origin, on_bad_row) for origin in origins]
+def _read_file(origin: Origin, on_bad_row: OnBadRow, options: Mapping[str, object] | None) -> FileRows:
+    read = make("reader", origin.reader, options).read(origin, on_bad_row)
+    if not isinstance(read, FileRows) or any(len(values) != len(read.records) for values in read.columns.values()):
+        raise PartError(
+            f"the reader {origin.reader} made something else than rows", where=origin.name, got=type(read).__name__,
+            expected="FileRows whose columns are as long as its records", do='see what it returns with atoll.testing.check("reader", ...)',
+        )  # fmt: skip
+    return read
+
+
+def _read(origins: Sequence[Origin], on_bad_row: OnBadRow, options: Mapping[str, object] | None) -> Rows:
+    parts = [_read_file(origin, on_bad_row, options) for origin in origins]
     # A file whose rows were all skipped has no columns to compare.
     full = [(origin, part) for origin, part in zip(origins, parts, strict=True) if part.columns]
     for origin, part in full[1:]:
@@ -147,7 +170,7 @@ def _missing_file(source: str, path: Path, base_dir: Path) -> bool:
     """Whether a source that does not exist was meant as a file rather than as a data set id."""
     in_known_folder = "/" in source and path.parent.is_dir() and path.parent != base_dir
     has_suffix = "/" not in source and bool(path.suffix)
-    return kind_of(path) is not None or has_suffix or in_known_folder or not looks_like_id(source)
+    return reader_of(path) is not None or has_suffix or in_known_folder or not looks_like_id(source)
 
 
 def _no_such_file(source: str, path: Path) -> DataFileError:

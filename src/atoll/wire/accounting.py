@@ -9,13 +9,14 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-Codec = Literal["fp32", "bf16", "int8"]
+from atoll.registry.parts import known
+from atoll.wire.codecs import codec_of
+
 WireMode = Literal["dense", "factored"]
 ModuleSizes = tuple[int, int, int]
 """d_in, d_out and rank of one adapted module."""
 
-_BYTES_PER_VALUE = {"fp32": 4, "bf16": 2, "int8": 1, "raw": 1}
-_SCALE_BYTES = 4
+_LARGEST_VALUE_BYTES = 4
 _HEADER_BYTES = 2**20 + 4
 
 
@@ -27,8 +28,16 @@ def encoded_bytes(shape: Sequence[int], codec: str) -> int:
         >>> [encoded_bytes((3, 5), codec) for codec in ("fp32", "bf16", "int8", "raw")]
         [60, 30, 27, 15]
     """
-    scales = _SCALE_BYTES * math.prod(shape[:-1]) if codec == "int8" else 0
-    return scales + _BYTES_PER_VALUE[codec] * math.prod(shape)
+    if codec == "raw":
+        return math.prod(shape)
+    if not is_codec(codec):
+        raise KeyError(codec)
+    return codec_of(codec).num_bytes(shape)
+
+
+def is_codec(name: str) -> bool:
+    """Whether a codec of this name is loaded."""
+    return known("codec", name) is not None
 
 
 def killed_bytes(modules: Sequence[ModuleSizes]) -> int:
@@ -59,7 +68,7 @@ def largest_message_bytes(
     """
     factors = sum(rank * d_out for group in groups for _, d_out, rank in group)
     widest = max([d_model, *(max(group[0][0], sum(d_out + rank for _, d_out, rank in group)) for group in groups)])
-    return _HEADER_BYTES + max(_BYTES_PER_VALUE["fp32"] * (max_tokens * (widest + 1) + factors), killed_bytes(killed))
+    return _HEADER_BYTES + max(_LARGEST_VALUE_BYTES * (max_tokens * (widest + 1) + factors), killed_bytes(killed))
 
 
 def split_bytes(

@@ -15,7 +15,7 @@ from atoll.jobs.backends.backend import WorkOrder
 from atoll.jobs.backends.work_orders import SentOrder, from_text, to_text
 from atoll.planner.edge_plan import EdgePlan, Mode
 from atoll.planner.fedpipe.explain import Binding, Price
-from atoll.planner.fedpipe.fedpipe import WarmUpPlan
+from atoll.planner.request import WarmUpPlan
 from atoll.runs.events import Phase
 
 COUNT, NAME = st.integers(0, 2**50), st.text(max_size=6)

@@ -12,9 +12,10 @@ import numpy as np
 from atoll.config.schema import RunConfig
 from atoll.cost.split_traffic import remote_blocks
 from atoll.planner.costs import Costs, costs_of
+from atoll.planner.edge_plan import EdgePlan, FleetPlan
 from atoll.planner.feasibility import Setting
 from atoll.planner.importance import Importance
-from atoll.planner.plan import EdgePlan, FleetPlan, plan_fleet
+from atoll.planner.plan import plan_fleet
 from atoll.shapes import BaseShapes
 
 from tests.planner.fedpipe.bases import base

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoll.errors import InfeasibleError
+from atoll.planner.edge_plan import EdgePlan
 from atoll.planner.fedpipe import explain
 from atoll.planner.fedpipe.explain import Price
-from atoll.planner.fedpipe.fedpipe import Asked, Planner
-from atoll.planner.plan import EdgePlan
+from atoll.planner.fedpipe.search import EdgeSearch
+from atoll.planner.request import EdgeRequest
 
 from tests.planner.fedpipe.fleets import SHAPES, TARGETS, config, planned
 
@@ -96,7 +97,7 @@ def test_a_deadline_is_no_limit_of_an_edge_that_declares_no_speed() -> None:
 def test_a_price_that_changes_nothing_says_so() -> None:
     asked = config([{}])
     pool = [module.name for module in SHAPES.modules if module.last_name in TARGETS]
-    now = Planner(asked, SHAPES, pool, dict.fromkeys(pool, 1.0)).decide(Asked(asked.edge[0], 3, None))
+    now = EdgeSearch(asked, SHAPES, pool, dict.fromkeys(pool, 1.0)).decide(EdgeRequest(asked.edge[0], 3, None))
     assert now is not None
     assert Price("memory", explain.MORE_BYTES, "local", 16, 4, 1.0).in_words(now, 1.0) == "1 GB more: nothing"
     assert Price("deadline", explain.MORE_SECONDS, "local", 16, 4, 1.0).in_words(now, 1.0) == "10.0 s more: nothing"

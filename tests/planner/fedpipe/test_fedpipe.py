@@ -10,8 +10,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from atoll.errors import InfeasibleError
-from atoll.planner.fedpipe.fedpipe import Asked, Planner
-from atoll.planner.plan import EdgePlan, plan_fleet
+from atoll.planner.edge_plan import EdgePlan
+from atoll.planner.fedpipe.search import EdgeSearch
+from atoll.planner.plan import plan_fleet
+from atoll.planner.request import EdgeRequest
 
 from tests.planner.fedpipe.bases import base
 from tests.planner.fedpipe.fleets import RANKS, SHAPES, TARGETS, best_size, by_trying_everything, config, keeps_limits, planned, setting
@@ -280,8 +282,8 @@ def test_a_fleet_may_leave_out_those_that_nothing_fits() -> None:
 @settings(max_examples=6, deadline=None)
 def test_what_a_place_is_said_to_lack_is_the_least_that_makes_it_fit(memory: int) -> None:
     asked = config([edge(memory, mode="local", bits=4)], {})
-    planner = Planner(asked, SHAPES, POOL, dict.fromkeys(POOL, 1.0))
-    one = Asked(asked.edge[0], 3, None)
+    planner = EdgeSearch(asked, SHAPES, POOL, dict.fromkeys(POOL, 1.0))
+    one = EdgeRequest(asked.edge[0], 3, None)
     (place,) = planner.places(one.edge)
     lacking = planner.shortage(one, place).memory_bytes
     if planner.decide(one) is not None:

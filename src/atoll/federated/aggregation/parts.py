@@ -5,7 +5,7 @@ Shape suffixes: R rank, I inputs, O outputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -14,29 +14,27 @@ from torch import Tensor
 from atoll.adapters.low_rank import SingularFactors, aligned, row_length, singular_factors
 from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.errors import AdapterFitError
+from atoll.registry.parts import trait
 from atoll.seeding import stream
 
-Aggregation = Literal["exact-svd", "delta-svd", "stack", "zero-pad", "residual"]
-"""[federated] aggregation."""
 Precision = Literal["fp32", "fp16"]
 """[federated] precision."""
 LARGEST_FP16 = torch.finfo(torch.float16).max
-BY_SVD: Sequence[Aggregation] = ("exact-svd", "delta-svd")
-"""Edges of smaller rank are sent the best approximation of it."""
 
 
 class EdgeParts:
     """Parts of one common adapter. Each module is made once for each rank, however many edges have it."""
 
-    def __init__(self, state: AdapterState, aggregation: Aggregation, precision: Precision = "fp32") -> None:
-        self._state, self._aggregation, self._precision = state, aggregation, precision
+    def __init__(self, state: AdapterState, aggregation: str, precision: Precision = "fp32") -> None:
+        self._state, self._precision = state, precision
+        self._by_svd = trait("aggregation", aggregation, "sends_best_rank")
         self._whole = {name: change.of(tuple(map(self._sent, change.tensors))) for name, change in state.full_weights.items()}
         self._made: dict[tuple[str, int], ModuleAdapter] = {}
 
     def of(self, ranks: Mapping[str, int]) -> AdapterState:
         """The modules that `ranks` names, scaled by the run's alpha over the edge's rank, and all that is trained whole.
 
-        With exact-svd and delta-svd the best approximation of each rank, otherwise the first rows of A and columns of B; in fp32, rounded
+        By a rule that sends the best rank, the best approximation of each; otherwise the first rows of A and columns of B; in fp32, rounded
         to what travels, so that both sides know the same numbers.
 
         Raises: AdapterFitError for a bottleneck adapter at another width.
@@ -59,7 +57,7 @@ class EdgeParts:
     def _at(self, adapter: ModuleAdapter, rank: int) -> ModuleAdapter:
         if self._state.kind == "bottleneck":
             raise unequal_widths(rank, adapter.rank)
-        if self._aggregation not in BY_SVD:
+        if not self._by_svd:
             return first_rows(adapter, rank)
         factors = singular_factors(adapter.up_OR * adapter.scaling, adapter.down_RI)
         return at_rank(factors, rank, adapter, adapter.scaling * adapter.rank / rank, row_length(adapter.down_RI))

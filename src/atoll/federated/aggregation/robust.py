@@ -20,10 +20,10 @@ from torch import Tensor
 from atoll.adapters.full_weights import FullWeightDelta
 from atoll.adapters.low_rank import squared_norm
 from atoll.adapters.state import AdapterState, ModuleAdapter
-from atoll.config.conflicts import CLIPS
+from atoll.config.checks.federation import rules_with
 from atoll.errors import AdapterFitError
-from atoll.federated.aggregation.parts import Aggregation
 from atoll.federated.aggregation.spool import Contribution, Spool
+from atoll.registry.parts import trait
 
 Combine = Literal["mean", "median", "trimmed-mean"]
 """[federated] combine."""
@@ -41,21 +41,21 @@ class Robust:
     clip: float | Literal["auto"] | None = None
     """Largest norm of an edge's change; "auto": the median of the round's norms."""
 
-    def check(self, aggregation: Aggregation, state: AdapterState) -> None:
+    def check(self, aggregation: str, state: AdapterState) -> None:
         """See that the rule has the products this needs.
 
         Raises: AdapterFitError.
         """
         asked = f'aggregation = "{aggregation}", {state.kind}'
         bottleneck = state.kind == "bottleneck"
-        if self.combine != "mean" and (bottleneck or aggregation != "exact-svd"):
+        if self.combine != "mean" and (bottleneck or not trait("aggregation", aggregation, "takes_robust_means")):
             raise AdapterFitError(
                 f'combine = "{self.combine}" is taken of products, cut to the common rank', got=asked, expected='"exact-svd", lora',
                 do='write combine = "mean", or aggregation = "exact-svd" and adapter.kind = "lora"',
             )  # fmt: skip
-        if self.clip is not None and (bottleneck or aggregation not in CLIPS):
+        if self.clip is not None and (bottleneck or not trait("aggregation", aggregation, "works_on_products")):
             raise AdapterFitError(
-                "clip_update shrinks a change of products", got=asked, expected=f"{' or '.join(CLIPS)}, lora",
+                "clip_update shrinks a change of products", got=asked, expected=f"{' or '.join(rules_with('works_on_products'))}, lora",
                 do='take clip_update out, or write aggregation = "exact-svd" and adapter.kind = "lora"',
             )  # fmt: skip
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from atoll.adapters.state import AdapterState
 from atoll.cost.traffic import WireAccount
-from atoll.federated.aggregation.parts import Aggregation, Precision
+from atoll.federated.aggregation.parts import Precision
 from atoll.federated.aggregation.robust import MEAN, Robust
 from atoll.federated.client import EdgeWork, client_app
 from atoll.federated.flower import ConfigRecord
@@ -18,6 +18,8 @@ from atoll.federated.store import EdgeStates
 from atoll.jobs.backends.backend import WorkOrder
 from atoll.jobs.job import Job, Participant
 from atoll.jobs.step_cost import step_work
+from atoll.privacy.transform import UpdateContext, transformed
+from atoll.registry.parts import trait
 from atoll.runs.events import EventLog, HostLost, ModulesChosen, Phase, StepDone
 from atoll.training.importance_warmup import ModuleScores, WarmUp, warm_up
 from atoll.training.local import LocalTrainer
@@ -103,13 +105,26 @@ def edge_work(job: Job, edge: Participant, order: WorkOrder, log: EventLog, base
         num_examples=len(edge.examples),
         plan=FitPlan(plan.num_steps, plan.accumulate, plan.gradient_checkpointing),
         # Where adapters start anew in every round, there is nothing that old moments belong to.
-        keep_optimizer=config.train.optimizer_state == "keep" and aggregation_of(job, phase) != "stack",
+        keep_optimizer=config.train.optimizer_state == "keep" and not trait("aggregation", aggregation_of(job, phase), "starts_anew"),
         work_of=lambda report: step_work(job, plan, report),
         uploaded_bytes=edge.uploaded_bytes if plan.mode == "cloud" else None,
         on_step=on_step,
         warm_up=_Importance(job, edge, log, order.rounds_before).as_work(),
+        transform=_transform_of(job, edge, phase),
         base_digest=base_digest,
     )
+
+
+def _transform_of(job: Job, edge: Participant, phase: Phase) -> Callable[[AdapterState, AdapterState, int], AdapterState]:
+    """[privacy] transforms; the comparison rows are plain training, which nothing leaves."""
+    config, num_examples = job.config, len(edge.examples or ())
+    names = config.privacy.transforms if phase == "federated" else ()
+
+    def transform(update: AdapterState, sent: AdapterState, round_number: int) -> AdapterState:
+        context = UpdateContext(sent, edge.name, round_number, num_examples, config.run.seed)
+        return transformed(update, names, config.options, context)
+
+    return transform
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,6 +155,7 @@ class _Importance:
         settings = WarmUp(
             config.plan.importance, config.plan.warmup_steps, config.plan.warmup_rank, config.adapter.alpha, config.train,
             config.run.seed, self.edge.name, self.round_number, self.edge.warm_up.gradient_checkpointing,
+            config.options_of(config.plan.importance),
         )  # fmt: skip
         if plan.mode == "split":
             assert job.split is not None
@@ -158,7 +174,7 @@ def _step_done(phase: Phase, round_number: int, edge: str, report: StepReport) -
     )  # fmt: skip
 
 
-def aggregation_of(job: Job, phase: Phase) -> Aggregation:
+def aggregation_of(job: Job, phase: Phase) -> str:
     """By which rule updates become one. The comparison rows are plain training of one adapter, whatever the rule of the federation."""
     return job.config.federated.aggregation if phase == "federated" else "exact-svd"
 

@@ -10,7 +10,7 @@ from typing import get_args
 from atoll.errors import ProtocolError
 from atoll.jobs.backends.backend import WorkOrder
 from atoll.planner.edge_plan import EdgePlan
-from atoll.planner.fedpipe.fedpipe import WarmUpPlan
+from atoll.planner.request import WarmUpPlan
 from atoll.runs.events import Phase
 
 _NOT_SENT = ("why", "prices")

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from atoll.planner.fedpipe.fedpipe import HOSTED, Asked, Decision, Place, Planner, Shortage
+from atoll.planner.fedpipe.search import HOSTED, Decision, EdgeSearch, Place, Shortage
+from atoll.planner.request import EdgeRequest
 from atoll.units import format_bytes, format_seconds
 
 MORE_BYTES, MORE_SECONDS = 10**9, 10.0
@@ -39,28 +40,28 @@ class Price:
         return f"{more} more: {', '.join(changes) or 'nothing'}"
 
 
-def binding(planner: Planner, asked: Asked, now: Decision) -> Binding:
+def binding(search: EdgeSearch, asked: EdgeRequest, now: Decision) -> Binding:
     """The limits without which the decision would be another."""
     bound = [
         limit for limit, more, without in _changes(asked)
         # Where a step more changes something, the limit binds; where it does not, the next step might.
-        if any(_differs(planner, planner.decide(wider, now), now) for wider in (more, without))
+        if any(_differs(search, search.decide(wider, now), now) for wider in (more, without))
     ]  # fmt: skip
     return ", ".join(bound) or "none"  # type: ignore[return-value]
 
 
-def prices(planner: Planner, asked: Asked, now: Decision, bound: Binding) -> tuple[Price, ...]:
+def prices(search: EdgeSearch, asked: EdgeRequest, now: Decision, bound: Binding) -> tuple[Price, ...]:
     """What a step more of every limit that binds would buy."""
     found: list[Price] = []
     for limit, more, _ in _changes(asked):
-        one = planner.decide(more, now) if limit in bound else None
+        one = search.decide(more, now) if limit in bound else None
         if one is not None:
             step = MORE_BYTES if limit == "memory" else MORE_SECONDS
-            found.append(Price(limit, step, _mode(one.place), one.place.bits, one.setting.batch_size, planner.worth(one)))
+            found.append(Price(limit, step, _mode(one.place), one.place.bits, one.setting.batch_size, search.worth(one)))
     return tuple(found)
 
 
-def _changes(asked: Asked) -> Iterator[tuple[Literal["memory", "deadline"], Asked, Asked]]:
+def _changes(asked: EdgeRequest) -> Iterator[tuple[Literal["memory", "deadline"], EdgeRequest, EdgeRequest]]:
     """Every limit there is, with what is asked where there is a step more of it, and where there is none."""
     if asked.edge.memory is not None:
         yield "memory", _with_memory(asked, asked.edge.memory + MORE_BYTES), _with_memory(asked, None)
@@ -68,27 +69,27 @@ def _changes(asked: Asked) -> Iterator[tuple[Literal["memory", "deadline"], Aske
         yield "deadline", dataclasses.replace(asked, deadline=asked.deadline + MORE_SECONDS), dataclasses.replace(asked, deadline=None)
 
 
-def why(planner: Planner, asked: Asked, now: Decision, bound: Binding, priced: Sequence[Price]) -> str:
+def why(search: EdgeSearch, asked: EdgeRequest, now: Decision, bound: Binding, priced: Sequence[Price]) -> str:
     """One line for people."""
     setting = now.setting
     ranks = sorted(set(setting.ranks.values()))
     span = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
-    worth, places = planner.worth(now), planner.places(asked.edge)
+    worth, places = search.worth(now), search.places(asked.edge)
     wider = places[: places.index(now.place)][-1:]
     # What is worth more than this no host can better.
     hosts = [place for place in places if place.split and not now.place.split and worth < HOSTED]
     parts = [
         ", as ".join(filter(None, [
-            _where(now.place, setting.remote_blocks), " and ".join(_rival(planner, asked, place) for place in wider + hosts),
+            _where(now.place, setting.remote_blocks), " and ".join(_rival(search, asked, place) for place in wider + hosts),
         ])),
-        f"rank {span} on {len(setting.ranks)} of {len(planner.pool)} weights, worth {worth:.1%} of the largest ranks on all"
+        f"rank {span} on {len(setting.ranks)} of {len(search.pool)} weights, worth {worth:.1%} of the largest ranks on all"
         + f" (a host counts for {HOSTED:g})" * now.place.split,
     ]
-    if len(planner.adapted) < len(planner.pool):
-        parts.append(f"only {len(planner.adapted)} weights, those of the top blocks, may be adapted")
+    if len(search.adapted) < len(search.pool):
+        parts.append(f"only {len(search.adapted)} weights, those of the top blocks, may be adapted")
     if setting.gradient_checkpointing:
         parts.append("gradient checkpointing makes room")
-    if planner.warms_up and planner.warm_up(asked.edge, now.place) is None:
+    if search.config.plan.warms_up and search.warm_up(asked.edge, now.place) is None:
         parts.append("memory holds no warm-up, so that its rows have no say in what matters")
     if asked.edge.flops is None and (asked.deadline is not None or asked.edge.bandwidth or asked.edge.latency):
         parts.append("it declares no flops: no time here counts its computing")
@@ -105,21 +106,21 @@ def missing(shortage: Shortage) -> str:
     return f"{where} would need at least {' and '.join(lacks) or 'both limits to be wider'}"
 
 
-def _rival(planner: Planner, asked: Asked, place: Place) -> str:
-    rival = planner.best_of(asked, [place])
+def _rival(search: EdgeSearch, asked: EdgeRequest, place: Place) -> str:
+    rival = search.best_of(asked, [place])
     if rival is None:
-        return missing(planner.shortage(asked, place))
-    return f"{'a host' if place.split else f'{place.bits} bits here'} would be worth {planner.worth(rival):.1%}"
+        return missing(search.shortage(asked, place))
+    return f"{'a host' if place.split else f'{place.bits} bits here'} would be worth {search.worth(rival):.1%}"
 
 
-def _differs(planner: Planner, one: Decision | None, now: Decision) -> bool:
+def _differs(search: EdgeSearch, one: Decision | None, now: Decision) -> bool:
     assert one is not None, "fewer limits leave at least what there is"
     without = now.setting.gradient_checkpointing and not one.setting.gradient_checkpointing
-    better = planner.worth(one) > planner.worth(now) * (1 + 1e-9) or one.setting.batch_size > now.setting.batch_size
+    better = search.worth(one) > search.worth(now) * (1 + 1e-9) or one.setting.batch_size > now.setting.batch_size
     return one.place != now.place or better or without
 
 
-def _with_memory(asked: Asked, memory_bytes: int | None) -> Asked:
+def _with_memory(asked: EdgeRequest, memory_bytes: int | None) -> EdgeRequest:
     return dataclasses.replace(asked, edge=asked.edge.model_copy(update={"memory": memory_bytes}))
 
 

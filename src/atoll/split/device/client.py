@@ -14,7 +14,6 @@ from atoll.split.cut import Cut
 from atoll.split.device.blocks import Given, RemoteBlocks, Session
 from atoll.wire import protocol_pb2 as pb
 from atoll.wire.accounting import largest_message_bytes
-from atoll.wire.codec import Codec
 from atoll.wire.dialogue import Dialogue
 from atoll.wire.handshake import PROTOCOL, refusal_error
 
@@ -33,7 +32,7 @@ class Terms:
     cut: Cut
     kind: str
     mode: Literal["dense", "factored"]
-    codec: Codec
+    codec: str
     precision: str
     max_tokens: int
     """Padded tokens of the largest micro-batch."""

@@ -6,88 +6,106 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from atoll.errors import BadRowError, DataFileError, EmptyDataError
+from atoll.registry.parts import find, make, names, trait
 from atoll.tasks.readers import scan
 from atoll.tasks.readers.nearest import did_you_mean
+from atoll.tasks.readers.reader import FileRows, OnBadRow, Origin
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 # pyarrow is imported where a file is read: batches and the training step do without its memory.
-Kind = Literal["csv", "jsonl", "json", "parquet"]
-OnBadRow = Literal["error", "skip"]
-
-SUFFIXES: Mapping[str, Kind] = {
-    ".csv": "csv", ".csv.gz": "csv", ".jsonl": "jsonl", ".jsonl.gz": "jsonl", ".json": "json", ".json.gz": "json", ".parquet": "parquet",
-}  # fmt: skip
+Kind = scan.TextKind
 FORMS = ".jsonl .json .csv .parquet, or .jsonl.gz .json.gz .csv.gz"
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """A file that rows came from, under the name that error messages use."""
+def reader_of(path: Path) -> str | None:
+    """The built-in reader of a file, by its suffix; None where the suffix says nothing."""
+    return next((name for name in names("reader") if path.name.lower().endswith(trait("reader", name, "suffixes"))), None)
 
-    name: str
-    path: Path
+
+class _Text:
+    """Text that is read at once by pyarrow or, where that cannot be, line by line."""
+
     kind: Kind
 
+    def read(self, origin: Origin, on_bad_row: OnBadRow) -> FileRows:
+        """All rows of one file.
 
-@dataclass(frozen=True, slots=True, eq=False)
-class FileRows:
-    """The columns of one file, and which record of the file each row was."""
+        Raises: DataFileError, EmptyDataError, BadRowError.
+        """
+        text = read_text(origin)
+        if not text.strip():
+            raise EmptyDataError("the data file is empty", where=origin.name, got="no text", expected="rows", do="give a file with rows")
+        kind = _true_kind(text, self.kind)
+        if kind == "csv":
+            _check_header(origin, text)
+        if kind == "json" and text.lstrip()[0] != "[":
+            raise _no_list(origin, text)
+        table = _fast(text, kind)
+        read = _whole(table) if table is not None else _slow(origin, text, kind, on_bad_row)
+        if not len(read.records) and not read.num_skipped:
+            raise EmptyDataError(
+                "the data file has no rows", where=origin.name, got="a header and nothing else" if kind == "csv" else "an empty list",
+                expected="at least one row", do="give a file with rows",
+            )  # fmt: skip
+        return read
 
-    columns: Mapping[str, Sequence[object]]
-    records: np.ndarray
-    num_skipped: int
+    def line(self, origin: Origin, record: int) -> int | None:
+        """Where one record begins; None where there is no such record any more."""
+        text = read_text(origin)
+        for number, found in enumerate(scan.scan(text, _true_kind(text, self.kind))):
+            if number == record:
+                return found.line
+        return None
 
 
-def kind_of(path: Path) -> Kind | None:
-    """How to read a file, by its suffix; None where the suffix says nothing."""
-    name = path.name.lower()
-    return next((kind for suffix, kind in SUFFIXES.items() if name.endswith(suffix)), None)
+class Csv(_Text):
+    """[data] reader = "csv"."""
+
+    kind = "csv"
+    suffixes = (".csv", ".csv.gz")
 
 
-def read_file(origin: Origin, on_bad_row: OnBadRow) -> FileRows:
-    """All rows of one file.
+class JsonLines(_Text):
+    """[data] reader = "jsonl"."""
 
-    Raises: DataFileError, EmptyDataError, BadRowError.
-    """
-    if origin.kind == "parquet":
+    kind = "jsonl"
+    suffixes = (".jsonl", ".jsonl.gz")
+
+
+class Json(_Text):
+    """[data] reader = "json"."""
+
+    kind = "json"
+    suffixes = (".json", ".json.gz")
+
+
+class Parquet:
+    """[data] reader = "parquet"."""
+
+    suffixes = (".parquet",)
+
+    def read(self, origin: Origin, on_bad_row: OnBadRow) -> FileRows:
+        """All rows of one file.
+
+        Raises: DataFileError, EmptyDataError.
+        """
         return _whole(_read_parquet(origin))
-    text = read_text(origin)
-    if not text.strip():
-        raise EmptyDataError("the data file is empty", where=origin.name, got="no text", expected="rows", do="give a file with rows")
-    kind = _true_kind(text, origin.kind)
-    if kind == "csv":
-        _check_header(origin, text)
-    if kind == "json" and text.lstrip()[0] != "[":
-        raise _no_list(origin, text)
-    table = _fast(text, kind)
-    read = _whole(table) if table is not None else _slow(origin, text, kind, on_bad_row)
-    if not len(read.records) and not read.num_skipped:
-        raise EmptyDataError(
-            "the data file has no rows", where=origin.name, got="a header and nothing else" if kind == "csv" else "an empty list",
-            expected="at least one row", do="give a file with rows",
-        )  # fmt: skip
-    return read
 
 
 def place(origin: Origin, record: int) -> str:
     """Where one record of a file stands: "notes.csv, line 12"."""
-    if origin.kind == "parquet":
-        return f"{origin.name}, row {record + 1}"
-    text = read_text(origin)
-    for number, found in enumerate(scan.scan(text, _true_kind(text, origin.kind))):
-        if number == record:
-            return f"{origin.name}, line {found.line}"
-    return f"{origin.name}, row {record + 1}"
+    reader = make("reader", origin.reader) if find("reader", origin.reader).is_built_in else None
+    line = reader.line(origin, record) if isinstance(reader, _Text) else None
+    return f"{origin.name}, row {record + 1}" if line is None else f"{origin.name}, line {line}"
 
 
 def read_text(origin: Origin) -> str:
@@ -247,7 +265,8 @@ def _checked(origin: Origin, text: str, kind: scan.TextKind, on_bad_row: OnBadRo
 def unknown_suffix(name: str, path: Path) -> DataFileError:
     """The error for a file whose suffix names no format that is read."""
     suffix = "".join(path.suffixes[-2:] if path.suffix == ".gz" else path.suffixes[-1:])
+    known = [one for name in names("reader") for one in trait("reader", name, "suffixes")]
     return DataFileError(
         "the data file has a suffix that is not known", where=name, got=suffix or "no suffix", expected=FORMS,
-        do=did_you_mean(suffix, SUFFIXES, "convert the file, or rename it if it is one of these already"),
+        do=did_you_mean(suffix, known, "convert the file, or rename it if it is one of these already"),
     )  # fmt: skip

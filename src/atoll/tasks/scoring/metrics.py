@@ -1,9 +1,12 @@
-"""Scores of generated texts against references: pure functions over lists of strings."""
+"""The metrics that ship: pure functions over lists of strings, and the parts of [evaluate] metrics made of them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+
+from atoll.tasks.scoring.metric import ModelAnswers
+from atoll.tasks.scoring.ranking import choice_rankings, label_rankings
 
 SLOT = re.compile(r"[^\[\],]+\[([^\]]*)\]")
 
@@ -51,3 +54,60 @@ def slot_accuracy(generated: Sequence[str], slots: Sequence[str]) -> float:
     """Share of all slot values that their text mentions, letter case aside; a value that people paraphrase (yes, no) counts as missed."""
     found = [value.casefold() in text.casefold() for text, pairs in zip(generated, slots, strict=True) for value in slot_values(pairs)]
     return sum(found) / len(found) if found else 0.0
+
+
+class ExactMatch:
+    """[evaluate] metrics = ["exact_match"]."""
+
+    def score(self, answers: ModelAnswers) -> Mapping[str, float]:
+        """0 to 1."""
+        return {"exact_match": exact_match(answers.generated, answers.references)}
+
+
+class Bleu:
+    """[evaluate] metrics = ["bleu"]."""
+
+    def score(self, answers: ModelAnswers) -> Mapping[str, float]:
+        """0 to 100."""
+        return {"bleu": bleu(answers.generated, answers.references)}
+
+
+class Rouge:
+    """[evaluate] metrics = ["rouge"]."""
+
+    def score(self, answers: ModelAnswers) -> Mapping[str, float]:
+        """Three of them, 0 to 1."""
+        return rouge(answers.generated, answers.references)
+
+
+class SlotAccuracy:
+    """[evaluate] metrics = ["slot_accuracy"]."""
+
+    columns = ("slots",)
+
+    def score(self, answers: ModelAnswers) -> Mapping[str, float]:
+        """0 to 1; none where no column is named."""
+        column = answers.settings.slots
+        if column is None:
+            return {}
+        return {"slot_accuracy": slot_accuracy(answers.generated, [str(row[column] or "") for row in answers.questions])}
+
+
+class ChoiceAccuracy:
+    """[evaluate] metrics = ["choice_accuracy"]."""
+
+    columns = ("choices", "answer")
+
+    def score(self, answers: ModelAnswers) -> Mapping[str, float]:
+        """0 to 1."""
+        rankings = choice_rankings(answers.rows, answers.usable, answers.form, answers.settings)
+        return {"choice_accuracy": answers.accuracy(rankings)}
+
+
+class LabelAccuracy:
+    """[evaluate] metrics = ["label_accuracy"]."""
+
+    def score(self, answers: ModelAnswers) -> Mapping[str, float]:
+        """0 to 1."""
+        rankings = label_rankings(answers.rows, answers.usable, answers.form, answers.settings)
+        return {"label_accuracy": answers.accuracy(rankings)}

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoll.config.schema import RunConfig
-from atoll.planner.fedpipe.solve import Chosen, Limit, best_ranks
+from atoll.planner.fedpipe.ranks import Chosen, Limit, best_ranks
 from atoll.planner.fedpipe.table import CostsOf, stages_of
 
 from tests.planner.fedpipe.bases import base, costs_of

@@ -6,17 +6,18 @@ from collections.abc import Container
 
 from atoll.config.document import Document, Location
 from atoll.config.keys import as_toml, keys
+from atoll.config.schema import Privacy
 from atoll.errors import InputError, UnavailableError
 
-# Key -> the values this version has. Every key of a section that ends in ".*" holds at its default only.
+# Key -> the values this version has; the keys below hold at their defaults only.
 AVAILABLE: dict[str, tuple[object, ...]] = {}
-DEFAULT_ONLY = ("privacy",)
+DEFAULT_ONLY = tuple(f"privacy.{name}" for name in Privacy.model_fields if name != "transforms")
 _RESERVED = "the file format reserves the key, so run.toml will read unchanged in a version that has it"
 
 
 def is_reserved(path: str) -> bool:
     """Whether this version takes the key only at some of the values that the schema allows."""
-    return path in AVAILABLE or any(path == section or path.startswith(section + ".") for section in DEFAULT_ONLY)
+    return path in AVAILABLE or path in DEFAULT_ONLY
 
 
 def unavailable(document: Document, reported: Container[str]) -> list[InputError]:

@@ -1,0 +1,18 @@
+"""Values that are right one by one and exclude each other."""
+
+from __future__ import annotations
+
+from atoll.config.checks.data import evaluation, templates
+from atoll.config.checks.federation import aggregation, robust
+from atoll.config.checks.planning import edges, growing, planning, training
+from atoll.config.checks.selection import selection
+from atoll.config.checks.whole_base import classes, full_weights
+from atoll.config.document import Document
+from atoll.config.schema import RunConfig
+from atoll.errors import InputError
+
+
+def conflicts(config: RunConfig, document: Document) -> list[InputError]:
+    """One leaf for each group of values that exclude each other."""
+    checks = (templates, selection, planning, growing, training, edges, aggregation, robust, full_weights, classes, evaluation)
+    return [error for check in checks for error in check(config, document)]

@@ -1,0 +1,1 @@
+"""What is done to an update before it leaves its edge."""

@@ -1,0 +1,63 @@
+"""The seam of tracking: who else is told what happens in a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from atoll.registry.parts import make
+from atoll.runs.events import Event, RunFinished
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedRun:
+    """What a tracker is told first."""
+
+    name: str
+    run_dir: Path
+    config: Mapping[str, object]
+    """Every key with the value that holds, as JSON values."""
+
+
+class Tracker(Protocol):
+    """A tracker, made for one run. It hears what events.jsonl keeps, as it comes; nothing of it may wait for long."""
+
+    def start(self, run: TrackedRun) -> None:
+        """The run begins, or goes on."""
+
+    def event(self, event: Event) -> None:
+        """Something happened."""
+
+    def finish(self, status: str) -> None:
+        """The run is over: complete, interrupted or failed. Of a run that is killed it is not told."""
+
+
+class Tracking:
+    """An observer of a run's events that passes them on. A tracker that raises is told no more, and `tell` is told why: the run goes on."""
+
+    def __init__(
+        self, names: Sequence[str], options: Mapping[str, Mapping[str, object]], run: TrackedRun, tell: Callable[[str], None]
+    ) -> None:
+        self._tell = tell
+        self._trackers: dict[str, Tracker] = {}
+        for name in names:
+            tracker: Tracker = make("tracker", name, options.get(name))
+            self._trackers[name] = tracker
+            self._try(name, lambda one=tracker: one.start(run))  # type: ignore[misc]
+
+    def __call__(self, event: Event) -> None:
+        for name, tracker in list(self._trackers.items()):
+            self._try(name, lambda one=tracker: one.event(event))  # type: ignore[misc]
+            if isinstance(event, RunFinished) and name in self._trackers:
+                self._try(name, lambda one=tracker: one.finish(event.status))  # type: ignore[misc]
+
+    def _try(self, name: str, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception as problem:
+            if isinstance(problem, MemoryError):
+                raise
+            self._trackers.pop(name, None)
+            self._tell(f"the tracker {name} failed and is told no more: {type(problem).__name__}: {problem}")

@@ -1,0 +1,157 @@
+"""Parts of somebody else's in whole runs: named in run.toml, loaded from its folder, and doing what they say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import atoll
+from atoll.errors import EdgesLostError, PartError, TrustError
+from atoll.runs.events import read_events
+
+from tests.jobs.conftest import Workplace
+from tests.registry.parts import was_imported, write_part
+
+TWO = {"north": {}, "south": {}}
+
+
+def test_a_policy_chooses_and_has_options_of_its_own(place: Workplace) -> None:
+    name = write_part(place.folder, "policy", "runs_policy")
+    done = place.train(TWO, {"select": {"policy": name}, f'options."{name}"': {"count": 2}})
+    chosen = done.events("modules_chosen")
+    assert {(event["policy"], len(event["active"])) for event in chosen} == {(name, 2)}
+    assert [edge.active_share for edge in done.result.summary.edges] == pytest.approx([2 / 8] * 2)
+
+
+def test_an_aggregation_rule_makes_the_common_adapter(place: Workplace) -> None:
+    """Edges with as many rows: equal votes are what the built-in rule takes, to the same bits."""
+    name = write_part(place.folder, "aggregation", "runs_rule")
+    equal, ours = place.train(TWO, {"federated": {"aggregation": name}}, "theirs"), place.train(TWO, {}, "ours")
+    assert was_imported(place.folder)
+    assert equal.weights == ours.weights
+
+
+def test_a_planner_says_the_ranks(place: Workplace) -> None:
+    done = place.train(TWO, {"plan": {"policy": write_part(place.folder, "planner", "runs_planner")}})
+    assert {rank for edge in done.result.summary.edges for rank in edge.ranks.values()} == {2}
+
+
+def test_an_importance_score_is_what_is_planned_by(place: Workplace) -> None:
+    name = write_part(place.folder, "importance", "runs_importance")
+    done = place.train(TWO, {"plan": {"policy": "fedpipe", "importance": name, "warmup_steps": 1, "ranks": [2, 4]}})
+    assert {(event["importance"], min(event["scores"].values()) > 0) for event in done.events("importance_found")} == {(name, True)}
+
+
+def test_a_codec_carries_hidden_states(place: Workplace) -> None:
+    name = write_part(place.folder, "codec", "runs_codec")
+    sections = {"run": {"placement": "split"}}
+    theirs, ours = (
+        place.train({"north": {}}, {**sections, "wire": {"codec": codec, "mode": "factored"}}, codec[:4]) for codec in (name, "bf16")
+    )
+    traffic = theirs.result.summary.traffic
+    assert traffic.formula_shared_bytes == ours.result.summary.traffic.formula_shared_bytes, "as many bytes as bf16"
+    assert theirs.weights != ours.weights
+
+
+def test_a_reader_reads_files(place: Workplace) -> None:
+    name = write_part(place.folder, "reader", "runs_reader")
+    (place.folder / "rows.pairs").write_text("".join(f"w{n % 40} => w{(n * 3) % 40}\n" for n in range(24)))
+    data = {"train": "rows.pairs", "eval": "rows.pairs", "prompt": "{q}", "completion": " {a}", "reader": name}
+    done = place.train({"north": {}}, {"data": data})
+    assert [event["num_rows"] for event in done.events("data_loaded")] == [24]
+
+
+def test_a_metric_scores(place: Workplace) -> None:
+    name = write_part(place.folder, "metric", "runs_metric")
+    done = place.train({"north": {}}, {"evaluate": {"metrics": [name, "exact_match"], "generate_rows": 2, "max_new_tokens": 4}})
+    assert set(done.result.summary.eval.adapted) >= {"loss", "length", "exact_match"}
+
+
+def test_a_tracker_hears_what_the_log_keeps_and_one_that_fails_takes_nothing_away(place: Workplace) -> None:
+    name = write_part(place.folder, "tracker", "runs_tracker")
+    done = place.train({"north": {}}, {"track": {"to": [name, name.replace("Log", "Falls")]}})
+    told = (done.result.run_dir / "tracked.txt").read_text().splitlines()
+    kinds = [event["event"] for event in read_events(done.result.run_dir / "events.jsonl")]
+    assert told[0] == "start run 0"
+    assert told[-1] == "finish complete"
+    assert told[1:-1] == kinds
+    assert [event["advice"] for event in done.events("advised")] == [
+        "the tracker runs_tracker:Falls failed and is told no more: RuntimeError: no network"
+    ]
+
+
+def test_a_transform_changes_what_leaves_an_edge(place: Workplace) -> None:
+    """One edge whose numbers are all halved, beside one whose are not."""
+    name = write_part(place.folder, "transform", "runs_transform")
+    plain, halved = place.train({"north": {}}, {"run": {"rounds": 1}}, "plain"), place.train(
+        {"north": {}}, {"run": {"rounds": 1}, "privacy": {"transforms": [name]}}, "halved"
+    )  # fmt: skip
+    assert plain.weights != halved.weights
+    again = place.train({"north": {}}, {"run": {"rounds": 1}, "privacy": {"transforms": [name]}}, "again")
+    assert halved.weights == again.weights
+
+
+def test_a_transform_that_makes_something_else_sends_nothing(place: Workplace) -> None:
+    name = write_part(place.folder, "transform", "runs_broken")
+    file = place.folder / "runs_broken.py"
+    file.write_text(file.read_text().replace("update.scale(0.5)", "None"))
+    with pytest.raises(EdgesLostError, match="too few updates"):
+        place.train({"north": {}}, {"privacy": {"transforms": [name]}})
+
+
+def test_a_policy_that_chooses_nothing_is_named(place: Workplace) -> None:
+    name = write_part(place.folder, "policy", "runs_empty")
+    with pytest.raises(EdgesLostError) as caught:
+        place.train({"north": {}}, {"select": {"policy": name}, f'options."{name}"': {"count": 0}})
+    assert "chose what cannot be active" in (place.folder / "run" / "events.jsonl").read_text()
+    assert caught.value.exit_status == 4
+
+
+@pytest.mark.parametrize("command", ["resume", "evaluate", "load", "generate", "merge"])
+def test_a_run_that_names_code_is_opened_only_by_who_trusts_it(command: str, place: Workplace) -> None:
+    """Somebody else's run folder: the module that it names is there, and nothing imports it."""
+    done = place.train({"north": {}}, {"data": {"eval": "rows.csv"}})
+    module = f"stranger_{command}"
+    name = write_part(place.folder, "metric", module)
+    config = done.result.run_dir / "config.json"
+    noted = json.loads(config.read_text())
+    noted["config"]["evaluate"]["metrics"] = [name]
+    config.write_text(json.dumps(noted))
+    run_dir = done.result.run_dir
+    opened = {
+        "resume": lambda trust: atoll.resume(run_dir, trust=trust), "load": lambda trust: atoll.load(run_dir, trust=trust),
+        "evaluate": lambda trust: atoll.evaluate(run_dir=run_dir, trust=trust, overrides=["evaluate.max_new_tokens=2"]),
+        "generate": lambda trust: atoll.generate(run_dir, "w1", trust=trust, max_new_tokens=1),
+        "merge": lambda trust: atoll.merge(run_dir, out=place.folder / "merged", trust=trust),
+    }[command]  # fmt: skip
+    with pytest.raises(TrustError) as caught:
+        opened(False)
+    assert name in caught.value.got
+    assert not was_imported(place.folder)
+    opened(True)
+
+
+def test_a_run_with_parts_of_ones_own_goes_on_with_them(place: Workplace, tmp_path: Path) -> None:
+    name = write_part(place.folder, "aggregation", "resumed_rule")
+    whole = place.train(TWO, {"federated": {"aggregation": name}}, "whole")
+    import shutil
+
+    cut = shutil.copytree(whole.result.run_dir, tmp_path / "cut")
+    shutil.rmtree(cut / "checkpoints" / "round-0002")
+    summary = json.loads((cut / "summary.json").read_text())
+    (cut / "summary.json").write_text(json.dumps({**summary, "status": "interrupted"}))
+    result = atoll.resume(cut, trust=True)
+    assert (result.adapter / "adapter_model.safetensors").read_bytes() == whole.weights
+
+
+def test_two_files_of_one_name_are_not_mixed_up(place: Workplace, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    name = write_part(place.folder, "metric", "twice")
+    place.train({"north": {}}, {"evaluate": {"metrics": [name], "generate_rows": 1, "max_new_tokens": 1}})
+    write_part(other, "metric", "twice")
+    (other / "run.toml").write_text(f'[data]\ntrain = "demo"\n[evaluate]\nmetrics = ["{name}"]\n')
+    with pytest.raises(PartError, match="two modules have the same name"):
+        atoll.plan(other / "run.toml")
