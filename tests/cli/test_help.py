@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from atoll import __version__
+from atoll import __version__, errors
+from atoll.cli.boundary import STATUSES
+from atoll.errors import AtollError
 
 COMMANDS = ("init", "plan", "train", "resume", "host", "edge", "status", "evaluate", "generate", "merge", "doctor", "fleet")
 HEAVY = ("torch", "transformers", "peft", "datasets", "flwr", "pydantic", "numpy", "pyarrow", "huggingface_hub")
@@ -30,6 +34,31 @@ def test_every_command_has_its_help(command: str, atoll: Callable[..., object]) 
     assert (outcome.status, outcome.err) == (0, "")
     assert outcome.out.startswith(f"Usage: atoll {command}")
     assert "\\" not in outcome.out
+
+
+@pytest.mark.parametrize("words", [(), *((command,) for command in COMMANDS), ("fleet", "init"), ("fleet", "join")], ids=" ".join)
+def test_help_is_one_letter_too_and_fits_every_terminal(
+    words: tuple[str, ...], atoll: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for columns in (80, 100, 140):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        outcome = atoll(*words, "-h")
+        assert (outcome.status, outcome.err) == (0, "")
+        assert outcome == atoll(*words, "--help")
+        lines = outcome.out.splitlines()
+        assert max(len(line) for line in lines) <= columns
+        assert not [line for line in lines if line.count("[") != line.count("]")], "a default is on two lines"
+
+
+def test_help_says_the_statuses_that_the_errors_and_their_page_have(atoll: Callable[..., object]) -> None:
+    listed = atoll("--help").out.partition("Exit statuses:\n")[2].partition("\n\n")[0]
+    assert {int(status): means for status, means in re.findall(r"^  (\d+) +(.*)$", listed, flags=re.MULTILINE)} == STATUSES
+    page = (Path(__file__).resolve().parents[2] / "docs" / "errors.md").read_text(encoding="utf-8")
+    assert {int(status): means for status, means in re.findall(r"^\| (\d+) \| (.*) \|$", page, flags=re.MULTILINE)} == STATUSES
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, AtollError)]
+    assert {kind.exit_status for kind in kinds} < set(STATUSES)
+    drawn = {name: int(status) for name, status in re.findall(r"(\w+Error) +exit (\d):", errors.__doc__ or "")}
+    assert drawn == {kind.__name__: kind.exit_status for kind in kinds if kind.__base__ is AtollError}
 
 
 def test_the_version(atoll: Callable[..., object]) -> None:

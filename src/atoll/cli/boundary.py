@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
 import click
 
 from atoll.cli.pages import bug_page, part_error, print_error
-from atoll.errors import AtollError, CommandLineError, PartError, PeerError
+from atoll.errors import AtollError, CommandLineError, InputError, PartError, PeerError, PlanError
 from atoll.registry.foreign import blamed
 from atoll.runs.layout import marked_run
 
-INTERRUPTED = 130
+DONE, FAILED, INTERRUPTED = 0, 1, 130
+STATUSES: Mapping[int, str] = {
+    DONE: "done",
+    FAILED: "a mistake of Atoll's own (X999), or a failed check of `atoll doctor`",
+    InputError.exit_status: "the input is wrong; nothing was written",
+    PlanError.exit_status: "the plan is infeasible; nothing was written",
+    PeerError.exit_status: "an edge, a host or the coordinator refused or was lost; work is saved",
+    INTERRUPTED: "interrupted; work is saved if the page names a run directory",
+}
+"""What a process of Atoll ends with, and what each means."""
 _PIPE_CLOSED = 141  # what a shell reports for a process that SIGPIPE ended
-_BUG = 1
 
 
 class Boundary:
     """A context in which every exception is shown and swallowed; `status` is then what the process should exit with."""
 
     def __init__(self) -> None:
-        self.status = 0
+        self.status = DONE
 
     def __enter__(self) -> Self:
         return self
@@ -60,7 +69,7 @@ def _show(error: BaseException) -> int:
             return PartError.exit_status
         case _:
             print(bug_page(error, run_dir), file=sys.stderr)
-            return _BUG
+            return FAILED
 
 
 def _usage(error: click.ClickException) -> CommandLineError:

@@ -16,7 +16,7 @@ from atoll.config.checks.problems import problems
 from atoll.config.document import Document, read_document
 from atoll.config.fleet import with_fleet, with_profiles
 from atoll.config.overrides import apply_overrides, is_of_edge
-from atoll.config.parts import load_parts
+from atoll.config.parts import foreign_parts, load_parts
 from atoll.config.schema import RunConfig
 from atoll.errors import InputError, ManyErrors
 
@@ -34,14 +34,15 @@ class LoadedConfig:
         return resolve_path(self.path, value)
 
 
-def load(path: Path, overrides: Sequence[str] = (), *, environment: bool = True) -> LoadedConfig:
+def load(path: Path, overrides: Sequence[str] = (), *, environment: bool = True, imports: bool = True) -> LoadedConfig:
     """The config at `path` with every override (section.key=value) on top, and the parts that it names.
 
-    Parts that are not built in are imported from the folder of the file or, unless `environment` is False, from what is installed.
+    Parts that are not built in are imported from the folder of the file or, unless `environment` is False, from what is installed. Without
+    `imports` none is; then what such a part excludes is not looked at.
 
     Raises: an InputError leaf, or ManyErrors with all of them.
     """
-    return _checked(read_document(Path(path)), overrides, environment=environment)
+    return _checked(read_document(Path(path)), overrides, environment=environment, imports=imports)
 
 
 def changed(loaded: LoadedConfig, overrides: Sequence[str]) -> LoadedConfig:
@@ -80,7 +81,7 @@ def config_hash(config: RunConfig) -> str:
     return hashlib.sha256(json.dumps(resolved(config), sort_keys=True).encode()).hexdigest()
 
 
-def _checked(document: Document, overrides: Sequence[str], *, environment: bool = True) -> LoadedConfig:
+def _checked(document: Document, overrides: Sequence[str], *, environment: bool = True, imports: bool = True) -> LoadedConfig:
     document, errors, has_edges = _gathered(document, overrides)
     try:
         config = RunConfig.model_validate(_tuples(document.table))
@@ -88,9 +89,10 @@ def _checked(document: Document, overrides: Sequence[str], *, environment: bool 
         errors += problems(error, document)
         raise_all(errors + unavailable(document, {one.where for one in errors}))
         raise  # not reached: a ValidationError has at least one problem
-    of_parts = load_parts(config, document, environment=environment)
+    of_parts = load_parts(config, document, environment=environment) if imports else []
     # What excludes a part is known once it is loaded.
-    raise_all(errors + unavailable(document, ()) + of_parts + (conflicts(config, document) if has_edges and not of_parts else []))
+    knows = has_edges and not of_parts and (imports or not foreign_parts(config))
+    raise_all(errors + unavailable(document, ()) + of_parts + (conflicts(config, document) if knows else []))
     return LoadedConfig(config, document.path, document.text)
 
 

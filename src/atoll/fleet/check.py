@@ -18,9 +18,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from atoll.commands.doctor import Check, DoctorReport, Status, library
 from atoll.config.load import LoadedConfig, load
+from atoll.config.parts import foreign_parts
 from atoll.errors import AtollError, FleetFolderError, InputError, ManyErrors, TransportError
 from atoll.fleet.files import CoordinatorFolder, EdgeFolder, HostFolder, Named, named_by_coordinator, named_by_edge, split_address
 from atoll.jobs.backends.worker import asked_for
+from atoll.registry.foreign import files_of
 from atoll.split.certificates import CLOCK_SKEW, DeviceTls, covers, examined, open_channel
 from atoll.split.transport import fetch_status
 
@@ -219,7 +221,7 @@ def _same_run(mine: Path, theirs: Path) -> bool:
     if mine.read_bytes() == theirs.read_bytes():
         return True
     try:
-        return asked_for(load(mine).config) == asked_for(load(theirs).config)
+        return asked_for(load(mine, imports=False).config) == asked_for(load(theirs, imports=False).config)
     except InputError:
         return False  # Whichever it is, it is said where that folder is examined.
 
@@ -243,14 +245,23 @@ def _config(run_toml: Path, edges: Sequence[str], named: Callable[[LoadedConfig]
     """run.toml, the edges it must have, and what it names on this machine."""
     away: Status = "fail" if at_home else "warn"
     try:
-        loaded = load(run_toml)
+        loaded = load(run_toml, imports=False)
     except InputError as problem:
         first = problem.errors[0] if isinstance(problem, ManyErrors) else problem
         return [Check("run.toml", away, f"{first.what}: {first.got or first.where}", first.do or "mend it, on all machines alike")]
     missing = [name for name in edges if name not in [edge.name for edge in loaded.config.edge]]
     if missing:
         return [Check("run.toml", "fail", f"no [[edge]] called {', '.join(missing)}", "give all machines the same run.toml")]
-    return [Check("run.toml", "ok", f"{len(loaded.config.edge)} edges"), *(_named(one, away) for one in named(loaded))]
+    of_parts = [_part(part.name, run_toml.parent, away) for part in foreign_parts(loaded.config)]
+    return [Check("run.toml", "ok", f"{len(loaded.config.edge)} edges"), *(_named(one, away) for one in named(loaded)), *of_parts]
+
+
+def _part(name: str, folder: Path, away: Status) -> Check:
+    """Whether the file of a part that is not built in lies beside run.toml; it is not opened."""
+    file = next((one for one in files_of(name, folder) if one.is_file()), None)
+    if file is not None:
+        return Check(f"part {name}", "ok", f"{file.name} is there")
+    return Check(f"part {name}", away, "its file is not there", f"copy it beside run.toml, into {folder}, if you trust who wrote it")
 
 
 def _named(named: Named, away: Status) -> Check:

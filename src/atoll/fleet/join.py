@@ -53,7 +53,8 @@ def opened(folder: EdgeFolder, config: Path | None, overrides: Sequence[str], lo
     Raises: as `join`.
     """
     edge = folder.read()
-    loaded = load(config or folder.run_toml, overrides)
+    # Code is this machine's own: what is installed here for something else is nothing that a run may name.
+    loaded = load(config or folder.run_toml, overrides, environment=False)
     _check_named(loaded, edge)
     host = None if edge.host is None else HostAccess(edge.host, DeviceTls(folder.ca, folder.cert, folder.key))
     return Resident(Worker(loaded, edge.name, host), folder.path / "state", log)

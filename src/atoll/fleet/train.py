@@ -79,7 +79,8 @@ def train_on_fleet(
 
 
 def resume_on_fleet(
-    run_dir: Path, fleet: Path | None, tell: Callable[[str], None], observers: Sequence[Callable[[Event], None]] = ()
+    run_dir: Path, fleet: Path | None, tell: Callable[[str], None], observers: Sequence[Callable[[Event], None]] = (), *,
+    trust: bool = False,
 ) -> RunResult:  # fmt: skip
     """Go on with a run of a fleet; edges go on from what they keep themselves.
 
@@ -97,7 +98,7 @@ def resume_on_fleet(
             found = stack.enter_context(opened(loaded, fleet, (), tell))
             return found.prepared(loaded, run_id), found.make_backend
 
-        return resume_by(run_dir, begin, observers, on_fleet=True)
+        return resume_by(run_dir, begin, observers, on_fleet=True, trust=trust)
 
 
 def train_in_app(grid: Grid, config: Path, out: Path, *, resumes: bool) -> RunResult:

@@ -77,7 +77,7 @@ def blamed(error: BaseException) -> tuple[Part, str] | None:
 
 
 def _module(name: str, folder: Path, where: str, *, environment: bool) -> ModuleType:
-    file = next((one for one in _files(folder, name) if one.is_file()), None)
+    file = next((one for one in files_of(name, folder) if one.is_file()), None)
     loaded = sys.modules.get(name)
     if file is None and not environment:
         raise PartError(
@@ -112,8 +112,9 @@ def _imported(name: str, file: Path | None, loaded: ModuleType | None, where: st
     return module
 
 
-def _files(folder: Path, name: str) -> tuple[Path, Path]:
-    path = folder.joinpath(*name.split("."))
+def files_of(reference: str, folder: Path) -> tuple[Path, Path]:
+    """Where in a folder the module of a "module:object" would lie."""
+    path = folder.joinpath(*reference.partition(":")[0].split("."))
     return path.with_suffix(".py"), path / "__init__.py"
 
 

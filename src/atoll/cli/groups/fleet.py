@@ -1,40 +1,56 @@
-"""`atoll fleet ...` as typed; app.py puts the commands in their group."""
+"""A run that is on many machines: `atoll fleet init` and `join`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from atoll.cli import actions
+from atoll.cli.options import RunFile, Sets
+from atoll.cli.parsing import command, command_with_commands
+from atoll.cli.showing import tell
 
 
+def fleet(context: typer.Context) -> None:
+    """The machines of a run that is on many."""
+    print(context.get_help())
+
+
+commands = command_with_commands(fleet)
+
+
+@command(commands)
 def init(
-    config: Annotated[Path, typer.Argument(metavar="RUN.toml", hidden=True)],
+    run_file: RunFile,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="An absent or empty folder for all of it.")],
     address: Annotated[str, typer.Option("--address", metavar="HOST:PORT", help="The coordinator, as edges call it.")],
-    host: Annotated[
+    hosts: Annotated[
         list[str] | None,
         typer.Option("--host", metavar="[NAME=]HOST:PORT[:EDGE,EDGE]", help="A host, and its edges, or all others; may be repeated."),
     ] = None,
-) -> Callable[[], int | None]:
+) -> None:
     """Write the folder of every machine.
 
     Certificates, keys and RUN.toml for the coordinator, each host and each [[edge]]; DIR/README.md says what to copy where.
     """
-    return partial(actions.fleet_init, config, out=out, address=address, hosts=tuple(host or ()))
+    run_file.check()
+    from atoll.fleet.init import init as write_folders
+
+    print(write_folders(run_file.config, out, address, tuple(hosts or ())).to_text())
 
 
+@command(commands)
 def join(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of this machine's edge.", hidden=True)],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", hidden=True)],
     config: Annotated[Path | None, typer.Option("--config", metavar="RUN.toml", help="Instead of the one in DIR.")] = None,
-    sets: Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key; may be repeated.")] = None,
-) -> Callable[[], int | None]:
+    sets: Sets = None,
+) -> None:
     """Take part with this machine's rows, until stopped.
 
     DIR is one that `atoll fleet init` wrote for an edge. The base and the rows stay in this process from round to round.
     """
-    return partial(actions.fleet_join, folder, config=config, overrides=tuple(sets or ()))
+    from atoll.commands.host import stopped_by_signals
+    from atoll.fleet.join import join as take_part
+
+    take_part(folder, tell, config=config, overrides=tuple(sets or ()), stop=stopped_by_signals())

@@ -1,0 +1,157 @@
+"""Most of the base on another machine: `atoll host`, `edge` and `status`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from atoll.cli.options import MODEL, Access, Insecure, NewRun, Output, RunFile, Sets
+from atoll.cli.parsing import command
+from atoll.cli.showing import show_training
+from atoll.errors import CommandLineError
+
+commands = typer.Typer()
+_BITS, _PRECISIONS = ("16", "8", "4"), ("fp32", "bf16")
+
+
+def _one_of(values: Sequence[str]) -> Callable[[], list[str]]:
+    """For the shell's completion, where wrong values have an answer of our own."""
+    return lambda: list(values)
+
+
+@dataclass(frozen=True, slots=True)
+class RequiredAccess(Access):
+    """Which host, and how to reach it, where there must be one."""
+
+    host: Annotated[str, typer.Option("--host", metavar="HOST:PORT", help="The host that keeps most of the base.")]
+
+
+@dataclass(frozen=True, slots=True)
+class NamedAccess(Access):
+    """The same where the host is all that the command is about."""
+
+    host: Annotated[str, typer.Argument(metavar="HOST:PORT", hidden=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What `atoll host` is told; names are those of `HostSettings`."""
+
+    model: Annotated[str, MODEL]
+    listen: Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="Port 0: any free one.")] = "127.0.0.1:7431"
+    quantize: Annotated[
+        int, typer.Option("--quantize", metavar="BITS", help="16, 8 or 4; 16 keeps --precision.", autocompletion=_one_of(_BITS))
+    ] = 16
+    precision: Annotated[
+        str, typer.Option("--precision", metavar="P", help="fp32 or bf16, as devices say.", autocompletion=_one_of(_PRECISIONS))
+    ] = "fp32"
+    tls_cert: Annotated[Path | None, typer.Option("--tls-cert", metavar="FILE", help="The host's certificate: turns TLS on.")] = None
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="The key of --tls-cert.")] = None
+    client_ca: Annotated[Path | None, typer.Option("--client-ca", metavar="FILE", help="Take only devices that this CA signed.")] = None
+    make_certificates: Annotated[
+        Path | None, typer.Option("--make-certificates", metavar="DIR", help="Write and use a development CA and certificates.")
+    ] = None
+    tenants: Annotated[
+        list[str] | None, typer.Option("--tenant", metavar="NAME", help="With --make-certificates: a device to certify; may be repeated.")
+    ] = None
+    insecure: Insecure = False
+    max_sessions: Annotated[int, typer.Option("--max-sessions", min=1, metavar="N", help="Devices at a time.")] = 16
+    max_tenant_sessions: Annotated[
+        int | None, typer.Option("--max-tenant-sessions", min=1, metavar="N", help="Devices at a time with one certificate name.")
+    ] = None
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, metavar="N", help="Largest micro-batch, in tokens with padding.")] = (
+        16_384
+    )
+    idle_seconds: Annotated[float, typer.Option("--idle", min=0.1, metavar="SECONDS", help="End a session that is silent for longer.")] = (
+        600.0
+    )
+    exchange_seconds: Annotated[
+        float, typer.Option("--exchange", min=0.1, metavar="SECONDS", help="End one that holds a micro-batch longer.")
+    ] = 3600.0
+    merges: Annotated[
+        bool, typer.Option("--merge", help="Let devices merge killed modules: a copy of a weight for each, in every session.")
+    ] = False
+    metrics: Annotated[str | None, typer.Option("--metrics", metavar="HOST:PORT", help="Prometheus metrics there.")] = None
+    device_map: Annotated[
+        str | None, typer.Option("--device-map", metavar="MAP", help='Over several accelerators: "auto", or a JSON file.')
+    ] = None
+
+    def __post_init__(self) -> None:
+        if str(self.quantize) not in _BITS or self.precision not in _PRECISIONS:
+            raise CommandLineError(
+                "a base cannot be served like this", where="atoll host", got=f"--quantize {self.quantize} --precision {self.precision}",
+                expected="--quantize 16, 8 or 4, and --precision fp32 or bf16", do="choose among these",
+            )  # fmt: skip
+        if self.tenants and self.make_certificates is None:
+            raise CommandLineError(
+                "--tenant goes with --make-certificates", where="atoll host", got="--tenant alone", expected="both", do="add the folder",
+            )  # fmt: skip
+        if self.max_tenant_sessions is not None and self.client_ca is None and not self.tenants:
+            raise CommandLineError(
+                "--max-tenant-sessions needs certificates that name the devices", where="atoll host", got="no certificates of devices",
+                expected="--client-ca, or --make-certificates with --tenant", do="add them, or use --max-sessions",
+            )  # fmt: skip
+
+
+@command(commands)
+def host(serving: Serving) -> None:
+    """Serve a frozen base to edges.
+
+    Their data and adapters stay with them. Edges come with `atoll edge RUN.toml --host HOST:PORT`.
+    An address other than loopback needs TLS.
+    """
+    from atoll.commands.host import HostSettings
+    from atoll.commands.host import host as serve
+
+    settings = HostSettings(**{**asdict(serving), "tenants": tuple(serving.tenants or ())})
+    serve(settings, lambda line: print(line, flush=True))
+
+
+@command(commands)
+def edge(
+    run_file: RunFile,
+    *,
+    access: RequiredAccess,
+    name: Annotated[str | None, typer.Option("--edge", metavar="NAME", help="Which edge of RUN.toml this machine is, if many.")] = None,
+    fetch_base: Annotated[
+        Path | None, typer.Option("--fetch-base", metavar="DIR", help="Keep this machine's part of the base there; fetched if absent.")
+    ] = None,
+    out: NewRun = None,
+    sets: Sets = None,
+    output: Output,
+) -> None:
+    """Train this machine's adapter against a host.
+
+    Data, adapter and optimizer stay here; most of the base is in the host. RUN.toml is as for `atoll train`.
+    """
+    overrides = tuple(sets or ())
+    run_file.check(overrides)
+    from atoll.commands.edge import edge as run
+
+    def begin(progress: Any) -> Any:
+        return run(run_file.config, access.opened(), name=name, fetch_base=fetch_base, out=out, overrides=overrides, observers=(progress,))
+
+    show_training(begin, access, output)
+
+
+@command(commands)
+def status(access: NamedAccess, output: Output) -> None:
+    """What a host serves and how busy it is.
+
+    HOST:PORT is where `atoll host` listens. With a certificate, only that tenant's sessions are told.
+    """
+    with output.results() as show:
+        from atoll.commands.host import status as ask
+        from atoll.report.hosts import status_table
+        from atoll.report.tables import print_table
+
+        value = ask(access.opened())
+        if output.as_json:
+            show(value)
+        else:
+            print_table(status_table(value), sys.stdout)

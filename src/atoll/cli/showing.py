@@ -1,0 +1,45 @@
+"""What more than one command shows."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from atoll.cli.options import Access, Output
+
+
+def tell(line: str) -> None:
+    """Show a line that is no result."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def show_training(run: Callable[[Any], Any], access: Access, output: Output) -> None:
+    """Run it with a progress bar as its observer, and show the comparison, the adapter, and what to try next."""
+    with output.results() as show:
+        from atoll.report.progress import Progress
+
+        with Progress() as progress:
+            result = run(progress)
+        if output.as_json:
+            show({**result.summary.to_json(), "run_dir": str(result.run_dir), "adapter": str(result.adapter)})
+            return
+        from atoll.report.tables import comparison_table, print_table
+
+        table = comparison_table(result.summary)
+        if table is not None:
+            print_table(table, sys.stdout)
+        print(f"adapter: {result.adapter}")
+        if result.figures:
+            print(f"figures: {result.figures[0].parent}")
+        print(f"next:    {shlex.join(_next(result, access))}")
+
+
+def _next(result: Any, access: Access) -> tuple[str, ...]:
+    from atoll.commands.train import example_prompt
+
+    prompt = example_prompt(result.run_dir)
+    if prompt is None:
+        return ("atoll", "evaluate", str(result.run_dir))
+    return ("atoll", "generate", str(result.run_dir), prompt, *access.given())
