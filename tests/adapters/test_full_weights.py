@@ -1,4 +1,4 @@
-"""Weights that are trained whole: their algebra, and what they do on real modules, held against plain PyTorch and PEFT."""
+"""Full weights: their algebra, and what they do on real modules, held against plain PyTorch and PEFT."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_the_digest_sees_weight_bias_and_name() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     adapter = ModuleAdapter(torch.zeros(2, 7), torch.zeros(5, 2), 1.0)
-    with pytest.raises(AdapterFitError, match="has an adapter and is trained whole"):
+    with pytest.raises(AdapterFitError, match="has an adapter, and its full weight is trained"):
         AdapterState("lora", {"m": adapter}, {"m": changes(0)})
     with pytest.raises(AdapterFitError, match="different size"):
         AdapterState("lora", {}, {"m": changes(0)}) + AdapterState("lora", {}, {"m": changes(0, (8, 5))})

@@ -142,7 +142,7 @@ def test_one_edge_equals_plain_training_bit_for_bit() -> None:
 
 
 def mixed(seed: int) -> AdapterState:
-    """An adapter of one module beside the whole weight and bias of another, as a classifier has them."""
+    """An adapter of one module beside the full weight and bias of another, as a classifier has them."""
     g = torch.Generator().manual_seed(seed)
     pairs = fresh_adapters("lora", {"a": (6, 4)}, {"a": 2}, 4.0, seed)
     return AdapterState("lora", pairs.modules, {"head": FullWeightDelta(torch.randn(3, 6, generator=g), torch.randn(3, generator=g))})

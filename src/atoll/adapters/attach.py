@@ -47,7 +47,7 @@ class Attached:
     layers: dict[str, LowRankPair]
     start: AdapterState
     full_weights: dict[str, FullWeightLinear]
-    """Modules whose weights are trained whole; none of them is ever killed."""
+    """Modules whose full weights are trained; none of them is ever killed."""
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -86,7 +86,7 @@ def attached(
 ) -> Iterator[Attached]:  # fmt: skip
     """The model with these adapters, inside a `with`; outside it the base is as before.
 
-    Adapters of modules that run in a host are given to the model's stand-in for them. `cohorts` are the trained modules that share one
+    Adapters of modules that run in a host are given to the model's placeholder for them. `cohorts` are the trained modules that share one
     flat tensor; none given: all of them. The `frozen_delta` counts as part of the base: evaluated and frozen, on modules with an adapter
     in `state` and on others.
 

@@ -103,7 +103,7 @@ def load_part(name: str, front: int, back: int, *, precision: str, remote_blocks
     """The base called `name` without its middle blocks, which no memory is used for: the first of them is what `remote_blocks` makes.
 
     `remote_blocks` is given inputs and outputs of all middle projections, by full name and in the order in which they run, and whether the
-    family's blocks return a tuple. The stand-in's forward gets the hidden states as its only argument.
+    family's blocks return a tuple. The placeholder's forward gets the hidden states as its only argument.
 
     Raises: BadValueError for a cut that leaves no middle block; BaseFolderError, ArchitectureError, TokenizerError, WeightsError.
     """

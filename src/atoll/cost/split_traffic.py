@@ -30,7 +30,7 @@ def step_round_trips(
     """Round trips of one optimizer step: of every exchange two for every group, one more, and one where gradients go on to front blocks.
 
     The lowest group's gradient and the end of the exchange come together, unless the device has an input gradient to send between them.
-    `ranks` are those of active modules. Where any of `killed` are the host's, they are handed over in a session that is opened first.
+    `ranks` are those of active modules. Where any of `killed` are the host's, they are sent in a session that is opened first.
     """
     turns = 2 * len(groups(config, shapes, ranks)) + 1 + _reaches_front(config, shapes, ranks)
     return num_exchanges * turns + bool(groups(config, shapes, killed))
@@ -42,7 +42,7 @@ def step_bytes(
 ) -> WireBytes:  # fmt: skip
     """One optimizer step's exchanges: `num_tokens` and `num_label_tokens` over all of them; factors travel with the first only.
 
-    `ranks` are those of active modules, `killed` those of modules that are handed over before this step; the host needs its own only.
+    `ranks` are those of active modules, `killed` those of modules that are sent before this step; the host needs its own only.
     """
     active = groups(config, shapes, ranks)
     front = _reaches_front(config, shapes, ranks)

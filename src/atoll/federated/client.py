@@ -42,7 +42,7 @@ class EdgeWork:
     account: WireAccount = field(default_factory=WireAccount)
     """What crosses between this edge and its host; stays empty for an edge that has the whole base."""
     uploaded_bytes: int | None = None
-    """Of the edge's rows, where they were handed over and this work is done elsewhere; None: it is done on the edge."""
+    """Of the edge's rows, where they were uploaded and this work is done at the coordinator; None: it is done on the edge."""
     warm_up: EdgeWarmUp | None = None
     """How the edge scores modules when it is asked to; None: it cannot."""
     transform: Callable[[AdapterState, AdapterState, int], AdapterState] = lambda update, sent, round_number: update

@@ -94,7 +94,7 @@ class AdapterStrategy(Strategy):
     precision: Precision = "fp32"
     """In which adapters travel."""
     robust: Robust = MEAN
-    """What bad updates are kept from."""
+    """How far one update may move the mean."""
     max_norm: float | None = None
     """Updates with a module whose product, or change, has a larger norm are refused."""
     run_id: str = ""
@@ -280,7 +280,7 @@ class AdapterStrategy(Strategy):
             metrics = numbers["metrics"]
             counts = {key: whole_number(metrics, key) for key in _COUNTS}
             up, down = (Counter({k: whole_number(numbers[key], k) for k in numbers[key]}) for key in ("wire_up", "wire_down"))
-            # Rows that were handed over are trained where the coordinator is: no adapter crosses.
+            # Rows that were uploaded are trained on where the coordinator is: no adapter crosses.
             crosses, first = "uploaded" not in numbers, numbers.get("first_step")
             sent = num_bytes(content) if crosses else whole_number(numbers["uploaded"], "bytes")
             result = EdgeResult(

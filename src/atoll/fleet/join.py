@@ -48,7 +48,7 @@ def answer_once(folder: Path, question: bytes) -> bytes:
 
 
 def opened(folder: EdgeFolder, config: Path | None, overrides: Sequence[str], log: EventLog) -> Resident:
-    """The edge whose folder this is, with its rows read and checked; its base is loaded when a first order comes.
+    """The edge whose folder this is, with its rows read and checked; its base is loaded when a first work order comes.
 
     Raises: as `join`.
     """

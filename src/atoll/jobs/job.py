@@ -59,7 +59,7 @@ class Participant:
     num_rows: int = 0
     """Before tokens were made of them."""
     uploaded_bytes: int = 0
-    """Of its rows, where they are handed over (mode = "cloud")."""
+    """Of its rows, where they are uploaded (mode = "cloud")."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -262,7 +262,7 @@ def _central(config: RunConfig, shapes: BaseShapes, base: Base, edges: Sequence[
 
 
 def _uploaded_bytes(edge: EdgeRows, plan: EdgePlan) -> int:
-    """Bytes of an edge's rows as JSON lines, where it hands them over."""
+    """Bytes of an edge's rows as JSON lines, where it uploads them."""
     if plan.mode != "cloud":
         return 0
     return sum(len(json.dumps(dict(edge.rows[number]), ensure_ascii=False, default=str).encode()) + 1 for number in range(len(edge.rows)))

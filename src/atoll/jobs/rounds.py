@@ -29,7 +29,7 @@ class RoundCallback(Protocol):
     """Who is told what the rounds cost and what came out of them."""
 
     def add(self, result: RoundResult, simulated_seconds: float | None, rounds: Rounds) -> None:
-        """A round ended; these `rounds` can be kept as they are now."""
+        """A round ended; these `rounds` can be saved as they are now."""
 
     def drop(self, edge: str) -> None:
         """A round went on without this edge."""
@@ -141,8 +141,8 @@ class Rounds:
         """Go on from what `save` wrote by a job with the same plan."""
         record = read_record(folder / _COMMON)
         self._strategy.common = Common(get_adapter(record), get_adapter(record, FROZEN_DELTA) if FROZEN_DELTA in record else None)
-        kept = json.loads((folder / _STEPS).read_text(encoding="utf-8"))
-        self._strategy.rounds_before, self._steps_before = kept["rounds"], Counter(kept["steps"])
+        saved = json.loads((folder / _STEPS).read_text(encoding="utf-8"))
+        self._strategy.rounds_before, self._steps_before = saved["rounds"], Counter(saved["steps"])
         self._backend.restore(folder / _STATES)
         self._assign_work()
 

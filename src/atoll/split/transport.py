@@ -185,7 +185,7 @@ class ServerTransport:
 
     @contextmanager
     def _full(self) -> Iterator[None]:
-        # What the session then waits for to go on, such as its turn to compute, is not the device's time.
+        # What the session then waits for to go on, such as a slot to compute in, is not the device's time.
         with self.waiting(), self._device_time():
             yield
 
@@ -207,7 +207,7 @@ class Alarm:
         self._deadlines: list[list[float]] = []
         self._closed = threading.Event()
         self.rang = False
-        threading.Thread(target=self._statistics, name="atoll-alarm", daemon=True).start()
+        threading.Thread(target=self._run, name="atoll-alarm", daemon=True).start()
 
     @contextmanager
     def within(self, seconds: float) -> Iterator[None]:
@@ -223,7 +223,7 @@ class Alarm:
         """Stop watching."""
         self._closed.set()
 
-    def _statistics(self) -> None:
+    def _run(self) -> None:
         while not self._closed.wait(0.5):
             if any(deadline[0] < time.monotonic() for deadline in tuple(self._deadlines)):
                 self.rang = True

@@ -1,4 +1,4 @@
-"""Checks of codecs: as many bytes as are foretold, back within the bound, and no more of them than the other side has room for."""
+"""Checks of codecs: as many bytes as are predicted, back within the bound, and no more of them than the other side has room for."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from atoll.tasks.evaluate import check_metrics
 from atoll.units import format_seconds
 
 CAPABILITIES, TEXT = "capabilities", "text"
-"""Flower's name for the question what an edge has, and of the record that answers it; key of the text in this record, and in orders."""
+"""Flower's name for the question what an edge has, and of the record that answers it; key of the text there and in work orders."""
 
 
 class FleetBackend:
@@ -55,11 +55,11 @@ class FleetBackend:
         return self._grid
 
     def give(self, job: Job, edges: Sequence[Participant], orders: Sequence[WorkOrder]) -> None:
-        """Have each order go with the next message to its edge."""
+        """Have each work order go with the next message to its edge."""
         self._orders = {order.edge: ConfigRecord({TEXT: to_text(order, job.plan.pool, job.base.labels, job.run_id)}) for order in orders}
 
     def work_order_record(self, node: int) -> ConfigRecord | None:
-        """The order of this node's edge."""
+        """The work order of this node's edge."""
         return self._orders[self._nodes[node]]
 
     def save(self, folder: object) -> None:

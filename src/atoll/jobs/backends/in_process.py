@@ -52,7 +52,7 @@ class InProcessBackend:
         return self._grid
 
     def give(self, job: Job, edges: Sequence[Participant], orders: Sequence[WorkOrder]) -> None:
-        """Make each edge's work by its order."""
+        """Make each edge's work by its work order."""
         for edge, order in zip(edges, orders, strict=True):
             self._works[edge.name] = edge_work(job, edge, order, self._log)
 
@@ -65,7 +65,7 @@ class InProcessBackend:
         self._states.save(folder)
 
     def restore(self, folder: Path) -> None:
-        """Go on from states that were kept."""
+        """Go on from states that were saved."""
         self._states.restore(folder)
 
     def close(self) -> None:
@@ -185,6 +185,6 @@ def precision_of(job: Job, phase: Phase) -> Precision:
 
 
 def robust_of(job: Job, phase: Phase) -> Robust:
-    """What bad updates are kept from: of the federation alone, as `aggregation_of`."""
+    """How far one update may move the mean: of the federation alone, as `aggregation_of`."""
     federated = job.config.federated
     return Robust(federated.combine, federated.trim, federated.clip_update) if phase == "federated" else MEAN

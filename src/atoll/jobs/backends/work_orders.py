@@ -1,4 +1,4 @@
-"""An order as text, for an edge on another machine."""
+"""A work order as text, for an edge on another machine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SentOrder:
 
 
 def to_text(order: WorkOrder, pool: Sequence[str], labels: Sequence[str], run_id: str) -> str:
-    """The order as JSON; equal orders are equal texts."""
+    """The work order as JSON; equal ones are equal texts."""
     plan = {key: value for key, value in order.plan.to_json().items() if key not in _NOT_SENT}
     told = {"edge": order.edge, "phase": order.phase, "total_steps": order.total_steps, "rounds_before": order.rounds_before}
     return json.dumps({**told, "plan": plan, "pool": list(pool), "labels": list(labels), "run": run_id}, sort_keys=True)
@@ -52,6 +52,6 @@ def from_text(text: str) -> SentOrder:
         return SentOrder(order, tuple(told["pool"]), tuple(told["labels"]), str(told["run"]))
     except (ValueError, KeyError, TypeError) as problem:
         raise ProtocolError(
-            "an order cannot be read", got=f"{type(problem).__name__}: {problem}", expected="what this version of Atoll writes",
+            "a work order cannot be read", got=f"{type(problem).__name__}: {problem}", expected="what this version of Atoll writes",
             do="run the same version of Atoll everywhere",
         ) from None  # fmt: skip

@@ -76,7 +76,7 @@ def asked_for(config: RunConfig) -> str:
 
 
 class Worker:
-    """One edge's side of a run. A base is loaded when an order first asks for it, and let go when an order asks for another."""
+    """One edge's side of a run. A base is loaded when a work order first asks for it, and let go when one asks for another."""
 
     def __init__(self, loaded: LoadedConfig, edge: str, host: HostAccess | None = None) -> None:
         self._loaded, self._name, self._host = alone(loaded, edge), edge, host
@@ -104,7 +104,7 @@ class Worker:
         return "" if self._loaded.config.edge[0].mode == "split" else stored_digest(base_source(self._loaded))
 
     def work(self, sent: SentOrder) -> tuple[Job, Participant]:
-        """All that the edge's part of the run needs, by this order.
+        """All that the edge's part of the run needs, by this work order.
 
         Raises: what loading a base raises; HostRefusedError where blocks are to run in a host and none is known.
         """

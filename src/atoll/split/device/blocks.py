@@ -1,4 +1,4 @@
-"""The device's part of a step: a stand-in for the middle blocks, which runs them in the host and its own adapters here.
+"""The device's part of a step: a placeholder for the middle blocks, which runs them in the host and its own adapters here.
 
 Shape suffixes: B rows, T positions, N real tokens, D width, I inputs and O outputs of a module, R rank.
 """
@@ -73,7 +73,7 @@ class RemoteBlocks(RemoteBlocksPlaceholder):
         layout = self.layout or Layout(lengths=(h_BTD.shape[1],) * h_BTD.shape[0])
         # Without an adapter of its own, what comes out needs a gradient only where what goes in does.
         anchor = self._anchor if self.adapters else None
-        out: Tensor = _Away.apply(h_BTD, anchor, self, layout, torch.is_grad_enabled())
+        out: Tensor = _RemoteMiddle.apply(h_BTD, anchor, self, layout, torch.is_grad_enabled())
         return (out, None) if self.returns_tuple else out
 
     def open(self) -> Session:
@@ -115,7 +115,7 @@ class RemoteBlocks(RemoteBlocksPlaceholder):
         return [] if known else factors
 
 
-class _Away(torch.autograd.Function):
+class _RemoteMiddle(torch.autograd.Function):
     """The middle blocks as one function. Gradients by the adapters go straight to them: they are no inputs of it."""
 
     @staticmethod

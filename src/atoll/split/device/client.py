@@ -1,4 +1,4 @@
-"""Reach a host from the device: open sessions, come back after a loss, and keep the accounts of what crossed."""
+"""Reach a host from the device: open sessions, come back after a loss, and count what crossed."""
 
 from __future__ import annotations
 

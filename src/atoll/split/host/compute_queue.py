@@ -27,7 +27,7 @@ class ComputeQueue:
 
     @contextmanager
     def release(self) -> Iterator[None]:
-        """Wait for a device inside, within a turn: others compute meanwhile."""
+        """Wait for a device inside, within a slot: others compute meanwhile."""
         self._give()
         try:
             yield
