@@ -13,9 +13,10 @@ from atoll.base.load import Base, load_base
 from atoll.base.quantize import Bits
 from atoll.config.conflicts import classes_in_a_host
 from atoll.config.load import LoadedConfig, restored
+from atoll.cost.split_traffic import largest_batch_tokens
 from atoll.errors import RunFolderError
 from atoll.jobs.inputs import base_source
-from atoll.jobs.split import HostAccess, join, largest_batch_tokens
+from atoll.jobs.split import HostAccess, join
 from atoll.runs.layout import RunDirectory
 
 
