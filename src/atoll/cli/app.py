@@ -66,6 +66,12 @@ Ca = Annotated[Path | None, typer.Option("--ca", metavar="FILE", help="The CA th
 Cert = Annotated[Path | None, typer.Option("--cert", metavar="FILE", help="This machine's certificate, where the host asks for one.")]
 Key = Annotated[Path | None, typer.Option("--key", metavar="FILE", help="The key of --cert.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Allow another address than loopback without TLS.")]
+DeviceMap = Annotated[
+    str | None, typer.Option("--device-map", metavar="MAP", help='Spread the base over accelerators: "auto", or a JSON file.')
+]
+MaxPart = Annotated[str | None, typer.Option("--max-part", metavar="FRONT,BACK", help="Blocks a tenant may fetch. Default: one cut's.")]
+AuditFile = Annotated[Path | None, typer.Option("--audit", metavar="FILE", help="Add there who asked for what, as lines of JSON.")]
+MetricsTenants = Annotated[bool, typer.Option("--metrics-tenants", help="With --metrics: for each certificate name, too.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else.")]
 
 
@@ -185,9 +191,10 @@ def host(
         bool, typer.Option("--merge", help="Let devices merge killed modules: a copy of a weight for each, in every session.")
     ] = False,
     metrics: Annotated[str | None, typer.Option("--metrics", metavar="HOST:PORT", help="Prometheus metrics there.")] = None,
-    device_map: Annotated[
-        str | None, typer.Option("--device-map", metavar="MAP", help='Spread the base over accelerators: "auto", or a JSON file.')
-    ] = None,
+    device_map: DeviceMap = None,
+    max_part: MaxPart = None,
+    audit: AuditFile = None,
+    metrics_tenants: MetricsTenants = False,
 ) -> Action:
     """Serve a frozen base to edges.
 
@@ -213,6 +220,7 @@ def host(
         "client_ca": client_ca, "insecure": insecure, "make_certificates": make_certificates, "tenants": tuple(tenant or ()),
         "metrics": metrics, "max_sessions": max_sessions, "max_tokens": max_tokens, "idle_seconds": idle,
         "max_tenant_sessions": max_tenant_sessions, "exchange_seconds": exchange, "merges": merge, "device_map": device_map,
+        "max_part": max_part, "audit": audit, "metrics_tenants": metrics_tenants,
     }  # fmt: skip
     return partial(actions.host, settings)
 
