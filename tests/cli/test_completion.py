@@ -42,7 +42,7 @@ def completed(atoll: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> 
     ("line", "words"),
     [
         ("", COMMANDS), ("tr", ("train",)), ("fleet ", ("init", "join")), ("frobnicate", ()), ("frobnicate ", COMMANDS),
-        ("host --m", ("--model", "--make-certificates", "--max-sessions", "--max-tenant-sessions", "--max-tokens", "--merge", "--metrics")),
+        ("host --me", ("--merge", "--metrics", "--metrics-tenants")),
         ("fleet init --", ("--out", "--address", "--host", "--help")), ("train --engine ", ("here", "flower")),
         ("resume runs/x --engine f", ("flower",)), ("train --method ", tuple(METHODS)), ("plan run.toml --method flo", ("flora",)),
         ("host --quantize ", ("16", "8", "4")), ("host --precision b", ("bf16",)), ("train ", ()), ("merge runs/x --out ", ()),

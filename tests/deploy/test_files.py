@@ -168,6 +168,18 @@ def test_commands_are_those_that_fleet_init_says(fleet: Path) -> None:
     assert edges == {"north": None, "south": None, "east": "host:7431"}
 
 
+def test_hosts_limit_what_a_tenant_may_have(fleet: Path) -> None:
+    """Its own part of the base, the run's largest micro-batch, its own sessions: cut (1, 0), 32 rows of 256 scored at once."""
+    (start,) = (fleet / "hosts" / "host" / "start.txt").read_text().splitlines()
+    assert start.endswith("--max-part 1,0 --max-tokens 8192 --max-tenant-sessions 2 --max-sessions 16")
+
+
+def test_no_volume_of_a_pod_grows_without_limit() -> None:
+    volumes = [volume for _, pod in pods() for volume in pod["volumes"] if "emptyDir" in volume]
+    assert volumes
+    assert all(volume["emptyDir"].get("sizeLimit") for volume in volumes)
+
+
 def test_edges_share_no_network(fleet: Path) -> None:
     networks = {name: set(service["networks"]) for name, service in services().items()}
     for one in EDGES:

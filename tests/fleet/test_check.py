@@ -27,9 +27,10 @@ from atoll.fleet.check import check_fleet
 from atoll.fleet.files import CoordinatorFolder, EdgeFolder, HostFolder, split_address
 from atoll.fleet.init import init
 from atoll.fleet.processes import free_port
-from atoll.jobs.split import HostLimits, serve, start_host
+from atoll.jobs.split import serve, start_host
 from atoll.split import certificates
 from atoll.split.certificates import HostTls, Issuer, server_credentials
+from atoll.split.host.admission import HostLimits
 
 PATIENCE_SECONDS = 60.0
 DAY = datetime.timedelta(days=1)

@@ -111,7 +111,9 @@ def test_the_readme_says_what_each_machine_needs_and_how_it_starts(run_toml: Pat
     assert "atoll fleet join ." in machines["edges/west"]
     start = (tmp_path / "fleet" / "hosts" / "gpu" / "start.txt").read_text()
     assert start in machines["hosts/gpu"]
-    assert start == "atoll host --model tiny --listen 0.0.0.0:7431 --tls-cert host.pem --tls-key host.key --client-ca ca.pem\n"
+    command, _, limits = start.partition(" --max-part ")
+    assert command == "atoll host --model tiny --listen 0.0.0.0:7431 --tls-cert host.pem --tls-key host.key --client-ca ca.pem"
+    assert limits == "1,0 --max-tokens 8192 --max-tenant-sessions 2 --max-sessions 16\n"
 
 
 def test_start_commands_are_printed_in_their_order(run_toml: Path, tmp_path: Path) -> None:

@@ -42,11 +42,12 @@ def served(model: PreTrainedModel, compute_queue: ComputeQueue | None = None) ->
 
     def facts(cut: Cut) -> HostFacts:
         return HostFacts(
-            PROTOCOL, "test", "base", "tokenizer", len(blocks), middle_sizes(model, cut), ("fp32", "bf16", "int8"), ("dense", "factored"),
+            PROTOCOL, "test", "tokenizer", len(blocks), middle_sizes(model, cut), ("fp32", "bf16", "int8"), ("dense", "factored"),
             "fp32", ("lora", "bottleneck"), 4096, 64, ("offload", "merge"),
         )  # fmt: skip
 
-    return Served(Base("host", model, None, False), "", trace(model), facts, 32, 60.0, compute_queue or ComputeQueue())  # type: ignore[arg-type]
+    base, queue = Base("host", model, None, False), compute_queue or ComputeQueue()  # type: ignore[arg-type]
+    return Served(base, "", trace(model), facts, lambda cut: "base", 32, 60.0, queue)
 
 
 def thread_host(host: Served) -> Callable[[], Transport]:

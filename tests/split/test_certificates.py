@@ -17,7 +17,7 @@ from cryptography.x509.verification import PolicyBuilder, Store
 
 from atoll.errors import HostLostError, OutputError, TransportError
 from atoll.split import certificates
-from atoll.split.certificates import DeviceTls, HostTls, Made, is_loopback, make_certificates, open_channel, server_credentials
+from atoll.split.certificates import DeviceTls, HostTls, Issuer, Made, is_loopback, make_certificates, open_channel, server_credentials
 from atoll.split.transport import fetch_status
 from atoll.wire.handshake import PROTOCOL
 
@@ -56,6 +56,41 @@ def test_tls_without_client_certificates(made: Made) -> None:
 def test_the_tenant_is_the_name_in_the_certificate(made: Made) -> None:
     with running(llama_host(), tls=made.host) as host, channel_to(host, made.devices["south"]) as channel, session_on(channel):
         assert [session.tenant for session in host.status().open] == ["south"]
+
+
+def named(*names: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name, _validate=False) for name in names])
+
+
+def device_of(issuer: Issuer, folder: Path, subject: x509.Name, monkeypatch: pytest.MonkeyPatch) -> DeviceTls:
+    """A device's files, signed by the authority, with any subject."""
+    with monkeypatch.context() as patch:
+        patch.setattr(certificates, "_name", lambda common_name: subject)
+        for name, content in issuer.device("device", "").items():
+            (folder / name).write_bytes(content)
+    return DeviceTls(folder / "ca.pem", folder / "device.pem", folder / "device.key")
+
+
+@pytest.mark.parametrize("subject", [
+    named("north\n2026 session of south ended"), named("north\0.example"), named("\x1b[2J"), named("\u202ehtron"), named(),
+    named("north", "south"), named(" north"), x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "north")]),
+], ids=str)  # fmt: skip
+def test_a_certificate_that_names_nobody_is_no_tenants(subject: x509.Name, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All are signed by the right authority. Of "north", a NUL and more gRPC itself tells "north"."""
+    issuer = Issuer("an authority that signs what it is given")
+    for name, content in {**issuer.own("ca"), **issuer.server("host", "host", [])}.items():
+        (tmp_path / name).write_bytes(content)
+    device = device_of(issuer, tmp_path, subject, monkeypatch)
+    with running(llama_host(), tls=HostTls(tmp_path / "host.pem", tmp_path / "host.key", tmp_path / "ca.pem")) as host:
+        with channel_to(host, device) as channel:
+            page = failure(channel)
+            assert "the certificate names nobody" in page
+            assert page.replace("\n", "").isprintable()
+            with pytest.raises(HostLostError, match="lost"), session_on(channel):
+                pass
+        assert not host.account.totals_by_tenant()
+        with channel_to(host, device_of(issuer, tmp_path, named("Klinik Süd"), monkeypatch)) as channel, session_on(channel):
+            assert [session.tenant for session in host.status().open] == ["Klinik Süd"]
 
 
 def test_a_device_without_the_right_certificate_is_not_let_in(made: Made, foreign: Made) -> None:

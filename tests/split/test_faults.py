@@ -230,21 +230,23 @@ def test_a_writer_gives_its_turn_away_while_nobody_takes_its_frames() -> None:
         outbox.put(bytes([number]), nullcontext)
     waits, done = threading.Event(), threading.Event()
 
-    @contextmanager
-    def waiting() -> Iterator[None]:
-        with compute_queue.release():
-            waits.set()
-            yield
-
     def write() -> None:
-        with compute_queue.slot():
-            outbox.put(b"last", waiting)
+        with compute_queue.session("north") as turns:
+
+            @contextmanager
+            def waiting() -> Iterator[None]:
+                with turns.release():
+                    waits.set()
+                    yield
+
+            with turns.slot():
+                outbox.put(b"last", waiting)
         done.set()
 
     thread = threading.Thread(target=write)
     thread.start()
     assert waits.wait(30)
-    with compute_queue.slot():  # Another session computes meanwhile.
+    with compute_queue.session("north") as turns, turns.slot():  # Another session computes meanwhile.
         assert not done.is_set()
     outbox.close()
     assert list(outbox)[:2] == [b"\x00", b"\x01"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import resource
 import signal
 import sys
 import threading
@@ -15,8 +17,12 @@ from atoll.base.load import Base, DeviceMap, load_base
 from atoll.base.quantize import Bits
 from atoll.config.schema import PRECISION_BITS
 from atoll.errors import BadValueError, CommandLineError
-from atoll.jobs.split import HostAccess, HostLimits, serve, start_host
+from atoll.jobs.split import HostAccess, serve, start_host
+from atoll.registry.foreign import load_foreign
 from atoll.split.certificates import HostTls, make_certificates, open_channel, server_credentials
+from atoll.split.cut import Cut
+from atoll.split.host.admission import HostLimits
+from atoll.split.host.audit import Audit
 from atoll.split.host.server import Host
 from atoll.split.transport import fetch_status
 from atoll.threads import suited_threads
@@ -52,27 +58,45 @@ class HostSettings:
     exchange_seconds: float = 3600.0
     device_map: str | None = None
     """For a base that is larger than one accelerator: "auto", or a JSON file that gives each module its place."""
+    max_part: str | None = None
+    """FRONT,BACK: blocks that a tenant may fetch, over all its calls. None: what one cut needs, of at most half of the blocks."""
+    audit: Path | None = None
+    """Who asked for what, as JSON lines that are only ever added to."""
+    metrics_tenants: bool = False
+    """Whether the metrics name tenants."""
+    codecs: Sequence[str] = ()
+    """That devices may ask for beside those that ship; "module:object" is looked for in the current folder, then in what is installed."""
 
 
 def host(settings: HostSettings, on_ready: Callable[[str], None], stop: threading.Event | None = None) -> None:
     """Serve until SIGINT or SIGTERM, or until `stop` is set; `on_ready` is told lines for people.
 
-    Raises: TransportError for an address or certificates that are not safe or not usable; what loading the base raises.
+    Raises: TransportError for an address or certificates that are not safe or not usable; PartError for a codec that cannot be loaded; what
+    loading the base raises.
     """
     stop = stop or stopped_by_signals()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
+    allow_open_files()
+    if settings.metrics_tenants and settings.metrics is None:
+        raise CommandLineError(
+            "--metrics-tenants goes with --metrics", where="atoll host", got="--metrics-tenants alone", expected="both", do="add --metrics"
+        )
+    max_part = _max_part(settings.max_part)
+    for codec in settings.codecs:
+        load_foreign("codec", codec, Path())
     tls = _certificates(settings, on_ready)
     # Before the base, which may take minutes to load.
     credentials = server_credentials(settings.listen, tls, insecure=settings.insecure)
+    audit = Audit(settings.audit)
     base = _base(settings)
     bits = settings.quantize if settings.quantize < 16 else PRECISION_BITS[settings.precision]
     limits = HostLimits(
         settings.max_sessions, settings.max_tokens, settings.idle_seconds, settings.merges, settings.max_tenant_sessions,
-        settings.exchange_seconds,
+        settings.exchange_seconds, max_part,
     )  # fmt: skip
-    served = serve(base, settings.model, settings.precision, bits, limits)
+    served = serve(base, settings.model, settings.precision, bits, limits, settings.codecs)
     with suited_threads(base.model.config.get_text_config().hidden_size):
-        running = start_host(served, limits, settings.listen, credentials)
+        running = start_host(served, limits, settings.listen, credentials, audit)
         _serve(running, settings, bits, tls, on_ready, stop)
 
 
@@ -93,13 +117,31 @@ def _serve(running: Host, settings: HostSettings, bits: int, tls: HostTls, on_re
         if settings.metrics is not None:
             from atoll.split.host.metrics import serve_metrics
 
-            on_ready(f"metrics: http://{serve_metrics(running, settings.metrics)}/metrics")
+            on_ready(f"metrics: http://{serve_metrics(running, settings.metrics, tenants=settings.metrics_tenants)}/metrics")
         where = f"{settings.listen.rpartition(':')[0]}:{running.port}"
         secured = "no TLS" if tls.cert is None else "TLS, with device certificates" if tls.client_ca else "TLS"
         on_ready(f"serving {settings.model} at {bits} bits on {where} ({secured}); stop with Ctrl-C")
         stop.wait()
     finally:
         running.stop()
+
+
+def allow_open_files() -> None:
+    """As many as the system lets this process have: a connection is one, and the usual 1,024 are soon used up."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _max_part(given: str | None) -> Cut | None:
+    if given is None:
+        return None
+    match = re.fullmatch(r"(\d{1,9}),(\d{1,9})", given, flags=re.ASCII)
+    if match is None:
+        raise CommandLineError(
+            "--max-part is two numbers of blocks", where="atoll host", got=given, expected="FRONT,BACK, such as 1,0",
+            do="write the cut that devices use, [model] cut of their run.toml",
+        )  # fmt: skip
+    return Cut(int(match[1]), int(match[2]))
 
 
 def _base(settings: HostSettings) -> Base:

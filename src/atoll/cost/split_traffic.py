@@ -15,6 +15,12 @@ def remote_blocks(config: RunConfig, shapes: BaseShapes) -> range:
     return range(config.model.cut.front, shapes.num_blocks - config.model.cut.back)
 
 
+def largest_batch_tokens(config: RunConfig, train_rows: int, *, scores: bool) -> int:
+    """Padded tokens of the largest micro-batch of a run, of those that are scored too where there are any."""
+    generated = config.evaluate.max_new_tokens if config.evaluate.metrics else 0
+    return max(train_rows * config.data.max_length, config.evaluate.batch_size * (config.data.max_length + generated) if scores else 0)
+
+
 def groups(config: RunConfig, shapes: BaseShapes, ranks: Mapping[str, int]) -> list[list[ModuleSizes]]:
     """Sizes of the adapted modules that run in the host, those that read the same input together, in execution order."""
     found: dict[tuple[int, int], list[ModuleSizes]] = {}

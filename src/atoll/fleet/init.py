@@ -19,6 +19,7 @@ from atoll.config.document import Document, few
 from atoll.config.keys import as_toml
 from atoll.config.load import LoadedConfig, load, resolved
 from atoll.config.schema import Edge, RunConfig
+from atoll.cost.split_traffic import largest_batch_tokens
 from atoll.errors import CommandLineError, ConflictError, OutputError
 from atoll.fleet.files import (
     CoordinatorFolder,
@@ -147,7 +148,12 @@ def _host_command(config: RunConfig, host: FleetHost) -> str:
     parts = ["atoll host --model", shlex.quote(config.model.base), "--listen", listen]
     parts += ["--precision", config.model.precision] if config.model.precision != "fp32" else []
     parts += ["--merge"] if config.select.merges else []
-    return " ".join([*parts, "--tls-cert host.pem --tls-key host.key --client-ca ca.pem"])
+    parts += ["--tls-cert host.pem --tls-key host.key --client-ca ca.pem"]
+    # An edge gets what the run needs and no more: its own part of the base, its largest micro-batch, and one session beside one that ends.
+    rows = max(config.train.batch_size, *config.plan.batch_sizes)
+    parts += [f"--max-part {config.model.cut.front},{config.model.cut.back}"]
+    parts += [f"--max-tokens {largest_batch_tokens(config, rows, scores=True)}", "--max-tenant-sessions 2"]
+    return " ".join([*parts, f"--max-sessions {max(16, 2 * len(host.edges))}"])
 
 
 def _check(loaded: LoadedConfig) -> None:

@@ -15,9 +15,10 @@ from atoll.config.checks.whole_base import classes_in_a_host
 from atoll.config.document import Document, few
 from atoll.config.load import LoadedConfig, raise_all, restored
 from atoll.config.parts import foreign_parts, load_parts
+from atoll.cost.split_traffic import largest_batch_tokens
 from atoll.errors import RunFolderError, TrustError
 from atoll.jobs.inputs import base_source
-from atoll.jobs.split import HostAccess, join, largest_batch_tokens
+from atoll.jobs.split import HostAccess, join
 from atoll.runs.layout import RunDirectory
 
 

@@ -16,16 +16,18 @@ from atoll.base.load import Base
 from atoll.config.checks.whole_base import classes_in_a_host
 from atoll.config.load import LoadedConfig, load
 from atoll.config.schema import PRECISION_BITS, RunConfig
+from atoll.cost.split_traffic import largest_batch_tokens
 from atoll.errors import AdapterFitError, InfeasibleError
 from atoll.jobs.finished import loaded_base
 from atoll.jobs.inputs import EdgeRows, base_shapes, base_source, edge_rows, eval_rows, given_importance, run_labels
-from atoll.jobs.split import HostAccess, HostLimits, SplitSide, join, largest_batch_tokens, serve, start_host
+from atoll.jobs.split import HostAccess, SplitSide, join, serve, start_host
 from atoll.planner.edge_plan import EdgePlan, FleetPlan
 from atoll.planner.importance import Importance
 from atoll.planner.plan import check_plan, plan_fleet
 from atoll.runs.events import DataLoaded
 from atoll.selection.selector import ModuleSelector, check_schedules, selector_of
 from atoll.shapes import BaseShapes
+from atoll.split.host.admission import HostLimits
 from atoll.split.host.server import Host
 from atoll.tasks.batches import BatchStream, check_packing
 from atoll.tasks.classes import examples_of, form_of

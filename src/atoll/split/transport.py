@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 
 from atoll.errors import HostLostError
+from atoll.printable import printable
 from atoll.split.conversation import Transport
 from atoll.wire import protocol_pb2 as pb
 
@@ -350,14 +351,16 @@ def lost(got: str, do: str = "see that the host runs and can be reached") -> Hos
 
 
 def lost_call(code: grpc.StatusCode | None, details: str | None) -> HostLostError:
-    """What ended a call, in words."""
-    details = details or ""
+    """What ended a call, in words; the details may be the other side's own."""
+    details = "; ".join(printable(line.strip()) for line in (details or "").splitlines())
     if code is None or code is grpc.StatusCode.OK:
         return lost("the stream ended")
     if code is grpc.StatusCode.CANCELLED:
         return lost("the host ended the session, which was slow or silent for longer than it allows")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return lost(f"the host has too many calls at once ({details})", "try again later, or start the host with more sessions")
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        return lost(f"the host does not know this device: {details}", "give a certificate that the host's owner made for this device")
     if code is grpc.StatusCode.UNAVAILABLE and ("failed to connect" in details or "resol" in details):
         for part, meaning, do in _REASONS:
             if part in details:

@@ -80,6 +80,14 @@ class Serving:
     device_map: Annotated[
         str | None, typer.Option("--device-map", metavar="MAP", help='Over several accelerators: "auto", or a JSON file.')
     ] = None
+    max_part: Annotated[
+        str | None, typer.Option("--max-part", metavar="FRONT,BACK", help="Blocks a tenant may fetch. Default: one cut's.")
+    ] = None
+    audit: Annotated[Path | None, typer.Option("--audit", metavar="FILE", help="Add there who asked for what, as lines of JSON.")] = None
+    metrics_tenants: Annotated[bool, typer.Option("--metrics-tenants", help="With --metrics: for each certificate name, too.")] = False
+    codecs: Annotated[
+        list[str] | None, typer.Option("--codec", metavar="NAME", help="One that is not Atoll's, beside those; may be repeated.")
+    ] = None
 
     def __post_init__(self) -> None:
         if str(self.quantize) not in _BITS or self.precision not in _PRECISIONS:
@@ -108,7 +116,7 @@ def host(serving: Serving) -> None:
     from atoll.commands.host import HostSettings
     from atoll.commands.host import host as serve
 
-    settings = HostSettings(**{**asdict(serving), "tenants": tuple(serving.tenants or ())})
+    settings = HostSettings(**{**asdict(serving), "tenants": tuple(serving.tenants or ()), "codecs": tuple(serving.codecs or ())})
     serve(settings, lambda line: print(line, flush=True))
 
 

@@ -15,12 +15,13 @@ from atoll.base.load import Base
 from atoll.base.part import stored_digest
 from atoll.config.load import LoadedConfig, resolved
 from atoll.config.schema import PRECISION_BITS, RunConfig
+from atoll.cost.split_traffic import largest_batch_tokens
 from atoll.errors import HostRefusedError, ProtocolError
 from atoll.jobs.backends.work_orders import SentOrder
 from atoll.jobs.finished import loaded_base
 from atoll.jobs.inputs import base_shapes, base_source, edge_rows, labels_of
 from atoll.jobs.job import Job, Participant, alone, participant
-from atoll.jobs.split import HostAccess, SplitSide, join, largest_batch_tokens
+from atoll.jobs.split import HostAccess, SplitSide, join
 from atoll.planner.edge_plan import EdgePlan, FleetPlan
 from atoll.tasks.batches import check_packing
 from atoll.tasks.classes import examples_of, form_of

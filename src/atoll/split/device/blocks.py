@@ -16,7 +16,7 @@ from torch import Tensor
 from atoll.adapters.layers import LowRankPair
 from atoll.errors import PeerError
 from atoll.remote_blocks import Layout, RemoteBlocksPlaceholder
-from atoll.split.conversation import Conversation, tensors_of
+from atoll.split.conversation import Conversation, check_shapes, tensors_of
 from atoll.split.cut import gather, real_positions, spread
 from atoll.wire import protocol_pb2 as pb
 from atoll.wire.frames import Message
@@ -167,7 +167,10 @@ class Exchange:
         factors = self._blocks.new_factors(self.session) if self.session.factored else []
         conversation.send(self._request(bool(factors)), [gather(h_BTD, self._real), *factors])
         for number, names in enumerate(self.session.groups):
-            (x_NI,) = self._tensors(self._receive("input"))
+            message = self._receive("input")
+            # Of all that a host sends this alone has a width that the dialogue cannot know.
+            check_shapes(message, [(sum(self.layout.lengths), self._blocks.sizes[names[0]][0])])
+            (x_NI,) = self._tensors(message)
             wants = self.train and (number > 0 or self.front_gradient)
             with torch.set_grad_enabled(self.train):
                 x_NI.requires_grad_(wants)

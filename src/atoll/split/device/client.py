@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from atoll.cost.traffic import WireAccount
-from atoll.errors import FrameError, HostLostError
+from atoll.errors import FrameError, HostLostError, ProtocolError
+from atoll.printable import printable
 from atoll.split.conversation import Conversation, Transport
 from atoll.split.cut import Cut
 from atoll.split.device.blocks import Given, RemoteBlocks, Session
@@ -79,6 +80,12 @@ class Client:
             raise refusal_error(answer.body, self._host)
         groups = tuple(tuple(group.modules) for group in answer.body.groups)
         sizes = [[pairs[name].size for name in names] for names in groups]
+        widths = [sorted({d_in for d_in, _, _ in group}) for group in sizes]
+        if any(len(each) > 1 for each in widths):
+            raise ProtocolError(
+                "the host puts modules together that do not read the same", where=self._host, got=f"groups with inputs of {widths}",
+                expected="one width for each group", do="use the same base on both sides; if it stays so, do not trust this host",
+            )  # fmt: skip
         conversation.allow(largest_message_bytes(sizes, terms.d_model, terms.max_tokens))
         if killed:
             conversation.send(pb.Killed(), [matrix for pair in killed.values() for matrix in (pair.down_RI, pair.up_OR)], "fp32")
@@ -106,6 +113,6 @@ class Client:
                 until = time.monotonic() + self._patience if until is None else until
                 if time.monotonic() + pause > until:
                     raise
-                self.on_lost(problem.got or problem.what)
+                self.on_lost(printable(problem.got or problem.what))
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
