@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedModel
 
-from atoll.adapters.attach import module_size
 from atoll.adapters.fresh import fresh_adapters
+from atoll.adapters.places import module_size
 from atoll.adapters.state import AdapterState
 from atoll.base.load import Base
 from atoll.base.part import part_files
@@ -20,7 +20,7 @@ from atoll.selection.selector import ModuleSelector
 from atoll.shapes import ModuleKind, ModuleShape
 from atoll.tasks.batches import BatchStream
 from atoll.tasks.tokens import Example, Examples
-from atoll.training.local import LocalTrainer
+from atoll.training.local_trainer import LocalTrainer
 from atoll.training.trainer import StepReport
 from atoll.wire.handshake import block_of
 

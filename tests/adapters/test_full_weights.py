@@ -12,10 +12,11 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from atoll.adapters.attach import attached, merge_into, module_size
+from atoll.adapters.attach import attached, merge_into
 from atoll.adapters.fresh import fresh_adapters, fresh_full_weights
 from atoll.adapters.full_weights import FullWeightDelta
 from atoll.adapters.peft_files import load_adapter, save_adapter
+from atoll.adapters.places import module_size
 from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.errors import AdapterFitError
 

@@ -17,7 +17,7 @@ from atoll.commands.doctor import Check, DoctorReport
 from atoll.config.fleet import read_profile
 from atoll.config.load import load_config
 from atoll.jobs.split import serve
-from atoll.split.host.admission import HostLimits
+from atoll.split.host.tenants import HostLimits
 from atoll.training import speed
 
 from tests.conftest import save_model_folder

@@ -10,7 +10,7 @@ import pytest
 from atoll.adapters.attach import attached
 from atoll.adapters.fresh import fresh_adapters
 from atoll.base.head import loss_sum
-from atoll.base.shapes import read_shapes
+from atoll.base.read_shapes import read_shapes
 from atoll.config.schema import RunConfig
 from atoll.cost.split_traffic import groups, step_bytes, step_round_trips
 from atoll.cost.traffic import WireBytes

@@ -16,7 +16,7 @@ from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.config.checks.federation import rules_with
 from atoll.errors import AdapterFitError, UpdateRefusedError
 from atoll.federated.aggregation.aggregate import Aggregate, Aggregator, Common, joined, started
-from atoll.federated.aggregation.parts import EdgeParts
+from atoll.federated.aggregation.edge_parts import EdgeParts
 from atoll.federated.aggregation.spool import Contribution
 from atoll.federated.aggregation.sums import PaddedSum, ProductSum
 from atoll.federated.checks import check_update

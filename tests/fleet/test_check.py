@@ -30,7 +30,7 @@ from atoll.fleet.processes import free_port
 from atoll.jobs.split import serve, start_host
 from atoll.split import certificates
 from atoll.split.certificates import HostTls, Issuer, server_credentials
-from atoll.split.host.admission import HostLimits
+from atoll.split.host.tenants import HostLimits
 
 PATIENCE_SECONDS = 60.0
 DAY = datetime.timedelta(days=1)

@@ -16,10 +16,10 @@ from atoll.split.certificates import DeviceTls, HostTls, open_channel, server_cr
 from atoll.split.cut import Cut
 from atoll.split.device.blocks import Given, Session
 from atoll.split.device.client import Client, Terms
-from atoll.split.host.admission import HostLimits
 from atoll.split.host.audit import Audit
 from atoll.split.host.server import Host
 from atoll.split.host.session import Served
+from atoll.split.host.tenants import HostLimits
 from atoll.split.transport import ClientTransport
 from atoll.wire import protocol_pb2 as pb
 
@@ -76,9 +76,9 @@ def session_on(channel: grpc.Channel) -> Iterator[Session]:
     try:
         yield session
     finally:
-        if session.conversation.transport._call.is_active() and not session.conversation.dialogue.closed:  # type: ignore[attr-defined]
-            session.conversation.send(pb.Bye())
-        session.conversation.transport.close()
+        if session.stream.transport._call.is_active() and not session.stream.dialogue.closed:  # type: ignore[attr-defined]
+            session.stream.send(pb.Bye())
+        session.stream.transport.close()
 
 
 def wait_until(happened: Callable[[], bool]) -> None:

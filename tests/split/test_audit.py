@@ -14,8 +14,8 @@ import torch
 from atoll.errors import HostLostError, HostRefusedError, OutputError
 from atoll.split.certificates import Made, make_certificates
 from atoll.split.cut import Cut
-from atoll.split.device.parts import fetch_part
-from atoll.split.host import account
+from atoll.split.device.base_part import fetch_part
+from atoll.split.host import host_account
 from atoll.split.host.audit import Audit
 from atoll.split.transport import ClientTransport, fetch_status
 from atoll.wire import protocol_pb2 as pb
@@ -36,7 +36,7 @@ def lines(file: Path) -> list[dict[str, Any]]:
 
 
 def test_everything_a_device_asks_for_is_a_line(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(account, "ROOM_SECONDS", 0.05)
+    monkeypatch.setattr(host_account, "ROOM_SECONDS", 0.05)
     save_model_folder(tmp_path / "base", "llama")
     random_model("llama", BLOCKS).save_pretrained(tmp_path / "base")
     file, served = tmp_path / "audit.jsonl", replace(llama_host(), source=str(tmp_path / "base"))
@@ -45,8 +45,8 @@ def test_everything_a_device_asks_for_is_a_line(made: Made, tmp_path: Path, monk
         channel_to(host, made.devices["north"]) as channel,
     ):
         with session_on(channel) as session:
-            session.conversation.send(pb.Forward(rows=2, positions=3, lengths=[3, 1]), [torch.zeros(4, 32)])
-            session.conversation.receive()
+            session.stream.send(pb.Forward(rows=2, positions=3, lengths=[3, 1]), [torch.zeros(4, 32)])
+            session.stream.receive()
             with pytest.raises(HostLostError), session_on(channel):
                 pass
         fetch_part(channel, Cut(1, 0), tmp_path / "part")

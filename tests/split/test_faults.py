@@ -20,7 +20,7 @@ from atoll.errors import HostLostError, HostRefusedError
 from atoll.jobs.split import HostAccess
 from atoll.remote_blocks import find_placeholder
 from atoll.runs.events import Event, HostLost, StepDone
-from atoll.split.conversation import Conversation, Transport
+from atoll.split.counted_stream import CountedStream, Transport
 from atoll.split.cut import Cut
 from atoll.split.device.client import Client
 from atoll.split.host.compute_queue import ComputeQueue
@@ -148,7 +148,7 @@ def test_what_is_refused_ends_one_session_only(messages: list[object], code: str
     else:
         dialogue = Dialogue("device")
         dialogue.sent(Message(pb.Hello()))
-        assert Conversation(dialogue, near, "fp32").receive().body.code == code
+        assert CountedStream(dialogue, near, "fp32").receive().body.code == code
     update, *_ = run(thread_host(host))
     assert len(update.reports) == PLAN.num_steps
 

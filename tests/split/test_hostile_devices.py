@@ -22,13 +22,13 @@ from atoll.commands.host import allow_open_files
 from atoll.errors import HostLostError, HostRefusedError
 from atoll.jobs import split as jobs
 from atoll.split.certificates import Made, make_certificates
-from atoll.split.conversation import Conversation
+from atoll.split.counted_stream import CountedStream
 from atoll.split.cut import Cut
-from atoll.split.device.parts import fetch_part
+from atoll.split.device.base_part import fetch_part
 from atoll.split.host import server
-from atoll.split.host.admission import HostLimits
-from atoll.split.host.parts import PartLimit
+from atoll.split.host.base_part import PartLimit
 from atoll.split.host.session import HostSession, SessionFigures
+from atoll.split.host.tenants import HostLimits
 from atoll.split.transport import SERVICE, ClientTransport, ThreadTransport, fetch_status
 from atoll.wire import protocol_pb2 as pb
 from atoll.wire.dialogue import Dialogue
@@ -182,7 +182,7 @@ def first_answer(*messages: Any, host: Any = None) -> Message:
     """What a host answers to these messages, and that its session ends by itself."""
     near, far = ThreadTransport.pair()
     figures = SessionFigures("s", "")
-    session = HostSession(host or served(random_model("llama", BLOCKS)), Conversation(Dialogue("host"), far, "fp32"), figures)
+    session = HostSession(host or served(random_model("llama", BLOCKS)), CountedStream(Dialogue("host"), far, "fp32"), figures)
     thread = threading.Thread(target=session.run, daemon=True)
     thread.start()
     packer, dialogue = Packer(), Dialogue("device")
@@ -190,9 +190,9 @@ def first_answer(*messages: Any, host: Any = None) -> Message:
     for message in messages:
         for frame in packer.frames(message if isinstance(message, Message) else Message(message)):
             near.write(frame)
-    conversation = Conversation(dialogue, near, "fp32")
+    stream = CountedStream(dialogue, near, "fp32")
     try:
-        answer = conversation.receive()
+        answer = stream.receive()
     finally:
         thread.join(PATIENCE_SECONDS)
     assert not thread.is_alive()
@@ -224,8 +224,8 @@ def test_a_fault_of_the_hosts_own_is_told_and_logged_and_ends_one_session(
     blocks[1] = Broken()
     with running(broken) as host, channel_to(host) as channel:
         with session_on(channel) as session:
-            session.conversation.send(pb.Forward(rows=1, positions=2), [torch.zeros(2, 32)])
-            assert session.conversation.receive().body.code == "failed"
+            session.stream.send(pb.Forward(rows=1, positions=2), [torch.zeros(2, 32)])
+            assert session.stream.receive().body.code == "failed"
         wait_until(lambda: host.account.totals().sessions == 0)
         assert host.account.totals().refused == {"failed": 1}
         with session_on(channel):
@@ -236,10 +236,10 @@ def test_a_fault_of_the_hosts_own_is_told_and_logged_and_ends_one_session(
 
 def test_one_token_does_not_pay_for_four_thousand_positions() -> None:
     with running(llama_host()) as host, channel_to(host) as channel, session_on(channel) as session:
-        session.conversation.dialogue.sent = lambda message: None  # type: ignore[method-assign]
-        session.conversation.send(pb.Forward(rows=1, positions=512, lengths=[1]), [torch.zeros(1, 32)])
-        session.conversation.dialogue.state = "hidden"
-        refusal = session.conversation.receive().body
+        session.stream.dialogue.sent = lambda message: None  # type: ignore[method-assign]
+        session.stream.send(pb.Forward(rows=1, positions=512, lengths=[1]), [torch.zeros(1, 32)])
+        session.stream.dialogue.state = "hidden"
+        refusal = session.stream.receive().body
         assert refusal.code == "dialogue"
         assert "row lengths" in refusal.field
         wait_until(lambda: host.account.totals().sessions == 0)
@@ -248,8 +248,8 @@ def test_one_token_does_not_pay_for_four_thousand_positions() -> None:
 
 def test_positions_and_compute_are_counted_for_the_tenant(made: Made) -> None:
     with running(llama_host(), tls=made.host) as host, channel_to(host, made.devices["north"]) as channel, session_on(channel) as session:
-        session.conversation.send(pb.Forward(rows=2, positions=5, lengths=[5, 1]), [torch.zeros(6, 32)])
-        session.conversation.receive()
+        session.stream.send(pb.Forward(rows=2, positions=5, lengths=[5, 1]), [torch.zeros(6, 32)])
+        session.stream.receive()
         wait_until(lambda: host.account.totals_by_tenant()["north"].exchanges == 1)
         totals = host.account.totals_by_tenant()["north"]
         assert (totals.tokens, totals.positions) == (6, 10)
@@ -258,9 +258,9 @@ def test_positions_and_compute_are_counted_for_the_tenant(made: Made) -> None:
 
 def test_goodbye_within_an_exchange_is_no_refusal() -> None:
     with running(llama_host()) as host, channel_to(host) as channel, session_on(channel) as session:
-        session.conversation.send(pb.Forward(rows=1, positions=2, train=True), [torch.zeros(2, 32)])
-        assert session.conversation.receive().kind == "hidden"
-        session.conversation.send(pb.Bye())
+        session.stream.send(pb.Forward(rows=1, positions=2, train=True), [torch.zeros(2, 32)])
+        assert session.stream.receive().kind == "hidden"
+        session.stream.send(pb.Bye())
         wait_until(lambda: host.account.totals().sessions == 0)
         assert not host.account.totals().refused
 
@@ -305,8 +305,8 @@ def test_a_part_of_the_dialogue_that_only_the_engine_can_check() -> None:
     """Sizes of tensors that the dialogue cannot know, one after the other: refusals, and none of them a failure of the host."""
     for shapes in ([(2, 31)], [(2, 33)], [(2, 1)]):
         with running(llama_host()) as host, channel_to(host) as channel, session_on(channel) as session:
-            session.conversation.send(pb.Forward(rows=1, positions=2), [torch.zeros(shape) for shape in shapes])
-            assert session.conversation.receive().body.code == "dialogue"
+            session.stream.send(pb.Forward(rows=1, positions=2), [torch.zeros(shape) for shape in shapes])
+            assert session.stream.receive().body.code == "dialogue"
             wait_until(lambda host=host: host.account.totals().sessions == 0)  # type: ignore[misc]
             assert host.account.totals().refused == {"dialogue": 1}
 

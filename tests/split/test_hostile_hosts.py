@@ -14,7 +14,7 @@ import torch
 from atoll.adapters.attach import attached
 from atoll.base.head import loss_sum
 from atoll.errors import AtollError, HostLostError, HostRefusedError, PeerError, ProtocolError
-from atoll.split.conversation import Conversation, Transport
+from atoll.split.counted_stream import CountedStream, Transport
 from atoll.split.cut import Cut
 from atoll.split.transport import ThreadTransport, lost_call
 from atoll.training.trainer import FitPlan, TrainState
@@ -37,7 +37,7 @@ class Anything(Dialogue):
         pass
 
 
-class Hostile(Conversation):
+class Hostile(CountedStream):
     """The host's side, that sends what it likes."""
 
     def sends(self, body: Any, *shapes: tuple[int, int], codec: str = "fp32") -> None:

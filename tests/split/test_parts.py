@@ -21,12 +21,12 @@ from atoll.base.part import PartFile, part_files
 from atoll.errors import FrameError, HostLostError, HostRefusedError, OutputError
 from atoll.split.certificates import make_certificates
 from atoll.split.cut import Cut
-from atoll.split.device import parts as device_parts
-from atoll.split.device.parts import fetch_part
-from atoll.split.host import parts as host_parts
+from atoll.split.device import base_part as device_parts
+from atoll.split.device.base_part import fetch_part
+from atoll.split.host import base_part as host_parts
 from atoll.split.transport import SERVICE
 from atoll.wire import protocol_pb2 as pb
-from atoll.wire.codec import Encoded, raw
+from atoll.wire.encoding import Encoded, raw
 from atoll.wire.frames import CHUNK_BYTES, Message, Packer
 from atoll.wire.handshake import PROTOCOL
 

@@ -24,14 +24,14 @@ from atoll.split import transport
 from atoll.split.certificates import make_certificates
 from atoll.split.cut import Cut
 from atoll.split.device.client import Client
-from atoll.split.host import account as accounts
+from atoll.split.host import host_account as accounts
 from atoll.split.host import metrics
-from atoll.split.host.account import HostAccount, TokenRate
-from atoll.split.host.admission import HostLimits
+from atoll.split.host.host_account import HostAccount, TokenRate
 from atoll.split.host.metrics import serve_metrics
 from atoll.split.host.session import SessionFigures
+from atoll.split.host.tenants import HostLimits
 from atoll.split.transport import FRAMES_ON_THEIR_WAY, SERVICE, ClientTransport, ServerTransport, fetch_status
-from atoll.training.local import LocalTrainer
+from atoll.training.local_trainer import LocalTrainer
 from atoll.training.trainer import FitPlan, TrainState, Update
 from atoll.wire import protocol_pb2 as pb
 
@@ -236,7 +236,7 @@ def test_a_silent_device_loses_its_session_and_the_host_lives_on() -> None:
     with running(llama_host(idle_seconds=0.6)) as host, channel_to(host) as channel:
         with session_on(channel) as session:
             with pytest.raises(HostLostError, match="lost") as caught:
-                session.conversation.transport.read()
+                session.stream.transport.read()
             assert "silent for longer than it allows" in caught.value.got
         wait_until(lambda: host.account.totals().sessions == 0)
         assert host.account.totals().refused == {"idle": 1}
@@ -248,10 +248,10 @@ def test_a_silent_device_loses_its_session_and_the_host_lives_on() -> None:
 def test_a_device_that_keeps_an_exchange_waiting_loses_its_session() -> None:
     """It greets and sends a Forward, within what a device may be silent, and then no more."""
     with running(llama_host(exchange_seconds=0.3)) as host, channel_to(host) as channel, session_on(channel) as session:
-        session.conversation.send(pb.Forward(exchange=0, rows=1, positions=2, train=True), [torch.zeros(2, 32)])
-        assert session.conversation.receive().kind == "hidden"
+        session.stream.send(pb.Forward(exchange=0, rows=1, positions=2, train=True), [torch.zeros(2, 32)])
+        assert session.stream.receive().kind == "hidden"
         with pytest.raises(HostLostError, match="lost") as caught:
-            session.conversation.transport.read()
+            session.stream.transport.read()
         assert "slow or silent for longer than it allows" in caught.value.got
         wait_until(lambda: host.account.totals().sessions == 0)
         assert host.account.totals().refused == {"idle": 1}
@@ -286,7 +286,7 @@ def test_a_host_that_stops_ends_its_sessions(monkeypatch: pytest.MonkeyPatch) ->
     with running(llama_host()) as host, channel_to(host) as channel, session_on(channel) as session:
         host.stop()
         with pytest.raises(HostLostError):
-            session.conversation.transport.read()
+            session.stream.transport.read()
         assert host.account.totals().sessions == 0
 
 

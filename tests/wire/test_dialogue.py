@@ -10,8 +10,8 @@ import torch
 
 from atoll.errors import ProtocolError
 from atoll.wire import protocol_pb2 as pb
-from atoll.wire.codec import Encoded, encode
 from atoll.wire.dialogue import TURNS, Dialogue, Role
+from atoll.wire.encoding import Encoded, encode
 from atoll.wire.frames import Message
 
 from tests.wire.talk import GROUPS, Said, Talk

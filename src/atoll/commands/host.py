@@ -18,12 +18,12 @@ from atoll.base.quantize import Bits
 from atoll.config.schema import PRECISION_BITS
 from atoll.errors import BadValueError, CommandLineError
 from atoll.jobs.split import HostAccess, serve, start_host
-from atoll.registry.foreign import load_foreign
+from atoll.registry.plugins import load_plugin
 from atoll.split.certificates import HostTls, make_certificates, open_channel, server_credentials
 from atoll.split.cut import Cut
-from atoll.split.host.admission import HostLimits
 from atoll.split.host.audit import Audit
 from atoll.split.host.server import Host
+from atoll.split.host.tenants import HostLimits
 from atoll.split.transport import fetch_status
 from atoll.threads import suited_threads
 
@@ -83,7 +83,7 @@ def host(settings: HostSettings, on_ready: Callable[[str], None], stop: threadin
         )
     max_part = _max_part(settings.max_part)
     for codec in settings.codecs:
-        load_foreign("codec", codec, Path())
+        load_plugin("codec", codec, Path())
     tls = _certificates(settings, on_ready)
     # Before the base, which may take minutes to load.
     credentials = server_credentials(settings.listen, tls, insecure=settings.insecure)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from atoll.config.schema import RunConfig
 from atoll.cost.traffic import WireBytes
 from atoll.shapes import BaseShapes
-from atoll.wire.accounting import ModuleSizes, killed_bytes, split_bytes
+from atoll.wire.byte_formulas import ModuleSizes, killed_bytes, split_bytes
 
 
 def remote_blocks(config: RunConfig, shapes: BaseShapes) -> range:

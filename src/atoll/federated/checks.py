@@ -12,7 +12,7 @@ from atoll.adapters.full_weights import FullWeightDelta
 from atoll.adapters.low_rank import squared_norm
 from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.errors import AdapterFitError, UpdateRefusedError
-from atoll.federated.aggregation.parts import LARGEST_FP16, Precision
+from atoll.federated.aggregation.edge_parts import LARGEST_FP16, Precision
 from atoll.federated.aggregation.spool import Contribution
 
 _LARGEST = math.sqrt(torch.finfo(torch.float32).max)

@@ -10,7 +10,7 @@ from atoll.cost.meters import FirstStep, PeakMemory
 from atoll.cost.traffic import WireAccount
 from atoll.cost.work import Work
 from atoll.federated.flower import ClientApp, Context, Message, MetricRecord, RecordDict
-from atoll.federated.importance import EdgeWarmUp, answer_importance
+from atoll.federated.importance_query import EdgeWarmUp, answer_importance
 from atoll.federated.payload import (
     FROZEN_DELTA,
     get_adapter,

@@ -13,7 +13,7 @@ from atoll.cost.traffic import WireAccount
 from atoll.cost.work import Work
 from atoll.errors import AdapterFitError, EdgesLostError, UpdateRefusedError
 from atoll.federated.aggregation.aggregate import Common, aggregate, joined, started
-from atoll.federated.aggregation.parts import EdgeParts, Precision, wider
+from atoll.federated.aggregation.edge_parts import EdgeParts, Precision, wider
 from atoll.federated.aggregation.robust import MEAN, Clipped, Robust
 from atoll.federated.aggregation.spool import Contribution, Spool
 from atoll.federated.checks import bad_figures, check_examples, check_update, whole_number

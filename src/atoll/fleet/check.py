@@ -18,11 +18,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from atoll.commands.doctor import Check, DoctorReport, Status, library
 from atoll.config.load import LoadedConfig, load
-from atoll.config.parts import foreign_parts
+from atoll.config.named_parts import plugin_parts
 from atoll.errors import AtollError, FleetFolderError, InputError, ManyErrors, TransportError
 from atoll.fleet.files import CoordinatorFolder, EdgeFolder, HostFolder, Named, named_by_coordinator, named_by_edge, split_address
 from atoll.jobs.backends.worker import asked_for
-from atoll.registry.foreign import files_of
+from atoll.registry.plugins import files_of
 from atoll.split.certificates import CLOCK_SKEW, DeviceTls, covers, examined, open_channel
 from atoll.split.transport import fetch_status
 
@@ -252,7 +252,7 @@ def _config(run_toml: Path, edges: Sequence[str], named: Callable[[LoadedConfig]
     missing = [name for name in edges if name not in [edge.name for edge in loaded.config.edge]]
     if missing:
         return [Check("run.toml", "fail", f"no [[edge]] called {', '.join(missing)}", "give all machines the same run.toml")]
-    of_parts = [_part(part.name, run_toml.parent, away) for part in foreign_parts(loaded.config)]
+    of_parts = [_part(part.name, run_toml.parent, away) for part in plugin_parts(loaded.config)]
     return [Check("run.toml", "ok", f"{len(loaded.config.edge)} edges"), *(_named(one, away) for one in named(loaded)), *of_parts]
 
 

@@ -8,8 +8,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from atoll.adapters.attach import Killed, attached
+from atoll.adapters.attach import attached
 from atoll.adapters.fresh import fresh_adapters, fresh_full_weights, head_state
+from atoll.adapters.killed import Killed
 from atoll.adapters.peft_files import load_adapter
 from atoll.adapters.state import AdapterState
 from atoll.base.load import Base
@@ -23,12 +24,12 @@ from atoll.jobs.inputs import EdgeRows, base_shapes, base_source, edge_rows, eva
 from atoll.jobs.split import HostAccess, SplitSide, join, serve, start_host
 from atoll.planner.edge_plan import EdgePlan, FleetPlan
 from atoll.planner.importance import Importance
-from atoll.planner.plan import check_plan, plan_fleet
+from atoll.planner.plan_fleet import check_plan, plan_fleet
 from atoll.runs.events import DataLoaded
 from atoll.selection.selector import ModuleSelector, check_schedules, selector_of
 from atoll.shapes import BaseShapes
-from atoll.split.host.admission import HostLimits
 from atoll.split.host.server import Host
+from atoll.split.host.tenants import HostLimits
 from atoll.tasks.batches import BatchStream, check_packing
 from atoll.tasks.classes import examples_of, form_of
 from atoll.tasks.evaluate import check_metrics

@@ -11,7 +11,7 @@ from typing import Protocol, Self
 from atoll.adapters.state import AdapterState
 from atoll.federated.aggregation.aggregate import Common
 from atoll.federated.flower import ConfigRecord, RecordDict
-from atoll.federated.importance import Asked, ask_importance
+from atoll.federated.importance_query import Asked, ask_importance
 from atoll.federated.payload import FROZEN_DELTA, get_adapter, put_adapter
 from atoll.federated.store import read_record, write_record
 from atoll.federated.strategy import AdapterStrategy, EdgeResult, Observer, RoundResult
@@ -19,7 +19,7 @@ from atoll.jobs.backends.backend import BackendFactory, WorkOrder
 from atoll.jobs.backends.in_process import InProcessBackend, aggregation_of, precision_of, robust_of
 from atoll.jobs.clock import clock_of
 from atoll.jobs.job import Job, Participant
-from atoll.planner.plan import steps_per_round
+from atoll.planner.plan_fleet import steps_per_round
 from atoll.runs.events import EdgeDropped, EdgeFinished, EventLog, Phase, PhaseStarted, RoundFinished, RoundStarted, UpdateClipped
 
 _COMMON, _STEPS, _STATES = "common.state", "steps.json", "edges"

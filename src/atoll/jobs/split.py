@@ -20,17 +20,17 @@ from atoll.config.schema import RunConfig
 from atoll.registry.parts import names
 from atoll.remote_blocks import RemoteBlocksPlaceholder
 from atoll.split.certificates import DeviceTls, open_channel
-from atoll.split.conversation import Transport
+from atoll.split.counted_stream import Transport
 from atoll.split.cut import Cut
+from atoll.split.device.base_part import fetch_part
 from atoll.split.device.blocks import RemoteBlocks
 from atoll.split.device.client import Client, Terms
-from atoll.split.device.parts import fetch_part
-from atoll.split.host.admission import HostLimits
 from atoll.split.host.audit import Audit
 from atoll.split.host.compute_queue import ComputeQueue
 from atoll.split.host.middle import shared_view
 from atoll.split.host.server import Host
 from atoll.split.host.session import Served
+from atoll.split.host.tenants import HostLimits
 from atoll.split.transport import ClientTransport, SlowLink, SlowTransport
 from atoll.wire.handshake import PROTOCOL, HostFacts, block_of
 

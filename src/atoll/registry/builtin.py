@@ -71,7 +71,7 @@ register("reader", "jsonl", f"{_READERS}:JsonLines", "A JSON object a line", {"s
 register("reader", "json", f"{_READERS}:Json", "A list of JSON objects", {"suffixes": (".json", ".json.gz")})
 register("reader", "parquet", f"{_READERS}:Parquet", "Columns as pyarrow reads them", {"suffixes": (".parquet",)})
 
-_METRICS = "atoll.tasks.scoring.metrics"
+_METRICS = "atoll.tasks.scoring.builtin_metrics"
 register("metric", "exact_match", f"{_METRICS}:ExactMatch", "Share of texts equal to one of their references")
 register("metric", "bleu", f"{_METRICS}:Bleu", "Corpus BLEU by sacrebleu, 0 to 100")
 register("metric", "rouge", f"{_METRICS}:Rouge", "F-measures rouge1, rouge2 and rougeL")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from atoll.registry.parts import names
 from atoll.report.activity import Choice, EdgeActivity, block_of, read_activities, short_labels
 from atoll.report.costs import draw_costs
-from atoll.report.importance import draw_importance, read_importance_table
+from atoll.report.importance_map import draw_importance, read_importance_table
 from atoll.runs.layout import RunDirectory
 from atoll.runs.summary import read_summary
 

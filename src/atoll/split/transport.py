@@ -14,7 +14,7 @@ import grpc
 
 from atoll.errors import HostLostError
 from atoll.printable import printable
-from atoll.split.conversation import Transport
+from atoll.split.counted_stream import Transport
 from atoll.wire import protocol_pb2 as pb
 
 SERVICE = "atoll.split.v1.Split"

@@ -23,7 +23,7 @@ from atoll.jobs.job import prepare
 from atoll.jobs.split import HostAccess, serve, start_host
 from atoll.planner.edge_plan import EdgePlan
 from atoll.runs.events import EventLog
-from atoll.split.host.admission import HostLimits
+from atoll.split.host.tenants import HostLimits
 
 RUN = """
 [run]

@@ -15,7 +15,7 @@ import torch
 
 from atoll.adapters.low_rank import leading_factors, row_length
 from atoll.adapters.state import Kind, ModuleAdapter
-from atoll.federated.aggregation.parts import at_rank
+from atoll.federated.aggregation.edge_parts import at_rank
 from atoll.federated.aggregation.sums import Factors, Product
 
 

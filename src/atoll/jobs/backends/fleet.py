@@ -18,7 +18,7 @@ from atoll.jobs.finished import loaded_base
 from atoll.jobs.inputs import base_shapes, base_source, check_labels, eval_rows, given_importance
 from atoll.jobs.job import Job, Participant, block_ranks, fresh_start, given_start, participant, with_head
 from atoll.planner.edge_plan import LeftOut
-from atoll.planner.plan import check_plan, plan_fleet
+from atoll.planner.plan_fleet import check_plan, plan_fleet
 from atoll.selection.selector import check_schedules
 from atoll.tasks.classes import form_of
 from atoll.tasks.evaluate import check_metrics

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from atoll.adapters.state import AdapterState
 from atoll.cost.traffic import WireAccount
-from atoll.federated.aggregation.parts import Precision
+from atoll.federated.aggregation.edge_parts import Precision
 from atoll.federated.aggregation.robust import MEAN, Robust
 from atoll.federated.client import EdgeWork, client_app
 from atoll.federated.flower import ConfigRecord
 from atoll.federated.grid import InProcessGrid
-from atoll.federated.importance import EdgeWarmUp
+from atoll.federated.importance_query import EdgeWarmUp
 from atoll.federated.store import EdgeStates
 from atoll.jobs.backends.backend import WorkOrder
 from atoll.jobs.job import Job, Participant
@@ -22,7 +22,7 @@ from atoll.privacy.transform import UpdateContext, transformed
 from atoll.registry.parts import trait
 from atoll.runs.events import EventLog, HostLost, ModulesChosen, Phase, StepDone
 from atoll.training.importance_warmup import ModuleScores, WarmUp, warm_up
-from atoll.training.local import LocalTrainer
+from atoll.training.local_trainer import LocalTrainer
 from atoll.training.trainer import FitPlan, StepReport
 
 

@@ -10,11 +10,11 @@ from typing import Literal, TypeVar
 from atoll.cost.traffic import WireAccount
 from atoll.errors import FrameError, HostLostError, ProtocolError
 from atoll.printable import printable
-from atoll.split.conversation import Conversation, Transport
+from atoll.split.counted_stream import CountedStream, Transport
 from atoll.split.cut import Cut
 from atoll.split.device.blocks import Given, RemoteBlocks, Session
 from atoll.wire import protocol_pb2 as pb
-from atoll.wire.accounting import largest_message_bytes
+from atoll.wire.byte_formulas import largest_message_bytes
 from atoll.wire.dialogue import Dialogue
 from atoll.wire.handshake import PROTOCOL, refusal_error
 
@@ -56,26 +56,26 @@ class Client:
 
         Raises: HostRefusedError, HostLostError, ProtocolError.
         """
-        conversation = Conversation(Dialogue("device"), self._transport(), self._terms.codec)
-        conversation.sent_bytes, conversation.received_bytes = self.account.sent, self.account.received
+        stream = CountedStream(Dialogue("device"), self._transport(), self._terms.codec)
+        stream.sent_bytes, stream.received_bytes = self.account.sent, self.account.received
         try:
-            groups = self._greet(conversation, adapters)
+            groups = self._greet(stream, adapters)
         except BaseException:
-            conversation.transport.close()  # Else its threads and the stream would outlast what failed.
+            stream.transport.close()  # Else its threads and the stream would outlast what failed.
             raise
-        return Session(conversation, groups, self._terms.mode == "factored", self._host)
+        return Session(stream, groups, self._terms.mode == "factored", self._host)
 
-    def _greet(self, conversation: Conversation, adapters: Given) -> tuple[tuple[str, ...], ...]:
+    def _greet(self, stream: CountedStream, adapters: Given) -> tuple[tuple[str, ...], ...]:
         terms, pairs, killed = self._terms, adapters.trained, adapters.killed
         modules = [pb.Module(name=name, rank=pair.size[2]) for name, pair in pairs.items()]
         how = "merge" if adapters.merges else "offload"
         modules += [pb.Module(name=name, rank=pair.size[2], killed=how, scaling=pair.scaling) for name, pair in killed.items()]
-        conversation.send(pb.Hello(
+        stream.send(pb.Hello(
             protocol=PROTOCOL, atoll_version=terms.atoll_version, base_digest=terms.base_digest, tokenizer_digest=terms.tokenizer_digest,
             cut_front=terms.cut.front, cut_back=terms.cut.back, adapter_kind=terms.kind, modules=modules, wire_mode=terms.mode,
             codec=terms.codec, precision=terms.precision, max_tokens=terms.max_tokens,
         ))  # fmt: skip
-        answer = conversation.receive()
+        answer = stream.receive()
         if answer.kind == "refusal":
             raise refusal_error(answer.body, self._host)
         groups = tuple(tuple(group.modules) for group in answer.body.groups)
@@ -86,9 +86,9 @@ class Client:
                 "the host puts modules together that do not read the same", where=self._host, got=f"groups with inputs of {widths}",
                 expected="one width for each group", do="use the same base on both sides; if it stays so, do not trust this host",
             )  # fmt: skip
-        conversation.allow(largest_message_bytes(sizes, terms.d_model, terms.max_tokens))
+        stream.allow(largest_message_bytes(sizes, terms.d_model, terms.max_tokens))
         if killed:
-            conversation.send(pb.Killed(), [matrix for pair in killed.values() for matrix in (pair.down_RI, pair.up_OR)], "fp32")
+            stream.send(pb.Killed(), [matrix for pair in killed.values() for matrix in (pair.down_RI, pair.up_OR)], "fp32")
         return groups
 
     def end(self) -> None:

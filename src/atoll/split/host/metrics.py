@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from atoll.cost.meters import resident_bytes
 from atoll.errors import TransportError
-from atoll.split.host.account import HostAccount, Totals
+from atoll.split.host.host_account import HostAccount, Totals
 
 READER_SECONDS, READERS = 5.0, 16
 """How long a reader may take for its question and the answer, and how many there may be at a time. All of them share one thread."""

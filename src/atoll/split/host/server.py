@@ -12,13 +12,13 @@ import grpc
 
 from atoll.cost.meters import resident_bytes
 from atoll.errors import AtollError, TransportError
-from atoll.split.conversation import Conversation
+from atoll.split.counted_stream import CountedStream
 from atoll.split.cut import Cut
-from atoll.split.host.account import HostAccount, NoRoom
-from atoll.split.host.admission import Call, Door, HostLimits
 from atoll.split.host.audit import Audit
-from atoll.split.host.parts import AT_ONCE, AT_ONCE_OF_TENANT, PartLimit, Parts
+from atoll.split.host.base_part import AT_ONCE, AT_ONCE_OF_TENANT, PartLimit, Parts
+from atoll.split.host.host_account import HostAccount, NoRoom
 from atoll.split.host.session import HostSession, Served, SessionFigures
+from atoll.split.host.tenants import Call, Door, HostLimits
 from atoll.split.transport import OPTIONS, SERVICE, Alarm, ServerTransport
 from atoll.wire import protocol_pb2 as pb
 from atoll.wire.dialogue import Dialogue
@@ -129,12 +129,12 @@ class Host:
         transport = ServerTransport(call.requests, call.context.cancel, min(HELLO_SECONDS, self._served.idle_seconds))
         if not call.context.add_callback(transport.close):
             transport.close()  # The device is gone already, and nobody else would end the transport's thread.
-        conversation = Conversation(Dialogue("host"), transport, "fp32")
+        stream = CountedStream(Dialogue("host"), transport, "fp32")
 
         def run() -> None:
             self._audit.note("session opened", call.tenant, call.peer, {"session": figures.session})
             try:
-                HostSession(self._served, conversation, figures).run()
+                HostSession(self._served, stream, figures).run()
             finally:
                 code = "idle" if transport.silent else figures.refusal
                 self.account.end(figures, code)

@@ -23,13 +23,13 @@ from atoll.base.load import Base
 from atoll.errors import AtollError, FrameError, HostLostError, ProtocolError
 from atoll.printable import printable
 from atoll.remote_blocks import Layout
-from atoll.split.conversation import Conversation, check_shapes, tensors_of
+from atoll.split.counted_stream import CountedStream, check_shapes, tensors_of
 from atoll.split.cut import Cut
 from atoll.split.host.compute_queue import ComputeQueue, Turns
 from atoll.split.host.middle import KilledModule, Middle
 from atoll.split.transport import lost
 from atoll.wire import protocol_pb2 as pb
-from atoll.wire.accounting import largest_message_bytes
+from atoll.wire.byte_formulas import largest_message_bytes
 from atoll.wire.handshake import HostFacts, check_hello
 
 Groups = Sequence[Sequence[str]]
@@ -90,9 +90,9 @@ class DevicePeer:
     """The device as the middle blocks see it: sends, waits and checks sizes. While it waits, other sessions compute."""
 
     def __init__(
-        self, conversation: Conversation, groups: Groups, facts: HostFacts, ranks: Mapping[str, int], served: Served, turns: Turns
+        self, stream: CountedStream, groups: Groups, facts: HostFacts, ranks: Mapping[str, int], served: Served, turns: Turns
     ) -> None:
-        self._conversation, self._turns, self._model = conversation, turns, served.base.model
+        self._stream, self._turns, self._model = stream, turns, served.base.model
         self._groups, self._sizes, self._ranks = groups, facts.modules, ranks
         self.factored = False
         self.exchange, self.num_tokens, self.num_positions = 0, 0, 0
@@ -103,7 +103,7 @@ class DevicePeer:
         Raises: ProtocolError, FrameError, HostLostError.
         """
         with self._turns.release():
-            message = self._conversation.receive()
+            message = self._stream.receive()
         if message.kind == "bye":
             raise lost("the device ended the session within an exchange")
         check_shapes(message, shapes)
@@ -111,7 +111,7 @@ class DevicePeer:
 
     def send(self, body: Any, tensors: Sequence[Tensor]) -> None:
         """Send a message."""
-        self._conversation.send(body, tensors)
+        self._stream.send(body, tensors)
 
     def send_input(self, group: int, x_NI: Tensor) -> None:
         """Send what a group's modules read."""
@@ -138,8 +138,8 @@ class DevicePeer:
 class HostSession:
     """One device's session, from Hello to the end; runs in a thread of its own."""
 
-    def __init__(self, served: Served, conversation: Conversation, figures: SessionFigures) -> None:
-        self._served, self._conversation, self._figures = served, conversation, figures
+    def __init__(self, served: Served, stream: CountedStream, figures: SessionFigures) -> None:
+        self._served, self._stream, self._figures = served, stream, figures
 
     def run(self) -> None:
         """Serve the device until it says goodbye or fails. Whatever goes wrong is told to it and never leaves this session."""
@@ -150,14 +150,14 @@ class HostSession:
                 finally:
                     self._count_use(turns)
         finally:
-            self._conversation.transport.close()
+            self._stream.transport.close()
 
     def _serve(self, turns: Turns) -> None:
-        message = self._conversation.receive()
+        message = self._stream.receive()
         if message.kind == "bye":
             return
         hello = message.body
-        self._conversation.transport.left_seconds = self._served.idle_seconds  # Who has greeted has more time.
+        self._stream.transport.left_seconds = self._served.idle_seconds  # Who has greeted has more time.
         cut = self._figures.cut = Cut(hello.cut_front, hello.cut_back)
         facts = self._served.facts(cut)
 
@@ -171,18 +171,18 @@ class HostSession:
             return
         ranks = {module.name: module.rank for module in hello.modules if not module.killed}
         groups = [kept for group in self._served.trace.groups if (kept := [name for name in group if name in ranks])]
-        self._conversation.codec = hello.codec
-        peer = DevicePeer(self._conversation, groups, facts, ranks, self._served, turns)
+        self._stream.codec = hello.codec
+        peer = DevicePeer(self._stream, groups, facts, ranks, self._served, turns)
         peer.factored = hello.wire_mode == "factored"
-        self._conversation.send(pb.Welcome(
+        self._stream.send(pb.Welcome(
             session=self._figures.session, atoll_version=facts.atoll_version, groups=[pb.Group(modules=names) for names in groups],
             bits=self._served.bits, max_tokens=facts.max_tokens, idle_seconds=self._served.idle_seconds,
         ))  # fmt: skip
         widths = [[(*facts.modules[name], ranks[name]) for name in group] for group in groups]
         killed = [(*facts.modules[module.name], module.rank) for module in hello.modules if module.killed]
         max_tokens = min(hello.max_tokens, facts.max_tokens)
-        self._conversation.allow(largest_message_bytes(widths, self._served.width, max_tokens, killed=killed))
-        self._conversation.transport.idle_seconds = self._served.idle_seconds
+        self._stream.allow(largest_message_bytes(widths, self._served.width, max_tokens, killed=killed))
+        self._stream.transport.idle_seconds = self._served.idle_seconds
         killed_modules = self._killed(hello, facts)
         if killed_modules is None:
             return
@@ -202,8 +202,8 @@ class HostSession:
         modules = [module for module in hello.modules if module.killed]
         if not modules:
             return []
-        self._conversation.transport.left_seconds = self._served.idle_seconds
-        message = self._conversation.receive()
+        self._stream.transport.left_seconds = self._served.idle_seconds
+        message = self._stream.receive()
         if message.kind != "killed":
             return None
         sizes = [(facts.modules[module.name], module.rank) for module in modules]
@@ -218,13 +218,13 @@ class HostSession:
     def _refuse(self, refusal: Any) -> None:
         self._figures.refusal, self._figures.refused_field = refusal.code, refusal.field
         with suppress(AtollError):  # The device stopped listening, or the dialogue is over: then there is nobody to tell.
-            self._conversation.send(refusal)
+            self._stream.send(refusal)
 
     def _exchange(self, peer: DevicePeer, middle: Middle, turns: Turns) -> bool:
         """The next exchange, of which nothing is held when this returns; False where the device said goodbye."""
-        transport = self._conversation.transport
+        transport = self._stream.transport
         transport.left_seconds = self._served.idle_seconds
-        message = self._conversation.receive()
+        message = self._stream.receive()
         if message.kind != "forward":
             return False
         transport.left_seconds = self._served.exchange_seconds
@@ -275,8 +275,8 @@ class HostSession:
         self._count_use(turns)
 
     def _count_use(self, turns: Turns) -> None:
-        self._figures.received_bytes = self._conversation.received_bytes.total()
-        self._figures.sent_bytes = self._conversation.sent_bytes.total()
+        self._figures.received_bytes = self._stream.received_bytes.total()
+        self._figures.sent_bytes = self._stream.sent_bytes.total()
         self._figures.compute_seconds = turns.seconds
 
 

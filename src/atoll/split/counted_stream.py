@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from atoll.errors import ProtocolError
-from atoll.wire.codec import decode, encode
 from atoll.wire.dialogue import Dialogue
+from atoll.wire.encoding import decode, encode
 from atoll.wire.frames import Assembler, Message, Packer
 
 GREETING_BYTES = 2**21
@@ -39,7 +39,7 @@ class Transport(Protocol):
         """End the session; the other side's read fails."""
 
 
-class Conversation:
+class CountedStream:
     """Speaks the dialogue over a transport. `sent_bytes` and `received_bytes` count whole frames by message kind."""
 
     def __init__(self, dialogue: Dialogue, transport: Transport, codec: str) -> None:

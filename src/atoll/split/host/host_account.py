@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from atoll.split.host.admission import HostLimits
 from atoll.split.host.session import SessionFigures
+from atoll.split.host.tenants import HostLimits
 
 RATE_SECONDS = 60
 ROOM_SECONDS = 1.0

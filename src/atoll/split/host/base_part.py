@@ -14,12 +14,12 @@ import grpc
 from atoll.base.part import PartFile, part_files
 from atoll.errors import AtollError, ProtocolError
 from atoll.split.cut import Cut
-from atoll.split.host.admission import Call
 from atoll.split.host.audit import Audit
 from atoll.split.host.compute_queue import ComputeQueue
+from atoll.split.host.tenants import Call
 from atoll.split.transport import Alarm
 from atoll.wire import protocol_pb2 as pb
-from atoll.wire.codec import raw
+from atoll.wire.encoding import raw
 from atoll.wire.frames import CHUNK_BYTES, Message, Packer
 from atoll.wire.handshake import PROTOCOL
 

@@ -13,7 +13,7 @@ from atoll.cost.meters import PeakMemory
 from atoll.cost.traffic import WireAccount
 from atoll.cost.work import Work
 from atoll.errors import AdapterFitError, EdgesLostError, UpdateRefusedError
-from atoll.federated.aggregation.parts import Precision
+from atoll.federated.aggregation.edge_parts import Precision
 from atoll.federated.checks import whole_number
 from atoll.federated.flower import ConfigRecord, Grid, Message, MessageType, MetricRecord, RecordDict
 from atoll.federated.payload import WORK_ORDER, get_adapter, num_bytes, put_adapter
