@@ -28,8 +28,9 @@ from atoll.fleet.files import CoordinatorFolder, EdgeFolder, HostFolder, split_a
 from atoll.fleet.init import init
 from atoll.fleet.processes import free_port
 from atoll.jobs.split import HostLimits, serve, start_host
-from atoll.split import certificates
-from atoll.split.certificates import HostTls, Issuer, server_credentials
+from atoll.split import issuer as issuing
+from atoll.split.certificates import HostTls, server_credentials
+from atoll.split.issuer import Issuer
 
 PATIENCE_SECONDS = 60.0
 DAY = datetime.timedelta(days=1)
@@ -119,8 +120,8 @@ def test_a_private_key_that_others_may_read(south: EdgeFolder) -> None:
 
 def renewed(folder: EdgeFolder, monkeypatch: pytest.MonkeyPatch, *, since: datetime.timedelta, valid: datetime.timedelta) -> None:
     """Another certificate and authority for the edge, that hold from so long ago and for so long."""
-    monkeypatch.setattr(certificates, "CLOCK_SKEW", since)
-    monkeypatch.setattr(certificates, "VALID", valid)
+    monkeypatch.setattr(issuing, "CLOCK_SKEW", since)
+    monkeypatch.setattr(issuing, "VALID", valid)
     issuer = Issuer("another")
     for name, content in {**issuer.own("ca"), **issuer.device("client", "south")}.items():
         (folder.path / name).write_bytes(content)

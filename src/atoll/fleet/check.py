@@ -21,7 +21,8 @@ from atoll.config.load import LoadedConfig, load
 from atoll.errors import AtollError, FleetFolderError, InputError, ManyErrors, TransportError
 from atoll.fleet.files import CoordinatorFolder, EdgeFolder, HostFolder, Named, named_by_coordinator, named_by_edge, split_address
 from atoll.jobs.backends.worker import asked_for
-from atoll.split.certificates import CLOCK_SKEW, DeviceTls, covers, examined, open_channel
+from atoll.split.certificates import DeviceTls, covers, examined, open_channel
+from atoll.split.issuer import CLOCK_SKEW
 from atoll.split.transport import fetch_status
 
 SOON = datetime.timedelta(days=30)

@@ -32,7 +32,8 @@ from atoll.fleet.files import (
     split_address,
 )
 from atoll.runs.files import sync_folder
-from atoll.split.certificates import Issuer, check_names, is_loopback, write_new
+from atoll.split.certificates import is_loopback
+from atoll.split.issuer import Issuer, check_names, write_new
 
 _HOST = re.compile(r"(?:(?P<name>[^=]*)=)?(?P<address>\[[^\]]*\]:[^:]*|[^:\[\]]*:[^:]*)(?::(?P<edges>.*))?")
 _APP = "atoll_app"
