@@ -20,17 +20,8 @@ from atoll.config.keys import as_toml
 from atoll.config.load import LoadedConfig, load, resolved
 from atoll.config.schema import Edge, RunConfig
 from atoll.errors import CommandLineError, ConflictError, OutputError
-from atoll.fleet.files import (
-    CoordinatorFolder,
-    EdgeFile,
-    FleetFile,
-    Named,
-    connection_toml,
-    json_text,
-    named_by_coordinator,
-    named_by_edge,
-    split_address,
-)
+from atoll.fleet.files import EdgeFile, FleetFile, json_text, split_address
+from atoll.fleet.named import Named, named_by_coordinator, named_by_edge
 from atoll.runs.files import sync_folder
 from atoll.split.certificates import is_loopback
 from atoll.split.issuer import Issuer, check_names, write_new
@@ -91,7 +82,7 @@ def init(run_toml: Path, out: Path, address: str, hosts: Sequence[str] = (), *, 
     starts = {one.name: _host_command(loaded.config, one) for one in named}
     issuer = Issuer("atoll fleet CA")
     files = {**issuer.own("ca"), "README.md": _readme(loaded, named, starts).encode()}
-    files |= _below("coordinator", _coordinator(loaded, issuer, host, FleetFile(address, edges), out))
+    files |= _below("coordinator", _coordinator(loaded, issuer, host, FleetFile(address, edges)))
     for one in named:
         files |= _below(f"hosts/{one.name}", _host(issuer, one, starts[one.name]))
     address_of = {edge: one.address for one in named for edge in one.edges}
@@ -106,17 +97,17 @@ def _below(folder: str, files: Mapping[str, bytes]) -> dict[str, bytes]:
     return {f"{folder}/{name}": content for name, content in files.items()}
 
 
-def _coordinator(loaded: LoadedConfig, issuer: Issuer, host: str, fleet: FleetFile, out: Path) -> dict[str, bytes]:
+def _coordinator(loaded: LoadedConfig, issuer: Issuer, host: str, fleet: FleetFile) -> dict[str, bytes]:
     project = (
         f'[project]\nname = "atoll-fleet"\nversion = {as_toml(version("atoll"))}\nlicense = {{ file = "LICENSE" }}\ndependencies = []\n\n'
         f'[tool.flwr.app]\npublisher = "atoll"\n\n[tool.flwr.app.components]\nserverapp = "{_APP}.apps:server"\n'
-        f'clientapp = "{_APP}.apps:client"\n\n[tool.flwr.app.config]\nrelay = ""\nepoch = 0\nconfig = ""\nout = ""\nresume = false\n'
+        f'clientapp = "{_APP}.apps:client"\n\n[tool.flwr.app.config]\nconfig = ""\nout = ""\nresume = false\n'
     )
     # Flower reads this file without running it, and looks for assignments.
     apps = '"""What Flower opens."""\n\nfrom atoll.fleet import apps\n\nclient = apps.client\nserver = apps.server\n'
     return {
         **_shared(loaded, issuer), **issuer.server("superlink", "atoll coordinator", [host]), "fleet.json": json_text(fleet).encode(),
-        "flower/config.toml": connection_toml(CoordinatorFolder(out / "coordinator"), fleet.address).encode(),
+        "revoked.pem": issuer.revoked(()),
         "app/pyproject.toml": project.encode(), "app/LICENSE": _LICENSE.encode(), f"app/{_APP}/__init__.py": b"",
         f"app/{_APP}/apps.py": apps.encode(),
     }  # fmt: skip

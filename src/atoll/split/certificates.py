@@ -67,7 +67,9 @@ def open_channel(address: str, tls: DeviceTls, *, insecure: bool) -> grpc.Channe
         # A proxy named in the environment would carry plain text off this machine.
         return grpc.insecure_channel(address, options=(*OPTIONS, _DIRECT))
     key, cert = pair or (None, None)
-    return grpc.secure_channel(address, grpc.ssl_channel_credentials(_authority(tls.ca), key, cert), options=OPTIONS)
+    # No proxy reaches this machine's own loopback.
+    options = (*OPTIONS, _DIRECT) if is_loopback(address) else OPTIONS
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(_authority(tls.ca), key, cert), options=options)
 
 
 def server_credentials(listen: str, tls: HostTls, *, insecure: bool) -> grpc.ServerCredentials | None:
