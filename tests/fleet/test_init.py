@@ -31,7 +31,7 @@ def tree(folder: Path) -> set[str]:
 def test_every_machine_has_its_folder_and_no_key_of_another(run_toml: Path, tmp_path: Path) -> None:
     out = tmp_path / "fleet"
     init(run_toml, out, ADDRESS, [HOST])
-    assert {path.name for path in out.iterdir()} == {"README.md", "ca.pem", "ca.key", "coordinator", "hosts", "edges"}
+    assert {path.name for path in out.iterdir()} == {"README.md", "ca.pem", "ca.key", "issued.json", "coordinator", "hosts", "edges"}
     app = {"app/pyproject.toml", "app/LICENSE", "app/atoll_app/__init__.py", "app/atoll_app/apps.py"}
     nodes = {f"nodes/{name}.pub" for name in ("north", "south", "west")}
     own = {"superlink.pem", "superlink.key", "fleet.json", "revoked.pem"}

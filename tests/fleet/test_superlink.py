@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from flwr.proto.control_pb2 import ListNodesRequest
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 
 from atoll.federated.flower import Array, ArrayRecord, ConfigRecord, Message, RecordDict, assume_identity
@@ -25,6 +26,7 @@ from atoll.fleet.links.frames import PROBLEM, Frame, unpacked
 from atoll.fleet.links.node import serve
 from atoll.fleet.links.relay import FleetGrid
 from atoll.fleet.links.way import open_way
+from atoll.fleet.members import remove
 from atoll.fleet.processes import free_port
 from atoll.fleet.superlink import SuperLink
 from atoll.split.certificates import DeviceTls
@@ -209,6 +211,33 @@ def test_half_an_answer_holds_up_nobody_else(link: SuperLink, fleet: Path, monke
         replies = FleetGrid(link.relay, nodes).send_and_receive(questions, timeout=SECONDS)
         assert [nodes[reply.metadata.src_node_id] for reply in replies] == ["south", "north"]
     assert not cut.empty()
+
+
+def test_an_edge_that_is_removed_is_out_while_its_coordinator_runs(tmp_path: Path) -> None:
+    fleet, said = two_fleets(tmp_path), queue.SimpleQueue[str]()
+    with SuperLink(CoordinatorFolder(fleet / "coordinator"), said.put) as link:
+        link.nodes()
+        link.carry()
+        edge, heard = EdgeFolder(fleet / "edges/north"), queue.SimpleQueue[str]()
+        tls = (edge.cert.read_bytes(), edge.key.read_bytes(), edge.node_key.read_bytes(), edge.edge_json.read_bytes())
+        with in_background(serve, edge, lambda data: Frame.from_bytes(data).answered().to_bytes(), heard.put):
+            with LocalSuperLink(link._socket) as control:
+                until(lambda: "north" in online(control))
+            remove(fleet, "north")
+            assert "of the fleet no more" in heard.get(timeout=SECONDS)
+        assert said.get(timeout=SECONDS) == "north is of the fleet no more"
+        for path, content in zip((edge.cert, edge.key, edge.node_key, edge.edge_json), tls, strict=True):
+            path.write_bytes(content)  # As its own machine still has them.
+        (edge.path / "ca.pem").write_bytes((fleet / "ca.pem").read_bytes())
+        with in_background(serve, edge, lambda data: data, heard.put):
+            assert "hung up" in heard.get(timeout=SECONDS)
+        with LocalSuperLink(link._socket) as control:
+            assert online(control) == set()
+
+
+def online(control: LocalSuperLink) -> set[str]:
+    """The edges that are there."""
+    return {node.name for node in control._control.ListNodes(ListNodesRequest()).nodes_info if node.status == "online"}
 
 
 class Proxy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
@@ -28,6 +30,8 @@ from atoll.split.issuer import Issuer, check_names, write_new
 
 _HOST = re.compile(r"(?:(?P<name>[^=]*)=)?(?P<address>\[[^\]]*\]:[^:]*|[^:\[\]]*:[^:]*)(?::(?P<edges>.*))?")
 _APP = "atoll_app"
+ISSUED = "issued.json"
+"""The numbers of all certificates that each edge was given, beside ca.key: for the day when they are revoked."""
 _LICENSE = "Apache-2.0, as Atoll itself.\n"
 
 
@@ -86,9 +90,12 @@ def init(run_toml: Path, out: Path, address: str, hosts: Sequence[str] = (), *, 
     for one in named:
         files |= _below(f"hosts/{one.name}", _host(issuer, one, starts[one.name]))
     address_of = {edge: one.address for one in named for edge in one.edges}
+    issued: dict[str, list[str]] = {}
     for edge in edges:
-        found, public = _edge(loaded, issuer, EdgeFile(edge, address, address_of.get(edge)))
+        found, public = edge_files(loaded, issuer, EdgeFile(edge, address, address_of.get(edge)))
         files |= {**_below(f"edges/{edge}", found), f"coordinator/nodes/{edge}.pub": public}
+        issued[edge] = [f"{x509.load_pem_x509_certificate(found['client.pem']).serial_number:x}"]
+    files[ISSUED] = (json.dumps(issued, indent=2) + "\n").encode()
     _write(out, files)
     return WrittenFleet(out, address, edges, starts)
 
@@ -123,7 +130,7 @@ def _host(issuer: Issuer, host: FleetHost, command: str) -> dict[str, bytes]:
     return {"ca.pem": issuer.own("ca")["ca.pem"], **issuer.server("host", "atoll host", [called]), "start.txt": f"{command}\n".encode()}
 
 
-def _edge(loaded: LoadedConfig, issuer: Issuer, edge: EdgeFile) -> tuple[dict[str, bytes], bytes]:
+def edge_files(loaded: LoadedConfig, issuer: Issuer, edge: EdgeFile) -> tuple[dict[str, bytes], bytes]:
     """An edge's folder, and the public key by which the SuperLink knows it: of the kind that Flower takes."""
     key = ec.generate_private_key(ec.SECP384R1())
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n"
@@ -168,10 +175,15 @@ def _check(loaded: LoadedConfig) -> None:
     check_names([edge.name for edge in config.edge], "edge")
 
 
+def must_split(config: RunConfig, edge: Edge) -> bool:
+    """Whether the edge can train against a host only."""
+    return _asked_mode(config, edge) == "split"
+
+
 def may_split(config: RunConfig, edge: Edge) -> bool:
     """Whether the edge trains against a host, or a planner may have it do so."""
     asked = _asked_mode(config, edge)
-    return asked == "split" or (asked == "auto" and config.plan.policy == "fedpipe")
+    return must_split(config, edge) or (asked == "auto" and config.plan.policy == "fedpipe")
 
 
 def _asked_mode(config: RunConfig, edge: Edge) -> str:
@@ -225,7 +237,7 @@ def _problems(
     idle = [host.name for host in serving if not host.edges]
     found += [(f"host {name}, which no edge uses", expected, "leave it out") for name in idle]
     served = {name for host in serving for name in host.edges}
-    without = [edge.name for edge in config.edge if _asked_mode(config, edge) == "split" and edge.name not in served]
+    without = [edge.name for edge in config.edge if must_split(config, edge) and edge.name not in served]
     if without:
         found.append((f"no host for {few(without)}", "a host for every edge that is split", "add --host NAME=HOST:PORT"))
     return found
@@ -234,7 +246,9 @@ def _problems(
 def _readme(loaded: LoadedConfig, hosts: Sequence[FleetHost], starts: Mapping[str, str]) -> str:
     edges = [edge.name for edge in loaded.config.edge]
     lines = ["# A fleet", "", "Written by `atoll fleet init`. Each folder goes to one machine and to nobody else; private keys are in it."]
-    lines += ["`ca.key` signs certificates: it stays with you. Certificates hold for a year; then run `atoll fleet init` again."]
+    lines += ["`ca.key` signs certificates, for as long as this fleet lasts: keep it, with this folder, on a machine that is none of these"]
+    lines += ["and mostly off, or on a disk that you take out (`--ca-key FILE` says where it is). `issued.json` says what was signed."]
+    lines += ["Certificates hold for a year: `atoll fleet renew` in good time. `atoll fleet add` and `remove` are for single edges."]
     lines += ["Paths in run.toml begin at the folder it lies in. What is named below was not copied: rows never leave their machine."]
     lines += ["Paths may be changed on a machine; all else in run.toml must be the same on all of them."]
     lines += ["", "Start in this order, each command in the machine's own folder. `atoll doctor --fleet .` says there what is missing."]
