@@ -11,7 +11,7 @@ import pytest
 
 from atoll import __version__
 
-COMMANDS = ("init", "plan", "train", "resume", "host", "edge", "status", "evaluate", "generate", "merge", "doctor", "fleet")
+COMMANDS = ("init", "plan", "train", "resume", "host", "host certify", "edge", "status", "evaluate", "generate", "merge", "doctor", "fleet")
 HEAVY = ("torch", "transformers", "peft", "datasets", "flwr", "pydantic", "numpy", "pyarrow", "huggingface_hub")
 
 
@@ -19,14 +19,14 @@ def test_help_names_the_commands_there_are(atoll: Callable[..., object]) -> None
     outcome = atoll("--help")
     assert outcome.status == 0
     listed = outcome.out.partition("Commands:")[2].split("\n")
-    assert tuple(line.split()[0] for line in listed if line.strip()) == COMMANDS
+    assert tuple(line.strip().partition("  ")[0] for line in listed if line.strip()) == COMMANDS
     assert atoll().out == outcome.out
     assert "..." not in outcome.out.partition("Options:")[2], "a sentence is cut"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_its_help(command: str, atoll: Callable[..., object]) -> None:
-    outcome = atoll(command, "--help")
+    outcome = atoll(*command.split(), "--help")
     assert (outcome.status, outcome.err) == (0, "")
     assert outcome.out.startswith(f"Usage: atoll {command}")
     assert "\\" not in outcome.out

@@ -168,6 +168,13 @@ def host(settings: Mapping[str, Any]) -> None:
     serve(HostSettings(**settings), lambda line: print(line, flush=True))
 
 
+def certify(tenant: str, *, folder: Path, ca_key: Path | None) -> None:
+    """Write a tenant's certificate, and say what to do with it."""
+    from atoll.commands.host import certify as write_certificate
+
+    print(write_certificate(tenant, folder, ca_key=ca_key).to_text())
+
+
 def status(access: Access, *, as_json: bool) -> None:
     """Show what a host serves."""
     with _results(as_json) as show:
@@ -219,6 +226,27 @@ def fleet_init(config: Path, *, out: Path, address: str, hosts: tuple[str, ...])
     from atoll.fleet.init import init as write_folders
 
     print(write_folders(config, out, address, hosts).to_text())
+
+
+def fleet_add(folder: Path, name: str, *, config: Path | None, host: str | None, ca_key: Path | None) -> None:
+    """Write an edge's folder, and say what goes where."""
+    from atoll.fleet.members import add
+
+    print(add(folder, name, config=config, host=host, ca_key=ca_key).to_text())
+
+
+def fleet_renew(folder: Path, name: str | None, *, ca_key: Path | None) -> None:
+    """Write new certificates, and say what goes where."""
+    from atoll.fleet.members import renew
+
+    print(renew(folder, name, ca_key=ca_key).to_text())
+
+
+def fleet_remove(folder: Path, name: str, *, ca_key: Path | None) -> None:
+    """Revoke an edge's certificates, and say what goes where."""
+    from atoll.fleet.members import remove
+
+    print(remove(folder, name, ca_key=ca_key).to_text())
 
 
 def fleet_join(folder: Path, *, config: Path | None, overrides: tuple[str, ...]) -> None:

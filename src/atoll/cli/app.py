@@ -38,6 +38,8 @@ class Commands(typer.core.TyperGroup):
 
         Raises: CommandLineError naming the commands there are.
         """
+        if (pair := " ".join(args[:2])) in self.commands and len(args) > 1:  # `host certify`, beside `host` with its options.
+            return pair, self.commands[pair], args[2:]
         if args and args[0] not in self.commands:
             raise _no_such_command(ctx.command_path, args[0], list(self.commands))
         return super().resolve_command(ctx, args)
@@ -217,6 +219,9 @@ def host(
     return partial(actions.host, settings)
 
 
+app.command(cls=Command, name="host certify")(fleet.certify)
+
+
 @app.command(cls=Command)
 def edge(
     config: ConfigFile,
@@ -362,6 +367,9 @@ def doctor(
 fleet_commands = typer.Typer(cls=Commands, name="fleet", rich_markup_mode=None)
 fleet_commands.command(cls=Command, name="init")(fleet.init)
 fleet_commands.command(cls=Command, name="join")(fleet.join)
+fleet_commands.command(cls=Command, name="add")(fleet.add)
+fleet_commands.command(cls=Command, name="renew")(fleet.renew)
+fleet_commands.command(cls=Command, name="remove")(fleet.remove)
 app.add_typer(fleet_commands)
 
 
