@@ -182,7 +182,6 @@ def test_an_edge_without_its_key_is_no_node(link: SuperLink, fleet: Path) -> Non
 
 def test_half_an_answer_holds_up_nobody_else(link: SuperLink, fleet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """North says that it answers, and sends no part of it; south is heard meanwhile, and north is asked again."""
-    monkeypatch.setattr(flower, "_COMING_SECONDS", 2.0)
     nodes = link.nodes()
     if link._keeper is None:
         link.carry()

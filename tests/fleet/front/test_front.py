@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import queue
 import socket
 import ssl
@@ -22,6 +23,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from atoll.fleet.files import CoordinatorFolder, EdgeFolder, split_address
+from atoll.fleet.front.__main__ import Sparing
 from atoll.fleet.front.admission import Admission
 from atoll.fleet.front.gate import Gate
 from atoll.fleet.front.limits import PATHS, Limits
@@ -277,6 +279,14 @@ def test_what_is_revoked_is_kept_out_at_once(do: Callable[[Front], None], front:
         with pytest.raises(httpx.TransportError):
             front.post(client)
         assert front.post(other).status_code == (403 if do is damage else 200)
+
+
+def test_a_log_grows_by_so_many_lines_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, record, sparing = [1000.0], logging.makeLogRecord({}), Sparing()
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    assert sum(sparing.filter(record) for _ in range(1000)) == 120
+    now[0] += 60
+    assert sparing.filter(record)
 
 
 def test_a_fleet_of_old_has_no_list(front: Front) -> None:

@@ -8,6 +8,7 @@ import logging
 import resource
 import socket
 import sys
+import time
 from pathlib import Path
 
 from atoll.fleet.files import CoordinatorFolder, split_address
@@ -17,6 +18,22 @@ from atoll.fleet.front.limits import READY, Limits
 from atoll.fleet.front.listener import Listener, tls_of
 
 _WAITING = 512
+_LINES_A_MINUTE = 120
+
+
+class Sparing(logging.Filter):
+    """Lets through so many lines a minute: a log must not fill a disk by the will of others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._minute, self._lines = 0.0, 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether there is room for another in this minute."""
+        minute = time.monotonic() // 60
+        self._lines = self._lines + 1 if minute == self._minute else 1
+        self._minute = minute
+        return self._lines <= _LINES_A_MINUTE
 
 
 def main(folder: Path, superlink: Path) -> None:
@@ -26,6 +43,8 @@ def main(folder: Path, superlink: Path) -> None:
     """
     logging.basicConfig(stream=sys.stdout, level=logging.WARNING, format="%(asctime)s %(message)s")
     logging.getLogger("atoll.front").setLevel(logging.INFO)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(Sparing())
     with contextlib.suppress(ValueError, OSError):  # As many connections as the system allows this user.
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -63,8 +63,8 @@ class Listener:
             while True:
                 try:
                     connection, _ = await loop.sock_accept(listening)
-                except OSError as problem:  # Out of descriptors: those that have shown nothing give theirs back.
-                    log.warning("a connection cannot be taken: %s", problem)
+                except OSError:  # Out of descriptors: those that have shown nothing give theirs back.
+                    self._refused += 1
                     self._close_oldest()
                     await asyncio.sleep(_PAUSE_SECONDS)
                     continue

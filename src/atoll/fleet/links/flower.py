@@ -8,9 +8,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -79,8 +78,8 @@ FAILURES = (httpx.HTTPError, ObjectPullError, ObjectPushError, UnexpectedObjectC
 _HERE = "http://superlink"
 _BEAT_SECONDS = HEARTBEAT_MIN_INTERVAL / 2
 """An edge that was killed is taken for gone after two intervals, and can come back then."""
-_COMING_SECONDS, _CUT_SHORT = 60.0, 1
-"""So long a reply may be without its next part; Flower's code of the error then."""
+_CUT_SHORT = 1
+"""Code of the error in place of a reply that does not come whole."""
 _Client = TypeVar("_Client", bound=ProtobufClient)
 
 
@@ -176,17 +175,19 @@ class AppRun:
         """
         return [self._pushed(message) for message in messages]
 
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """The replies that have come whole; one that has not after a while comes as an error.
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        """The replies that have come whole, of which memory holds one at a time; one that comes no more comes as an error.
 
         Raises: FAILURES.
         """
         found = self._client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
         for told, tree in zip(found.messages_list, found.message_object_trees, strict=True):
             ids = list(dict.fromkeys(one.object_id for one in iterate_object_tree(tree)))
-            self._coming[tree.object_id] = _Coming(told.metadata.reply_to_message_id, ids, time.monotonic())
-        replies = [self._whole(number, coming) for number, coming in list(self._coming.items())]
-        return [reply for reply in replies if reply is not None]
+            self._coming[tree.object_id] = _Coming(told.metadata.reply_to_message_id, ids, ids[-1])
+        for number, coming in list(self._coming.items()):
+            if (reply := self._whole(number, coming)) is not None:
+                del self._coming[number]
+                yield reply
 
     def _pushed(self, message: Message) -> str:
         told, tree, objects = _deflated(message)
@@ -197,25 +198,24 @@ class AppRun:
         return next(iter(taken.message_ids), "")
 
     def _whole(self, number: str, coming: _Coming) -> Message | None:
-        """A reply of which all has come by now, or that comes no more."""
-        for object_id in coming.ids:
-            if object_id in coming.contents:
-                continue
+        """A reply of which all has come by now, or that comes no more. What was missing is looked for first, so that little comes twice."""
+        contents: dict[str, bytes] = {}
+        for object_id in sorted(coming.ids, key=lambda one: one != coming.missing):
             got = self._client.PullObject(PullObjectRequest(node=self._node, run_id=self._run_id, object_id=object_id))
             if not got.object_available:
-                if got.object_found and time.monotonic() < coming.since + _COMING_SECONDS:
-                    return None
-                del self._coming[number]
-                return _lost(coming.question)
-            coming.contents[object_id], coming.since = got.object_content, time.monotonic()
-        del self._coming[number]
+                coming.missing = object_id
+                return None if got.object_found else _lost(coming.question)  # SuperLink forgets one that is not sent on.
+            contents[object_id] = got.object_content
         asked = ConfirmMessageReceivedRequest(node=self._node, run_id=self._run_id, message_object_id=number)
         self._client.ConfirmMessageReceived(asked)
         try:
-            reply = inflate_object_from_contents(number, coming.contents)
+            reply = inflate_object_from_contents(number, contents)
         except (UnexpectedObjectContentError, *DAMAGE):
             return _lost(coming.question)
-        return numbered(reply, number) if isinstance(reply, Message) else _lost(coming.question)
+        if not isinstance(reply, Message) or not reply.has_content():
+            return _lost(coming.question)
+        # SuperLink has seen to it that who answers was asked; what the reply itself says of that, it says unseen.
+        return Message(reply.content, reply_to=_asked(coming.question))
 
     def _beat(self) -> None:
         while not self._ended.wait(_BEAT_SECONDS):
@@ -229,15 +229,17 @@ class _Coming:
 
     question: str
     ids: list[str]
-    since: float
-    """When its last part came."""
-    contents: dict[str, bytes] = field(default_factory=dict)
+    missing: str
+    """What is sent last, or was seen to be missing."""
 
 
 def _lost(question: str) -> Message:
-    """In place of a reply that was cut short."""
-    asked = numbered(Message(RecordDict(), 0, "train"), question)
-    return Message(Error(_CUT_SHORT, "the reply was cut short"), reply_to=asked)
+    """In place of a reply that was cut short, or says of itself that there is none."""
+    return Message(Error(_CUT_SHORT, "the reply did not come whole"), reply_to=_asked(question))
+
+
+def _asked(question: str) -> Message:
+    return numbered(Message(RecordDict(), 0, "train"), question)
 
 
 def _deflated(message: Message) -> tuple[Any, Any, dict[str, Any]]:
