@@ -41,7 +41,8 @@ def completed(atoll: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("", COMMANDS), ("tr", ("train",)), ("fleet ", ("init", "join")), ("frobnicate", ()), ("frobnicate ", COMMANDS),
+        ("", COMMANDS), ("tr", ("train",)), ("fleet ", ("init", "join", "add", "renew", "remove")),
+        ("frobnicate", ()), ("frobnicate ", COMMANDS),
         ("host --me", ("--merge", "--metrics", "--metrics-tenants")),
         ("fleet init --", ("--out", "--address", "--host", "--help")), ("train --engine ", ("here", "flower")),
         ("resume runs/x --engine f", ("flower",)), ("train --method ", tuple(METHODS)), ("plan run.toml --method flo", ("flora",)),

@@ -217,6 +217,19 @@ def test_nothing_comes_in_at_an_edge() -> None:
     assert ports == {"coordinator": [7440], "host": [7431]}
 
 
+def test_no_temporary_folder_takes_a_whole_disk() -> None:
+    for name, pod in pods():
+        limits = [volume["emptyDir"].get("sizeLimit") for volume in pod["volumes"] if "emptyDir" in volume]
+        assert limits, name
+        assert all(limits), name
+
+
+def test_nothing_but_the_front_is_exposed_at_the_coordinator() -> None:
+    (service,) = (d for d in documents(DEPLOY / "kubernetes" / "coordinator.yaml") if d["kind"] == "Service")
+    assert [port["port"] for port in service["spec"]["ports"]] == [7440]
+    assert [port["containerPort"] for port in dict(pods())["coordinator"]["containers"][0]["ports"]] == [7440]
+
+
 def test_mounts_and_volumes_of_pods_agree() -> None:
     for name, pod in pods():
         volumes = {volume["name"] for volume in pod["volumes"]}

@@ -16,8 +16,9 @@ from cryptography.x509.oid import NameOID
 from cryptography.x509.verification import PolicyBuilder, Store
 
 from atoll.errors import HostLostError, OutputError, TransportError
-from atoll.split import certificates
-from atoll.split.certificates import DeviceTls, HostTls, Issuer, Made, is_loopback, make_certificates, open_channel, server_credentials
+from atoll.split import issuer as issuing
+from atoll.split.certificates import DeviceTls, HostTls, Made, is_loopback, make_certificates, open_channel, server_credentials
+from atoll.split.issuer import Issuer
 from atoll.split.transport import fetch_status
 from atoll.wire.handshake import PROTOCOL
 
@@ -65,7 +66,7 @@ def named(*names: str) -> x509.Name:
 def device_of(issuer: Issuer, folder: Path, subject: x509.Name, monkeypatch: pytest.MonkeyPatch) -> DeviceTls:
     """A device's files, signed by the authority, with any subject."""
     with monkeypatch.context() as patch:
-        patch.setattr(certificates, "_name", lambda common_name: subject)
+        patch.setattr(issuing, "_name", lambda common_name: subject)
         for name, content in issuer.device("device", "").items():
             (folder / name).write_bytes(content)
     return DeviceTls(folder / "ca.pem", folder / "device.pem", folder / "device.key")
@@ -109,7 +110,7 @@ def test_a_host_is_not_trusted_with_another_authority_or_name(
 ) -> None:
     with running(llama_host(), tls=made.host) as host, channel_to(host, foreign.devices["north"]) as channel:
         assert "not signed by an authority that is trusted here" in failure(channel)
-    monkeypatch.setattr(certificates, "LOOPBACK_NAMES", ())
+    monkeypatch.setattr(issuing, "LOOPBACK_NAMES", ())
     remote_blocks = make_certificates(tmp_path, ["other.example"], ["north"])
     with running(llama_host(), tls=remote_blocks.host) as host, channel_to(host, remote_blocks.devices["north"]) as channel:
         assert "the host's certificate is not for this address" in failure(channel)
@@ -196,7 +197,8 @@ def test_files_of_no_use_are_told_before_anything_starts(name: str, what: str, m
 
 @pytest.mark.parametrize(("days", "what"), [(400, "has expired"), (-2, "does not hold yet")])
 def test_certificates_out_of_their_time(days: int, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(certificates, "CLOCK_SKEW", datetime.timedelta(days=days))
+    monkeypatch.setattr(issuing, "CLOCK_SKEW", datetime.timedelta(days=days))
+    monkeypatch.setattr(issuing, "AUTHORITY_VALID", issuing.VALID)
     old = make_certificates(tmp_path, [], ["north"])
     with pytest.raises(TransportError, match=what):
         server_credentials("127.0.0.1:0", replace(old.host, client_ca=None), insecure=False)
@@ -250,14 +252,14 @@ def test_nothing_is_overwritten(made: Made, tmp_path: Path) -> None:
 
 
 def test_what_was_written_is_taken_back_where_the_rest_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = certificates.os.open
+    real = issuing.os.open
 
     def full(path: Path, flags: int, mode: int) -> int:
         if path.name == "host.key":
             raise OSError(28, "No space left on device")
         return real(path, flags, mode)
 
-    monkeypatch.setattr(certificates.os, "open", full)
+    monkeypatch.setattr(issuing.os, "open", full)
     with pytest.raises(OutputError, match="cannot be written"):
         make_certificates(tmp_path, [], [])
     assert not list(tmp_path.iterdir())
@@ -274,7 +276,7 @@ def test_names_that_no_certificate_can_carry(hosts: list[str], tenants: list[str
 
 
 def test_a_host_that_listens_everywhere_is_called_by_its_machines_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(certificates.socket, "gethostname", lambda: "machine")
+    monkeypatch.setattr("socket.gethostname", lambda: "machine")
     made = make_certificates(tmp_path, ["0.0.0.0", "[::]", ""], [])
     assert made.host.cert is not None
     cert = x509.load_pem_x509_certificate(made.host.cert.read_bytes())

@@ -1,4 +1,4 @@
-"""atoll host: serve a frozen base to devices; their data and adapters stay with them."""
+"""atoll host: serve a frozen base to devices, whose data and adapters stay with them; and certify one more of these."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from atoll.config.schema import PRECISION_BITS
 from atoll.errors import BadValueError, CommandLineError
 from atoll.jobs.split import HostAccess, serve, start_host
 from atoll.registry.plugins import load_plugin
-from atoll.split.certificates import HostTls, make_certificates, open_channel, server_credentials
+from atoll.split.certificates import DeviceTls, HostTls, make_certificates, open_channel, server_credentials
 from atoll.split.cut import Cut
 from atoll.split.host.audit import Audit
 from atoll.split.host.server import Host
 from atoll.split.host.tenants import HostLimits
+from atoll.split.issuer import Issuer, check_names, write_all
 from atoll.split.transport import fetch_status
 from atoll.threads import suited_threads
 
@@ -68,6 +69,22 @@ class HostSettings:
     """That devices may ask for beside those that ship; "module:object" is looked for in the current folder, then in what is installed."""
 
 
+@dataclass(frozen=True, slots=True)
+class Certified:
+    """What a new tenant's machine is given."""
+
+    tenant: str
+    tls: DeviceTls
+
+    def to_text(self) -> str:
+        """What to copy, and how to use it."""
+        ca, cert, key = (path.name for path in (self.tls.ca, self.tls.cert, self.tls.key) if path is not None)
+        return (
+            f"wrote {self.tls.cert} and {key}: they and {ca} go to {self.tenant}'s machine, and to nobody else\n"
+            f"there: atoll edge RUN.toml --host HOST:PORT --ca {ca} --cert {cert} --key {key}"
+        )
+
+
 def host(settings: HostSettings, on_ready: Callable[[str], None], stop: threading.Event | None = None) -> None:
     """Serve until SIGINT or SIGTERM, or until `stop` is set; `on_ready` is told lines for people.
 
@@ -98,6 +115,19 @@ def host(settings: HostSettings, on_ready: Callable[[str], None], stop: threadin
     with suited_threads(base.model.config.get_text_config().hidden_size):
         running = start_host(served, limits, settings.listen, credentials, audit)
         _serve(running, settings, bits, tls, on_ready, stop)
+
+
+def certify(tenant: str, folder: Path, *, ca_key: Path | None = None) -> Certified:
+    """A certificate for a year by the authority whose ca.pem is in `folder`; a host with this --client-ca takes the tenant from then on.
+
+    `ca_key`: where its key is kept; None: ca.key in the same folder.
+
+    Raises: TransportError for a name that no certificate can carry, or an authority that cannot sign; OutputError where the tenant has one.
+    """
+    check_names([tenant], "tenant")
+    ca, stem = folder / "ca.pem", f"tenant-{tenant}"
+    write_all(folder, Issuer.opened(ca, ca_key or folder / "ca.key").device(stem, tenant))
+    return Certified(tenant, DeviceTls(ca, folder / f"{stem}.pem", folder / f"{stem}.key"))
 
 
 def status(host: HostAccess) -> dict[str, object]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import datetime
 import os
 import socket
-import ssl
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -20,10 +20,13 @@ from atoll.commands.doctor import Check, DoctorReport, Status, library
 from atoll.config.load import LoadedConfig, load
 from atoll.config.named_parts import plugin_parts
 from atoll.errors import AtollError, FleetFolderError, InputError, ManyErrors, TransportError
-from atoll.fleet.files import CoordinatorFolder, EdgeFolder, HostFolder, Named, named_by_coordinator, named_by_edge, split_address
+from atoll.fleet.files import CoordinatorFolder, EdgeFolder, HostFolder, split_address
+from atoll.fleet.links.way import open_way, said
+from atoll.fleet.named import Named, named_by_coordinator, named_by_edge
 from atoll.jobs.backends.worker import asked_for
 from atoll.registry.plugins import files_of
-from atoll.split.certificates import CLOCK_SKEW, DeviceTls, covers, examined, open_channel
+from atoll.split.certificates import DeviceTls, covers, examined, open_channel
+from atoll.split.issuer import CLOCK_SKEW
 from atoll.split.transport import fetch_status
 
 SOON = datetime.timedelta(days=30)
@@ -85,7 +88,8 @@ def _coordinator(folder: CoordinatorFolder, *, at_home: bool) -> list[Check]:
     host, _ = split_address(fleet.address, str(folder.fleet_json))
     found = [files, _private([folder.key]), *_certificate(folder.cert, folder.key, folder.ca, host)]
     found += [_public_keys(publics), *_config(folder.run_toml, fleet.edges, named_by_coordinator, at_home=at_home)]
-    return [*found, _superlink(fleet.address, folder.ca, "warn", "start it: atoll train run.toml --engine flower --fleet .")]
+    nobody, do = DeviceTls(folder.ca, None, None), "start it: atoll train run.toml --engine flower --fleet ."
+    return [*found, _superlink(fleet.address, nobody, "warn", do)]
 
 
 def _edge(folder: EdgeFolder, *, at_home: bool) -> list[Check]:
@@ -96,7 +100,8 @@ def _edge(folder: EdgeFolder, *, at_home: bool) -> list[Check]:
     found = [files, _private([folder.node_key, folder.key]), *_certificate(folder.cert, folder.key, folder.ca)]
     found += [_node_key(folder), *_config(folder.run_toml, [edge.name], lambda loaded: named_by_edge(loaded, edge.name), at_home=at_home)]
     away: Status = "fail" if at_home else "warn"
-    found.append(_superlink(edge.superlink, folder.ca, away, "start the coordinator first; or open the way there in the firewall"))
+    tls, do = DeviceTls(folder.ca, folder.cert, folder.key), "start the coordinator first; or open the way there in the firewall"
+    found.append(_superlink(edge.superlink, tls, away, do))
     return found if edge.host is None else [*found, _host_answers(folder, edge.host, away)]
 
 
@@ -273,23 +278,33 @@ def _named(named: Named, away: Status) -> Check:
     return Check(named.what, away, f"{named.value} is not there", f"put it at {named.path} on the machine that this folder is for")
 
 
-def _superlink(address: str, ca: Path, silent: Status, do: str) -> Check:
-    """Whether a SuperLink that this authority vouches for answers there; `silent` is the status where nobody does."""
-    host, port = split_address(address, "the SuperLink")
+def _superlink(address: str, tls: DeviceTls, silent: Status, do: str) -> Check:
+    """Whether a front of this fleet answers there, and takes the certificate, if any; `silent` is the status where nobody answers."""
     try:
-        context = ssl.create_default_context(cafile=ca)
-    except ssl.SSLError:
-        return Check("SuperLink", "fail", f"not called: {ca.name} is no certificate", f"{_COPY}; or {_NEW}")
-    try:
-        with socket.create_connection((host, port), CALL_SECONDS) as plain, context.wrap_socket(plain, server_hostname=host) as secured:
-            return Check("SuperLink", "ok", f"{address} answers over {secured.version()}, with a certificate that {ca.name} vouches for")
-    except ssl.SSLCertVerificationError as problem:
-        found = f"{address} shows a certificate that is not believed: {problem.verify_message}"
-        return Check("SuperLink", "fail", found, f"give the coordinator the certificates of this fleet; or {_NEW}")
-    except ssl.SSLError as problem:
-        return Check("SuperLink", "fail", f"{address} does not speak TLS: {problem.reason}", "mend the address, or what listens there")
-    except OSError as problem:
-        return Check("SuperLink", silent, f"not running: nobody answers at {address} ({problem.strerror or problem})", do)
+        with open_way(address, tls, seconds=CALL_SECONDS) as client:
+            answer = client.get(f"https://{address}/")
+    except TransportError as problem:
+        return Check("SuperLink", "fail", f"not called: {problem.got}", f"{_COPY}; or {_NEW}")
+    except httpx.TransportError as problem:
+        return _unanswered(address, tls, problem, silent, do)
+    if answer.status_code == httpx.codes.NOT_FOUND:  # Of this path, as it is: an edge is told so, and nobody else is told anything.
+        return Check("SuperLink", "ok", f"{address} answers, and takes this edge's certificate")
+    return Check("SuperLink", "fail", said(address, httpx.HTTPStatusError("", request=answer.request, response=answer)), _NEW)
+
+
+def _unanswered(address: str, tls: DeviceTls, problem: httpx.TransportError, silent: Status, do: str) -> Check:
+    why = str(problem)
+    hung_up = "ALERT" in why or isinstance(problem, httpx.RemoteProtocolError | httpx.ReadError)
+    if hung_up and tls.cert is None:
+        return Check("SuperLink", "ok", f"{address} answers with a certificate of this fleet, and asks for one")
+    if "CERTIFICATE_VERIFY_FAILED" in why:
+        do = f"give the coordinator the certificates of this fleet; or {_NEW}"
+        return Check("SuperLink", "fail", f"{address} shows a certificate that is not believed: {why}", do)
+    if hung_up:
+        return Check("SuperLink", "fail", f"{address} does not take this certificate: {why}", f"{_COPY}; or {_NEW}")
+    if "SSL" in why:
+        return Check("SuperLink", "fail", f"{address} does not speak TLS: {why}", "mend the address, or what listens there")
+    return Check("SuperLink", silent, f"not running: nobody answers: {said(address, problem)}", do)
 
 
 def _host_answers(folder: EdgeFolder, address: str, silent: Status) -> Check:

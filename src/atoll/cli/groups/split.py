@@ -1,4 +1,4 @@
-"""Most of the base on another machine: `atoll host`, `edge` and `status`."""
+"""Most of the base on another machine: `atoll host`, with `certify`, `edge` and `status`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from atoll.cli.options import MODEL, Access, Insecure, NewRun, Output, RunFile, Sets
-from atoll.cli.parsing import command
+from atoll.cli.options import MODEL, Access, CaKey, Insecure, NewRun, Output, RunFile, Sets
+from atoll.cli.parsing import command, command_with_commands
 from atoll.cli.showing import show_training
 from atoll.errors import CommandLineError
 
@@ -106,7 +106,6 @@ class Serving:
             )  # fmt: skip
 
 
-@command(commands)
 def host(serving: Serving) -> None:
     """Serve a frozen base to edges.
 
@@ -118,6 +117,25 @@ def host(serving: Serving) -> None:
 
     settings = HostSettings(**{**asdict(serving), "tenants": tuple(serving.tenants or ()), "codecs": tuple(serving.codecs or ())})
     serve(settings, lambda line: print(line, flush=True))
+
+
+hosts = command_with_commands(host)
+commands.add_typer(hosts)
+
+
+@command(hosts)
+def certify(
+    tenant: Annotated[str, typer.Argument(metavar="NAME", hidden=True)],
+    folder: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where ca.pem is; the certificate is written there.")] = Path(),
+    ca_key: CaKey = None,
+) -> None:
+    """Write a certificate for one more tenant.
+
+    By the authority that `atoll host --make-certificates DIR` made; NAME is how hosts with its ca.pem as --client-ca know the tenant.
+    """
+    from atoll.commands.host import certify as write_certificate
+
+    print(write_certificate(tenant, folder, ca_key=ca_key).to_text())
 
 
 @command(commands)
