@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import sys
 import threading
 from pathlib import Path
 from typing import Self
@@ -11,9 +12,10 @@ from typing import Self
 import httpx
 import pytest
 
-from atoll.errors import ConflictError, DataFileError, FleetFolderError, ResumeError
+from atoll.errors import ConflictError, DataFileError, FleetFolderError, PartError, ResumeError
 from atoll.federated.flower import Message, RecordDict
 from atoll.federated.grid import numbered
+from atoll.fleet.check import check_fleet
 from atoll.fleet.files import EdgeFolder
 from atoll.fleet.init import init
 from atoll.fleet.join import answer_once, join
@@ -23,6 +25,7 @@ from atoll.fleet.processes import free_port
 from atoll.jobs.backends.fleet import CAPABILITIES, TEXT
 from atoll.jobs.backends.worker import Capabilities
 
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 RUN = """
 [model]
 base = "tiny"
@@ -146,3 +149,19 @@ def test_rows_that_are_not_here_are_refused_before_anybody_is_called(north: Path
     monkeypatch.setattr(node, "EdgeLink", None)
     with pytest.raises(DataFileError):
         join(north, print, overrides=['data.train="rows.csv"'], stop=threading.Event())
+
+
+def test_a_part_that_is_not_built_in_is_wanted_on_every_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file is named where a fleet's folders are written and where they are looked at; without it nobody starts."""
+    for name in ("spread.py", "run.toml"):
+        (tmp_path / name).write_text((EXAMPLES / "extend" / name).read_text().replace("equal_votes:EqualVotes", "exact-svd"))
+    monkeypatch.delitem(sys.modules, "spread", raising=False)
+    init(tmp_path / "run.toml", tmp_path / "fleet", f"127.0.0.1:{free_port()}")
+    del sys.modules["spread"]  # Of the folder that it was read from; this process goes on as another machine.
+    edge, part = tmp_path / "fleet" / "edges" / "pharmacy", "part spread:Spread (a program: copy it if you trust who wrote it)"
+    assert (tmp_path / "fleet" / "README.md").read_text().count(f"- {part}: `spread.py`") == 3
+    assert [check.status for check in check_fleet(edge).checks if check.name == part] == ["fail"]
+    with pytest.raises(PartError, match="own folder only"):
+        answer_once(edge, packed(ASKED.content))
+    (edge / "spread.py").write_text((tmp_path / "spread.py").read_text())
+    assert [check.status for check in check_fleet(edge).checks if check.name == part] == ["ok"]

@@ -18,13 +18,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from atoll.commands.doctor import Check, DoctorReport, Status, library
 from atoll.config.load import LoadedConfig, load
-from atoll.config.named_parts import plugin_parts
 from atoll.errors import AtollError, FleetFolderError, InputError, ManyErrors, TransportError
 from atoll.fleet.files import CoordinatorFolder, EdgeFolder, HostFolder, split_address
 from atoll.fleet.links.way import open_way, said
 from atoll.fleet.named import Named, named_by_coordinator, named_by_edge
 from atoll.jobs.backends.worker import asked_for
-from atoll.registry.plugins import files_of
 from atoll.split.certificates import DeviceTls, covers, examined, open_channel
 from atoll.split.issuer import CLOCK_SKEW
 from atoll.split.transport import fetch_status
@@ -257,16 +255,7 @@ def _config(run_toml: Path, edges: Sequence[str], named: Callable[[LoadedConfig]
     missing = [name for name in edges if name not in [edge.name for edge in loaded.config.edge]]
     if missing:
         return [Check("run.toml", "fail", f"no [[edge]] called {', '.join(missing)}", "give all machines the same run.toml")]
-    of_parts = [_part(part.name, run_toml.parent, away) for part in plugin_parts(loaded.config)]
-    return [Check("run.toml", "ok", f"{len(loaded.config.edge)} edges"), *(_named(one, away) for one in named(loaded)), *of_parts]
-
-
-def _part(name: str, folder: Path, away: Status) -> Check:
-    """Whether the file of a part that is not built in lies beside run.toml; it is not opened."""
-    file = next((one for one in files_of(name, folder) if one.is_file()), None)
-    if file is not None:
-        return Check(f"part {name}", "ok", f"{file.name} is there")
-    return Check(f"part {name}", away, "its file is not there", f"copy it beside run.toml, into {folder}, if you trust who wrote it")
+    return [Check("run.toml", "ok", f"{len(loaded.config.edge)} edges"), *(_named(one, away) for one in named(loaded))]
 
 
 def _named(named: Named, away: Status) -> Check:

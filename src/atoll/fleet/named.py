@@ -9,7 +9,9 @@ from pathlib import Path
 from atoll.config.document import read_document
 from atoll.config.fleet import with_fleet
 from atoll.config.load import LoadedConfig, resolve_path
+from atoll.config.named_parts import plugin_parts
 from atoll.jobs.inputs import base_source
+from atoll.registry.plugins import files_of
 from atoll.tasks.rows import names_file
 
 
@@ -42,14 +44,22 @@ def named_by_edge(loaded: LoadedConfig, name: str) -> list[Named]:
 
 
 def _of_config(loaded: LoadedConfig) -> list[Named]:
-    """What reading run.toml opens, on every machine: the fleet file, and the profiles of all edges."""
+    """What reading run.toml opens, on every machine: the fleet file, the profiles of all edges, and parts that are not built in."""
     document = read_document(loaded.path)
     run = document.table.get("run")
     fleet = run.get("fleet") if isinstance(run, Mapping) else None
     edges = with_fleet(document)[0].table.get("edge")
     profiles = [edge.get("profile") for edge in edges] if isinstance(edges, list) else []
     values = [*([("fleet file", fleet)] if fleet else []), *(("profile", profile) for profile in dict.fromkeys(profiles) if profile)]
-    return [Named(what, value, resolve_path(loaded.path, value)) for what, value in values]
+    files = [Named(what, value, resolve_path(loaded.path, value)) for what, value in values]
+    return files + [_part(part.name, loaded.path.parent) for part in plugin_parts(loaded.config)]
+
+
+def _part(name: str, folder: Path) -> Named:
+    """Its file, or the folder of its package; where neither is there, the file."""
+    module, package = files_of(name, folder)
+    path = package.parent if package.is_file() and not module.is_file() else module
+    return Named(f"part {name} (a program: copy it if you trust who wrote it)", str(path.relative_to(folder)), path)
 
 
 def _base(loaded: LoadedConfig) -> list[Named]:
