@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -250,11 +252,12 @@ def fleet_remove(folder: Path, name: str, *, ca_key: Path | None) -> None:
 
 
 def fleet_join(folder: Path, *, config: Path | None, overrides: tuple[str, ...]) -> None:
-    """Take part until stopped."""
-    from atoll.commands.host import stopped_by_signals
+    """Take part until stopped, also in the middle of a round: it is trained again from the state before."""
     from atoll.fleet.join import join
 
-    join(folder, _tell, config=config, overrides=overrides, stop=stopped_by_signals())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):
+        join(folder, _tell, config=config, overrides=overrides, stop=threading.Event())
 
 
 def _tell(line: str) -> None:
