@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 RUN = '[data]\ntrain = "demo"\nprompt = "{mr} ->"\ncompletion = " {ref}"\n[[edge]]\nname = "north"\n[[edge]]\nname = "south"\n'
 
@@ -27,3 +30,21 @@ def test_members_come_and_go(tmp_path: Path, atoll: Callable[..., object]) -> No
     done = atoll("host", "certify", "guest", "--dir", fleet, "--ca-key", str(key))
     assert done.status == 0
     assert (tmp_path / "fleet" / "tenant-guest.pem").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_edge_ends_when_asked_to_in_the_middle_of_a_round(
+    number: signal.Signals, atoll: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, passed = signal.getsignal(signal.SIGTERM), list[str]()
+
+    def trains(*arguments: object, **options: object) -> None:
+        signal.raise_signal(number)
+        passed.append("the round goes on")
+
+    monkeypatch.setattr("atoll.fleet.join.join", trains)
+    try:
+        done = atoll("fleet", "join", "anywhere")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (done.status, done.out, done.err, passed) == (0, "", "", [])

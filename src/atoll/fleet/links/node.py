@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from atoll.fleet.links.frames import PROBLEM, Frame, packed, unpacked
 from atoll.fleet.links.way import open_way, said
 from atoll.split.certificates import DeviceTls
 
+log = logging.getLogger(__name__)
 _QUICK, _SLOW = 0.2, 3.0
 """An edge that was asked lately looks for more soon, and leaves a coordinator that is silent in peace."""
 _SHORTEST_WAIT, _LONGEST_WAIT = 1.0, 8.0
@@ -103,8 +105,9 @@ def answered(message: Message, answer: Callable[[bytes], bytes]) -> Message:
     except ProtocolError as problem:
         return _problem(message, problem.page())
     except DAMAGE as problem:
-        foreign = ProtocolError("a message that this edge cannot follow", got=f"{type(problem).__name__}: {problem}"[:300])
-        return _problem(message, foreign.page())
+        log.warning("a message that this edge cannot follow", exc_info=True)
+        # What the exception says may quote a row, which stays here.
+        return _problem(message, ProtocolError("a message that this edge cannot follow", got=type(problem).__name__).page())
     return Message(packed(frame.content), reply_to=message) if frame.problem is None else _problem(message, frame.problem)
 
 
