@@ -46,6 +46,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+from atoll.printable import printable
+
 _BELOW = "\n" + 12 * " "
 """From one line of a part to the next: past the label."""
 
@@ -61,10 +63,14 @@ class AtollError(Exception):
         self.what, self.where, self.got, self.expected, self.do = what, where, got, expected, do
 
     def page(self) -> str:
-        """The error as plain text: each part that is known begins a line with its label, and goes on below itself."""
+        """The error as plain text: each part that is known begins a line with its label, and goes on below itself.
+
+        Parts may hold what a peer or a file says: nothing in them moves a terminal's cursor or begins a line that looks like another part.
+        """
         parts = [("where", self.where), ("got", self.got), ("expected", self.expected), ("do", self.do)]
-        lines = [f"error {self.code}: {self.what}" if self.code else f"error: {self.what}"]
-        return "\n".join(lines + [f"  {label:<9} {_BELOW.join(text.splitlines())}" for label, text in parts if text])
+        what = printable(self.what)
+        lines = [f"error {self.code}: {what}" if self.code else f"error: {what}"]
+        return "\n".join(lines + [f"  {label:<9} {_BELOW.join(map(printable, text.splitlines()))}" for label, text in parts if text])
 
 
 class InputError(AtollError):
