@@ -361,10 +361,11 @@ def test_torch_without_memory_is_a_page(edge: Edge, job: Job, here: Here, monkey
     train(edge, job, here, 1)
 
 
+@pytest.mark.parametrize("data", [b"", b"[" * 100_000, b'{"a": {"arrays": {"x": ["float32", [1], "raw", 4611686018427387904]}}}\n'])
 @pytest.mark.parametrize("file", ["answer.record", "state.record"])
-def test_a_damaged_file_is_a_page(edge: Edge, job: Job, here: Here, file: str) -> None:
+def test_a_damaged_file_is_a_page(edge: Edge, job: Job, here: Here, file: str, data: bytes) -> None:
     train(edge, job, here, 1)
-    (edge.rounds / "round-0001" / file).write_bytes(b"")
+    (edge.rounds / "round-0001" / file).write_bytes(data)
     number = 1 if file == "answer.record" else 2
     answer = edge.answer(asks(job, number, here[number - 1][0]), number)
     assert file in str(answer.problem)

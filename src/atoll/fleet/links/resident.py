@@ -16,6 +16,7 @@ from typing import Self
 
 from atoll.errors import AtollError, BadRowError, OutputError, PeerError, ProtocolError, RunFolderError
 from atoll.federated.client import EdgeWork, client_app
+from atoll.federated.figures import MALFORMED, said, shown
 from atoll.federated.flower import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict, assume_identity
 from atoll.federated.payload import WORK_ORDER
 from atoll.federated.store import read_record, write_record
@@ -142,9 +143,9 @@ class Resident:
 def _kept(path: Path) -> RecordDict:
     try:
         return read_record(path)
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+    except MALFORMED as problem:
         raise RunFolderError(
-            "what this edge kept of a round is damaged", where=str(path), got=f"{type(problem).__name__}: {problem}",
+            "what this edge kept of a round is damaged", where=str(path), got=said(problem),
             expected="the file as it was written", do=f"delete {path.parent}: the edge goes on from the round before",
         ) from None  # fmt: skip
 
@@ -158,7 +159,7 @@ def _told(question: Frame, name: str, key: str) -> object:
 
 def _not_ours(question: Frame, expected: str) -> ProtocolError:
     return ProtocolError(
-        "a message that this edge cannot follow", got=f"{question.kind}: {', '.join(question.content) or 'empty'}", expected=expected,
+        "a message that this edge cannot follow", got=f"{shown(question.kind)}: {shown(list(question.content))}", expected=expected,
         do="run the same version of Atoll everywhere",
     )  # fmt: skip
 

@@ -8,15 +8,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
 
 from atoll.adapters.state import AdapterState
 from atoll.base.load import Base
 from atoll.base.part import stored_digest
 from atoll.config.load import LoadedConfig, resolved
 from atoll.config.schema import PRECISION_BITS, RunConfig
-from atoll.errors import HostRefusedError, ProtocolError
-from atoll.jobs.backends.work_orders import SentOrder
+from atoll.errors import HostRefusedError
+from atoll.jobs.backends.work_orders import SentOrder, read_strictly
 from atoll.jobs.finished import loaded_base
 from atoll.jobs.inputs import base_shapes, base_source, edge_rows, labels_of
 from atoll.jobs.job import Job, Participant, alone, participant
@@ -26,6 +28,7 @@ from atoll.tasks.batches import check_packing
 from atoll.tasks.classes import examples_of, form_of
 from atoll.tasks.tokens import Examples
 
+_LONGEST_NAME, _LONGEST_LABEL, _MOST_LABELS = 128, 1000, 10_000
 _OF_A_MACHINE = (("model", "base"), ("data", "train"), ("data", "eval"), ("adapter", "start"), ("plan", "importance_file"))
 """Keys that name places on a machine, and may differ between those of one run."""
 
@@ -34,15 +37,15 @@ _OF_A_MACHINE = (("model", "base"), ("data", "train"), ("data", "eval"), ("adapt
 class Capabilities:
     """What an edge says of itself before a run: no row and no weight."""
 
-    edge: str
-    num_rows: int
-    labels: tuple[str, ...]
+    edge: Annotated[str, Field(max_length=_LONGEST_NAME)]
+    num_rows: Annotated[int, Field(ge=0, le=2**40)]
+    labels: Annotated[tuple[Annotated[str, Field(max_length=_LONGEST_LABEL)], ...], Field(max_length=_MOST_LABELS)]
     """The classes of its rows; none where it generates."""
-    base: str
+    base: Annotated[str, Field(max_length=_LONGEST_NAME)]
     """Digest of the weights as they are stored."""
-    config: str
+    config: Annotated[str, Field(max_length=_LONGEST_NAME)]
     """Digest of what run.toml asks for, wherever files lie."""
-    atoll: str
+    atoll: Annotated[str, Field(max_length=_LONGEST_NAME)]
 
     def to_text(self) -> str:
         """As JSON."""
@@ -54,14 +57,7 @@ class Capabilities:
 
         Raises: ProtocolError for a text of another version.
         """
-        try:
-            said = json.loads(text)
-            return cls(**{**said, "labels": tuple(said["labels"]), "num_rows": int(said["num_rows"])})
-        except (ValueError, KeyError, TypeError) as problem:
-            raise ProtocolError(
-                "an edge's answer cannot be read", got=f"{type(problem).__name__}: {problem}", expected="what this version of Atoll writes",
-                do="run the same version of Atoll everywhere",
-            ) from None  # fmt: skip
+        return read_strictly(TypeAdapter(cls), text, "an edge's answer")
 
 
 def asked_for(config: RunConfig) -> str:
