@@ -18,6 +18,8 @@ from atoll.base.part import stored_digest
 from atoll.config.load import LoadedConfig, resolved
 from atoll.config.schema import PRECISION_BITS, RunConfig
 from atoll.errors import HostRefusedError
+from atoll.jobs.backends.edge_policy import EdgePolicy
+from atoll.jobs.backends.order_checks import OrderChecks
 from atoll.jobs.backends.work_orders import SentOrder, read_strictly
 from atoll.jobs.finished import loaded_base
 from atoll.jobs.inputs import base_shapes, base_source, edge_rows, labels_of
@@ -74,11 +76,15 @@ def asked_for(config: RunConfig) -> str:
 class Worker:
     """One edge's side of a run. A base is loaded when an order first asks for it, and let go when an order asks for another."""
 
-    def __init__(self, loaded: LoadedConfig, edge: str, host: HostAccess | None = None) -> None:
+    def __init__(self, loaded: LoadedConfig, edge: str, host: HostAccess | None = None, policy: EdgePolicy | None = None) -> None:
         self._loaded, self._name, self._host = alone(loaded, edge), edge, host
+        self.policy = policy or EdgePolicy()
+        """What the edge's owner lets a coordinator ask for, beside what run.toml says."""
         self._asked_for = asked_for(loaded.config)
         (self._rows,) = edge_rows(loaded, edge)
         self._labels = labels_of(self._loaded.config, [self._rows.rows])
+        own = next(one for one in loaded.config.edge if one.name == edge)
+        self._checks = OrderChecks(loaded.config, own, len(self._rows.rows), self._labels, self.policy)
         self._base: Base | None = None
         self._split: SplitSide | None = None
         self._has: object = None
@@ -98,6 +104,15 @@ class Worker:
     def digest(self) -> str:
         """Of the base as it is stored here; empty for an edge that only ever holds a part of it, which its host checks."""
         return "" if self._loaded.config.edge[0].mode == "split" else stored_digest(base_source(self._loaded))
+
+    def check(self, sent: SentOrder, task: str, number: int | None = None, adapter: AdapterState | None = None) -> None:
+        """Whether an order may be followed, to train this adapter in this round; nothing is loaded for it.
+
+        Raises: OrderRefusedError.
+        """
+        self._checks.check(sent, task, number, base_shapes(self._loaded, len(sent.labels)))
+        if adapter is not None:
+            self._checks.check_adapter(adapter, sent)
 
     def work(self, sent: SentOrder) -> tuple[Job, Participant]:
         """All that the edge's part of the run needs, by this order.
