@@ -31,6 +31,7 @@ from atoll.fleet.files import (
     named_by_edge,
     split_address,
 )
+from atoll.jobs.backends.edge_policy import POLICY_FILE, policy_toml
 from atoll.runs.files import sync_folder
 from atoll.split.certificates import Issuer, check_names, is_loopback, write_new
 
@@ -136,7 +137,9 @@ def _edge(loaded: LoadedConfig, issuer: Issuer, edge: EdgeFile) -> tuple[dict[st
     key = ec.generate_private_key(ec.SECP384R1())
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n"
     node = {"node.key": key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()), "node.pub": public}
-    return {**_shared(loaded, issuer), **node, **issuer.device("client", edge.name), "edge.json": json_text(edge).encode()}, public
+    own = next(one for one in loaded.config.edge if one.name == edge.name)
+    files = {"edge.json": json_text(edge).encode(), POLICY_FILE: policy_toml(loaded.config, own).encode()}
+    return {**_shared(loaded, issuer), **node, **issuer.device("client", edge.name), **files}, public
 
 
 def _host_command(config: RunConfig, host: FleetHost) -> str:

@@ -12,9 +12,11 @@ from atoll.fleet.files import EdgeFile, EdgeFolder
 from atoll.fleet.links.resident import Resident
 from atoll.fleet.links.sockets import RESIDENT, LocalServer
 from atoll.fleet.processes import Child, command, flower_environment, free_port
+from atoll.jobs.backends.edge_policy import POLICY_FILE, read_policy
 from atoll.jobs.backends.worker import Worker
 from atoll.jobs.split import HostAccess
-from atoll.runs.events import EventLog
+from atoll.report.lines import describe_event
+from atoll.runs.events import Advised, EventLog, Observer
 from atoll.split.certificates import DeviceTls
 
 _LONGEST_WAIT = 8.0
@@ -30,7 +32,7 @@ def join(
     """
     edge_folder = EdgeFolder(folder)
     edge = edge_folder.read()
-    with EventLog(folder / "events.jsonl") as log, opened(edge_folder, config, overrides, log) as resident:
+    with EventLog(folder / "events.jsonl", [_advice(tell)]) as log, opened(edge_folder, config, overrides, log) as resident:
         server = LocalServer(RESIDENT, {"Answer": resident.answer})
         try:
             _serve(edge_folder, edge, server.address, tell, stop)
@@ -57,7 +59,13 @@ def opened(folder: EdgeFolder, config: Path | None, overrides: Sequence[str], lo
     loaded = load(config or folder.run_toml, overrides, environment=False)
     _check_named(loaded, edge)
     host = None if edge.host is None else HostAccess(edge.host, DeviceTls(folder.ca, folder.cert, folder.key))
-    return Resident(Worker(loaded, edge.name, host), folder.path / "state", log)
+    policy = read_policy(folder.path / POLICY_FILE)
+    return Resident(Worker(loaded, edge.name, host, policy), folder.path / "state", log)
+
+
+def _advice(tell: Callable[[str], None]) -> Observer:
+    """Tells what an owner should know, such as orders that were refused."""
+    return lambda event: tell(describe_event(event)) if isinstance(event, Advised) else None
 
 
 def _serve(folder: EdgeFolder, edge: EdgeFile, resident: str, tell: Callable[[str], None], stop: threading.Event) -> None:
