@@ -34,6 +34,7 @@ AtollError
 └── PeerError                     exit 4: an edge, a host or the coordinator was lost or refused; work is saved
     ├── EdgesLostError     F701   fewer edges answered than a round needs
     ├── UpdateRefusedError F702   an update that must not be averaged
+    ├── OrderRefusedError  F703   an order that an edge does not follow
     ├── DiskError          R504   the coordinator's disk takes no more; the last whole checkpoint is intact
     ├── FrameError         W801   bytes from the other side that are no whole, undamaged message
     ├── ProtocolError      W802   a message that the dialogue does not allow now
@@ -275,6 +276,12 @@ class UpdateRefusedError(PeerError):
     """An update that must not be averaged."""
 
     code = "F702"
+
+
+class OrderRefusedError(PeerError):
+    """An order that an edge does not follow."""
+
+    code = "F703"
 
 
 class DiskError(PeerError):

@@ -75,7 +75,7 @@ class MeddlingGrid(InProcessGrid):
 
 def federate(
     ranks: Sequence[int], meddle: Meddle, *, start: AdapterState = START, rounds: int = 2, examples: Mapping[str, int] | None = None,
-    **strategy: object,
+    enough: int = 1, **strategy: object,
 ) -> tuple[AdapterStrategy, Told]:  # fmt: skip
     """Rounds of one edge for each rank, called edge0, edge1, ..."""
     told, names = Told(), [f"edge{number}" for number in range(len(ranks))]
@@ -89,7 +89,7 @@ def federate(
     nodes = {number + 1: name for number, name in enumerate(names)}
     given = {name: start.ranks | dict.fromkeys(start.modules, rank) for name, rank in zip(names, ranks, strict=True)}
     bases = dict.fromkeys(names, BASE)
-    coordinator = AdapterStrategy(start, given, nodes, 1, told.observer, base_digests=bases, run_id="run-0001", **strategy)  # type: ignore[arg-type]
+    coordinator = AdapterStrategy(start, given, nodes, enough, told.observer, base_digests=bases, run_id="run-0001", **strategy)  # type: ignore[arg-type]
     contexts = {node: Context(1, node, {"edge": name}, RecordDict(), {}) for node, name in nodes.items()}
     grid = MeddlingGrid(client_app(lambda context: works[str(context.node_config["edge"])]), contexts)
     grid.meddle = meddle

@@ -16,7 +16,7 @@ from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.errors import EdgesLostError
 from atoll.federated.aggregation.robust import Robust
 from atoll.federated.aggregation.spool import Contribution, Spool
-from atoll.federated.flower import ConfigRecord, Message, MetricRecord
+from atoll.federated.flower import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from atoll.federated.payload import get_adapter, put_adapter
 from atoll.federated.receipts import Ask
 
@@ -64,6 +64,37 @@ def figures(key: str, value: object) -> Fault:
     return fault
 
 
+def with_record(name: str, record: ArrayRecord | ConfigRecord | MetricRecord) -> Fault:
+    def fault(reply: Message, before: Message) -> Iterable[Message]:
+        reply.content[name] = record
+        return [reply]
+
+    return fault
+
+
+def array(key: str, made: Callable[[Array], Array]) -> Fault:
+    """Another array in place of one of the adapter's."""
+
+    def fault(reply: Message, before: Message) -> Iterable[Message]:
+        arrays = reply.content.array_records["adapter"]
+        arrays[key] = made(arrays["a/down"])
+        return [reply]
+
+    return fault
+
+
+def reshaped(*shape: int) -> Fault:
+    return array("a/down", lambda one: Array(one.dtype, shape, one.stype, one.data))
+
+
+def config(key: str, value: object) -> Fault:
+    def fault(reply: Message, before: Message) -> Iterable[Message]:
+        reply.content["adapter_config"] = ConfigRecord({**reply.content.config_records["adapter_config"], key: value})  # type: ignore[dict-item]
+        return [reply]
+
+    return fault
+
+
 def without(key: str) -> Fault:
     def fault(reply: Message, before: Message) -> Iterable[Message]:
         del reply.content[key]
@@ -89,6 +120,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "NaN": (filled(float("nan")), "numbers that are not finite"),
     "infinite": (filled(float("inf")), "NaN or infinity in a"),
     "square overflows": (filled(1e20), "an update is too large"),
+    "huge factor": (of_a(lambda one: ModuleAdapter(one.down_RI * 1e6, one.up_OR * 1e-6, one.scaling)), "factors with a norm"),
     "huge product": (filled(1e3), "expected  at most 50"),
     "wrong scaling": (of_a(lambda one: ModuleAdapter(one.down_RI, one.up_OR, 1e9)), "scaling 1000000000.0"),
     "NaN scaling": (of_a(lambda one: ModuleAdapter(one.down_RI, one.up_OR, float("nan"))), "scaling nan"),
@@ -98,7 +130,9 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "unknown module": (
         with_adapter(lambda s: AdapterState(s.kind, {"z": s.modules["a"]}, s.full_weights)), "a module that the edge was given"
     ),
-    "unknown weight": (with_adapter(lambda s: AdapterState(s.kind, {}, {"a": FullWeightDelta(torch.zeros(9, 7))})), "what the edges share"),
+    "unknown weight": (
+        with_adapter(lambda s: AdapterState(s.kind, {}, {"a": FullWeightDelta(torch.zeros(9, 7))})), "of a module that the edge was given"
+    ),
     "wrong kind": (with_adapter(lambda state: AdapterState("bottleneck", state.modules)), "a bottleneck adapter"),
     "wrong hash": (receipt("base", "0" * 64), "wrong hash"),
     "no hash": (receipt("base", None), "wrong hash"),
@@ -108,9 +142,9 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "another nonce": (receipt("nonce", Ask("run-0001", 2, "federated", "edge0").nonce), "nonce"),
     "another edge": (receipt("edge", "edge0"), "edge 'edge0'"),
     "no receipt": (without("receipt"), "without a receipt"),
-    "no figures": (without("metrics"), "no metrics"),
+    "no figures": (without("metrics"), "no 'metrics'"),
     "no adapter": (without("adapter"), "does not hold an adapter"),
-    "a figure missing": (figures("num_tokens", None), "no num_tokens"),
+    "a figure missing": (figures("num_tokens", None), "no 'num_tokens'"),
     "duplicate": (twice, "a second answer in one round"),
     "no examples": (figures("num_examples", 0), "an update without data"),
     "fewer than none": (figures("num_examples", -3), "num_examples = -3"),
@@ -118,6 +152,30 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "a list of examples": (figures("num_examples", [1, 2]), "num_examples = [1, 2]"),
     "more examples than before": (figures("num_examples", 10**9), "number of examples changed"),
     "more examples than there can be": (figures("num_examples", 2**62), "more data than there can be"),
+    "infinite work": (figures("flops.block_flops", float("inf")), "flops.block_flops = inf"),
+    "more work than there can be": (figures("flops.adapter_flops", 10**400), "flops.adapter_flops = a number of 1329 bits"),
+    "no loss": (figures("mean_loss", float("nan")), "mean_loss = nan"),
+    "a loss of 400 digits": (figures("mean_loss", 10**400), "mean_loss = a number of 1329 bits"),
+    "modules of 400 digits": (figures("num_active", 10**400), "num_active = a number of 1329 bits"),
+    "infinite memory": (figures("peak_bytes", float("inf")), "peak_bytes = inf"),
+    "bytes of no message": (with_record("wire_up", MetricRecord({"forward\nround 3: done": 1})), "which is no kind of message"),
+    "bytes of many messages": (with_record("wire_down", MetricRecord({f"kind{n}": 1 for n in range(33)})), "counts of 33 kinds"),
+    "a first step of inf": (with_record("first_step", MetricRecord({"counted.head_flops": float("inf")})), "counted.head_flops = inf"),
+    "half a first step": (with_record("first_step", MetricRecord({"counted.head_flops": 1})), "no 'counted.block_and_adapter_flops'"),
+    "negative shape": (reshaped(-4, -7), "does not hold an adapter"),
+    "huge shape": (reshaped(10**400, 7), "does not hold an adapter"),
+    "no shape": (reshaped(), "does not hold an adapter"),
+    "many dimensions": (reshaped(*[1] * 100, 4, 7), "does not hold an adapter"),
+    "foreign numbers": (array("a/down", lambda one: Array("float64", (2, 7), one.stype, one.data)), "does not hold an adapter"),
+    "a scaling of 400 digits": (config("scalings", [10**400, 2]), "does not hold an adapter"),
+    "scalings of words": (config("scalings", ["two", "two"]), "does not hold an adapter"),
+    "an empty list": (config("whole", []), "list index out of range"),
+    "a junk record": (with_record("junk", ArrayRecord({"x": Array("uint8", (2**20,), "x", bytes(2**20))})), "a record 'junk'"),
+    "a junk array": (array("b/down", lambda one: one), "an array 'b/down'"),
+    "junk in an array": (array("a/up", lambda one: Array("float32", (2**18,), one.stype, bytes(2**20))), "'a/up' of 1048576 bytes"),
+    "junk words": (config("junk", "x" * 2**20), "bytes beside its arrays"),
+    "arrays for a receipt": (with_record("receipt", ArrayRecord({})), "without a receipt"),
+    "arrays for figures": (with_record("metrics", ArrayRecord({})), "a record 'metrics'"),
     "silent": (lambda reply, before: [], "no answer before the round ended"),
 }
 

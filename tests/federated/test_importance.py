@@ -144,11 +144,11 @@ def test_an_edge_may_score_some_modules_only() -> None:
 @pytest.mark.parametrize(
     ("scores", "num_examples", "got"),
     [
-        ({"a": math.nan}, 12, "nan for a"),
-        ({"a": math.inf, "b": 1.0}, 12, "inf for a"),
+        ({"a": math.nan}, 12, "a = nan where"),
+        ({"a": math.inf, "b": 1.0}, 12, "a = inf where"),
         ({"a": 1.0, "b": -0.5}, 12, "-0.5 for b"),
-        ({"a": [1.0, 2.0]}, 12, "[1.0, 2.0] for a"),
-        ({"a": 1.0, "lm_head": 2.0}, 12, "a score of lm_head, which is no module of this run"),
+        ({"a": [1.0, 2.0]}, 12, "a = [1.0, 2.0] where"),
+        ({"a": 1.0, "lm_head": 2.0}, 12, "a score of 'lm_head', which is no module of this run"),
         ({}, 12, "no score at all"),
         ({"a": 1.0}, 0, "0 examples"),
     ],
@@ -189,11 +189,14 @@ class Tampering(InProcessGrid):
 @pytest.mark.parametrize(
     ("lost", "changed", "got"),
     [
-        ("scores", {}, "no scores"),
-        ("metrics", {}, "no metrics"),
-        ("wire_up", {}, "no wire_up"),
-        ("", {"num_examples": 1.5}, "num_examples = 1.5 where a whole number of 0 or more belongs"),
-        ("", {"num_active": [1, 2]}, "int() argument"),
+        ("scores", {}, "no 'scores'"),
+        ("metrics", {}, "no 'metrics'"),
+        ("wire_up", {}, "no 'wire_up'"),
+        ("", {"num_examples": 1.5}, "num_examples = 1.5 where a whole number from 0"),
+        ("", {"num_active": [1, 2]}, "num_active = [1, 2] where"),
+        ("", {"flops.head_flops": float("inf")}, "flops.head_flops = inf where"),
+        ("", {"num_active": 10**400}, "num_active = a number of 1329 bits where"),
+        ("", {"peak_bytes": 2**81}, "peak_bytes = "),
     ],
 )
 def test_answers_that_lack_something_are_refused(lost: str, changed: Mapping[str, Any], got: str) -> None:

@@ -38,7 +38,7 @@ def test_every_machine_has_its_folder_and_no_key_of_another(run_toml: Path, tmp_
     assert tree(out / "coordinator") == SHARED | own | nodes | app
     assert tree(out / "hosts") == {f"gpu/{name}" for name in ("ca.pem", "host.pem", "host.key", "start.txt")}
     for name in ("north", "south", "west"):
-        assert tree(out / "edges" / name) == SHARED | {"node.key", "node.pub", "client.pem", "client.key", "edge.json"}
+        assert tree(out / "edges" / name) == SHARED | {"node.key", "node.pub", "client.pem", "client.key", "edge.json", "policy.toml"}
     keys = list(out.rglob("*.key"))
     assert len({path.read_bytes() for path in keys}) == len(keys) == 9
     assert {stat.S_IMODE(path.stat().st_mode) for path in keys} == {0o600}

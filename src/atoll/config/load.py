@@ -73,7 +73,7 @@ def restored(values: Mapping[str, object]) -> RunConfig:
 
     Raises: ValueError if the values are of another version's schema.
     """
-    return RunConfig.model_validate(_tuples(values))
+    return RunConfig.model_validate(tuples(values))
 
 
 def config_hash(config: RunConfig) -> str:
@@ -84,7 +84,7 @@ def config_hash(config: RunConfig) -> str:
 def _checked(document: Document, overrides: Sequence[str], *, environment: bool = True, imports: bool = True) -> LoadedConfig:
     document, errors, has_edges = _gathered(document, overrides)
     try:
-        config = RunConfig.model_validate(_tuples(document.table))
+        config = RunConfig.model_validate(tuples(document.table))
     except ValidationError as error:
         errors += problems(error, document)
         raise_all(errors + unavailable(document, {one.where for one in errors}))
@@ -128,10 +128,10 @@ def raise_all(errors: Sequence[InputError]) -> None:
         raise errors[0]
 
 
-def _tuples(value: object) -> object:
+def tuples(value: object) -> object:
     """TOML's arrays as the tuples that the frozen schema holds."""
     if isinstance(value, list | tuple):
-        return tuple(_tuples(item) for item in value)
+        return tuple(tuples(item) for item in value)
     if isinstance(value, Mapping):
-        return {key: _tuples(item) for key, item in value.items()}
+        return {key: tuples(item) for key, item in value.items()}
     return value

@@ -74,7 +74,8 @@ def _wrong_options(config: RunConfig, document: Document) -> list[InputError]:
         try:
             model.model_validate(dict(given or {}))
         except ValidationError as error:
-            errors += [_wrong_option(name, model, item, document) for item in error.errors(include_url=False)]
+            title, location = f"[options.{as_toml(name)}]", ("options", name)
+            errors += [wrong_key(title, location, model, item, document) for item in error.errors(include_url=False)]
     return errors
 
 
@@ -94,10 +95,10 @@ def _has_none(part: NamedPart, document: Document) -> ConflictError:
     )  # fmt: skip
 
 
-def _wrong_option(name: str, model: type[BaseModel], item: Mapping[str, Any], document: Document) -> InputError:
+def wrong_key(title: str, table: Location, model: type[BaseModel], item: Mapping[str, Any], document: Document) -> InputError:
+    """The page of what a model refused of a table with this title and place; `item` is one of the refusal's errors."""
     fields, key = model.model_fields, str(item["loc"][0]) if item["loc"] else ""
-    location: Location = ("options", name, key)
-    title = f"[options.{as_toml(name)}]"
+    location: Location = (*table, key)
     if item["type"] == "extra_forbidden":
         likely = nearest(key, list(fields))
         do = f"did you mean {likely}?" if likely else f"take {key} out"
@@ -105,9 +106,9 @@ def _wrong_option(name: str, model: type[BaseModel], item: Mapping[str, Any], do
         return UnknownKeyError(what, where=document.where(location), got=key, expected=expected, do=do)
     if item["type"] == "missing":
         expected, do = _takes(model, key), f"add {key} = ... below {title}"
-        return BadValueError(f"{title} needs {key}", where=document.where(("options", name)), got="nothing", expected=expected, do=do)
+        return BadValueError(f"{title} needs {key}", where=document.where(table), got="nothing", expected=expected, do=do)
     if key not in fields:  # What the model says of all its fields together.
-        return BadValueError(f"{title} cannot be so", where=document.where(("options", name)), got=str(item["msg"]), do="mend it")
+        return BadValueError(f"{title} cannot be so", where=document.where(table), got=str(item["msg"]), do="mend it")
     expected = _takes(model, key)
     # A rule of the part's own has its own words.
     expected = str(item["msg"]) if item["type"] in ("value_error", "assertion_error") else expected

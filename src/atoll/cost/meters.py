@@ -74,19 +74,15 @@ class FirstStep:
         }  # fmt: skip
 
     @classmethod
-    def from_numbers(cls, numbers: Mapping[str, object]) -> Self:
+    def from_numbers(cls, numbers: Mapping[str, int]) -> Self:
         """What `to_numbers` made.
 
-        Raises: KeyError, TypeError, ValueError where something is missing or no number.
+        Raises: KeyError where something is missing.
         """
-
-        def read(name: str) -> int:
-            return int(numbers[name])  # type: ignore[call-overload]
-
         return cls(
-            CountedStep(read("counted.block_and_adapter_flops"), read("counted.head_flops")),
-            Flops(read("formula.block_flops"), read("formula.adapter_flops"), read("formula.head_flops")),
-        )
+            CountedStep(numbers["counted.block_and_adapter_flops"], numbers["counted.head_flops"]),
+            Flops(numbers["formula.block_flops"], numbers["formula.adapter_flops"], numbers["formula.head_flops"]),
+        )  # fmt: skip
 
 
 class CountedFlops:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Self
+from typing import Self, TypeVar
 
 from atoll.cost.formulas import Flops
 from atoll.cost.traffic import WireBytes
+
+T = TypeVar("T", Flops, WireBytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +51,16 @@ class Work:
         return found
 
     @classmethod
-    def from_numbers(cls, numbers: Mapping[str, object]) -> Self:
+    def from_numbers(cls, numbers: Mapping[str, int]) -> Self:
         """What `to_numbers` made, among other things.
 
-        Raises: KeyError, TypeError, ValueError where something is missing or no number.
+        Raises: KeyError where something is missing.
         """
 
-        def read(kind: type[Flops] | type[WireBytes], name: str) -> Flops | WireBytes:
-            return kind(**{part.name: int(numbers[f"{name}.{part.name}"]) for part in fields(kind)})  # type: ignore[call-overload]
+        def read(kind: type[T], name: str) -> T:
+            return kind(**{part.name: numbers[f"{name}.{part.name}"] for part in fields(kind)})
 
         return cls(
-            read(Flops, "flops"), read(WireBytes, "wire"), read(Flops, "full_pool_flops"), read(WireBytes, "full_pool_wire"),  # type: ignore[arg-type]
-            int(numbers["num_active"]), int(numbers["num_pool"]), int(numbers["num_round_trips"]),  # type: ignore[call-overload]
+            read(Flops, "flops"), read(WireBytes, "wire"), read(Flops, "full_pool_flops"), read(WireBytes, "full_pool_wire"),
+            numbers["num_active"], numbers["num_pool"], numbers["num_round_trips"],
         )  # fmt: skip

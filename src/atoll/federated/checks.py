@@ -2,29 +2,56 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
-import torch
-from torch import Tensor
-
-from atoll.adapters.full_weights import FullWeightDelta
-from atoll.adapters.low_rank import squared_norm
+from atoll.adapters.norms import LARGEST_NORM, factor_norm, product_norm
 from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.errors import AdapterFitError, UpdateRefusedError
-from atoll.federated.aggregation.edge_parts import LARGEST_FP16, Precision
 from atoll.federated.aggregation.spool import Contribution
+from atoll.federated.figures import shown
+from atoll.federated.flower import ArrayRecord, RecordDict
 
-_LARGEST = math.sqrt(torch.finfo(torch.float32).max)
-"""The square of a larger number is none in fp32: no optimizer and no norm could go on from it."""
 _MOST_EXAMPLES = 2**40
+_FEW_BYTES, _MODULE_BYTES = 2**16, 2**10
+"""Room for figures and receipt, and for what is said of a module by its name."""
 _SAME_BASE = "use the same base and [adapter] on every edge"
 
 
-def check_update(contribution: Contribution, sent: AdapterState, max_norm: float | None = None, precision: Precision = "fp32") -> None:
+def check_contents(
+    edge: str, content: RecordDict, records: Collection[str], arrays: Mapping[str, Mapping[str, int]], num_modules: int
+) -> None:  # fmt: skip
+    """Refuse an answer that holds more than was asked for, before any of it is read; `records` are those that may be in it.
+
+    `arrays` are the most bytes of every array, by record and name. The rest has a room of its own for so many modules.
+
+    Raises: UpdateRefusedError; what counting a foreign record's bytes raises.
+    """
+    where, most = f"edge {edge}", _FEW_BYTES + num_modules * _MODULE_BYTES
+    for name, record in content.items():
+        allowed = arrays.get(name, {})
+        if name not in records or (isinstance(record, ArrayRecord) and name not in arrays):
+            raise _unasked(where, f"a record {shown(name)}", f"of {', '.join(sorted(records))}")
+        for key, array in record.items() if isinstance(record, ArrayRecord) else ():
+            if key not in allowed:
+                raise _unasked(where, f"an array {shown(key)}", "arrays of a module that the edge was given")
+            if len(array.data) > allowed[key]:
+                raise _unasked(where, f"{shown(key)} of {len(array.data)} bytes", f"at most {allowed[key]} bytes")
+    rest = sum(record.count_bytes() for record in content.values() if not isinstance(record, ArrayRecord))
+    if rest > most:
+        raise _unasked(where, f"{rest} bytes beside its arrays", f"at most {most}")
+
+
+def _unasked(where: str, got: str, expected: str) -> UpdateRefusedError:
+    return UpdateRefusedError(
+        "an answer holds what was not asked for", where=where, got=got, expected=expected,
+        do="run the same version of Atoll everywhere; leave the edge out if it cannot be trusted",
+    )  # fmt: skip
+
+
+def check_update(contribution: Contribution, sent: AdapterState, max_norm: float | None = None) -> None:
     """Refuse an update that must not be averaged; `sent` is what the edge was given, `max_norm` the most that a module may come to.
 
-    In fp16 no number may be larger than what can be sent on, whatever it came in.
+    Without one it is LARGEST_NORM: nothing that is counted brings others' training to numbers that are not finite.
 
     Raises: UpdateRefusedError, AdapterFitError; both name edge and module.
     """
@@ -49,7 +76,7 @@ def check_update(contribution: Contribution, sent: AdapterState, max_norm: float
                 "an update does not fit what the edges share", where=where, got=f"the weight of {name}, {change.size}",
                 expected="weights that the edge was given, of their sizes", do=_SAME_BASE,
             )  # fmt: skip
-    _check_numbers(where, state, max_norm, LARGEST_FP16 if precision == "fp16" else _LARGEST)
+    _check_numbers(where, state, max_norm)
 
 
 def check_examples(edge: str, num_examples: int, declared: int | None) -> None:
@@ -69,57 +96,24 @@ def check_examples(edge: str, num_examples: int, declared: int | None) -> None:
         )  # fmt: skip
 
 
-def whole_number(numbers: Mapping[str, object], key: str) -> int:
-    """A count that an edge reports.
-
-    Raises: KeyError, ValueError.
-    """
-    value = numbers[key]
-    if not isinstance(value, int) or value < 0:
-        raise ValueError(f"{key} = {value!r} where a whole number of 0 or more belongs")
-    return value
-
-
-def bad_figures(edge: str, problem: Exception) -> UpdateRefusedError:
-    """The refusal of an answer whose figures are missing or of the wrong type."""
-    got = f"no {problem.args[0]}" if isinstance(problem, KeyError) else str(problem)
-    return UpdateRefusedError(
-        "an update's figures cannot be used", where=f"edge {edge}", got=got, expected="whole numbers of 0 or more, and a loss",
-        do="run the same version of Atoll everywhere",
-    )  # fmt: skip
-
-
 def _form(adapter: ModuleAdapter) -> str:
     dtypes = " and ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in adapter.tensors}))
     return f"(inputs, outputs) = {adapter.size}, rank {adapter.rank}, scaling {adapter.scaling!r}, {dtypes}"
 
 
-def _check_numbers(where: str, state: AdapterState, max_norm: float | None, most: float) -> None:
+def _check_numbers(where: str, state: AdapterState, max_norm: float | None) -> None:
     for name, part in state.parts.items():
         if not all(bool(tensor.isfinite().all()) for tensor in part.tensors):
             raise UpdateRefusedError(
                 "an update holds numbers that are not finite", where=where, got=f"NaN or infinity in {name}", expected="finite numbers",
                 do="lower learning_rate, or set grad_clip",
             )  # fmt: skip
-        largest = max(_largest(tensor) for tensor in part.tensors)
-        if largest > most:
-            raise UpdateRefusedError(
-                "an update is too large", where=where, got=f"{largest:.3g} in {name}", expected=f"numbers of at most {most:.3g}",
-                do="lower learning_rate, or set grad_clip",
-            )  # fmt: skip
-        norm = 0.0 if max_norm is None else _norm(part)
-        if max_norm is not None and norm > max_norm:
-            raise UpdateRefusedError(
-                "an update is too large", where=where, got=f"{name} comes to a norm of {norm:.4g}", expected=f"at most {max_norm:g}",
-                do="raise max_norm below [federated], or leave the edge out if it cannot be trusted",
-            )  # fmt: skip
-
-
-def _largest(tensor: Tensor) -> float:
-    return float(tensor.abs().max()) if tensor.numel() else 0.0
-
-
-def _norm(part: ModuleAdapter | FullWeightDelta) -> float:
-    if isinstance(part, ModuleAdapter):
-        return math.sqrt(squared_norm(part.up_OR.double() * part.scaling, part.down_RI.double()))
-    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in part.tensors))
+        for what, norm, most in (
+            ("a norm", product_norm(part, state.kind), max_norm or LARGEST_NORM),
+            ("factors with a norm", factor_norm(part), max(LARGEST_NORM, max_norm or 0.0)),
+        ):
+            if norm > most:
+                raise UpdateRefusedError(
+                    "an update is too large", where=where, got=f"{name} comes to {what} of {norm:.4g}", expected=f"at most {most:g}",
+                    do="lower learning_rate, or raise max_norm below [federated]; leave the edge out if it cannot be trusted",
+                )  # fmt: skip

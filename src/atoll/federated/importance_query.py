@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -14,13 +12,16 @@ from atoll.cost.traffic import WireAccount
 from atoll.cost.work import Work
 from atoll.errors import AdapterFitError, EdgesLostError, UpdateRefusedError
 from atoll.federated.aggregation.edge_parts import Precision
-from atoll.federated.checks import whole_number
+from atoll.federated.checks import check_contents, check_examples
+from atoll.federated.figures import counter, finite_number, reading, shown, whole_number, work_of
 from atoll.federated.flower import ConfigRecord, Grid, Message, MessageType, MetricRecord, RecordDict
-from atoll.federated.payload import WORK_ORDER, get_adapter, num_bytes, put_adapter
+from atoll.federated.payload import ADAPTER, WORK_ORDER, get_adapter, num_bytes, put_adapter
 from atoll.training.importance_warmup import ModuleScores
 from atoll.training.trainer import StepReport
 
-_ADAPTER, _SCORES, _FIGURES = "adapter", "scores", "metrics"
+_SCORES, _FIGURES = "scores", "metrics"
+_ANSWER = frozenset({_SCORES, _FIGURES, "wire_up", "wire_down"})
+"""What an answer may hold."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,7 +80,7 @@ def ask_importance(
         for node in nodes:
             content = RecordDict()
             if adapter is not None:
-                put_adapter(content, adapter, _ADAPTER, precision)
+                put_adapter(content, adapter, ADAPTER, precision)
             if (order := work_order_of(node)) is not None:
                 content[WORK_ORDER] = order
             sent[node] = (time.monotonic(), num_bytes(content))
@@ -91,7 +92,8 @@ def ask_importance(
         node = reply.metadata.src_node_id
         started, down_bytes = sent[node]
         try:
-            found.append(_read(nodes[node], reply, known, down_bytes, time.monotonic() - started))
+            with reading(nodes[node]):
+                found.append(_read(nodes[node], reply, known, down_bytes, time.monotonic() - started))
         except (UpdateRefusedError, AdapterFitError) as problem:
             left_out[nodes[node]] = problem.page()
             reasons.append(f"{nodes[node]}: {problem.got.splitlines()[0] if problem.got else problem.what}")
@@ -116,7 +118,7 @@ def answer_importance(
         raise UpdateRefusedError("the edge does not score modules", where=f"edge {edge}", got="no warm-up", expected="one on its data")
     before = account.copy()
     with PeakMemory() as peak:
-        module_scores = importance_warm_up.warm_up(get_adapter(message.content, _ADAPTER) if _ADAPTER in message.content else None)
+        module_scores = importance_warm_up.warm_up(get_adapter(message.content, ADAPTER) if ADAPTER in message.content else None)
     work = sum((importance_warm_up.work_of(report) for report in module_scores.reports), Work())
     crossed = account.since(before)
     return Message(RecordDict({
@@ -129,27 +131,18 @@ def answer_importance(
 
 
 def _read(edge: str, reply: Message, modules: frozenset[str], down_bytes: int, seconds: float) -> EdgeScores:
-    where = f"edge {edge}"
     if reply.has_error():
-        raise UpdateRefusedError("the edge reported an error", where=where, got=reply.error.reason or f"code {reply.error.code}")
+        raise UpdateRefusedError("the edge reported an error", where=f"edge {edge}", got=reply.error.reason or f"code {reply.error.code}")
+    check_contents(edge, reply.content, _ANSWER, {}, len(modules))
     records = reply.content.metric_records
-    try:
-        figures = records[_FIGURES]
-        work, counts = Work.from_numbers(figures), {key: whole_number(figures, key) for key in ("num_examples", "peak_bytes", "crosses")}
-        up, down = (Counter({key: whole_number(records[kind], key) for key in records[kind]}) for kind in ("wire_up", "wire_down"))
-        scores = _checked(records[_SCORES], modules)
-        if counts["num_examples"] < 1:
-            raise ValueError(f"{counts['num_examples']} examples")
-    except (KeyError, TypeError, ValueError) as problem:
-        got = f"no {problem.args[0]}" if isinstance(problem, KeyError) else str(problem)
-        raise UpdateRefusedError(
-            "an edge's scores cannot be used", where=where, got=got, expected="a finite number of 0 or more for modules of the run",
-            do="look at the edge's data; lower learning_rate, or set grad_clip; run the same version of Atoll everywhere",
-        ) from None  # fmt: skip
-    crosses = bool(counts["crosses"])
+    figures = records[_FIGURES]
+    num_examples, crosses = whole_number(figures, "num_examples"), bool(whole_number(figures, "crosses"))
+    check_examples(edge, num_examples, None)
+    up, down = (counter(records[kind]) for kind in ("wire_up", "wire_down"))
     return EdgeScores(
-        edge, counts["num_examples"], scores, work, counts["peak_bytes"], (num_bytes(reply.content) if crosses else 0) + up.total(),
-        (down_bytes if crosses else 0) + down.total(), WireAccount(up, down), seconds,
+        edge, num_examples, _checked(records[_SCORES], modules), work_of(figures), whole_number(figures, "peak_bytes"),
+        (num_bytes(reply.content) if crosses else 0) + up.total(), (down_bytes if crosses else 0) + down.total(), WireAccount(up, down),
+        seconds,
     )  # fmt: skip
 
 
@@ -157,10 +150,10 @@ def _checked(record: MetricRecord, modules: frozenset[str]) -> dict[str, float]:
     if not record:
         raise ValueError("no score at all")
     scores = {}
-    for name, score in record.items():
+    for name in record:
         if name not in modules:
-            raise ValueError(f"a score of {name}, which is no module of this run")
-        if isinstance(score, list) or not 0 <= score < math.inf:
-            raise ValueError(f"{score} for {name}")
-        scores[name] = float(score)
+            raise ValueError(f"a score of {shown(name)}, which is no module of this run")
+        scores[name] = finite_number(record, name)
+        if scores[name] < 0:
+            raise ValueError(f"{scores[name]} for {name}")
     return scores

@@ -12,11 +12,14 @@ from atoll.adapters.full_weights import FullWeightDelta
 from atoll.adapters.state import AdapterState, Kind, ModuleAdapter
 from atoll.errors import UpdateRefusedError
 from atoll.federated.aggregation.edge_parts import Precision
+from atoll.federated.figures import MALFORMED, said
 from atoll.federated.flower import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from atoll.training.trainer import ModuleStatistics, Moments, OptimizerState
 
 RAW = "atoll.raw.le"
 """Flower's `stype` of our arrays: plain little-endian bytes, row by row."""
+ADAPTER = "adapter"
+"""Key of what is trained, in a message to an edge and in its answer."""
 FROZEN_DELTA = "frozen_delta"
 """Key of the frozen delta, in a message to an edge; absent where there is no such part."""
 WORK_ORDER = "work_order"
@@ -26,13 +29,9 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 assert sys.byteorder == "little", "tensors travel in memory order, which must be little-endian"
 
 
-def put_adapter(record: RecordDict, state: AdapterState, key: str = "adapter", precision: Precision = "fp32") -> None:
+def put_adapter(record: RecordDict, state: AdapterState, key: str = ADAPTER, precision: Precision = "fp32") -> None:
     """Write a state into a record, under the key and the key with "_config"."""
-    tensors = dict[str, Tensor]()
-    for name, adapter in state.modules.items():
-        tensors[f"{name}/down"], tensors[f"{name}/up"] = adapter.down_RI, adapter.up_OR
-    for name, change in state.full_weights.items():
-        tensors |= {f"{name}/{side}": tensor for side, tensor in zip(("change", "bias"), change.tensors, strict=False)}
+    tensors = _named(state)
     record[key] = ArrayRecord({name: to_array(tensor.half() if precision == "fp16" else tensor) for name, tensor in tensors.items()})
     config = ConfigRecord({"kind": state.kind})
     # Flower cannot count the bytes of an empty list.
@@ -43,12 +42,17 @@ def put_adapter(record: RecordDict, state: AdapterState, key: str = "adapter", p
     record[f"{key}_config"] = config
 
 
-def precision_of(record: RecordDict, key: str = "adapter") -> Precision:
+def array_bytes(state: AdapterState) -> dict[str, int]:
+    """The most that the arrays of this state can have, by the names that `put_adapter` gives them."""
+    return {name: torch.float32.itemsize * tensor.numel() for name, tensor in _named(state).items()}
+
+
+def precision_of(record: RecordDict, key: str = ADAPTER) -> Precision:
     """How `put_adapter` wrote the numbers."""
     return "fp16" if any(array.dtype == "float16" for array in record.array_records[key].values()) else "fp32"
 
 
-def get_adapter(record: RecordDict, key: str = "adapter") -> AdapterState:
+def get_adapter(record: RecordDict, key: str = ADAPTER) -> AdapterState:
     """Read what `put_adapter` wrote; fp16 becomes fp32.
 
     Raises: UpdateRefusedError where records or arrays are missing or malformed.
@@ -68,10 +72,10 @@ def get_adapter(record: RecordDict, key: str = "adapter") -> AdapterState:
             )
             for name in (_list_of(config, "whole") if "whole" in config else ())
         }  # fmt: skip
-    except (KeyError, ValueError, RuntimeError) as problem:
+    except MALFORMED as problem:
         raise UpdateRefusedError(
-            "a message does not hold an adapter", got=f"{type(problem).__name__}: {problem}",
-            expected="the records that Atoll's payload writes", do="run the same version of Atoll everywhere",
+            "a message does not hold an adapter", got=said(problem), expected="the records that Atoll's payload writes",
+            do="run the same version of Atoll everywhere",
         ) from None  # fmt: skip
     return AdapterState(kind, modules, full_weights)
 
@@ -148,6 +152,16 @@ def to_tensor(array: Array) -> Tensor:
 def num_bytes(record: RecordDict) -> int:
     """Bytes of all records, as Flower counts them: names, numbers and arrays."""
     return sum(part.count_bytes() for part in record.values())
+
+
+def _named(state: AdapterState) -> dict[str, Tensor]:
+    """All tensors of a state, by the names under which they travel."""
+    tensors = dict[str, Tensor]()
+    for name, adapter in state.modules.items():
+        tensors[f"{name}/down"], tensors[f"{name}/up"] = adapter.down_RI, adapter.up_OR
+    for name, change in state.full_weights.items():
+        tensors |= {f"{name}/{side}": tensor for side, tensor in zip(("change", "bias"), change.tensors, strict=False)}
+    return tensors
 
 
 def _number(array: Array) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from atoll.errors import UpdateRefusedError
+from atoll.federated.figures import shown
 from atoll.federated.flower import ConfigRecord, RecordDict
 
 _ASK, _RECEIPT = "ask", "receipt"
@@ -40,18 +41,19 @@ class Ask:
         where, receipt = f"edge {self.edge}", reply.config_records.get(_RECEIPT)
         if receipt is None:
             raise UpdateRefusedError(
-                "an update without a receipt", where=where, got=", ".join(reply) or "an empty answer", expected="the question repeated",
+                "an update without a receipt", where=where, got=shown(list(reply)) if reply else "an empty answer",
+                expected="the question repeated",
                 do="run the same version of Atoll everywhere",
             )  # fmt: skip
         for key, expected in {**self._record(), "edge": self.edge}.items():
             if receipt.get(key) != expected:
                 raise UpdateRefusedError(
-                    "an answer to another question", where=where, got=f"{key} {receipt.get(key)!r}", expected=f"{key} {expected!r}",
+                    "an answer to another question", where=where, got=f"{key} {shown(receipt.get(key))}", expected=f"{key} {expected!r}",
                     do="let every edge take part in one run at a time; an old answer that is sent again does not count",
                 )  # fmt: skip
         if base_digest is not None and receipt.get("base", "") != base_digest:
             raise UpdateRefusedError(
-                "an update for another base: wrong hash", where=where, got=f"base {receipt.get('base')!r}",
+                "an update for another base: wrong hash", where=where, got=f"base {shown(receipt.get('base'))}",
                 expected=f"base {base_digest!r}", do="give every edge the same files of the base model",
             )  # fmt: skip
 

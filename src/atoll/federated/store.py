@@ -108,11 +108,20 @@ def dump_record(file: BinaryIO, record: RecordDict) -> None:
 
 
 def load_record(file: BinaryIO) -> RecordDict:
-    """What `dump_record` wrote, bit for bit."""
-    record = RecordDict()
-    for name, part in json.loads(file.readline()).items():
+    """What `dump_record` wrote, bit for bit.
+
+    Raises: MALFORMED (figures.py) for anything else.
+    """
+    record, parts = RecordDict(), json.loads(file.readline())
+    begin = file.tell()
+    left = file.seek(0, os.SEEK_END) - begin
+    file.seek(begin)
+    for name, part in parts.items():
         ((kind, fields),) = part.items()
         if kind == "arrays":
+            # Before anything is read: a length may be any number, and memory is what a reader has.
+            if not all(type(size) is int and 0 <= size <= left for *_, size in fields.values()):
+                raise ValueError(f"an array of more bytes than the {left} that are there")
             record[name] = _arrays(file, fields)
         else:
             record[name] = MetricRecord(fields) if kind == "metrics" else ConfigRecord(fields)

@@ -11,16 +11,19 @@ from atoll.adapters.state import AdapterState
 from atoll.cost.meters import FirstStep
 from atoll.cost.traffic import WireAccount
 from atoll.cost.work import Work
-from atoll.errors import AdapterFitError, EdgesLostError, UpdateRefusedError
-from atoll.federated.aggregation.aggregate import Common, aggregate, joined, started
+from atoll.errors import AdapterFitError, AtollError, EdgesLostError, UpdateRefusedError
+from atoll.federated.aggregation.aggregate import Aggregate, Common, aggregate, is_too_large, joined, started
 from atoll.federated.aggregation.edge_parts import EdgeParts, Precision, wider
-from atoll.federated.aggregation.robust import MEAN, Clipped, Robust
+from atoll.federated.aggregation.robust import MEAN, Clipped, Robust, outlier
 from atoll.federated.aggregation.spool import Contribution, Spool
-from atoll.federated.checks import bad_figures, check_examples, check_update, whole_number
+from atoll.federated.checks import check_contents, check_examples, check_update
+from atoll.federated.figures import counter, finite_number, first_step_of, reading, whole_number, work_of
 from atoll.federated.flower import ArrayRecord, ConfigRecord, Grid, Message, MessageType, MetricRecord, RecordDict, Strategy
-from atoll.federated.payload import FROZEN_DELTA, WORK_ORDER, get_adapter, num_bytes, put_adapter
+from atoll.federated.payload import ADAPTER, FROZEN_DELTA, WORK_ORDER, array_bytes, get_adapter, num_bytes, put_adapter
 from atoll.federated.receipts import Ask
 
+_RECORDS = frozenset({"receipt", ADAPTER, f"{ADAPTER}_config", "metrics", "uploaded", "first_step", "wire_up", "wire_down"})
+"""What an answer may hold."""
 _COUNTS = ("num_examples", "num_steps", "num_tokens", "num_label_tokens", "peak_bytes")
 
 
@@ -120,6 +123,8 @@ class AdapterStrategy(Strategy):
     """Rounds in a row without an answer, by node."""
     _sent: dict[int, tuple[float, int]] = field(default_factory=dict)
     """When each node was asked in this round, and with how many bytes."""
+    _refused: list[str] = field(default_factory=list)
+    """Whose answers of this round do not count, and why."""
     _declared: dict[str, int] = field(default_factory=dict)
     """Number of examples in every edge's first answer."""
     _round_start: float = 0.0
@@ -140,6 +145,7 @@ class AdapterStrategy(Strategy):
         self.observer.round_started(number)
         self._parts, for_all = EdgeParts(self.common.trained, self.aggregation, self.precision), RecordDict()
         self._sent.clear()
+        self._refused.clear()
         if self.common.frozen_delta is not None:
             put_adapter(for_all, self.common.frozen_delta, FROZEN_DELTA, self.precision)
         for node in (node for node in grid.get_node_ids() if node in self.nodes):
@@ -159,27 +165,23 @@ class AdapterStrategy(Strategy):
         number = self.rounds_before + server_round
         with Spool() as spool:
             results = self._collect(number, replies, spool)
-            outcome = aggregate(
-                spool, self.aggregation, self.common, self._common_ranks(), self._given, robust=self.robust, options=self.options,
-                seed=self.seed, round=number,
-            )  # fmt: skip
+            outcome = self._aggregated(number, spool, results)
         self.common = outcome.common
         seconds = time.monotonic() - self._round_start
-        self.observer.round_finished(
-            RoundResult(number, self.state, outcome.discarded_share, results, seconds, tuple(outcome.clipped))
-        )
+        edges = tuple(results[edge] for edge in self.nodes.values() if edge in results)
+        self.observer.round_finished(RoundResult(number, self.state, outcome.discarded_share, edges, seconds, tuple(outcome.clipped)))
         return self.arrays(), None
 
-    def _collect(self, number: int, replies: Iterable[Message], spool: Spool) -> tuple[EdgeResult, ...]:
-        """Put the updates that count into the spool; what their edges reported, in the order of the nodes."""
-        results, reasons = dict[str, EdgeResult](), list[str]()
-        heard, answered = set[int](), set[int]()
+    def _collect(self, number: int, replies: Iterable[Message], spool: Spool) -> dict[str, EdgeResult]:
+        """Put the updates that count into the spool; what their edges reported."""
+        results, heard, answered = dict[str, EdgeResult](), set[int](), set[int]()
         for reply in self._awaited(replies):
             node = reply.metadata.src_node_id
             edge = self.nodes.get(node, f"node {node}")
             heard.add(node)
             try:
-                self._check_asked(number, node, reply)
+                with reading(edge):
+                    self._check_asked(number, node, reply)
                 if node in answered:
                     results.pop(edge, None)
                     spool.drop(edge)
@@ -188,12 +190,11 @@ class AdapterStrategy(Strategy):
                         do="see that no two processes take part as the same edge",
                     )  # fmt: skip
                 answered.add(node)
-                contribution, result = self._read(node, reply)
+                with reading(edge):
+                    contribution, result = self._read(node, reply)
                 self._check_in_time(result)
             except (UpdateRefusedError, AdapterFitError) as problem:
-                problem.where = problem.where or f"edge {edge}"
-                self.observer.edge_dropped(number, edge, problem.page())
-                reasons.append(f"{edge}: {problem.got.splitlines()[0] if problem.got else problem.what}")
+                self._refuse(number, edge, problem)
                 continue
             spool.put(contribution)
             self._declared.setdefault(edge, result.num_examples)
@@ -204,14 +205,49 @@ class AdapterStrategy(Strategy):
             self.observer.edge_dropped(number, self.nodes[node], "no answer before the round ended")
         for node in heard:
             self._missed.pop(node, None)
+        self._check_enough(number, results)
+        return results
+
+    def _refuse(self, number: int, edge: str, problem: AtollError) -> None:
+        problem.where = problem.where or f"edge {edge}"
+        self.observer.edge_dropped(number, edge, problem.page())
+        self._refused.append(f"{edge}: {problem.got.splitlines()[0] if problem.got else problem.what}")
+
+    def _check_enough(self, number: int, results: Mapping[str, EdgeResult]) -> None:
         if len(results) < self.min_edges:
             counted = f"{len(results)} of {len(self.nodes)} edges"
             raise EdgesLostError(
-                f"round {number} got too few updates", got="; ".join([counted, *reasons[:3]]),
+                f"round {number} got too few updates", got="; ".join([counted, *self._refused[:3]]),
                 expected=f"at least {self.min_edges} ([federated] min_edges)",
                 do="see edge_dropped in events.jsonl; the last whole round is in checkpoints/",
             )  # fmt: skip
-        return tuple(results[edge] for edge in self.nodes.values() if edge in results)
+
+    def _aggregated(self, number: int, spool: Spool, results: dict[str, EdgeResult]) -> Aggregate:
+        """What the updates come to; without one that stands out, where with it they come to numbers that nobody could go on from.
+
+        Raises: UpdateRefusedError where they do, and none stands out; EdgesLostError where too few are left.
+        """
+        while True:
+            try:
+                outcome = aggregate(
+                    spool, self.aggregation, self.common, self._common_ranks(), self._given, robust=self.robust, options=self.options,
+                    seed=self.seed, round=number,
+                )  # fmt: skip
+                problem = None
+            except UpdateRefusedError as not_finite:
+                problem = not_finite
+            edge = outlier(spool) if problem or is_too_large(outcome.common, self.max_norm) else None
+            if edge is None and problem is not None:
+                raise problem
+            if edge is None:
+                return outcome
+            spool.drop(edge)
+            del results[edge]
+            self._refuse(number, edge, UpdateRefusedError(
+                "with this update the round comes to numbers that no edge can go on from", got="an update far larger than the others",
+                expected="updates of like size", do="leave the edge out if it cannot be trusted; or lower learning_rate",
+            ))  # fmt: skip
+            self._check_enough(number, results)
 
     def _awaited(self, replies: Iterable[Message]) -> Iterator[Message]:
         """The replies until all edges have answered that are waited for: those that did not miss too many rounds in a row."""
@@ -273,26 +309,24 @@ class AdapterStrategy(Strategy):
         self._ask(number, node).check(reply.content, self.base_digests.get(self.nodes[node]))
 
     def _read(self, node: int, reply: Message) -> tuple[Contribution, EdgeResult]:
-        edge, content = self.nodes[node], reply.content
+        edge, content, given = self.nodes[node], reply.content, self._given(self.nodes[node])
+        check_contents(edge, content, _RECORDS, {ADAPTER: array_bytes(given)}, len(given.parts))
         started, down_bytes = self._sent[node]
         numbers = content.metric_records
-        try:
-            metrics = numbers["metrics"]
-            counts = {key: whole_number(metrics, key) for key in _COUNTS}
-            up, down = (Counter({k: whole_number(numbers[key], k) for k in numbers[key]}) for key in ("wire_up", "wire_down"))
-            # Rows that were uploaded are trained on where the coordinator is: no adapter crosses.
-            crosses, first = "uploaded" not in numbers, numbers.get("first_step")
-            sent = num_bytes(content) if crosses else whole_number(numbers["uploaded"], "bytes")
-            result = EdgeResult(
-                edge=edge, mean_loss=float(metrics["mean_loss"]), up_bytes=sent + up.total(),  # type: ignore[arg-type]
-                down_bytes=(down_bytes if crosses else 0) + down.total(), wire=WireAccount(up, down), work=Work.from_numbers(metrics),
-                seconds=time.monotonic() - started, first_step=None if first is None else FirstStep.from_numbers(first), **counts,
-            )  # fmt: skip
-        except (LookupError, TypeError, ValueError) as problem:
-            raise bad_figures(edge, problem) from None
+        metrics, first = numbers["metrics"], numbers.get("first_step")
+        up, down = (counter(numbers[key]) for key in ("wire_up", "wire_down"))
+        # Rows that were handed over are trained where the coordinator is: no adapter crosses.
+        crosses = "uploaded" not in numbers
+        sent = num_bytes(content) if crosses else whole_number(numbers["uploaded"], "bytes")
+        result = EdgeResult(
+            edge=edge, mean_loss=finite_number(metrics, "mean_loss"), up_bytes=sent + up.total(),
+            down_bytes=(down_bytes if crosses else 0) + down.total(), wire=WireAccount(up, down), work=work_of(metrics),
+            seconds=time.monotonic() - started, first_step=None if first is None else first_step_of(first),
+            **{key: whole_number(metrics, key) for key in _COUNTS},
+        )  # fmt: skip
         contribution = Contribution(edge, get_adapter(content), result.num_examples * self.votes.get(edge, 1))
         check_examples(edge, result.num_examples, self._declared.get(edge))
-        check_update(contribution, self._given(edge), self.max_norm, self.precision)
+        check_update(contribution, given, self.max_norm)
         return contribution, result
 
     def _check_in_time(self, result: EdgeResult) -> None:

@@ -25,6 +25,7 @@ from atoll.cost.split_traffic import largest_batch_tokens
 from atoll.errors import CommandLineError, ConflictError, OutputError
 from atoll.fleet.files import EdgeFile, FleetFile, json_text, split_address
 from atoll.fleet.named import Named, named_by_coordinator, named_by_edge
+from atoll.jobs.backends.edge_policy import POLICY_FILE, policy_toml
 from atoll.runs.files import sync_folder
 from atoll.split.certificates import is_loopback
 from atoll.split.issuer import Issuer, check_names, write_new
@@ -136,7 +137,9 @@ def edge_files(loaded: LoadedConfig, issuer: Issuer, edge: EdgeFile) -> tuple[di
     key = ec.generate_private_key(ec.SECP384R1())
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n"
     node = {"node.key": key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()), "node.pub": public}
-    return {**_shared(loaded, issuer), **node, **issuer.device("client", edge.name), "edge.json": json_text(edge).encode()}, public
+    own = next(one for one in loaded.config.edge if one.name == edge.name)
+    files = {"edge.json": json_text(edge).encode(), POLICY_FILE: policy_toml(loaded.config, own).encode()}
+    return {**_shared(loaded, issuer), **node, **issuer.device("client", edge.name), **files}, public
 
 
 def _host_command(config: RunConfig, host: FleetHost) -> str:

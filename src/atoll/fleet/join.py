@@ -11,9 +11,11 @@ from atoll.errors import ConflictError
 from atoll.fleet.files import EdgeFile, EdgeFolder
 from atoll.fleet.links.node import serve
 from atoll.fleet.links.resident import Resident
+from atoll.jobs.backends.edge_policy import POLICY_FILE, read_policy
 from atoll.jobs.backends.worker import Worker
 from atoll.jobs.split import HostAccess
-from atoll.runs.events import EventLog
+from atoll.report.lines import describe_event
+from atoll.runs.events import Advised, EventLog, Observer
 from atoll.split.certificates import DeviceTls
 
 
@@ -28,7 +30,7 @@ def join(
     """
     edge_folder = EdgeFolder(folder)
     edge = edge_folder.read()
-    with EventLog(folder / "events.jsonl") as log, opened(edge_folder, config, overrides, log) as resident:
+    with EventLog(folder / "events.jsonl", [_advice(tell)]) as log, opened(edge_folder, config, overrides, log) as resident:
         tell(f"{edge.name} is ready for {edge.superlink}; stop with Ctrl-C")
         serve(edge_folder, resident.answer, tell, stop)
 
@@ -52,7 +54,13 @@ def opened(folder: EdgeFolder, config: Path | None, overrides: Sequence[str], lo
     loaded = load(config or folder.run_toml, overrides, environment=False)
     _check_named(loaded, edge)
     host = None if edge.host is None else HostAccess(edge.host, DeviceTls(folder.ca, folder.cert, folder.key))
-    return Resident(Worker(loaded, edge.name, host), folder.path / "state", log)
+    policy = read_policy(folder.path / POLICY_FILE)
+    return Resident(Worker(loaded, edge.name, host, policy), folder.path / "state", log)
+
+
+def _advice(tell: Callable[[str], None]) -> Observer:
+    """Tells what an owner should know, such as orders that were refused."""
+    return lambda event: tell(describe_event(event)) if isinstance(event, Advised) else None
 
 
 def _check_named(loaded: LoadedConfig, edge: EdgeFile) -> None:

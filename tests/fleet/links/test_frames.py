@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from atoll.errors import ProtocolError
 from atoll.federated.flower import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from atoll.federated.payload import to_array, to_tensor
-from atoll.fleet.links.frames import Frame, packed, unpacked
+from atoll.fleet.links.frames import Frame, packed, page_of, unpacked
 
 FLOATS, WHOLE, TEXT = st.floats(allow_nan=False), st.integers(-(2**63), 2**63 - 1), st.text(max_size=8)
 METRICS = st.one_of(FLOATS, WHOLE, st.lists(FLOATS, max_size=3), st.lists(WHOLE, max_size=3))
@@ -31,6 +31,7 @@ RECORDS = st.one_of(
 CONTENTS = st.dictionaries(TEXT, RECORDS, max_size=4).map(RecordDict)
 FRAMES = st.builds(
     Frame, st.integers(0, 2**40), st.integers(0, 2**64 - 1), TEXT, TEXT, CONTENTS, st.one_of(st.none(), TEXT), st.booleans(),
+    st.one_of(st.none(), st.integers(0, 2**40)),
 )  # fmt: skip
 
 
@@ -56,7 +57,7 @@ def values(content: RecordDict) -> list[object]:
 def test_a_frame_comes_back(frame: Frame) -> None:
     again = Frame.from_bytes(frame.to_bytes())
     assert values(again.content) == values(frame.content)
-    for key in ("number", "node", "kind", "group", "problem", "is_lost"):
+    for key in ("number", "node", "kind", "group", "problem", "is_lost", "most_bytes"):
         assert getattr(again, key) == getattr(frame, key)
 
 
@@ -94,7 +95,11 @@ def test_an_answer_has_the_number_of_its_question_and_none_of_its_content() -> N
     assert not question.answered(problem="full").is_lost
 
 
+DEEP, LONG = b"[" * 100_000, b'{"a": {"arrays": {"x": ["float32", [1], "raw", %d]}}}\n'
 DAMAGED = (
+    DEEP, b'{"a": ' * 100_000, b'{"a": {"config": {"b": ' + DEEP + b"\n", b"9" * 5000,
+    LONG % 2**63, LONG % 10**400, LONG % 2**62, LONG % -1,
+    b'{"a": {"arrays": {"x": ["float32", [1], "raw", true]}}}\n1234', b'{"a": {"arrays": {"x": ["float32", ["a"], "raw", 0]}}}\n',
     b"", b"[]\n", b"\xff\xfe\n", b'{"a": 5}\n', b'{"a": {}}\n', b'{"a": {"config": {"b": null}}}\n', b'{"a": {"arrays": {"b": 1}}}\n',
 )  # fmt: skip
 ARRAYS = ArrayRecord({"x": Array("uint8", (1,), "x", b"x")})
@@ -110,7 +115,49 @@ def test_what_atoll_did_not_write_is_refused(record: RecordDict) -> None:
         unpacked(record)
 
 
-@pytest.mark.parametrize("data", [b"", b"\n", b"{}\n{}\n", b"[]\n{}\n", b"5\n{}\n", b"\xff\n{}\n"])
+def test_what_is_too_long_is_not_read() -> None:
+    content = RecordDict({"a": ArrayRecord({"x": Array("uint8", (1000,), "x", bytes(1000))})})
+    record = packed(content)
+    size = len(record.array_records["atoll.records"]["atoll.records"].data)
+    assert values(unpacked(record, size)) == values(content)
+    with pytest.raises(ProtocolError, match="longer than it may be") as caught:
+        unpacked(record, size - 1)
+    assert (caught.value.got, caught.value.expected) == (f"{size} bytes", f"at most {size - 1}")
+
+
+def test_what_lies_beside_the_records_is_refused() -> None:
+    array = packed(RecordDict()).array_records["atoll.records"]["atoll.records"]
+    for record in (
+        RecordDict({"atoll.records": ArrayRecord({"atoll.records": array, "junk": array})}),
+        RecordDict({"atoll.records": ArrayRecord({"atoll.records": array}), "junk": ArrayRecord({"x": array})}),
+    ):
+        with pytest.raises(ProtocolError, match="did not write"):
+            unpacked(record)
+
+
+PAGE = "error A403: other sizes\n  where     edge north\n            and more"
+
+
+@pytest.mark.parametrize(("text", "page"), [
+    (PAGE, PAGE),
+    ("away\nerror X999: forged\r\nround 9: done", "away\n  error X999: forged\n  round 9: done"), ("", ""),
+    ("\x1b[2J\x07\x9b1A", "\\x1b[2J\\x07\\x9b1A"), ("a\u2028b\x0bc", "a\n  b\n  c"),
+])  # fmt: skip
+def test_a_page_of_an_edge_cannot_look_like_anything_else(text: str, page: str) -> None:
+    assert page_of(text) == page
+
+
+@given(st.text())
+def test_pages_of_edges_are_bounded(text: str) -> None:
+    page = page_of(text * 3000)
+    assert len(page) < 50_000
+    assert all(line.isprintable() for line in page.split("\n"))
+    assert all(line.startswith("  ") for line in page.split("\n")[1:])
+
+
+@pytest.mark.parametrize("data", [
+    b"", b"\n", b"{}\n{}\n", b"[]\n{}\n", b"5\n{}\n", b"\xff\n{}\n", DEEP, b'{"number": ' + DEEP + b"\n{}\n",
+])  # fmt: skip
 def test_bytes_that_are_no_frame_are_refused(data: bytes) -> None:
     with pytest.raises(ProtocolError, match="did not write"):
         Frame.from_bytes(data)

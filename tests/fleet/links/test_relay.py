@@ -175,6 +175,40 @@ def test_an_answer_that_atoll_did_not_write_ends_neither_the_carrying_nor_the_qu
     assert thread.ended()
 
 
+@pytest.mark.parametrize("data", [b"[" * 100_000, b'{"a": {"arrays": {"x": ["u", [1], "r", 9223372036854775808]}}}\n', bytes(2**23)])
+def test_an_answer_that_cannot_be_read_is_an_answer_and_nobody_is_waited_for(relay: Relay, data: bytes) -> None:
+    """JSON that is too deep, a length that is none, and more bytes than the question allows: the node is asked once."""
+    grid = FakeGrid(echo)
+    push = grid.push_messages
+
+    def foreign(messages: list[Message]) -> object:
+        ids = push(messages)
+        if messages[0].metadata.dst_node_id == 7:
+            (one,) = ids
+            pack = ArrayRecord({"atoll.records": Array("uint8", (len(data),), "atoll.records", data)})
+            grid._here[str(one)] = [Message(RecordDict({"atoll.records": pack}), reply_to=messages[0])]
+        return ids
+
+    grid.push_messages = foreign  # type: ignore[method-assign,assignment]
+    Carrying(relay, grid)
+    replies = {NODES[reply.metadata.src_node_id]: reply for reply in ask_all(relay, timeout=None)}
+    assert "W802" in replies["west"].error.reason
+    assert ("longer than it may be" in replies["west"].error.reason) == (len(data) == 2**23)
+    assert told(replies["north"]) == ("north", "north")
+    assert grid.sent.count(7) == 1
+
+
+def test_an_answer_may_be_as_long_as_its_question_and_some_more(relay: Relay) -> None:
+    def larger(content: RecordDict, node: int, times: int) -> Answers:
+        data = content.array_records["a"]["x"].data
+        return [RecordDict({"a": ArrayRecord({"x": Array("uint8", (len(data),), "x", data)}), "more": ConfigRecord({"text": "x" * 2**20})})]
+
+    Carrying(relay, FakeGrid(larger))
+    content = RecordDict({"a": ArrayRecord({"x": Array("uint8", (2**23,), "x", bytes(2**23))})})
+    (reply,) = FleetGrid(relay, NODES).send_and_receive([Message(content, 7, "train", group_id="1")], timeout=20)
+    assert set(reply.content) == {"a", "more"}
+
+
 def test_when_carrying_breaks_the_next_one_gets_all_that_is_open(relay: Relay) -> None:
     silent = FakeGrid(lambda content, node, times: echo(content, node, times) if node == 7 else [])
     first = Carrying(relay, silent)

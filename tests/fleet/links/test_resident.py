@@ -7,10 +7,12 @@ import json
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from atoll.adapters.fresh import fresh_adapters
 from atoll.adapters.state import AdapterState
 from atoll.config.load import LoadedConfig, load
 from atoll.federated.flower import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -20,6 +22,7 @@ from atoll.fleet.links import resident as resident_module
 from atoll.fleet.links.frames import Frame
 from atoll.fleet.links.resident import Resident
 from atoll.jobs.backends.backend import WorkOrder
+from atoll.jobs.backends.edge_policy import EdgePolicy
 from atoll.jobs.backends.fleet import CAPABILITIES, TEXT
 from atoll.jobs.backends.in_process import InProcessBackend
 from atoll.jobs.backends.work_orders import to_text
@@ -29,7 +32,7 @@ from atoll.runs.events import EventLog
 
 RUN = """
 [run]
-rounds = 6
+rounds = 7
 
 [model]
 base = "tiny"
@@ -117,6 +120,7 @@ class Edge:
 
     def __init__(self, loaded: LoadedConfig, folder: Path) -> None:
         self._loaded, self.folder = loaded, folder
+        self.policy = EdgePolicy()
         folder.mkdir()
         self._log: EventLog | None = None
         self.start()
@@ -125,7 +129,7 @@ class Edge:
         """Start it, after killing it if it runs."""
         self.stop()
         self._log = EventLog(self.folder / "events.jsonl")
-        self.resident = Resident(Worker(self._loaded, "north"), self.folder / "state", self._log)
+        self.resident = Resident(Worker(self._loaded, "north", policy=self.policy), self.folder / "state", self._log)
 
     def stop(self) -> None:
         """Kill it."""
@@ -333,6 +337,70 @@ def test_a_message_that_cannot_be_followed_is_answered_with_a_page(edge: Edge, j
     train(edge, job, here, 1)
 
 
+def ordered(job: Job, number: int, adapter: AdapterState, **plan: object) -> RecordDict:
+    """A question with an order that asks for something else."""
+    content, order = asks(job, number, adapter), work_order_of(job)
+    order = replace(order, plan=replace(order.plan, **plan))  # type: ignore[arg-type]
+    content[WORK_ORDER] = ConfigRecord({TEXT: to_text(order, job.plan.pool, job.base.labels, "run1")})
+    return content
+
+
+def refused(edge: Edge, answer: Frame) -> str:
+    """What both sides are told."""
+    assert answer.problem is not None
+    assert answer.problem.startswith("error F703")
+    assert "edge north" in answer.problem
+    assert edge.events("advised")[-1]["advice"] == answer.problem
+    assert edge.steps == 0
+    assert not list(edge.folder.glob("state/*/*/round-*"))
+    return answer.problem
+
+
+@pytest.mark.parametrize(("plan", "got"), [
+    ({"num_steps": 10**9}, "1000000000 steps a round"), ({"bits": 4}, "bits 4"), ({"mode": "split"}, "mode 'split'"),
+    ({"name": "south"}, "south"),
+])  # fmt: skip
+def test_an_order_beyond_run_toml_trains_nothing_and_both_sides_are_told(
+    edge: Edge, job: Job, here: Here, plan: dict[str, object], got: str
+) -> None:  # fmt: skip
+    assert got in refused(edge, edge.answer(ordered(job, 1, here[0][0], **plan), 1))
+    train(edge, job, here, 1)
+
+
+def test_an_adapter_that_is_not_the_orders_trains_nothing(edge: Edge, job: Job, here: Here) -> None:
+    modules = here[0][0].modules
+    large = fresh_adapters("lora", {name: one.size for name, one in modules.items()}, dict.fromkeys(modules, 64), 8, 0)
+    assert "rank 64" in refused(edge, edge.answer(asks(job, 1, large), 1))
+    assert "round 8" in refused(edge, edge.answer(asks(job, 8, here[0][0]), 8))
+
+
+@pytest.mark.parametrize(("policy", "got"), [
+    (EdgePolicy(steps=1), "2 steps a round"), (EdgePolicy(bytes=1000), "longer than this edge takes"),
+    (EdgePolicy(tasks=("importance",)), "task"),
+])  # fmt: skip
+def test_what_the_owner_does_not_allow_trains_nothing(edge: Edge, job: Job, here: Here, policy: EdgePolicy, got: str) -> None:
+    edge.policy = policy
+    edge.start()
+    assert got in refused(edge, edge.answer(asks(job, 1, here[0][0]), 1))
+
+
+def test_a_round_that_takes_longer_than_the_owner_allows_is_given_up(edge: Edge, job: Job, here: Here) -> None:
+    edge.policy = EdgePolicy(seconds=1e-9)
+    edge.start()
+    answer = edge.answer(asks(job, 1, here[0][0]), 1)
+    assert answer.problem is not None
+    assert "a round takes longer than this edge gives it" in answer.problem
+    assert edge.steps == 1, "and no more"
+    edge.policy = EdgePolicy(seconds=3600)
+    edge.start()
+    train(edge, job, here, 1, 2)
+
+
+def test_a_question_for_importance_that_run_toml_does_not_ask_for_is_refused(edge: Edge, job: Job, here: Here) -> None:
+    answer = edge.answer(asks(job, 1, here[0][0]), 0, "query")
+    assert "task 'importance'" in refused(edge, answer)
+
+
 def test_a_full_disk_is_a_page_and_the_round_is_trained_again_later(
     edge: Edge, job: Job, here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
@@ -361,10 +429,11 @@ def test_torch_without_memory_is_a_page(edge: Edge, job: Job, here: Here, monkey
     train(edge, job, here, 1)
 
 
+@pytest.mark.parametrize("data", [b"", b"[" * 100_000, b'{"a": {"arrays": {"x": ["float32", [1], "raw", 4611686018427387904]}}}\n'])
 @pytest.mark.parametrize("file", ["answer.record", "state.record"])
-def test_a_damaged_file_is_a_page(edge: Edge, job: Job, here: Here, file: str) -> None:
+def test_a_damaged_file_is_a_page(edge: Edge, job: Job, here: Here, file: str, data: bytes) -> None:
     train(edge, job, here, 1)
-    (edge.rounds / "round-0001" / file).write_bytes(b"")
+    (edge.rounds / "round-0001" / file).write_bytes(data)
     number = 1 if file == "answer.record" else 2
     answer = edge.answer(asks(job, number, here[number - 1][0]), number)
     assert file in str(answer.problem)

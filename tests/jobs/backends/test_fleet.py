@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from atoll.config.load import LoadedConfig, load
-from atoll.errors import BadValueError, ConflictError, EdgesLostError, ProtocolError
-from atoll.federated.flower import ConfigRecord, Error, Grid, Message, MessageType, RecordDict, assume_identity
+from atoll.errors import BadValueError, ConflictError, EdgesLostError
+from atoll.federated.flower import ConfigRecord, Error, Grid, Message, MessageType, MetricRecord, RecordDict, assume_identity
 from atoll.federated.payload import WORK_ORDER
 from atoll.jobs.backends.backend import WorkOrder
-from atoll.jobs.backends.fleet import CAPABILITIES, TEXT, FleetBackend, ask_capabilities, check_capabilities, prepared_for_fleet
+from atoll.jobs.backends.fleet import CAPABILITIES, TEXT, FleetBackend, ask_capabilities, named, prepared_for_fleet
 from atoll.jobs.backends.work_orders import from_text
 from atoll.jobs.backends.worker import Capabilities, Worker
 from atoll.jobs.job import prepared
@@ -90,17 +91,43 @@ def test_rows_stay_where_they_are(place: Workplace) -> None:
 
 
 @pytest.mark.parametrize(("what", "word"), [("config", "run.toml"), ("base", "base"), ("atoll", "version of Atoll")])
-def test_edges_that_would_run_something_else_are_named(place: Workplace, what: str, word: str) -> None:
+def test_edges_that_would_run_something_else_are_left_out_by_name(place: Workplace, what: str, word: str) -> None:
     loaded = config(place)
     said = all_capabilities(loaded)
-    check_capabilities(loaded, said)
-    wrong = [replace(capabilities, **{what: "0" * 64}) if capabilities.edge != "south" else capabilities for capabilities in said]  # type: ignore[arg-type]
-    if what == "base":
-        wrong = [replace(capabilities, base="") if capabilities.edge == "west" else capabilities for capabilities in wrong]
-    with pytest.raises(ConflictError) as raised:
+    wrong = [replace(one, **{what: "0" * 64}) if one.edge == "north" else one for one in said]  # type: ignore[arg-type]
+    job = prepared_for_fleet(loaded, wrong, {}, "run1")
+    assert [edge.name for edge in job.edges] == ["south", "west"]
+    ((name, why),) = [(one.name, one.why) for one in job.plan.left_out]
+    assert name == "north"
+    assert f"another {word} than the coordinator's: '000000000000', not" in why
+    assert job.plan.edges == prepared_for_fleet(loaded, [one for one in said if one.edge != "north"], {}, "run1").plan.edges
+
+
+def test_where_all_would_run_something_else_it_is_said_of_all(place: Workplace) -> None:
+    loaded = config(place)
+    wrong = [replace(one, config="0" * 64) for one in all_capabilities(loaded)]
+    with pytest.raises(EdgesLostError) as raised:
         prepared_for_fleet(loaded, wrong, {}, "run1")
-    assert raised.value.where == ("north" if what == "base" else "north, west"), "of an edge with a part, its host checks the base"
-    assert word in raised.value.what
+    assert "0 of 3" in raised.value.got
+    assert raised.value.got.count("copy the coordinator's run.toml to it") == 3
+
+
+def test_an_edge_with_a_part_of_the_base_shows_none_of_it(place: Workplace) -> None:
+    loaded = config(place)
+    said = [replace(one, base="") if one.edge == "west" else one for one in all_capabilities(loaded)]
+    assert len(prepared_for_fleet(loaded, said, {}, "run1").edges) == 3
+
+
+def test_an_edge_with_too_few_rows_for_a_window_does_not_end_the_start(place: Workplace) -> None:
+    loaded = config(place, {"select": {"policy": "kill-and-revive", "observe_steps": 2}}, TWO)
+    said = all_capabilities(loaded)
+    few = [replace(one, num_rows=1) if one.edge == "south" else one for one in said]
+    job = prepared_for_fleet(loaded, few, {"east": "silent"}, "run1")
+    assert [edge.name for edge in job.edges] == ["north"]
+    assert {one.name for one in job.plan.left_out} == {"east", "south"}
+    assert "no shorter than its period" in next(one.why for one in job.plan.left_out if one.name == "south")
+    with pytest.raises(ConflictError, match="no shorter than its period"):
+        prepared_for_fleet(loaded, [replace(one, num_rows=1) for one in said], {}, "run1")
 
 
 def classes_of(place: Workplace, files: Mapping[str, str]) -> LoadedConfig:
@@ -169,19 +196,36 @@ def test_what_an_edge_says_went_wrong_is_why_it_is_silent() -> None:
     assert silent == {"south": "error D201", "west": "code 3"}
 
 
-def test_an_edge_with_another_edges_key_is_found_out() -> None:
-    with pytest.raises(ConflictError) as raised:
-        ask_capabilities(Told({5: said(NORTH)}), NODES, 7)
-    assert (raised.value.where, "north" in raised.value.got) == ("south", True)
+def test_an_edge_with_another_edges_key_is_left_out() -> None:
+    found, silent = ask_capabilities(Told({5: said(NORTH), 2**63: said(NORTH)}), NODES, 7)
+    assert [one.edge for one in found] == ["north"]
+    assert "it says that it is 'north'" in silent["south"]
+
+
+def text(**changes: object) -> RecordDict:
+    values = {"edge": "south", "num_rows": 3, "labels": [], "base": "base", "config": "config", "atoll": "0.1"}
+    return RecordDict({CAPABILITIES: ConfigRecord({TEXT: json.dumps({**values, **changes})})})
 
 
 @pytest.mark.parametrize("answer", [
     RecordDict(), RecordDict({CAPABILITIES: ConfigRecord({TEXT: "{}"})}), RecordDict({CAPABILITIES: ConfigRecord({"a": 1})}),
+    RecordDict({CAPABILITIES: ConfigRecord({TEXT: b"x"})}), RecordDict({CAPABILITIES: MetricRecord({TEXT: 1})}),
+    RecordDict({CAPABILITIES: ConfigRecord({TEXT: "[" * 100_000})}), text(num_rows=float("inf")), text(num_rows=10**400),
+    text(num_rows="3"), text(num_rows=-1), text(labels="yes"), text(labels=[1]), text(labels=None), text(base=None), text(config=5),
+    text(atoll=[]), text(edge={}), text(edge="x" * 10_000), text(more=1), text(edge="so\x1b[2J\nuth"),
 ])  # fmt: skip
-def test_a_hello_of_another_version_is_an_error_that_names_the_edge(answer: RecordDict) -> None:
-    with pytest.raises(ProtocolError) as raised:
-        ask_capabilities(Told({5: answer}), NODES, 7)
-    assert raised.value.where == "edge south"
+def test_a_bad_answer_leaves_its_edge_out_by_name_and_the_others_begin(answer: RecordDict) -> None:
+    grid = Told({5: answer, 2**63: said(NORTH)})
+    found, silent = ask_capabilities(grid, NODES, 7)
+    assert [one.edge for one in found] == ["north"]
+    assert set(silent) == {"south", "west"}
+    assert silent["south"].replace("\n", "").isprintable()
+    assert not silent["south"].startswith("no answer")
+    assert {name for name in named(grid, NODES, 7).values() if name.isidentifier()} == {"north"}
+
+
+def test_of_two_nodes_with_one_name_one_counts() -> None:
+    assert named(Told({5: said(NORTH), 9: said(NORTH), 2**63: said(replace(NORTH, edge="west"))}), NODES, 7) == {5: "north", 2**63: "west"}
 
 
 def test_a_backend_gives_every_node_its_own_edges_order(place: Workplace, tmp_path: Path) -> None:

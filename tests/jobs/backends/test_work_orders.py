@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from typing import get_args
 
 import pytest
@@ -55,20 +55,43 @@ def test_equal_orders_are_equal_texts_whatever_people_are_told() -> None:
 
 
 TEXT = to_text(WORK_ORDER, ["a.b"], ["yes", "no"], "run")
-TOLD = json.loads(TEXT)["plan"]
+SENT = json.loads(TEXT)
+TOLD, PLANNED = SENT["order"], SENT["order"]["plan"]
 
 
-def changed(name: str, value: object) -> str:
-    return json.dumps({**json.loads(TEXT), name: value})
+def of_order(values: object) -> str:
+    return json.dumps({**SENT, "order": values})
+
+
+def of_plan(values: object) -> str:
+    return of_order({**TOLD, "plan": values})
+
+
+def without(values: dict[str, object], name: str) -> dict[str, object]:
+    return {key: value for key, value in values.items() if key != name}
+
+
+REQUIRED = [field.name for field in fields(EdgePlan) if field.default is MISSING]
+DEEP = "[" * 100_000
 
 
 @pytest.mark.parametrize("text", [
-    "", "{", "[]", "5", "null", '"text"', "{}", TEXT[:-1], changed("plan", None), changed("plan", []), changed("plan", {"warm_up": None}),
-    changed("plan", {**json.loads(TEXT)["plan"], "warm_up": 5}), changed("plan", {**json.loads(TEXT)["plan"], "warm_up": {"other": 1}}),
-    changed("pool", None), changed("labels", 7), changed("phase", "../state"), changed("phase", ["federated"]),
-    *(json.dumps({name: value for name, value in json.loads(TEXT).items() if name != left}) for left in json.loads(TEXT)),
-    *(changed("plan", {name: value for name, value in TOLD.items() if name != left}) for left in TOLD),
+    "", "{", "[]", "5", "null", '"text"', "{}", TEXT[:-1], DEEP, TEXT.replace('["a.b"]', DEEP), of_order(None), of_order([]), of_plan(None),
+    of_plan([]), of_plan({"warm_up": None}), of_plan({**PLANNED, "warm_up": 5}), of_plan({**PLANNED, "warm_up": {"other": 1}}),
+    of_plan({**PLANNED, "mode": "elsewhere"}), of_plan({**PLANNED, "num_steps": "5"}), of_plan({**PLANNED, "num_steps": 5.0}),
+    of_plan({**PLANNED, "num_steps": True}), of_plan({**PLANNED, "ranks": {"a.b": float("inf")}}), of_plan({**PLANNED, "ranks": ["a.b"]}),
+    json.dumps({**SENT, "pool": None}), json.dumps({**SENT, "pool": [1]}), json.dumps({**SENT, "labels": 7}),
+    of_order({**TOLD, "phase": "../state"}), of_order({**TOLD, "phase": ["federated"]}), of_order({**TOLD, "total_steps": None}),
+    *(json.dumps(without(SENT, left)) for left in SENT), *(of_order(without(TOLD, left)) for left in TOLD),
+    *(of_plan(without(PLANNED, left)) for left in REQUIRED),
 ])  # fmt: skip
 def test_a_damaged_order_is_refused(text: str) -> None:
-    with pytest.raises(ProtocolError, match="cannot be read"):
+    with pytest.raises(ProtocolError, match="cannot be read") as caught:
         from_text(text)
+    assert len(caught.value.got) <= 300
+
+
+def test_the_field_that_is_wrong_is_named() -> None:
+    with pytest.raises(ProtocolError) as caught:
+        from_text(of_plan({**PLANNED, "num_steps": "5"}))
+    assert caught.value.got == "order.plan.num_steps: Input should be a valid integer"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,10 +30,14 @@ def test_a_hello_comes_back(capabilities: Capabilities) -> None:
 
 CAPABILITIES = Capabilities("north", 5, ("a",), "base", "config", "0.1").to_text()
 
+NO_ROWS = ('"x"', "Infinity", "1e400", "5.0", "-1", "true", "9" * 400)
+
 
 @pytest.mark.parametrize("text", [
     "", "None", "5", "[]", "{}", CAPABILITIES[:-1], CAPABILITIES[:-1] + ', "other": 1}',
-    CAPABILITIES.replace('"num_rows": 5', '"num_rows": "x"'),
+    *(CAPABILITIES.replace('"num_rows": 5', f'"num_rows": {rows}') for rows in NO_ROWS), "[" * 100_000,
+    *(CAPABILITIES.replace('["a"]', labels) for labels in ("[" * 100_000, '"abc"', "[1]")),
+    CAPABILITIES.replace("north", "x" * 10_000), json.dumps({**json.loads(CAPABILITIES), "labels": ["x"] * 10_001}),
 ])  # fmt: skip
 def test_a_hello_of_another_version_is_refused(text: str) -> None:
     with pytest.raises(ProtocolError, match="cannot be read"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -52,10 +55,12 @@ def join(
 
     DIR is one that `atoll fleet init` wrote for an edge. The base and the rows stay in this process from round to round.
     """
-    from atoll.commands.host import stopped_by_signals
     from atoll.fleet.join import join as take_part
 
-    take_part(folder, tell, config=config, overrides=tuple(sets or ()), stop=stopped_by_signals())
+    # Also in the middle of a round, which is trained again from the state before.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):
+        take_part(folder, tell, config=config, overrides=tuple(sets or ()), stop=threading.Event())
 
 
 @command(commands)

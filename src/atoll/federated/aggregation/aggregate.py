@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from atoll.adapters.full_weights import FullWeightDelta
 from atoll.adapters.low_rank import row_length
+from atoll.adapters.norms import LARGEST_NORM, largest_norm
 from atoll.adapters.state import AdapterState
 from atoll.errors import AdapterFitError, PartError, UpdateRefusedError
 from atoll.federated.aggregation.robust import MEAN, Clipped, Robust, clip_updates, combined_full_weights, combined_product
@@ -75,13 +78,43 @@ def aggregate(
     another size or rank than it must be; UpdateRefusedError where it is not finite.
     """
     robust.check(aggregation, common.trained)
-    clipped = [] if robust.clip is None else clip_updates(spool, robust.clip, sent)
-    if robust.combine != "mean":
-        return replace(_combined(spool, common, ranks, robust), clipped=clipped)
-    aggregator = Aggregator(aggregation, common, ranks, options=options, seed=seed, round=round)
-    for contribution in spool:
-        aggregator.add(contribution, sent(contribution.edge))
-    return replace(aggregator.finish(), clipped=clipped)
+    try:
+        clipped = [] if robust.clip is None else clip_updates(spool, robust.clip, sent)
+        if robust.combine != "mean":
+            found = _combined(spool, common, ranks, robust)
+        else:
+            aggregator = Aggregator(aggregation, common, ranks, options=options, seed=seed, round=round)
+            for contribution in spool:
+                aggregator.add(contribution, sent(contribution.edge))
+            found = aggregator.finish()
+    except torch.linalg.LinAlgError as problem:  # type: ignore[attr-defined]
+        raise _not_finite("a product", str(problem)) from None
+    _check_finite(found.common)
+    return replace(found, clipped=clipped)
+
+
+def is_too_large(common: Common, most: float | None) -> bool:
+    """Whether a module of what edges would be sent is larger than an update's may be (`most`; None: LARGEST_NORM)."""
+    largest = max(map(largest_norm, _states(common)))
+    return largest > max(LARGEST_NORM, most or 0.0)
+
+
+def _check_finite(common: Common) -> None:
+    for state in _states(common):
+        for name, part in state.parts.items():
+            if not all(bool(tensor.isfinite().all()) for tensor in part.tensors):
+                raise _not_finite(name, "NaN or infinity")
+
+
+def _states(common: Common) -> list[AdapterState]:
+    return [common.trained, *([] if common.frozen_delta is None else [common.frozen_delta])]
+
+
+def _not_finite(where: str, got: str) -> UpdateRefusedError:
+    return UpdateRefusedError(
+        "the updates of a round come to numbers that are not finite", where=where, got=got, expected="finite numbers",
+        do="lower learning_rate, or set max_norm below [federated]",
+    )  # fmt: skip
 
 
 class Aggregator:
@@ -135,18 +168,12 @@ class Aggregator:
         """Whether the rule made what edges can be sent."""
         module, new, delta = self._module(name), merged.trained, merged.frozen_delta
         keeps = trait("aggregation", self._aggregation, "keeps_frozen_delta")
-        parts = [new, *([] if delta is None else [delta])]
         if new.size != module.old.size or not module.is_whole(new) or not (delta is None or (keeps and delta.size == new.size)):
             raise PartError(
                 f"the rule {self._aggregation} made an adapter that no edge can be sent", where=f"[federated] aggregation, {name}",
                 got=f"(inputs, outputs) = {new.size}, rank {new.rank}, scaling {new.scaling:g}",
                 expected=f"{module.old.size}, rank {module.rank}, scaling {module.scaling:g}",
                 do='see what it returns with atoll.testing.check("aggregation", ...)',
-            )  # fmt: skip
-        if not all(bool(tensor.isfinite().all()) for part in parts for tensor in part.tensors):
-            raise UpdateRefusedError(
-                "the updates of a round come to numbers that are not finite", where=name, got="NaN or infinity", expected="finite numbers",
-                do="lower learning_rate, or set max_norm below [federated]",
             )  # fmt: skip
         return merged
 

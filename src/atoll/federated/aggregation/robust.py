@@ -19,6 +19,7 @@ from torch import Tensor
 
 from atoll.adapters.full_weights import FullWeightDelta
 from atoll.adapters.low_rank import squared_norm
+from atoll.adapters.norms import largest_norm
 from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.config.checks.federation import rules_with
 from atoll.errors import AdapterFitError
@@ -27,6 +28,7 @@ from atoll.registry.parts import trait
 
 Combine = Literal["mean", "median", "trimmed-mean"]
 """[federated] combine."""
+_FAR_LARGER = 10
 _BLOCK_NUMBERS = 1 << 22
 """Numbers of all edges together that are in memory at once while a module is combined."""
 
@@ -132,6 +134,13 @@ def moved(state: AdapterState, sent: AdapterState) -> float:
         pairs = zip(change.tensors, sent.full_weights[name].tensors, strict=True)
         total += sum(float((after.double() - before.double()).square().sum()) for after, before in pairs)
     return math.sqrt(total)
+
+
+def outlier(spool: Spool) -> str | None:
+    """The edge whose update is far larger than that in the middle of the round; None: there is none such."""
+    sizes = {each.edge: largest_norm(each.state) for each in spool}
+    edge = max(sizes, key=sizes.__getitem__, default=None)
+    return edge if edge is not None and sizes[edge] > _FAR_LARGER * statistics.median_low(sizes.values()) else None
 
 
 def _shrunk(state: AdapterState, sent: AdapterState, share: float) -> AdapterState:

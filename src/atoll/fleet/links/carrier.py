@@ -47,7 +47,7 @@ def _answer(frame: Frame, reply: Message) -> Frame:
     if reply.has_error():
         return frame.answered(problem=reply.error.reason or f"code {reply.error.code}", is_lost=True)
     try:
-        content = unpacked(reply.content)
+        content = unpacked(reply.content, frame.most_bytes)
     except ProtocolError as problem:  # Asked again, the edge would say the same again.
         return frame.answered(problem=problem.page())
     if PROBLEM in content.config_records:

@@ -7,14 +7,18 @@ import json
 from dataclasses import dataclass, replace
 
 from atoll.errors import ProtocolError
+from atoll.federated.figures import MALFORMED, said, shown
 from atoll.federated.flower import Array, ArrayRecord, RecordDict
 from atoll.federated.store import dump_record, load_record
+from atoll.printable import printable
 
 PROBLEM = "problem"
 """Key of what an edge says went wrong, in a reply: Flower's own errors are for what happened on the way."""
+ANSWER_BYTES = 4 * 2**20
+"""An answer may be so much longer than its question: an adapter comes back as large as it went, and figures and names beside it."""
 _PACK = "atoll.records"
-_DAMAGE = (ValueError, KeyError, TypeError, AttributeError)
-"""What reading records raises where something else lies there."""
+_PAGE_LINES, _LINE_SIGNS = 40, 1000
+"""Of what an edge says went wrong."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,11 +36,14 @@ class Frame:
     """Of an answer: what went wrong; there is no content then."""
     is_lost: bool = False
     """Whether it went wrong on the way, and not where the message was to be answered."""
+    most_bytes: int | None = None
+    """How long the answer to a message may be, packed; None: as long as it likes."""
 
     def to_bytes(self) -> bytes:
         """A line of JSON, and the content after it."""
         head = {
             "number": self.number, "node": self.node, "kind": self.kind, "group": self.group, "problem": self.problem, "lost": self.is_lost,
+            "most_bytes": self.most_bytes,
         }  # fmt: skip
         file = io.BytesIO()
         file.write(json.dumps(head).encode() + b"\n")
@@ -52,9 +59,12 @@ class Frame:
         file = io.BytesIO(data)
         try:
             head = json.loads(file.readline())
-            return cls(head["number"], head["node"], head["kind"], head["group"], load_record(file), head["problem"], head["lost"])
-        except _DAMAGE as problem:
-            raise _foreign(f"{type(problem).__name__}: {problem}") from None
+            return cls(
+                head["number"], head["node"], head["kind"], head["group"], load_record(file), head["problem"], head["lost"],
+                head["most_bytes"],
+            )  # fmt: skip
+        except MALFORMED as problem:
+            raise _foreign(said(problem)) from None
 
     def answered(self, content: RecordDict | None = None, problem: str | None = None, *, is_lost: bool = False) -> Frame:
         """The answer to this message, or why there is none."""
@@ -69,17 +79,30 @@ def packed(content: RecordDict) -> RecordDict:
     return RecordDict({_PACK: ArrayRecord({_PACK: Array("uint8", (len(data),), _PACK, data)})})
 
 
-def unpacked(record: RecordDict) -> RecordDict:
+def unpacked(record: RecordDict, most_bytes: int | None = None) -> RecordDict:
     """What `packed` was given.
 
-    Raises: ProtocolError for any other record.
+    Raises: ProtocolError for any other record, and for one of more than `most_bytes`, of which nothing is read.
     """
-    if _PACK not in record.array_records:
-        raise _foreign(", ".join(record) or "an empty message")
+    if list(record) != [_PACK] or list(record[_PACK]) != [_PACK] or not isinstance(record[_PACK], ArrayRecord):
+        raise _foreign(shown(list(record)) if record else "an empty message")
+    data = record.array_records[_PACK][_PACK].data
+    if most_bytes is not None and len(data) > most_bytes:
+        raise ProtocolError(
+            "a message is longer than it may be", got=f"{len(data)} bytes", expected=f"at most {most_bytes}",
+            do="run the same version of Atoll everywhere; leave the edge out if it cannot be trusted",
+        )  # fmt: skip
     try:
-        return load_record(io.BytesIO(record.array_records[_PACK][_PACK].data))
-    except _DAMAGE as problem:
-        raise _foreign(f"{type(problem).__name__}: {problem}") from None
+        return load_record(io.BytesIO(data))
+    except MALFORMED as problem:
+        raise _foreign(said(problem)) from None
+
+
+def page_of(text: str) -> str:
+    """A page that an edge wrote, for a terminal and a log: its signs are printable, and no later line begins where a first one does."""
+    first, *rest = text.splitlines()[:_PAGE_LINES] or [""]
+    lines = [first, *(line if line.startswith("  ") else f"  {line}" for line in rest)]
+    return "\n".join(printable(line)[:_LINE_SIGNS] for line in lines)
 
 
 def _foreign(got: str) -> ProtocolError:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from atoll.federated.flower import Error, Message, RecordDict
 from atoll.federated.grid import EDGE_FAILED, CoordinatorGrid, numbered
-from atoll.fleet.links.frames import Frame
+from atoll.federated.payload import num_bytes
+from atoll.fleet.links.frames import ANSWER_BYTES, Frame, page_of
 
 ASK_AGAIN_SECONDS = 10.0
 """After so long without an answer a question is asked again, and then after twice as long."""
@@ -62,7 +63,9 @@ class Relay:
             self._number += 1
             number, metadata = self._number, message.metadata
             path = Path(self._folder.name) / f"{number}.frame"
-            path.write_bytes(Frame(number, metadata.dst_node_id, metadata.message_type, metadata.group_id, message.content).to_bytes())
+            most = num_bytes(message.content) + ANSWER_BYTES
+            question = Frame(number, metadata.dst_node_id, metadata.message_type, metadata.group_id, message.content, most_bytes=most)
+            path.write_bytes(question.to_bytes())
             # The answer needs to know who was asked; the content lies in the file.
             bare = numbered(Message(RecordDict(), metadata.dst_node_id, metadata.message_type, group_id=metadata.group_id), str(number))
             self._open[number] = _Open(path, bare)
@@ -84,7 +87,7 @@ class Relay:
             left.discard(here[0])
             frame = Frame.from_bytes(asked.path.read_bytes())
             asked.path.unlink()
-            yield Message(frame.content if frame.problem is None else Error(EDGE_FAILED, frame.problem), reply_to=asked.message)
+            yield Message(frame.content if frame.problem is None else Error(EDGE_FAILED, page_of(frame.problem)), reply_to=asked.message)
 
     def let_go(self, numbers: Iterable[int]) -> None:
         """Ask these no more; what answers them from now on, or was not taken, does not count."""

@@ -10,14 +10,18 @@ import hashlib
 import json
 import shutil
 import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from atoll.errors import AtollError, BadRowError, OutputError, PeerError, ProtocolError, RunFolderError
+from atoll.errors import AtollError, BadRowError, OrderRefusedError, OutputError, PeerError, ProtocolError, RunFolderError
 from atoll.federated.client import EdgeWork, client_app
+from atoll.federated.figures import MALFORMED, said, shown
 from atoll.federated.flower import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict, assume_identity
-from atoll.federated.payload import WORK_ORDER
+from atoll.federated.payload import WORK_ORDER, get_adapter
 from atoll.federated.store import read_record, write_record
 from atoll.fleet.links.frames import Frame
 from atoll.jobs.backends.fleet import CAPABILITIES, TEXT
@@ -26,6 +30,8 @@ from atoll.jobs.backends.work_orders import SentOrder, from_text
 from atoll.jobs.backends.worker import Worker
 from atoll.runs.events import Advised, EventLog
 from atoll.runs.files import write_folder
+from atoll.training.trainer import StepReport
+from atoll.units import format_bytes, format_seconds
 
 KEPT_ROUNDS = 3
 """A coordinator whose last checkpoints are damaged goes back by as many."""
@@ -52,14 +58,19 @@ class Resident:
         self._worker.close()
 
     def _work(self) -> EdgeWork:
-        return edge_work(*self._worker.work(self._order), self._order.order, self._log, self._worker.digest)
+        work, policy = edge_work(*self._worker.work(self._order), self._order.order, self._log, self._worker.digest), self._worker.policy
+        return work if policy.seconds is None else replace(work, on_step=_within(policy.seconds, work))
 
     def answer(self, data: bytes) -> bytes:
         """The answer to a frame, as a frame."""
         question = Frame.from_bytes(data)
         with self._lock:
             try:
+                self._check_size(len(data))
                 return question.answered(self._answered(question)).to_bytes()
+            except OrderRefusedError as problem:
+                self._log.append(Advised(self._worker.name, problem.page()))
+                return question.answered(problem=problem.page()).to_bytes()
             except BadRowError as problem:
                 # Its page quotes a row, which stays here.
                 bare = BadRowError(problem.what, expected=problem.expected, do="look at this edge's own log")
@@ -70,9 +81,17 @@ class Resident:
             except OSError as problem:
                 full = OutputError("this edge cannot save its state", where=str(self._folder), got=str(problem), do="free some space")
                 return question.answered(problem=full.page()).to_bytes()
-            except RuntimeError as problem:  # torch's, as for memory: asked again, it would fail again.
-                failed = PeerError("this edge cannot do its part", got=str(problem), do="give it more memory, or a smaller batch")
+            except MALFORMED as problem:  # torch's, as for memory, or the message's: asked again, it would fail again.
+                failed = PeerError("this edge cannot do its part", got=said(problem), do="give it more memory, or a smaller batch")
                 return question.answered(problem=failed.page()).to_bytes()
+
+    def _check_size(self, num_bytes: int) -> None:
+        most = self._worker.policy.bytes
+        if most is not None and num_bytes > most:
+            raise OrderRefusedError(
+                "a message is longer than this edge takes", where=f"edge {self._worker.name}", got=format_bytes(num_bytes),
+                expected=f"at most {format_bytes(most)} (policy.toml)", do="train a smaller adapter, or have the edge's owner allow more",
+            )  # fmt: skip
 
     @property
     def _order(self) -> SentOrder:
@@ -82,15 +101,20 @@ class Resident:
     def _answered(self, question: Frame) -> RecordDict:
         if question.kind == f"query.{CAPABILITIES}":
             return RecordDict({CAPABILITIES: ConfigRecord({TEXT: self._worker.capabilities().to_text()})})
-        self._sent = from_text(str(_told(question, WORK_ORDER, TEXT)))
+        sent = from_text(str(_told(question, WORK_ORDER, TEXT)))
         if question.kind == MessageType.QUERY:
+            self._worker.check(sent, "importance")
+            self._sent = sent
             return self._asked(question, RecordDict()).content
-        return self._trained(question)
-
-    def _trained(self, question: Frame) -> RecordDict:
-        sent, number = self._order, _told(question, "ask", "round")
-        if question.kind != MessageType.TRAIN or not isinstance(number, int) or question.group != str(number):
+        number = _told(question, "ask", "round")
+        if question.kind != MessageType.TRAIN or type(number) is not int or question.group != str(number):
             raise _not_ours(question, "a question of a round")
+        self._worker.check(sent, sent.order.phase, number, get_adapter(question.content))
+        self._sent = sent
+        return self._trained(question, number)
+
+    def _trained(self, question: Frame, number: int) -> RecordDict:
+        sent = self._order
         rounds = self._folder / _safe(sent.run_id) / sent.order.phase
         here, digest = rounds / f"round-{number:04d}", _digest(question.content)
         if (here / _QUESTION).is_file() and (here / _QUESTION).read_text() == digest:
@@ -139,12 +163,30 @@ class Resident:
             shutil.rmtree(path)
 
 
+def _within(seconds: float, work: EdgeWork) -> Callable[[int, StepReport], None]:
+    """What is told of every step, until so many seconds from now.
+
+    Raises: OrderRefusedError, when it is called after them: so training ends.
+    """
+    begin = time.monotonic()
+
+    def on_step(round_number: int, report: StepReport) -> None:
+        work.on_step(round_number, report)
+        if time.monotonic() - begin > seconds:
+            raise OrderRefusedError(
+                "a round takes longer than this edge gives it", where=f"edge {work.name}", got=f"more than {format_seconds(seconds)}",
+                expected=f"at most {format_seconds(seconds)} (policy.toml)", do="order fewer steps, or have the edge's owner allow more",
+            )  # fmt: skip
+
+    return on_step
+
+
 def _kept(path: Path) -> RecordDict:
     try:
         return read_record(path)
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+    except MALFORMED as problem:
         raise RunFolderError(
-            "the state that this edge saved of a round is damaged", where=str(path), got=f"{type(problem).__name__}: {problem}",
+            "the state that this edge saved of a round is damaged", where=str(path), got=said(problem),
             expected="the file as it was written", do=f"delete {path.parent}: the edge goes on from the round before",
         ) from None  # fmt: skip
 
@@ -158,7 +200,7 @@ def _told(question: Frame, name: str, key: str) -> object:
 
 def _not_ours(question: Frame, expected: str) -> ProtocolError:
     return ProtocolError(
-        "a message that this edge cannot follow", got=f"{question.kind}: {', '.join(question.content) or 'empty'}", expected=expected,
+        "a message that this edge cannot follow", got=f"{shown(question.kind)}: {shown(list(question.content))}", expected=expected,
         do="run the same version of Atoll everywhere",
     )  # fmt: skip
 

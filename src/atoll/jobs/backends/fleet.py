@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 
 from atoll.base.part import stored_digest
 from atoll.config.load import LoadedConfig
-from atoll.config.schema import PRECISION_BITS
+from atoll.config.schema import PRECISION_BITS, RunConfig
 from atoll.errors import ConflictError, EdgesLostError, ProtocolError
+from atoll.federated.figures import shown
 from atoll.federated.flower import ConfigRecord, Grid, Message, MessageType, RecordDict
 from atoll.jobs.backends.backend import WorkOrder
 from atoll.jobs.backends.work_orders import to_text
@@ -17,15 +18,18 @@ from atoll.jobs.backends.worker import Capabilities, asked_for
 from atoll.jobs.finished import loaded_base
 from atoll.jobs.inputs import base_shapes, base_source, check_labels, eval_rows, given_importance
 from atoll.jobs.job import Job, Participant, block_ranks, fresh_start, given_start, participant, with_head
-from atoll.planner.edge_plan import LeftOut
+from atoll.planner.edge_plan import FleetPlan, LeftOut
 from atoll.planner.plan_fleet import check_plan, plan_fleet
-from atoll.selection.selector import check_schedules
+from atoll.selection.selector import schedule_of
+from atoll.shapes import BaseShapes
 from atoll.tasks.classes import form_of
 from atoll.tasks.evaluate import check_metrics
 from atoll.units import format_seconds
 
 CAPABILITIES, TEXT = "capabilities", "text"
 """Flower's name for the question what an edge has, and of the record that answers it; key of the text there and in work orders."""
+_MOST_TOLD = 20
+"""Edges of which it is told why they cannot take part."""
 
 
 class FleetBackend:
@@ -73,64 +77,59 @@ class FleetBackend:
 
 
 def ask_capabilities(grid: Grid, nodes: Mapping[int, str], timeout: float) -> tuple[list[Capabilities], dict[str, str]]:
-    """What the edges on these nodes say of themselves, in the order of their names; and of those that say nothing in time, why."""
+    """What the edges on these nodes say of themselves, in the order of their names; and of those that cannot be used, why."""
     found, silent = dict[str, Capabilities](), dict.fromkeys(nodes.values(), f"no answer in {format_seconds(timeout)}")
-    for reply in grid.send_and_receive([_capabilities_request(node) for node in nodes], timeout=timeout):
-        edge = nodes[reply.metadata.src_node_id]
-        if reply.has_error():
-            silent[edge] = reply.error.reason or f"code {reply.error.code}"
-            continue
-        found[edge] = _said(reply, f"edge {edge}")
-        if found[edge].edge != edge:
-            raise ConflictError(
-                "an edge has another's key", where=edge, got=f"it says that it is {found[edge].edge}", expected=edge,
-                do="copy the folder of every edge to its own machine",
-            )  # fmt: skip
-        del silent[edge]
+    for node, reply in _answers(grid, nodes, timeout):
+        edge = nodes[node]
+        if isinstance(reply, str):
+            silent[edge] = reply
+        elif reply.edge != edge:
+            silent[edge] = f"it says that it is {shown(reply.edge)}, whose key it has not: copy the folder of every edge to its own machine"
+        else:
+            found[edge] = reply
+            del silent[edge]
     return [found[edge] for edge in sorted(found)], silent
 
 
 def named(grid: Grid, nodes: Collection[int], timeout: float) -> dict[int, str]:
-    """The edges' names by node, as they say them; nodes that say nothing in time are left out."""
-    replies = grid.send_and_receive([_capabilities_request(node) for node in nodes], timeout=timeout)
-    heard = {reply.metadata.src_node_id: reply for reply in replies if not reply.has_error()}
-    return {node: _said(reply, f"node {node}").edge for node, reply in heard.items()}
+    """The edges' names by node, as they say them; a node without an answer that can be used is left out, as is the second of one name."""
+    said = {node: reply.edge for node, reply in _answers(grid, nodes, timeout) if not isinstance(reply, str)}
+    first: dict[str, int] = {}
+    for node in sorted(said):
+        first.setdefault(said[node], node)
+    return {node: edge for edge, node in first.items()}
 
 
-def _capabilities_request(node: int) -> Message:
-    return Message(RecordDict(), node, f"{MessageType.QUERY}.{CAPABILITIES}", group_id="0")
+def _answers(grid: Grid, nodes: Collection[int], timeout: float) -> Iterator[tuple[int, Capabilities | str]]:
+    """What the nodes say of themselves, or why that cannot be used, as it comes."""
+    questions = [Message(RecordDict(), node, f"{MessageType.QUERY}.{CAPABILITIES}", group_id="0") for node in nodes]
+    for reply in grid.send_and_receive(questions, timeout=timeout):
+        node = reply.metadata.src_node_id
+        if reply.has_error():
+            yield node, reply.error.reason or f"code {reply.error.code}"
+            continue
+        try:
+            yield node, Capabilities.from_text(str(reply.content.config_records.get(CAPABILITIES, ConfigRecord()).get(TEXT)))
+        except ProtocolError as problem:
+            yield node, problem.page()
 
 
-def _said(reply: Message, who: str) -> Capabilities:
-    try:
-        return Capabilities.from_text(str(reply.content.config_records.get(CAPABILITIES, ConfigRecord()).get(TEXT)))
-    except ProtocolError as problem:
-        problem.where = who
-        raise
-
-
-def check_capabilities(loaded: LoadedConfig, all_capabilities: Sequence[Capabilities]) -> None:
-    """Whether all edges are about to run the same thing.
-
-    Raises: ConflictError naming all that are not.
-    """
-    of_all = (
-        ("version of Atoll", version("atoll"), lambda one: one.atoll, "install the same version everywhere"),
-        ("run.toml", asked_for(loaded.config), lambda one: one.config, "copy the coordinator's run.toml to them"),
+def differs(ours: Capabilities, theirs: Capabilities) -> str | None:
+    """Why an edge would run something else than the coordinator; None: it would not."""
+    for what, key, do in (
+        ("version of Atoll", "atoll", "install the same version everywhere"),
+        ("run.toml", "config", "copy the coordinator's run.toml to it"),
+        ("base", "base", "give it the same files of the base model"),
+    ):
+        expected, got = getattr(ours, key), getattr(theirs, key)
         # An edge that only ever holds a part of the base shows no digest of it.
-        ("base", own := stored_digest(base_source(loaded)), lambda one: one.base or own, "give them the same files of the base model"),
-    )
-    for what, expected, of, do in of_all:
-        other = sorted((capabilities.edge, of(capabilities)[:12]) for capabilities in all_capabilities if of(capabilities) != expected)
-        if other:
-            raise ConflictError(
-                f"edges have another {what} than the coordinator", where=", ".join(edge for edge, _ in other),
-                got="; ".join(said for _, said in other), expected=expected[:12], do=do,
-            )  # fmt: skip
+        if got != expected and (key != "base" or got):
+            return f"another {what} than the coordinator's: {shown(got[:12])}, not {expected[:12]!r}; {do}"
+    return None
 
 
 def prepared_for_fleet(loaded: LoadedConfig, all_capabilities: Sequence[Capabilities], silent: Mapping[str, str], run_id: str) -> Job:
-    """Everything that a coordinator needs; `silent` edges, given with why, are left out.
+    """Everything that a coordinator needs; `silent` edges, given with why, are left out, and those that would run something else.
 
     Raises: InputError leaves for what the user must mend; InfeasibleError where an edge cannot hold the plan; EdgesLostError where too few
     are there.
@@ -141,37 +140,61 @@ def prepared_for_fleet(loaded: LoadedConfig, all_capabilities: Sequence[Capabili
             "the rows of a fleet stay where they are", where="[run] compare", got='"central": one trainer that sees all rows',
             expected='"local-only" or "homogeneous"', do="remove it, or run without --engine flower where all rows are",
         )  # fmt: skip
-    known = {capabilities.edge: capabilities for capabilities in all_capabilities}
+    ours = Capabilities("", 0, (), stored_digest(base_source(loaded)), asked_for(config), version("atoll"))
+    others = {one.edge: why for one in all_capabilities if (why := differs(ours, one)) is not None}
+    known = {one.edge: one for one in all_capabilities if one.edge not in others}
+    silent = {**silent, **others}
     if len(known) < max(1, config.federated.min_edges):
         raise EdgesLostError(
-            "too few edges answered", got="; ".join([f"{len(known)} of {len(config.edge)}", *(f"{e}: {why}" for e, why in silent.items())]),
+            "too few edges can take part",
+            got="; ".join([f"{len(known)} of {len(config.edge)}", *(f"{e}: {why}" for e, why in list(silent.items())[:_MOST_TOLD])]),
             expected=f"at least {config.federated.min_edges} ([federated] min_edges)",
-            do="start `atoll fleet join` on the others, and try again",
+            do="start `atoll fleet join` on the others, mend what is said of them, and try again",
         )  # fmt: skip
-    check_capabilities(loaded, all_capabilities)
-    loaded = replace(loaded, config=config.model_copy(update={"edge": tuple(edge for edge in config.edge if edge.name in known)}))
-    return replace(_prepared(loaded, known, tuple(LeftOut(edge, why) for edge, why in silent.items())), run_id=run_id)
+    fewer = replace(loaded, config=config.model_copy(update={"edge": tuple(edge for edge in config.edge if edge.name in known)}))
+    labels, shapes, plan = _planned(fewer, known)
+    short = _too_short(config, plan, known)
+    if short and len(short) < len(plan.edges):
+        left = [one for one in known.values() if one.edge not in short]
+        return prepared_for_fleet(loaded, left, {**silent, **short}, run_id)
+    plan = replace(plan, left_out=(*(LeftOut(edge, why) for edge, why in silent.items()), *plan.left_out))
+    return replace(_prepared(fewer, known, labels, shapes, plan), run_id=run_id)
 
 
-def _prepared(loaded: LoadedConfig, known: Mapping[str, Capabilities], silent: Sequence[LeftOut]) -> Job:
+def _planned(loaded: LoadedConfig, known: Mapping[str, Capabilities]) -> tuple[tuple[str, ...], BaseShapes, FleetPlan]:
+    """The classes of the run, the base's shapes with a head for them, and what all edges are to do."""
     config = loaded.config
     labels = config.evaluate.labels or tuple(sorted({label for capabilities in known.values() for label in capabilities.labels}))
     labels = labels if config.model.task == "classify" else ()
     check_labels(config, labels)
     shapes = base_shapes(loaded, len(labels))
-    held_out = eval_rows(loaded)
+    given, num_rows = given_start(loaded, shapes), {edge: capabilities.num_rows for edge, capabilities in known.items()}
+    return labels, shapes, plan_fleet(
+        config, shapes, num_rows, start_ranks=block_ranks(given, shapes) if given else None, importance=given_importance(loaded),
+    )  # fmt: skip
+
+
+def _too_short(config: RunConfig, plan: FleetPlan, known: Mapping[str, Capabilities]) -> dict[str, str]:
+    """Edges that say they have too few rows for a window of observation, and why."""
+    found = {}
+    for edge, per_step in plan.rows_per_step.items():
+        try:
+            schedule_of(config.select, -(-known[edge].num_rows // per_step), options=config.options_of(config.select.policy), edge=edge)
+        except ConflictError as problem:
+            found[edge] = problem.page()
+    return found
+
+
+def _prepared(
+    loaded: LoadedConfig, known: Mapping[str, Capabilities], labels: tuple[str, ...], shapes: BaseShapes, plan: FleetPlan
+) -> Job:
+    config, held_out = loaded.config, eval_rows(loaded)
     form = None if held_out is None else form_of(config.data, held_out, labels)
     if held_out is not None and form is not None:
         check_metrics(config.evaluate, form, held_out)
-    given, num_rows = given_start(loaded, shapes), {edge: capabilities.num_rows for edge, capabilities in known.items()}
-    plan = plan_fleet(
-        config, shapes, num_rows, start_ranks=block_ranks(given, shapes) if given else None, importance=given_importance(loaded),
-    )  # fmt: skip
-    check_schedules(config, plan.rows_per_step, num_rows)
     check_plan(config, plan)
-    base = loaded_base(loaded, labels)
-    edges = tuple(participant(config, shapes, base, one.name, None, one, num_rows[one.name]) for one in plan.edges)
+    base, given = loaded_base(loaded, labels), given_start(loaded, shapes)
+    edges = tuple(participant(config, shapes, base, one.name, None, one, known[one.name].num_rows) for one in plan.edges)
     start = with_head(given or fresh_start(config, shapes, plan), base)
-    plan = replace(plan, left_out=(*silent, *plan.left_out))
     bases = {PRECISION_BITS[config.model.precision]: base}
     return Job(loaded, base, bases, shapes, form, edges, None, held_out, plan, start, (), False, None, None)

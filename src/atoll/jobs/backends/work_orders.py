@@ -1,20 +1,19 @@
-"""A work order as text, for an edge on another machine."""
+"""A work order as text, for an edge on another machine; and texts of other machines, read strictly."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import get_args
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from atoll.errors import ProtocolError
 from atoll.jobs.backends.backend import WorkOrder
-from atoll.planner.edge_plan import EdgePlan
-from atoll.planner.request import WarmUpPlan
-from atoll.runs.events import Phase
+from atoll.printable import printable
 
-_NOT_SENT = ("why", "prices")
-"""Parts of a plan that are for people."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +28,14 @@ class SentOrder:
     run_id: str
 
 
+_SENT_ORDER = TypeAdapter(SentOrder)
+
+
 def to_text(order: WorkOrder, pool: Sequence[str], labels: Sequence[str], run_id: str) -> str:
-    """The work order as JSON; equal ones are equal texts."""
-    plan = {key: value for key, value in order.plan.to_json().items() if key not in _NOT_SENT}
-    told = {"edge": order.edge, "phase": order.phase, "total_steps": order.total_steps, "rounds_before": order.rounds_before}
-    return json.dumps({**told, "plan": plan, "pool": list(pool), "labels": list(labels), "run": run_id}, sort_keys=True)
+    """The work order as JSON; equal ones are equal texts. What a plan says to people stays here."""
+    told = {field.name: getattr(order, field.name) for field in fields(order)}
+    told["plan"] = replace(order.plan, why="", prices=()).to_json()
+    return json.dumps({"order": told, "pool": list(pool), "labels": list(labels), "run_id": run_id}, sort_keys=True)
 
 
 def from_text(text: str) -> SentOrder:
@@ -41,17 +43,20 @@ def from_text(text: str) -> SentOrder:
 
     Raises: ProtocolError for a text of another version.
     """
+    return read_strictly(_SENT_ORDER, text, "an order")
+
+
+def read_strictly(kind: TypeAdapter[T], text: str, what: str) -> T:
+    """A value from JSON of another machine: every field of its type, and in its bounds.
+
+    Raises: ProtocolError that names the field.
+    """
     try:
-        told = json.loads(text)
-        plan, warm_up = told["plan"], told["plan"]["warm_up"]
-        known = {field.name: plan[field.name] for field in fields(EdgePlan) if field.name not in _NOT_SENT}
-        known |= {"why": "", "warm_up": None if warm_up is None else WarmUpPlan(**warm_up)}
-        if told["phase"] not in get_args(Phase):  # It is the name of a folder, too.
-            raise ValueError(f"phase {told['phase']!r}")
-        order = WorkOrder(told["edge"], EdgePlan(**known), told["phase"], told["total_steps"], told["rounds_before"])
-        return SentOrder(order, tuple(told["pool"]), tuple(told["labels"]), str(told["run"]))
-    except (ValueError, KeyError, TypeError) as problem:
+        return kind.validate_json(text, strict=True, extra="forbid")
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
         raise ProtocolError(
-            "a work order cannot be read", got=f"{type(problem).__name__}: {problem}", expected="what this version of Atoll writes",
-            do="run the same version of Atoll everywhere",
+            f"{what} cannot be read", got=printable(f"{place}: {first['msg']}" if place else first["msg"])[:300],
+            expected="what this version of Atoll writes", do="run the same version of Atoll everywhere",
         ) from None  # fmt: skip

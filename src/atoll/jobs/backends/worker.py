@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
 
 from atoll.adapters.state import AdapterState
 from atoll.base.load import Base
@@ -16,8 +18,10 @@ from atoll.base.part import stored_digest
 from atoll.config.load import LoadedConfig, resolved
 from atoll.config.schema import PRECISION_BITS, RunConfig
 from atoll.cost.split_traffic import largest_batch_tokens
-from atoll.errors import HostRefusedError, ProtocolError
-from atoll.jobs.backends.work_orders import SentOrder
+from atoll.errors import HostRefusedError
+from atoll.jobs.backends.edge_policy import EdgePolicy
+from atoll.jobs.backends.order_checks import OrderChecks
+from atoll.jobs.backends.work_orders import SentOrder, read_strictly
 from atoll.jobs.finished import loaded_base
 from atoll.jobs.inputs import base_shapes, base_source, edge_rows, labels_of
 from atoll.jobs.job import Job, Participant, alone, participant
@@ -27,6 +31,7 @@ from atoll.tasks.batches import check_packing
 from atoll.tasks.classes import examples_of, form_of
 from atoll.tasks.tokens import Examples
 
+_LONGEST_NAME, _LONGEST_LABEL, _MOST_LABELS = 128, 1000, 10_000
 _OF_A_MACHINE = (("model", "base"), ("data", "train"), ("data", "eval"), ("adapter", "start"), ("plan", "importance_file"))
 """Keys that name places on a machine, and may differ between those of one run."""
 
@@ -35,15 +40,15 @@ _OF_A_MACHINE = (("model", "base"), ("data", "train"), ("data", "eval"), ("adapt
 class Capabilities:
     """What an edge says of itself before a run: no row and no weight."""
 
-    edge: str
-    num_rows: int
-    labels: tuple[str, ...]
+    edge: Annotated[str, Field(max_length=_LONGEST_NAME)]
+    num_rows: Annotated[int, Field(ge=0, le=2**40)]
+    labels: Annotated[tuple[Annotated[str, Field(max_length=_LONGEST_LABEL)], ...], Field(max_length=_MOST_LABELS)]
     """The classes of its rows; none where it generates."""
-    base: str
+    base: Annotated[str, Field(max_length=_LONGEST_NAME)]
     """Digest of the weights as they are stored."""
-    config: str
+    config: Annotated[str, Field(max_length=_LONGEST_NAME)]
     """Digest of what run.toml asks for, wherever files lie."""
-    atoll: str
+    atoll: Annotated[str, Field(max_length=_LONGEST_NAME)]
 
     def to_text(self) -> str:
         """As JSON."""
@@ -55,14 +60,7 @@ class Capabilities:
 
         Raises: ProtocolError for a text of another version.
         """
-        try:
-            said = json.loads(text)
-            return cls(**{**said, "labels": tuple(said["labels"]), "num_rows": int(said["num_rows"])})
-        except (ValueError, KeyError, TypeError) as problem:
-            raise ProtocolError(
-                "an edge's answer cannot be read", got=f"{type(problem).__name__}: {problem}", expected="what this version of Atoll writes",
-                do="run the same version of Atoll everywhere",
-            ) from None  # fmt: skip
+        return read_strictly(TypeAdapter(cls), text, "an edge's answer")
 
 
 def asked_for(config: RunConfig) -> str:
@@ -79,11 +77,15 @@ def asked_for(config: RunConfig) -> str:
 class Worker:
     """One edge's side of a run. A base is loaded when a work order first asks for it, and let go when one asks for another."""
 
-    def __init__(self, loaded: LoadedConfig, edge: str, host: HostAccess | None = None) -> None:
+    def __init__(self, loaded: LoadedConfig, edge: str, host: HostAccess | None = None, policy: EdgePolicy | None = None) -> None:
         self._loaded, self._name, self._host = alone(loaded, edge), edge, host
+        self.policy = policy or EdgePolicy()
+        """What the edge's owner lets a coordinator ask for, beside what run.toml says."""
         self._asked_for = asked_for(loaded.config)
         (self._rows,) = edge_rows(loaded, edge)
         self._labels = labels_of(self._loaded.config, [self._rows.rows])
+        own = next(one for one in loaded.config.edge if one.name == edge)
+        self._checks = OrderChecks(loaded.config, own, len(self._rows.rows), self._labels, self.policy)
         self._base: Base | None = None
         self._split: SplitSide | None = None
         self._has: object = None
@@ -103,6 +105,15 @@ class Worker:
     def digest(self) -> str:
         """Of the base as it is stored here; empty for an edge that only ever holds a part of it, which its host checks."""
         return "" if self._loaded.config.edge[0].mode == "split" else stored_digest(base_source(self._loaded))
+
+    def check(self, sent: SentOrder, task: str, number: int | None = None, adapter: AdapterState | None = None) -> None:
+        """Whether an order may be followed, to train this adapter in this round; nothing is loaded for it.
+
+        Raises: OrderRefusedError.
+        """
+        self._checks.check(sent, task, number, base_shapes(self._loaded, len(sent.labels)))
+        if adapter is not None:
+            self._checks.check_adapter(adapter, sent)
 
     def work(self, sent: SentOrder) -> tuple[Job, Participant]:
         """All that the edge's part of the run needs, by this work order.
