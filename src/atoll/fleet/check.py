@@ -32,6 +32,7 @@ SOON = datetime.timedelta(days=30)
 CALL_SECONDS = 5.0
 _COPY = "copy the folder again as `atoll fleet init` wrote it"
 _NEW = "run `atoll fleet init` again, and give every machine its new folder"
+_RENEW = "run `atoll fleet renew` where ca.key is, and copy the files that it names"
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -139,10 +140,10 @@ def _certificate(cert: Path, key: Path, ca: Path, host: str | None = None) -> li
         certificate = examined(cert, key, ca)
     except TransportError as problem:
         found = f"{problem.what}: {problem.got} ({problem.where})"
-        return [*_clock_by(cert), Check("certificate", "fail", found, f"{problem.do}; or {_NEW}")]
+        return [*_clock_by(cert), Check("certificate", "fail", found, f"{problem.do}; or {_RENEW}")]
     left = certificate.not_valid_after_utc - _now()
     found = f"{cert.name} holds until {certificate.not_valid_after_utc:%Y-%m-%d}, {left.days} days more; signed by {ca.name}; its key fits"
-    do = _NEW if left < SOON else ""
+    do = _RENEW if left < SOON else ""
     checks = [*_clock_by(cert), Check("certificate", "warn" if do else "ok", found, do)]
     if host is None:
         return checks
