@@ -117,6 +117,7 @@ def test_no_record_ends_a_run(changes: Mapping[str, object]) -> None:
     assert all(page.replace("\n", "").isprintable() and len(page) < 2000 for _, _, page in told.dropped)
 
 
+@settings(deadline=None)
 @given(st.one_of(METRICS, CONFIGS))
 def test_a_figure_is_a_bounded_number_or_refused(value: object) -> None:
     for read in (whole_number, finite_number):
