@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import atoll
 from atoll.adapters.peft_files import load_adapter
+from atoll.config.schema import Model, RunConfig
 from atoll.errors import AdapterFitError, EdgesLostError, InfeasibleError, OutputError
+from atoll.jobs.inputs import public_name
 from atoll.runs.events import Event, StepDone
 
 from tests.conftest import save_model_folder
@@ -72,7 +74,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def result(folder: Path) -> atoll.RunResult:
     """One run of that config."""
-    return atoll.train(folder / "run.toml", out=folder / "run")
+    return atoll.train(str(folder / "run.toml"), out=str(folder / "run"))
+
+
+@pytest.mark.parametrize(("base", "name"), [("./model", "./model"), ("", "model"), ("org/name", "org/name"), ("~/model", "model")])
+def test_an_adapter_names_its_base_and_no_place_on_this_machine(folder: Path, result: atoll.RunResult, base: str, name: str) -> None:
+    assert public_name(RunConfig(model=Model(base=base or str(folder / "model")))) == name
+    for file in result.run_dir.rglob("adapter_config.json"):
+        assert json.loads(file.read_text())["base_model_name_or_path"] == "./model"
+        assert str(folder) not in file.read_text()
+
+
+def test_a_run_is_for_its_user_alone(result: atoll.RunResult) -> None:
+    assert result.run_dir.is_absolute()
+    assert result.run_dir.stat().st_mode & 0o077 == 0
+
+
+def test_an_adapter_folder_may_be_named_by_text(folder: Path, result: atoll.RunResult) -> None:
+    sets = ['data.prompt="{a}"', 'data.completion="{b}"', "data.eval_rows=4"]
+    scores = atoll.evaluate(model=str(folder / "model"), adapter=str(result.adapter), data=str(folder / "eval.csv"), overrides=sets)
+    assert set(scores) == {"base", "adapted"}
 
 
 def test_the_run_directory_holds_what_the_contract_says(result: atoll.RunResult) -> None:

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from atoll.adapters.attach import attached
 from atoll.adapters.fresh import fresh_adapters
-from atoll.adapters.norms import LARGEST_NORM, factor_norm, product_norm
 from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.base.load import load_base
 from atoll.base.read_shapes import read_shapes
@@ -22,6 +21,7 @@ from atoll.embedded import tiny_path
 from atoll.errors import EdgesLostError, UpdateRefusedError
 from atoll.federated import strategy as strategy_module
 from atoll.federated.aggregation.aggregate import Aggregate, Common, aggregate
+from atoll.federated.aggregation.norms import LARGEST_NORM, factor_norm, product_norm
 from atoll.federated.aggregation.robust import Robust
 from atoll.federated.aggregation.spool import Contribution, Spool
 from atoll.federated.figures import LARGEST, finite_number, whole_number
@@ -117,6 +117,7 @@ def test_no_record_ends_a_run(changes: Mapping[str, object]) -> None:
     assert all(page.replace("\n", "").isprintable() and len(page) < 2000 for _, _, page in told.dropped)
 
 
+@settings(deadline=None)
 @given(st.one_of(METRICS, CONFIGS))
 def test_a_figure_is_a_bounded_number_or_refused(value: object) -> None:
     for read in (whole_number, finite_number):

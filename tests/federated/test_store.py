@@ -12,7 +12,7 @@ import torch
 
 from atoll.adapters.state import AdapterState
 from atoll.cost.work import Work
-from atoll.errors import AtollError
+from atoll.errors import AtollError, RunFolderError
 from atoll.federated.client import EdgeWork, client_app
 from atoll.federated.flower import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
 from atoll.federated.grid import InProcessGrid
@@ -75,6 +75,20 @@ def test_the_folder_is_private_and_gone_at_the_end() -> None:
     assert len(list(folder.iterdir())) == 1
     states.close()
     assert not folder.exists()
+
+
+def test_a_folder_that_is_a_link_to_another_place_is_refused(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious").write_text("mine")
+    for target in (elsewhere, tmp_path / "nowhere"):
+        link = tmp_path / "states"
+        link.symlink_to(target)
+        with pytest.raises(RunFolderError, match="a link to another place") as caught:
+            EdgeStates(NAMES, link)
+        assert caught.value.where == str(link)
+        link.unlink()
+    assert [path.name for path in tmp_path.rglob("*")] == ["elsewhere", "precious"]
 
 
 @pytest.mark.parametrize("selects", [False, True])

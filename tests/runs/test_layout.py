@@ -41,6 +41,17 @@ def test_a_given_folder_must_be_absent_or_empty(tmp_path: Path) -> None:
         RunDirectory.create(tmp_path / "new" / "run" / "notes.txt", "a")
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o700), (0o000, 0o700), (0o277, 0o500)])
+def test_a_run_is_for_its_user_alone_or_for_less_by_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
+    (tmp_path / "runs").mkdir()
+    before = os.umask(umask)
+    try:
+        paths = [RunDirectory.create(tmp_path / "runs", "a").path, RunDirectory.create_at(tmp_path / "b").path]
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in paths] == [mode, mode]
+
+
 def test_a_run_is_found_again(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path, "clinics")
     with pytest.raises(RunFolderError):

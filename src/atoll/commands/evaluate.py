@@ -37,7 +37,7 @@ class _Subject:
 
 
 def evaluate(
-    *, run_dir: str | Path | None = None, model: str | None = None, adapter: Path | None = None, data: str | None = None,
+    *, run_dir: str | Path | None = None, model: str | None = None, adapter: str | Path | None = None, data: str | None = None,
     overrides: Sequence[str] = (), observers: Sequence[Callable[[Event], None]] = (), host: HostAccess | None = None,
     trust: bool = False,
 ) -> Mapping[str, Mapping[str, float]]:  # fmt: skip
@@ -79,7 +79,7 @@ def _of_run(run_dir: Path, data: str | None, overrides: Sequence[str], host: Hos
 
 
 def _of_model(
-    model: str | None, adapter: Path | None, data: str | None, overrides: Sequence[str], host: HostAccess | None
+    model: str | None, adapter: str | Path | None, data: str | None, overrides: Sequence[str], host: HostAccess | None
 ) -> _Subject:
     if model is None:
         got, do = "neither a run directory nor --model", "atoll evaluate RUN_DIR"
@@ -88,8 +88,9 @@ def _of_model(
     given = _with(start, data, [f"model.base={model}", *overrides])
     if given.config.data.eval is None:
         raise _no_rows()
-    state = load_adapter(adapter) if adapter is not None else None
-    labels = read_labels(adapter) if adapter is not None else run_labels(given.config, ())
+    folder = Path(adapter) if adapter is not None else None
+    state = load_adapter(folder) if folder is not None else None
+    labels = read_labels(folder) if folder is not None else run_labels(given.config, ())
     rows, form = _rows(given, labels)
     base, close = base_of(given, host, labels)
     return _Subject(base, state, given.config, rows, form, close)

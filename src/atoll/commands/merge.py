@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import torch
 from atoll.adapters.attach import merge_into
 from atoll.errors import AdapterFitError, OutputError
 from atoll.jobs.finished import open_run
+from atoll.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -39,7 +39,7 @@ def merge(run_dir: str | Path, *, out: str | Path, trust: bool = False) -> Path:
         merge_into(model, finished.adapter)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as stage:
+        with scratch_folder(f".{target.name}-", target.parent) as stage:
             folder = Path(stage) / "model"
             model.save_pretrained(folder)
             finished.base.tokenizer.save_pretrained(folder)

@@ -24,7 +24,7 @@ from atoll.jobs.backends.backend import BackendFactory
 from atoll.jobs.backends.in_process import InProcessBackend
 from atoll.jobs.federation import run_federation, run_homogeneous
 from atoll.jobs.finished import run_config
-from atoll.jobs.inputs import eval_rows
+from atoll.jobs.inputs import eval_rows, public_name
 from atoll.jobs.job import Job, prepare
 from atoll.jobs.resume_state import ResumePoint, RunState, hashes_of, write_resume_state
 from atoll.jobs.rounds import Rounds, run_rounds
@@ -58,8 +58,8 @@ class RunResult:
 
 
 def train(
-    config_path: str | Path, *, out: Path | None = None, overrides: Sequence[str] = (), observers: Sequence[Callable[[Event], None]] = (),
-    host: HostAccess | None = None,
+    config_path: str | Path, *, out: str | Path | None = None, overrides: Sequence[str] = (),
+    observers: Sequence[Callable[[Event], None]] = (), host: HostAccess | None = None,
 ) -> RunResult:  # fmt: skip
     """Train as run.toml says, and return the run's directory, adapter and summary. With a `host`, edges hold a part of the base only.
 
@@ -71,11 +71,11 @@ def train(
 
 
 def train_job(
-    job: Job, out: Path | None, observers: Sequence[Callable[[Event], None]], make_backend: BackendFactory | None = None
+    job: Job, out: str | Path | None, observers: Sequence[Callable[[Event], None]], make_backend: BackendFactory | None = None
 ) -> RunResult:  # fmt: skip
     """The same for a run that is made ready already; `make_backend` makes its backends, None: in this process."""
     try:
-        run = RunDirectory.create_at(out) if out is not None else RunDirectory.create(Path("runs"), job.config.run.name)
+        run = RunDirectory.create_at(Path(out)) if out is not None else RunDirectory.create(Path("runs"), job.config.run.name)
         with disk_told(run):
             hashes = hashes_of(job)
             run.write_config(job.loaded.toml_text, _resolved(job, hashes))
@@ -236,9 +236,9 @@ def _save(job: Job, state: AdapterState, folder: Path) -> None:
 
 
 def _write_adapter(job: Job, state: AdapterState, folder: Path) -> None:
-    base = job.base
+    base, name = job.base, public_name(job.config)
     try:
-        save_adapter(state, folder, base_name=base.name, transposed=base.transposed, head=tuple(base.head), labels=base.labels)
+        save_adapter(state, folder, base_name=name, transposed=base.transposed, head=tuple(base.head), labels=base.labels)
     except SafetensorError as problem:
         # safetensors keeps what the system says in its text alone.
         number = re.search(r"os error (\d+)", str(problem))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from atoll.errors import RunFolderError
 from atoll.federated.flower import Array, ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
+from atoll.scratch import scratch_folder
 
 _RUN_ID = 1
 
@@ -24,10 +26,15 @@ class EdgeStates(MutableMapping[int, Context]):
 
     def __init__(self, names: Mapping[int, str], folder: Path | None = None) -> None:
         self._names = dict(names)
-        self._folder = Path(tempfile.mkdtemp(prefix="atoll-edges-")) if folder is None else folder
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)  # Of a process that was killed; what counts is in its checkpoints.
-            folder.mkdir(mode=0o700)
+        self._remove: Callable[[], None]
+        if folder is None:
+            scratch = scratch_folder("atoll-edges-")
+            self._folder, self._remove = Path(scratch.name), scratch.cleanup
+            return
+        refuse_link(folder)
+        self._folder, self._remove = folder, partial(shutil.rmtree, folder, ignore_errors=True)
+        self._remove()  # Of a process that was killed; what counts is in its checkpoints.
+        folder.mkdir(mode=0o700)
 
     def save(self, folder: Path) -> None:
         """All states as they are now, in a new folder."""
@@ -44,7 +51,7 @@ class EdgeStates(MutableMapping[int, Context]):
 
     def close(self) -> None:
         """Delete all states; may be called twice."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._remove()
 
     def __getitem__(self, node: int) -> Context:
         path = self._path(node)
@@ -69,6 +76,18 @@ class EdgeStates(MutableMapping[int, Context]):
 
     def _path(self, node: int) -> Path:
         return self._folder / f"{node}.state"
+
+
+def refuse_link(path: Path) -> None:
+    """See that a folder for states is none that lies elsewhere: what is written to it and deleted from it would be somebody else's.
+
+    Raises: RunFolderError for a symbolic link.
+    """
+    if path.is_symlink():
+        raise RunFolderError(
+            "a folder for states is a link to another place", where=str(path), got=f"a link to {path.readlink()}", expected="a folder",
+            do="take the link away; to keep states on another disk, put the whole folder there",
+        )  # fmt: skip
 
 
 def _link(source: Path, target: Path) -> None:

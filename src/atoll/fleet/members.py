@@ -16,6 +16,7 @@ from atoll.config.load import load
 from atoll.errors import CommandLineError, ConflictError, FleetFolderError, OutputError
 from atoll.fleet.files import CoordinatorFolder, EdgeFile, EdgeFolder, FleetFile, HostFolder, json_text, split_address
 from atoll.fleet.init import ISSUED, edge_files, may_split, must_split
+from atoll.jobs.backends.edge_policy import POLICY_FILE
 from atoll.runs.files import sync_folder
 from atoll.split.issuer import VALID, Issuer, check_names, write_all, write_new
 
@@ -110,6 +111,8 @@ def add(folder: Path, name: str, *, config: Path | None = None, host: str | None
             do="add --host HOST:PORT" if host is None else "leave --host away, or change the edge's mode",
         )  # fmt: skip
     files, public = edge_files(loaded, whole.issuer, EdgeFile(name, whole.fleet.address, host))
+    if (whole.edge(name).path / POLICY_FILE).exists():  # Of an edge that was removed: its owner's to change, not ours.
+        del files[POLICY_FILE]
     write_all(whole.edge(name).path, files)
     put(whole.coordinator.node_public(name), public)
     whole.keep(replace(whole.fleet, edges=(*whole.fleet.edges, name)))

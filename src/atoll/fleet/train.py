@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from atoll.jobs.inputs import base_source
 from atoll.jobs.job import Job, Participant
 from atoll.report.progress import Progress
 from atoll.runs.events import Event, EventLog, Phase
+from atoll.scratch import scratch_folder
 
 _LOCAL_EDGES_SECONDS, _HOST_SECONDS = 180.0, 180.0
 _ALONE_SECONDS = 120.0
@@ -132,7 +132,7 @@ def opened(loaded: LoadedConfig, fleet: Path | None, overrides: Sequence[str], t
     """A fleet, for as long as this context lasts."""
     with ExitStack() as stack:
         if fleet is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="atoll-fleet-")))
+            folder = Path(stack.enter_context(scratch_folder("atoll-fleet-")))
             path, seconds = folder / "fleet" / "coordinator", _LOCAL_EDGES_SECONDS
             addresses = [f"127.0.0.1:{free_port()}"] if any(may_split(loaded.config, edge) for edge in loaded.config.edge) else []
             init(loaded.path, folder / "fleet", f"127.0.0.1:{free_port()}", [f"host={one}" for one in addresses], overrides=overrides)

@@ -35,6 +35,16 @@ def base_source(loaded: LoadedConfig) -> str:
     return str(folder) if is_path and name != "tiny" else name
 
 
+def public_name(config: RunConfig) -> str:
+    """The base as others may know it, in an adapter's own files: as run.toml names it; of a place on this machine, its last name alone.
+
+    It is what PEFT's Auto classes load the base by: a hub id does for everybody, a relative path where the reader has it, too. Whoever
+    gives PeftModel a base, as `atoll.load` does, needs none of it.
+    """
+    name = config.model.base
+    return Path(name).name if name.startswith("~") or Path(name).is_absolute() else name
+
+
 def base_shapes(loaded: LoadedConfig, num_classes: int) -> BaseShapes:
     """The shapes of the base, of a classifier with so many classes (0: it generates), and whether its weights are to be trained.
 

@@ -13,6 +13,8 @@ from atoll.errors import OutputError, RunFolderError
 from atoll.runs.files import write_json, write_text
 
 _NOTE = "run directory: "
+_MODE = 0o700
+"""Of a run's folder, whose logs, scores and adapters come from private rows: for its user alone, or less by the umask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class RunDirectory:
             while True:
                 path = parent / f"{name}-{number:04d}"
                 try:
-                    path.mkdir()
+                    path.mkdir(mode=_MODE)
                 except FileExistsError:
                     number += 1
                     continue
@@ -48,7 +50,7 @@ class RunDirectory:
         Raises: OutputError if there is something there, or it cannot be written.
         """
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=_MODE, parents=True, exist_ok=True)
             entries = sorted(entry.name for entry in path.iterdir())
         except OSError as error:
             raise _not_writable(path, error) from None

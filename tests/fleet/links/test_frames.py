@@ -147,6 +147,7 @@ def test_a_page_of_an_edge_cannot_look_like_anything_else(text: str, page: str) 
     assert page_of(text) == page
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_pages_of_edges_are_bounded(text: str) -> None:
     page = page_of(text * 3000)

@@ -15,6 +15,7 @@ import pytest
 from atoll.adapters.fresh import fresh_adapters
 from atoll.adapters.state import AdapterState
 from atoll.config.load import LoadedConfig, load
+from atoll.errors import RunFolderError
 from atoll.federated.flower import ArrayRecord, ConfigRecord, Message, RecordDict
 from atoll.federated.payload import WORK_ORDER, get_adapter, put_adapter
 from atoll.federated.receipts import Ask
@@ -399,6 +400,29 @@ def test_a_round_that_takes_longer_than_the_owner_allows_is_given_up(edge: Edge,
 def test_a_question_for_importance_that_run_toml_does_not_ask_for_is_refused(edge: Edge, job: Job, here: Here) -> None:
     answer = edge.answer(asks(job, 1, here[0][0]), 0, "query")
     assert "task 'importance'" in refused(edge, answer)
+
+
+def test_states_that_are_a_link_to_another_place_are_refused(edge: Edge, job: Job, here: Here, tmp_path: Path) -> None:
+    """Old runs are deleted there."""
+    elsewhere, state = tmp_path / "elsewhere", edge.folder / "state"
+    for number in range(6):
+        (elsewhere / f"precious{number}").mkdir(parents=True)
+    state.symlink_to(elsewhere)
+    with pytest.raises(RunFolderError, match="a link to another place"):
+        edge.start()
+    state.unlink()
+    edge.start()
+    (state / "run1").mkdir(parents=True)
+    for link in (edge.rounds, edge.rounds.parent):
+        if link.exists():
+            link.rmdir()
+        link.symlink_to(elsewhere)
+        answer = edge.answer(asks(job, 1, here[0][0]), 1)
+        assert answer.problem is not None
+        assert "a link to another place" in answer.problem
+        link.unlink()
+    assert len(list(elsewhere.iterdir())) == 6
+    train(edge, job, here, 1)
 
 
 def test_a_full_disk_is_a_page_and_the_round_is_trained_again_later(

@@ -6,7 +6,6 @@ Shape suffixes: R rank, I inputs, O outputs.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from atoll.adapters.full_weights import FullWeightDelta
 from atoll.adapters.state import AdapterState, ModuleAdapter
+from atoll.scratch import scratch_folder
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,7 +34,7 @@ class Spool:
     """One file for each edge's update, in a folder of the system for temporary ones (TMPDIR) that only this user can open. A context."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="atoll-round-")
+        self._folder = scratch_folder("atoll-round-")
         self._files: dict[str, Path] = {}
         self._num_files = 0
 

@@ -7,7 +7,6 @@ counts once: whichever comes first.
 from __future__ import annotations
 
 import heapq
-import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from atoll.federated.flower import Error, Message, RecordDict
 from atoll.federated.grid import EDGE_FAILED, CoordinatorGrid, numbered
 from atoll.federated.payload import num_bytes
 from atoll.fleet.links.frames import ANSWER_BYTES, Frame, page_of
+from atoll.scratch import scratch_folder
 
 ASK_AGAIN_SECONDS = 10.0
 """After so long without an answer a question is asked again, and then after twice as long."""
@@ -43,7 +43,7 @@ class Relay:
 
     def __init__(self, *, ask_again: float = ASK_AGAIN_SECONDS, ask_lost: float = LOST_SECONDS) -> None:
         self._ask_again, self._ask_lost = ask_again, ask_lost
-        self._folder = tempfile.TemporaryDirectory(prefix="atoll-asked-")
+        self._folder = scratch_folder("atoll-asked-")
         self._open: dict[int, _Open] = {}
         self._due: list[tuple[float, int]] = []
         """When to ask what, the earliest first."""

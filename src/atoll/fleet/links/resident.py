@@ -22,7 +22,7 @@ from atoll.federated.client import EdgeWork, client_app
 from atoll.federated.figures import MALFORMED, said, shown
 from atoll.federated.flower import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict, assume_identity
 from atoll.federated.payload import WORK_ORDER, get_adapter
-from atoll.federated.store import read_record, write_record
+from atoll.federated.store import read_record, refuse_link, write_record
 from atoll.fleet.links.frames import Frame
 from atoll.jobs.backends.fleet import CAPABILITIES, TEXT
 from atoll.jobs.backends.in_process import edge_work
@@ -42,9 +42,13 @@ _STATE, _ANSWER, _QUESTION = "state.record", "answer.record", "question.txt"
 
 
 class Resident:
-    """Answers questions to one edge, one at a time. A context, at whose end the base is let go."""
+    """Answers questions to one edge, one at a time. A context, at whose end the base is let go.
+
+    Raises: RunFolderError for a folder of states that is a link.
+    """
 
     def __init__(self, worker: Worker, folder: Path, log: EventLog) -> None:
+        refuse_link(folder)
         self._worker, self._folder, self._log = worker, folder, log
         self._lock = threading.Lock()
         self._sent: SentOrder | None = None
@@ -116,6 +120,8 @@ class Resident:
     def _trained(self, question: Frame, number: int) -> RecordDict:
         sent = self._order
         rounds = self._folder / _safe(sent.run_id) / sent.order.phase
+        for path in (rounds.parent, rounds):
+            refuse_link(path)
         here, digest = rounds / f"round-{number:04d}", _digest(question.content)
         if (here / _QUESTION).is_file() and (here / _QUESTION).read_text() == digest:
             return _kept(here / _ANSWER)
