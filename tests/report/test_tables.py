@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+from atoll.report.hosts import status_table
 from atoll.report.plans import plan_table
 from atoll.report.tables import comparison_table, print_table, scores_table
 from atoll.runs.summary import EdgeSummary, Evaluation, LocalOnly, Summary
@@ -37,6 +38,18 @@ def test_the_comparison_has_its_rows_in_order() -> None:
         "federated 1.100 3.00 0.750",
         "central 1.000 - -",
     ]
+
+
+def test_what_a_host_says_of_itself_is_shown_and_not_obeyed() -> None:
+    """Neither by the terminal nor by the library that draws the table."""
+    evil = "[red]x[/red]\x1b[2J\nnorth"
+    session = {"session": evil, "tenant": evil, "seconds": 1.0, "tokens": "3", "positions": "4", "compute_seconds": 0.5,
+               "received_bytes": "1", "sent_bytes": "2"}  # fmt: skip
+    status = {"num_blocks": 4, "bits": 32, "precision": evil, "sessions": 1, "max_sessions": 2, "tokens_per_second": 1.0,
+              "resident_bytes": "1000", "uptime_seconds": 2.0, "open": [session]}  # fmt: skip
+    lines = _text(status_table(status))
+    assert all(line.isprintable() for line in lines)
+    assert sum(line.count("[red]x[/red]\\x1b[2J\\nnorth") for line in lines) == 3
 
 
 def test_plain_text_has_no_colour_and_no_cut_cells() -> None:

@@ -93,6 +93,15 @@ def test_a_tenant_of_long_turns_costs_another_one_no_more_than_half() -> None:
         assert simulate({"north": [HONEST], "south": hostile})["north"] < 2.1 * alone
 
 
+def test_a_tenant_that_asks_seldom_hardly_notices_one_that_asks_all_the_time() -> None:
+    """Within its credit it goes first whenever it asks; what it waits for is the end of one piece of a turn."""
+    hog = Device(turns=2, turn=0.3, answer=0.002, work=0.0, pauses=6)
+    alone = simulate({"north": [HONEST]})["north"]
+    assert simulate({"north": [HONEST], "south": [hog] * 2})["north"] < 1.2 * alone
+    many = {f"tenant{number}": [HONEST] for number in range(3)}
+    assert simulate(many | {"south": [hog] * 2})["tenant0"] < 1.1 * simulate(many)["tenant0"]
+
+
 def test_short_and_long_turns_by_turns_gain_nothing() -> None:
     """Many cheap exchanges that are to look harmless, then a costly one."""
     alone = simulate({"north": [HONEST]})["north"]
@@ -227,6 +236,7 @@ def test_time_is_counted_for_the_session_that_took_it() -> None:
         with others.slot():
             now[0] += 7.0
         assert (turns.seconds, others.seconds) == (4.0, 7.0)
+        assert (turns.waited, others.waited) == (0.0, 0.0)
 
 
 def test_what_an_accelerator_still_does_is_waited_for_before_a_turn_ends() -> None:

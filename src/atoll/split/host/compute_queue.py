@@ -41,8 +41,8 @@ class Turns:
 
     def __init__(self, queue: ComputeQueue, tenant: str) -> None:
         self._queue, self._tenant = queue, tenant
-        self.seconds = 0.0
-        """That its turns took so far."""
+        self.seconds, self.waited = 0.0, 0.0
+        """Seconds that its turns took so far, and that it waited for them."""
 
     @contextmanager
     def slot(self) -> Iterator[None]:
@@ -77,7 +77,8 @@ class Turns:
     def _take(self, *, first: bool) -> None:
         queue, line = self._queue, self._queue.lines[self._tenant]
         (line.appendleft if first else line.append)(self)
-        queue.share.arrive(self._tenant, queue.clock())
+        begun = queue.clock()
+        queue.share.arrive(self._tenant, begun)
         while True:
             tenant, seconds = queue.share.choose(queue.clock()) if queue.is_free else (None, None)
             if tenant == self._tenant and line[0] is self:
@@ -87,8 +88,10 @@ class Turns:
                 first = False
             queue.changed.wait(seconds)
         line.popleft()
-        queue.share.begin(self._tenant, queue.clock())
+        now = queue.clock()
+        queue.share.begin(self._tenant, now)
         queue.is_free = False
+        self.waited += now - begun
 
     def _give(self, *, within: bool) -> None:
         queue = self._queue

@@ -8,11 +8,12 @@ Source: https://doi.org/10.1109/90.649569 and https://doi.org/10.1145/502034.502
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+CREDIT_SECONDS = 1.0
+"""So much compute a tenant that asks seldom gets before those that ask all the time."""
 _MEMORY = 0.9
-"""What is left of a long absence in the estimate of the next one."""
+"""What is left of a long turn in the estimate of the next one, and how much of the estimate of absences is of those before the last."""
 
 
 @dataclass(slots=True, eq=False)
@@ -20,7 +21,9 @@ class _Share:
     """What one tenant has had, and how it behaves. Times are in seconds."""
 
     used: float = 0.0
-    """Compute, moved forward over times in which it asked for none: nobody saves up turns."""
+    """Compute, moved forward over times in which it asked for none: nobody saves up more than the credit."""
+    turn: float = 0.0
+    """How long its turns usually are at most."""
     num_waiting: int = 0
     num_sessions: int = 0
     since: float = 0.0
@@ -31,10 +34,14 @@ class _Share:
     absences: dict[bool, float] = field(default_factory=dict)
     """How long it usually stays away, by `within`."""
 
-    def is_expected(self, now: float, lead: float) -> bool:
-        """Whether it will be back so soon that somebody who is ahead of it by `lead` waits for it."""
-        usual = self.absences.get(self.within)
-        return self.away and usual is not None and usual < lead and now - self.since < 2 * usual
+    def is_expected(self, now: float, other: _Share) -> bool:
+        """Whether it will be back so soon that another waits for it: one that has had more, and whose turn would be longer than that."""
+        worth = self.worth(other)
+        return self.away and self.absences.get(self.within, worth) < worth and now - self.since < worth
+
+    def worth(self, other: _Share) -> float:
+        """How long it is at most better that another waits for it."""
+        return min(other.used - self.used, other.turn)
 
 
 class FairShare:
@@ -66,42 +73,39 @@ class FairShare:
         """One more session of the tenant waits for its turn."""
         share = self._shares[tenant]
         if share.away:
-            share.absences[share.within] = max(now - share.since, _MEMORY * share.absences.get(share.within, 0.0))
+            absence = now - share.since
+            share.absences[share.within] = _MEMORY * share.absences.get(share.within, absence) + (1 - _MEMORY) * absence
         if share.num_waiting == 0:
-            share.used = max(share.used, self._level)
+            share.used = max(share.used, self._level - CREDIT_SECONDS)
         share.away = False
         share.num_waiting += 1
 
     def choose(self, now: float) -> tuple[str | None, float | None]:
         """Who of those that wait, of whom there is one, may go; where it is better to wait for one who is away: for how long at most."""
         self._charge_idle(now)
-        used, tenant = min((share.used, tenant) for tenant, share in self._shares.items() if share.num_waiting)
-        expected = list(self._expected(used, now))
+        _, tenant = min((share.used, tenant) for tenant, share in self._shares.items() if share.num_waiting)
+        expected = [share for share in self._shares.values() if share.is_expected(now, self._shares[tenant])]
         if not expected:
             return tenant, None
         first = min(expected, key=lambda share: share.used)
         self._kept = (first, now)
-        return None, max(min(first.since + 2 * first.absences[first.within] - now, used - first.used), 1e-3)
+        return None, max(first.since + first.worth(self._shares[tenant]) - now, 1e-3)
 
     def begin(self, tenant: str, now: float) -> None:
         """The turn of one that waits begins."""
         self._charge_idle(now)
         share = self._shares[tenant]
         share.num_waiting -= 1
-        share.since, self._level = now, share.used
+        share.since, self._level = now, max(self._level, share.used)
 
     def end(self, tenant: str, now: float, *, within: bool) -> float:
         """Its turn ends, in the middle of an exchange or at its end; the seconds that it took."""
         share = self._shares[tenant]
         seconds = now - share.since
         share.used += seconds
+        share.turn = max(seconds, _MEMORY * share.turn)
         share.since, share.within, share.away = now, within, share.num_waiting == 0
         return seconds
-
-    def _expected(self, used: float, now: float) -> Iterator[_Share]:
-        for share in self._shares.values():
-            if share.used < used and share.is_expected(now, used - share.used):
-                yield share
 
     def _charge_idle(self, now: float) -> None:
         """A processor that was kept for somebody was that tenant's."""

@@ -53,6 +53,8 @@ class Totals:
     """Tokens and padding."""
     exchanges: int
     compute_seconds: float
+    wait_seconds: float
+    """For turns to compute."""
     sent_bytes: int
     received_bytes: int
     refused: Counter[str]
@@ -137,14 +139,15 @@ class HostAccount:
             sums += _sums(figures)
         refused = sum((self._refused[tenant] for tenant in tenants if tenant in self._refused), start=Counter[str]())
         return Totals(
-            len(now), sums["tokens"], sums["positions"], sums["exchanges"], sums["compute_seconds"], sums["sent_bytes"],
-            sums["received_bytes"], refused,
+            len(now), sums["tokens"], sums["positions"], sums["exchanges"], sums["compute_seconds"], sums["wait_seconds"],
+            sums["sent_bytes"], sums["received_bytes"], refused,
         )  # fmt: skip
 
 
 def _sums(figures: SessionFigures) -> Counter[str]:
     sums: Any = {
         "tokens": figures.num_tokens, "positions": figures.num_positions, "exchanges": figures.num_exchanges,
-        "compute_seconds": figures.compute_seconds, "sent_bytes": figures.sent_bytes, "received_bytes": figures.received_bytes,
+        "compute_seconds": figures.compute_seconds, "wait_seconds": figures.wait_seconds, "sent_bytes": figures.sent_bytes,
+        "received_bytes": figures.received_bytes,
     }  # fmt: skip
     return Counter(sums)

@@ -134,6 +134,7 @@ def _families(prefix: str, note: str, rows: Mapping[tuple[str, ...], Totals], la
     positions = CounterMetricFamily(f"{prefix}_positions", f"Tokens and padding of all exchanges{note}.", labels=labels)
     exchanges = CounterMetricFamily(f"{prefix}_exchanges", f"Exchanges that were finished{note}.", labels=labels)
     compute = CounterMetricFamily(f"{prefix}_compute_seconds", f"Time that the base was used for{note}.", labels=labels)
+    wait = CounterMetricFamily(f"{prefix}_wait_seconds", f"Time that sessions waited for the base{note}.", labels=labels)
     moved = CounterMetricFamily(f"{prefix}_bytes", f"Bytes of frames, as seen from the host{note}.", labels=(*labels, "direction"))
     refused = CounterMetricFamily(f"{prefix}_refused", f"Sessions that the host refused or ended, by code{note}.", labels=(*labels, "code"))
     for row, totals in rows.items():
@@ -142,8 +143,9 @@ def _families(prefix: str, note: str, rows: Mapping[tuple[str, ...], Totals], la
         positions.add_metric(row, totals.positions)
         exchanges.add_metric(row, totals.exchanges)
         compute.add_metric(row, totals.compute_seconds)
+        wait.add_metric(row, totals.wait_seconds)
         moved.add_metric((*row, "sent"), totals.sent_bytes)
         moved.add_metric((*row, "received"), totals.received_bytes)
         for code, count in sorted(totals.refused.items()):
             refused.add_metric((*row, code), count)
-    yield from (sessions, tokens, positions, exchanges, compute, moved, refused)
+    yield from (sessions, tokens, positions, exchanges, compute, wait, moved, refused)

@@ -166,7 +166,7 @@ def _told(figures: SessionFigures, code: str) -> dict[str, object]:
     told: dict[str, object] = {
         "session": figures.session, "seconds": round(time.monotonic() - figures.started_seconds, 3), "tokens": figures.num_tokens,
         "positions": figures.num_positions, "exchanges": figures.num_exchanges, "compute_seconds": round(figures.compute_seconds, 3),
-        "sent_bytes": figures.sent_bytes, "received_bytes": figures.received_bytes,
+        "wait_seconds": round(figures.wait_seconds, 3), "sent_bytes": figures.sent_bytes, "received_bytes": figures.received_bytes,
     }  # fmt: skip
     if figures.cut is not None:
         told |= {"front": figures.cut.front, "back": figures.cut.back}

@@ -50,9 +50,11 @@ class SessionFigures:
     """Tokens and padding."""
     num_exchanges: int = 0
     compute_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    """For turns to compute."""
     received_bytes: int = 0
     sent_bytes: int = 0
-    """All three as of the last exchange."""
+    """All four as of the last exchange."""
     refusal: str = ""
     """Code of the refusal that ended it; empty: none."""
     refused_field: str = ""
@@ -277,7 +279,7 @@ class HostSession:
     def _count_use(self, turns: Turns) -> None:
         self._figures.received_bytes = self._stream.received_bytes.total()
         self._figures.sent_bytes = self._stream.sent_bytes.total()
-        self._figures.compute_seconds = turns.seconds
+        self._figures.compute_seconds, self._figures.wait_seconds = turns.seconds, turns.waited
 
 
 class _Boundary:
