@@ -10,7 +10,6 @@ Usage: python benchmarks/chaos.py [--kills 30] [--runs 5] [--seed 0] [--victims 
 
 from __future__ import annotations
 
-import argparse
 import os
 
 os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}  # before torch
@@ -20,20 +19,25 @@ import random
 import sys
 import tempfile
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
 from sides import results
+from sides.options import Options
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # The fleet is that of the tests.
 
 from atoll.commands.train import train
 
 from tests.fleet.loopback import COORDINATOR, FRONT, HOST, SUPERLINK, LoopbackFleet
+from tests.run_files import merged, write_run
 
-ROOT = Path(__file__).resolve().parents[1]
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "fleet" / "run.toml"
 EDGES = ["north", "south", "west"]
 VICTIMS = [COORDINATOR, *EDGES, HOST, SUPERLINK, FRONT]
+SPLIT = "west"
+"""The one that trains against the host."""
 ROUND_SECONDS = 900.0
 
 
@@ -42,11 +46,22 @@ def digest(run: Path) -> str:
     return hashlib.sha256((run / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
-def one_run(folder: Path, config: Path, kills: int, most_steps: int, victims: list[str], draw: random.Random) -> dict[str, Any]:
+def config(folder: Path, names: list[str], rounds: int, local_steps: int) -> Path:
+    """The example's run of these edges, of such length."""
+    example = tomllib.loads(EXAMPLE.read_text(encoding="utf-8"))
+    edges = {edge.pop("name"): edge for edge in example.pop("edge")}
+    sizes = {"run": {"rounds": rounds}, "train": {"local_steps": local_steps}, "data": {"eval_rows": 16, "train_rows": 200}}
+    enough = {"federated": {"min_edges": min(len(names), example["federated"]["min_edges"])}}
+    return write_run(folder, merged(example, sizes | enough), {name: edges[name] for name in names}, over={})
+
+
+def one_run(
+    folder: Path, config: Path, edges: list[str], kills: int, most_steps: int, victims: list[str], draw: random.Random
+) -> dict[str, Any]:
     """A run with so many kills, if it does not end before."""
     done: list[dict[str, Any]] = []
     begin = time.monotonic()
-    with LoopbackFleet(folder, config, EDGES, has_host=True) as fleet:
+    with LoopbackFleet(folder, config, edges, has_host=SPLIT in edges) as fleet:
         fleet.start_all()
         for _ in range(kills):
             after = fleet.num_events + draw.randint(1, most_steps)
@@ -68,29 +83,27 @@ def one_run(folder: Path, config: Path, kills: int, most_steps: int, victims: li
 
 def main() -> None:
     """All runs, and the comparison."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--local-steps", type=int, default=6)
-    parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=VICTIMS, metavar="NAME", help=", ".join(VICTIMS))
-    given = parser.parse_args()
+    options = Options(__doc__)
+    options.size("--kills", 30, 1)
+    options.size("--runs", 5, 1)
+    options.add_argument("--seed", type=int, default=0)
+    options.size("--rounds", 4, 1)
+    options.size("--local-steps", 6, 2)
+    options.size("--edges", EDGES, [SPLIT], choices=EDGES)
+    options.size("--victims", VICTIMS, [HOST], choices=VICTIMS)
+    given = options.parse()
     draw, runs = random.Random(given.seed), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory(prefix="atoll-chaos-") as name:
         work = Path(name)
-        text = (ROOT / "examples" / "fleet" / "run.toml").read_text(encoding="utf-8")
-        text = text.replace("rounds = 3", f"rounds = {given.rounds}").replace("local_steps = 5", f"local_steps = {given.local_steps}")
-        text = text.replace("max_length = 64", "max_length = 64\neval_rows = 16\ntrain_rows = 200")
-        (work / "run.toml").write_text(text, encoding="utf-8")
-        undisturbed = digest(train(work / "run.toml", out=work / "here").run_dir)
+        asked = config(work, given.edges, given.rounds, given.local_steps)
+        undisturbed = digest(train(asked, out=work / "here").run_dir)
         left = given.kills
         while left > 0:
             folder = work / f"run-{len(runs)}"
             folder.mkdir()
             print(f"run {len(runs) + 1}", flush=True)
             kills = min(left, -(-given.kills // given.runs))
-            runs.append(one_run(folder, work / "run.toml", kills, 3 * given.local_steps, given.victims, draw))
+            runs.append(one_run(folder, asked, given.edges, kills, 3 * given.local_steps, given.victims, draw))
             left -= len(runs[-1]["kills"])
             same = runs[-1]["digest"] == undisturbed
             words = "the same bits" if same else "OTHER BITS"
@@ -99,7 +112,8 @@ def main() -> None:
     kills_done = [kill for run in runs for kill in run["kills"]]
     print(f"{len(kills_done)} kills in {len(runs)} runs; {equal} runs ended with the bits of an undisturbed one")
     name = "chaos" if given.victims == VICTIMS else f"chaos_{'_'.join(given.victims)}"
-    results.write(name, {**vars(given), "undisturbed": undisturbed}, {"runs": runs})
+    settings = {key: getattr(given, key) for key in ("kills", "runs", "seed", "rounds", "local_steps", "edges", "victims")}
+    results.write(given.out, name, settings | {"undisturbed": undisturbed}, {"runs": runs})
     sys.exit(0 if equal == len(runs) else 1)
 
 

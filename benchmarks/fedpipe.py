@@ -10,7 +10,6 @@ Usage: python benchmarks/fedpipe.py [run | table | all] [--tasks e2e 20news] [--
 
 from __future__ import annotations
 
-import argparse
 import os
 
 os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # before torch
@@ -19,30 +18,30 @@ import json
 import math
 import shutil
 import time
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from dataclasses import asdict, dataclass
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from atoll.commands.train import train
 from atoll.config.load import config_hash, load
 from atoll.errors import AtollError
 from atoll.runs.events import Evaluated, Event, ImportanceFound, RoundFinished
-from sides import fedpipe_table
+from sides import fedpipe_table, needs
 from sides.fleets import ABLATIONS, FEDPIPE, FLEETS, METHODS, Method, fleet_toml
-from sides.kr_tasks import MODEL, SHARED, TASKS, Sizes, prepare
+from sides.kr_tasks import MODEL, TASKS, Sizes, prepare
+from sides.options import Options
+from sides.pool import fresh_processes
 
 TUNING_SEED = 100
 RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2)
-FIRST_RATES = (3e-3, 6e-3)
+FIRST_RATES = slice(1, 3)
 """Two are tried, and then the next on the side of the better one, until it is worse."""
-ROUNDS, ABLATION_ROUNDS = 10, 5
 ABLATED_FLEET = "heterogeneous"
-LOCAL_STEPS, ROWS = 8, 2
+ROWS = 2
 FILES = {"dev": "dev", "test": "test-spread"}
 EVAL_ROWS = {"e2e": 100, "20news": 200}
 OF_EDGES = ("name", "bits", "batch_size", "steps", "num_trainable", "predicted_peak_bytes", "under_training")
@@ -60,7 +59,7 @@ class Spec:
     seed: int
     part: str
     """"dev" or "test": the rows that are scored."""
-    rounds: int = ROUNDS
+    rounds: int
 
     @property
     def all_overrides(self) -> list[str]:
@@ -103,6 +102,8 @@ class Curve:
 
 def perform(spec: Spec, work: Path, key: str) -> dict[str, Any]:
     """Train, and return what the results file keeps; its curve is empty where the method cannot run on the fleet."""
+    from atoll.commands.train import train
+
     started, out = time.monotonic(), work / "runs" / key
     shutil.rmtree(out, ignore_errors=True)
     record: dict[str, Any] = {"key": key} | asdict(spec)
@@ -142,9 +143,7 @@ class Results:
 
 def perform_all(wanted: Callable[[], Iterable[Spec]], work: Path, results: Results, jobs: int, deadline: float) -> None:
     """Run what is wanted and not finished, each in a process of its own; what is wanted may depend on results."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
+    with fresh_processes(jobs) as pool:
         running: dict[Future[dict[str, Any]], Spec] = {}
         while True:
             waiting = [spec for spec in dict.fromkeys(wanted()) if spec.key(work) not in results.records]
@@ -184,6 +183,9 @@ class Bench:
     """Task and fleet."""
     methods: tuple[Method, ...]
     ablations: tuple[Method, ...]
+    rates: Sequence[float]
+    rounds: int
+    ablation_rounds: int
 
     def wanted(self) -> Iterator[Spec]:
         """All runs whose settings are known, one task and fleet after the other."""
@@ -233,8 +235,8 @@ class Bench:
         """What can be told apart there."""
         return [method for method in self.methods if fleet != "homogeneous" or not method.is_lora_on_equals]
 
-    def _spec(self, task: str, fleet: str, method: Method, rate: float, seed: int, part: str, rounds: int = ROUNDS) -> Spec:
-        return Spec(task, fleet, method.name, tuple(method.all_overrides(fleet)), rate, seed, part, rounds)
+    def _spec(self, task: str, fleet: str, method: Method, rate: float, seed: int, part: str, rounds: int | None = None) -> Spec:
+        return Spec(task, fleet, method.name, tuple(method.all_overrides(fleet)), rate, seed, part, rounds or self.rounds)
 
     def _found(self, spec: Spec) -> dict[str, Any] | None:
         return self.results.records.get(spec.key(self.work))
@@ -248,15 +250,15 @@ class Bench:
         Where the best is at an end of what was tried, the next is to be tried too.
         """
         curves: dict[float, Sequence[Mapping[str, float]] | None] = {}
-        asked = list(FIRST_RATES)
+        asked = list(self.rates[FIRST_RATES] or self.rates)
         while asked:
             for rate in asked:
                 record = self._found(self._tried(task, fleet, method, rate))
                 curves[rate] = None if record is None else record["curve"]
             if None in curves.values() or not any(curves.values()):
                 break
-            best = RATES.index(min(curves, key=lambda rate: _least(curves[rate])))
-            asked = [rate for rate in RATES[max(0, best - 1) : best + 2] if rate not in curves]
+            best = self.rates.index(min(curves, key=lambda rate: _least(curves[rate])))
+            asked = [rate for rate in self.rates[max(0, best - 1) : best + 2] if rate not in curves]
         return curves
 
     def _choice(self, task: str, fleet: str, method: Method) -> Choice | None:
@@ -290,22 +292,22 @@ class Bench:
         if fedpipe is not None and choice is not None and self.ablations:
             yield self._spec(task, fleet, fedpipe, choice.rate, seed, "test")
             for method in self.ablations:
-                yield self._spec(task, fleet, method, choice.rate, seed, "test", ABLATION_ROUNDS)
+                yield self._spec(task, fleet, method, choice.rate, seed, "test", self.ablation_rounds)
 
 
 def _least(curve: Sequence[Mapping[str, float]] | None) -> float:
     return min((loss for loss in fedpipe_table.settled(curve or ()) if math.isfinite(loss)), default=math.inf)
 
 
-def write_configs(work: Path, tasks: Sequence[str]) -> None:
+def write_configs(work: Path, eval_rows: Mapping[str, int], local_steps: int) -> None:
     """TASK-FLEET.toml beside the rows and the fleets."""
-    prepare(work, tasks, Sizes(), anew=False)
-    for name in tasks:
+    prepare(work, list(eval_rows), Sizes(), anew=False)
+    for name in eval_rows:
         _spread(work / "data" / f"{name}-test.jsonl", work / "data" / f"{name}-{FILES['test']}.jsonl")
     for fleet in FLEETS:
         (work / f"{fleet}.toml").write_text(fleet_toml(fleet), encoding="utf-8")
-        for task in (TASKS[name] for name in tasks):
-            (work / f"{task.name}-{fleet}.toml").write_text(_toml(task.name, fleet), encoding="utf-8")
+        for name, count in eval_rows.items():
+            (work / f"{name}-{fleet}.toml").write_text(_toml(name, fleet, count, local_steps), encoding="utf-8")
 
 
 def _spread(source: Path, to: Path) -> None:
@@ -318,7 +320,7 @@ def _spread(source: Path, to: Path) -> None:
     to.write_text("".join(line for _, line in sorted(ordered, key=lambda one: one[0])), encoding="utf-8")
 
 
-def _toml(name: str, fleet: str) -> str:
+def _toml(name: str, fleet: str, eval_rows: int, local_steps: int) -> str:
     task = TASKS[name]
     if name == "20news":  # The paper's classifier: here of the seven topics that its groups' names begin with.
         kind, partition, rows, longest = 'task = "classify"', "dirichlet:1:topic", 'text = "{text}"\nlabel = "topic"', 48
@@ -330,7 +332,7 @@ name = "{name}-{fleet}"
 fleet = "{fleet}.toml"
 
 [model]
-base = "{SHARED / "models" / MODEL}"
+base = "{needs.shared("models", MODEL)}"
 {kind}
 
 [data]
@@ -339,7 +341,7 @@ eval = "data/{name}-dev.jsonl"
 {rows}
 max_length = {longest}
 train_rows = 2000
-eval_rows = {EVAL_ROWS[name]}
+eval_rows = {eval_rows}
 partition = "{partition}"
 
 [adapter]
@@ -352,7 +354,7 @@ infeasible = "leave-out"
 
 [train]
 batch_size = {ROWS}
-local_steps = {LOCAL_STEPS}
+local_steps = {local_steps}
 schedule = "constant"
 
 [evaluate]
@@ -363,37 +365,45 @@ every = 1
 def main() -> None:
     """Tune, run, and write the tables."""
     given = _arguments()
+    needs.package("bitsandbytes")
     given.work.mkdir(parents=True, exist_ok=True)
-    write_configs(given.work, given.tasks)
+    eval_rows = {task: min(EVAL_ROWS[task], given.eval_rows) for task in given.tasks}
+    write_configs(given.work, eval_rows, given.local_steps)
 
     def asked(methods: Sequence[Method]) -> tuple[Method, ...]:
-        return tuple(one for one in methods if not given.methods or one.name in given.methods)
+        return tuple(one for one in methods if one.name in given.methods)
 
-    kept = (record for record in fedpipe_table.kept() if record["method"] not in given.anew)
+    kept = (record for record in fedpipe_table.kept(given.out) if record["method"] not in given.anew)
     results = Results(given.work, kept)
     pairs = tuple((task, fleet) for fleet in given.fleets for task in given.tasks)
-    bench = Bench(given.work, results, tuple(given.seeds), pairs, asked(METHODS), asked(ABLATIONS))
+    bench = Bench(
+        given.work, results, tuple(given.seeds), pairs, asked(METHODS), asked(ABLATIONS), given.rates, given.rounds, given.ablation_rounds
+    )  # fmt: skip
     if given.what in ("run", "all"):
         perform_all(bench.wanted, given.work, results, given.jobs, time.monotonic() + 60 * given.minutes)
     if given.what in ("table", "all"):
-        fedpipe_table.write(bench.compared(), bench.ablated(), bench.tuned(), {
-            "model": MODEL, "rounds": ROUNDS, "ablation_rounds": ABLATION_ROUNDS, "local_steps": LOCAL_STEPS, "rows": ROWS,
-            "eval_rows": EVAL_ROWS, "rates": RATES, "seeds": given.seeds, "tuning_seed": TUNING_SEED,
+        fedpipe_table.write(given.out, bench.compared(), bench.ablated(), bench.tuned(), {
+            "model": MODEL, "rounds": given.rounds, "ablation_rounds": given.ablation_rounds, "local_steps": given.local_steps,
+            "rows": ROWS, "eval_rows": eval_rows, "rates": given.rates, "seeds": given.seeds, "tuning_seed": TUNING_SEED,
         })  # fmt: skip
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="?", choices=("run", "table", "all"), default="all")
-    parser.add_argument("--work", type=Path, default=Path(__file__).resolve().parents[1] / "build" / "fedpipe", help="runs and results")
-    parser.add_argument("--tasks", nargs="+", choices=("e2e", "20news"), default=["e2e", "20news"])
-    parser.add_argument("--fleets", nargs="+", choices=tuple(FLEETS), default=list(FLEETS))
-    parser.add_argument("--methods", nargs="+", default=[], help="only these, by name")
-    parser.add_argument("--anew", nargs="+", default=[], help="methods whose runs in the result file do not count, by name")
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--minutes", type=float, default=1e6, help="start nothing new after so long")
-    return parser.parse_args()
+def _arguments() -> Namespace:
+    options = Options(__doc__, work="fedpipe")
+    options.add_argument("what", nargs="?", choices=("run", "table", "all"), default="all")
+    options.size("--tasks", ["e2e", "20news"], ["e2e"], choices=("e2e", "20news"))
+    options.size("--fleets", list(FLEETS), [ABLATED_FLEET], choices=tuple(FLEETS))
+    options.size("--methods", [method.name for method in (*METHODS, *ABLATIONS)], [FEDPIPE])
+    options.add_argument("--anew", nargs="+", default=[], help="methods whose runs among the results do not count, by name")
+    options.size("--seeds", [0, 1, 2], [0])
+    options.size("--rates", list(RATES), [RATES[-1]])
+    options.size("--rounds", 10, 3)
+    options.size("--ablation-rounds", 5, 3)
+    options.size("--local-steps", 8, 1)
+    options.size("--eval-rows", max(EVAL_ROWS.values()), 2, help="at most")
+    options.add_argument("--jobs", type=int, default=2)
+    options.add_argument("--minutes", type=float, default=1e6, help="start nothing new after so long")
+    return options.parse()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Damaged and forged frames against what receives them: which exceptions come out, and whether memory stays where it was.
 
-Usage: python benchmarks/frame_fuzz.py [NUM_FRAMES]      (default: 120000)
+Usage: python benchmarks/frame_fuzz.py [--frames 120000]
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pathlib import Path
 import psutil
 
 from atoll.registry.parts import names
-from sides.results import write
+from sides import results
+from sides.options import Options
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # The ways to damage a frame are those of the tests.
 
@@ -31,7 +32,7 @@ from tests.wire.damage import DAMAGES, forged, packed
 from tests.wire.talk import Said, Talk
 
 CHUNKS = (150, 2**20)
-WARM_UP, WINDOW, LIMIT = 5_000, 4, 10**6
+WINDOW, LIMIT = 4, 10**6
 SHARE_FORGED = 0.25
 SEED = 20
 
@@ -103,8 +104,12 @@ def resident_bytes() -> int:
     return psutil.Process().memory_info().rss
 
 
-def main(num_frames: int) -> None:
+def main() -> None:
     """Run and write the result."""
+    options = Options(__doc__)
+    options.size("--frames", 120_000, 500)
+    options.size("--warm-up-frames", 5_000, 50)
+    given = options.parse()
     lines = [
         line(Talk(mode, codec, front), receiver, chunk_bytes)
         for mode in ("dense", "factored")
@@ -114,23 +119,26 @@ def main(num_frames: int) -> None:
         for chunk_bytes in CHUNKS
     ]
     chance, outcomes = random.Random(SEED), defaultdict[str, Counter[str]](Counter)
-    for _ in range(WARM_UP):
+    for _ in range(given.warm_up_frames):
         trial(chance.choice(lines), chance)
     before, begin = resident_bytes(), time.perf_counter()
-    for _ in range(num_frames):
+    for _ in range(given.frames):
         kind, outcome = trial(chance.choice(lines), chance)
         outcomes[kind][outcome] += 1
     seconds, after = time.perf_counter() - begin, resident_bytes()
     totals = sum(outcomes.values(), Counter[str]())
-    results = {
-        "frames": num_frames, "outcomes": dict(totals), "by_damage": {kind: dict(counts) for kind, counts in sorted(outcomes.items())},
+    found = {
+        "frames": given.frames, "outcomes": dict(totals), "by_damage": {kind: dict(counts) for kind, counts in sorted(outcomes.items())},
         "resident_bytes_before": before, "resident_bytes_after": after, "seconds": round(seconds, 1),
     }  # fmt: skip
-    config = {"seed": SEED, "warm_up_frames": WARM_UP, "share_forged": SHARE_FORGED, "chunk_bytes": CHUNKS, "max_message_bytes": LIMIT}
-    write("frame_fuzz", config, results)
+    config = {
+        "seed": SEED, "warm_up_frames": given.warm_up_frames, "share_forged": SHARE_FORGED, "chunk_bytes": CHUNKS,
+        "max_message_bytes": LIMIT,
+    }  # fmt: skip
+    results.write(given.out, "frame_fuzz", config, found)
     for kind, counts in sorted(outcomes.items()):
         print(f"{kind:>16}  " + "  ".join(f"{name} {count}" for name, count in counts.most_common()))
-    print(f"{num_frames} frames in {seconds:.0f} s; resident {before / 2**20:.1f} -> {after / 2**20:.1f} MiB")
+    print(f"{given.frames} frames in {seconds:.0f} s; resident {before / 2**20:.1f} -> {after / 2**20:.1f} MiB")
     unfound = {kind for kind, counts in outcomes.items() if kind != forged.__name__ and set(counts) != {"FrameError"}}
     unexpected = [outcome for outcome in totals if outcome.startswith("UNEXPECTED")]
     if unfound or unexpected:
@@ -138,4 +146,4 @@ def main(num_frames: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 120_000)
+    main()

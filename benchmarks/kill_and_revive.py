@@ -9,7 +9,6 @@ Usage: python benchmarks/kill_and_revive.py [prepare | run | table | all] [--wor
 
 from __future__ import annotations
 
-import argparse
 import os
 
 os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # before torch
@@ -17,16 +16,16 @@ os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "HF_HUB_OFF
 import math
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 from sides import kr_curve, kr_table
 from sides.kr_runs import BASE_SETTING, Results, Spec, perform_all
-from sides.kr_settings import GROUPS, Setting, settings
-from sides.kr_tasks import SHARED, TASKS, Sizes, prepare
+from sides.kr_settings import FULL, GROUPS, KR, Setting, settings
+from sides.kr_tasks import TASKS, Sizes, prepare
+from sides.options import Options
 
 TUNING_SEED = 100
-DEFAULT_TASKS = ("e2e", "20news", "openbookqa")
 
 
 def tuning_specs(task: str, chosen: Sequence[Setting], rates: Sequence[float]) -> Iterator[Spec]:
@@ -65,7 +64,7 @@ def _fell(losses: Mapping[float, float]) -> bool:
     return last >= before
 
 
-def _tune(given: argparse.Namespace, tuning: Sequence[Setting], results: Results, deadline: float) -> list[str]:
+def _tune(given: Namespace, tuning: Sequence[Setting], results: Results, deadline: float) -> list[str]:
     """All policies climb the same grid on dev rows; a higher rate is tried while the last one did better."""
     problems = []
     for number in range(1, len(given.rates) + 1):
@@ -88,10 +87,9 @@ def reporting_specs(task: str, chosen: Sequence[Setting], best: dict[str, float]
 def main() -> None:
     """Do what the command line says."""
     given = _arguments()
-    if not (SHARED / "models").is_dir():
-        raise SystemExit("needs the models and data in ../shared beside the project's folder")
     given.work.mkdir(parents=True, exist_ok=True)
-    prepare(given.work, given.tasks, Sizes(given.batch_size, given.steps, given.epochs), given.what == "prepare")
+    sizes = Sizes(given.batch_size, given.steps, given.epochs, scored_rows=given.scored_rows)
+    prepare(given.work, given.tasks, sizes, given.what == "prepare")
     everything, results = settings(given.set), Results(given.work)
     problems = _run(given, everything, results) if given.what in ("run", "all") else []
     if given.what in ("table", "all"):
@@ -101,7 +99,7 @@ def main() -> None:
     raise SystemExit(bool(problems))
 
 
-def _run(given: argparse.Namespace, everything: Sequence[Setting], results: Results) -> list[str]:
+def _run(given: Namespace, everything: Sequence[Setting], results: Results) -> list[str]:
     chosen = [one for one in everything if one.group in given.groups and (not given.settings or one.name in given.settings)]
     deadline = time.monotonic() + 60 * given.minutes
     tuned = {one.policy for one in chosen}
@@ -115,7 +113,7 @@ def _run(given: argparse.Namespace, everything: Sequence[Setting], results: Resu
     return problems + perform_all(reporting, results, given.jobs, deadline)
 
 
-def _report(given: argparse.Namespace, everything: Sequence[Setting], results: Results) -> None:
+def _report(given: Namespace, everything: Sequence[Setting], results: Results) -> None:
     tuning, found = [one for one in everything if one.tuned], {}
     for task in given.tasks:
         best = learning_rates(task, tuning, given.rates, results)
@@ -126,26 +124,26 @@ def _report(given: argparse.Namespace, everything: Sequence[Setting], results: R
         "seeds": given.seeds, "tuning_seed": TUNING_SEED, "model": "house-4M", "rank": Sizes().rank, "alpha": Sizes().alpha,
         "cut": "front 0, back 0", "set": given.set,
     }  # fmt: skip
-    kr_table.write(found, config)
-    kr_curve.draw(found)
+    kr_table.write(given.out, found, config)
+    kr_curve.draw(given.out, found)
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="?", choices=("prepare", "run", "table", "all"), default="all")
-    parser.add_argument("--work", type=Path, default=Path(__file__).resolve().parents[1] / "build" / "kr", help="runs and results")
-    parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=DEFAULT_TASKS)
-    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=["main", "wire"])
-    parser.add_argument("--settings", nargs="+", default=[], help="only these of the groups, by name")
-    parser.add_argument("--set", action="append", default=[], metavar="POLICY:section.key=value", help="for all settings of a policy")
-    parser.add_argument("--rates", nargs="+", type=float, default=[3e-3, 1e-2, 2e-2])
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--batch-size", type=int, default=Sizes().batch_size)
-    parser.add_argument("--steps", type=int, default=Sizes().steps)
-    parser.add_argument("--epochs", type=int, default=Sizes().epochs)
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--minutes", type=float, default=1e6, help="start nothing new after so long")
-    return parser.parse_args()
+def _arguments() -> Namespace:
+    options = Options(__doc__, work="kr")
+    options.add_argument("what", nargs="?", choices=("prepare", "run", "table", "all"), default="all")
+    options.size("--tasks", ["e2e", "20news", "openbookqa"], ["e2e"], choices=tuple(TASKS))
+    options.size("--groups", ["main", "wire"], ["main"], choices=GROUPS)
+    options.size("--settings", [], [FULL, KR], help="only these of the groups, by name")
+    options.add_argument("--set", action="append", default=[], metavar="POLICY:section.key=value", help="for all settings of a policy")
+    options.size("--rates", [3e-3, 1e-2, 2e-2], [1e-2])
+    options.size("--seeds", [0, 1, 2], [0])
+    options.size("--batch-size", Sizes().batch_size, 2)
+    options.size("--steps", Sizes().steps, 6)
+    options.size("--epochs", Sizes().epochs, 1)
+    options.size("--scored-rows", Sizes().scored_rows, 2, help="at most so many dev rows and test rows")
+    options.add_argument("--jobs", type=int, default=2)
+    options.add_argument("--minutes", type=float, default=1e6, help="start nothing new after so long")
+    return options.parse()
 
 
 if __name__ == "__main__":

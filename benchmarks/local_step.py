@@ -3,12 +3,11 @@
 Every measurement is a pair of fresh processes that take turns step by step, so that both see the same machine, fast or slow.
 Ratios of medians are what counts.
 
-Usage: python benchmarks/local_step.py [--repeats 5] [--only stories260K,llama-15M]
+Usage: python benchmarks/local_step.py [--repeats 5] [--only stories260K 15M]
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -21,9 +20,10 @@ from typing import IO, Any
 import numpy as np
 
 from sides import results, task
+from sides.options import Options
 
 SIDES = {"atoll": "sides.ours", "trainer": "sides.trainer"}
-CASES = {"stories260K": (8, 40, 10), "llama-15M": (8, 24, 6)}
+CASES = {"stories260K": (8, 40, 10), "15M": (8, 24, 6), task.TINY: (2, 3, 1)}
 """Batch size, steps, and the first of them that are not counted."""
 GOALS = {"tokens_per_second": 1.2, "peak_bytes": 0.8}
 SAME_LOSS = 2e-3
@@ -79,16 +79,17 @@ def compare(model: str, repeats: int) -> dict[str, Any]:
         task.prepare(model, folder, num_rows=2 * case[0] * case[1], batch_size=case[0], num_steps=case[1])
         tokens = counted_tokens(folder, case)
         runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
-        for repeat in range(repeats):
-            for side, run in measure(folder, case).items():
+        with_parts = measure(folder, case, "--parts")
+        for repeat, pair in enumerate([measure(folder, case) for _ in range(repeats)] or [with_parts]):
+            for side, run in pair.items():
                 run["tokens_per_second"] = tokens / run["seconds"]
                 runs[side].append(run)
                 print(
-                    f"{model} {repeat + 1}/{repeats} {side:8} {run['tokens_per_second']:8.0f} tokens/s,"
+                    f"{model} {repeat + 1} {side:8} {run['tokens_per_second']:8.0f} tokens/s,"
                     f" peak {run['peak_bytes'] / 1e6:5.0f} MB, of it {run['rise_bytes'] / 1e6:5.0f} MB while training,"
                     f" CPU {run['cpu_seconds']:.1f} s", flush=True,
                 )  # fmt: skip
-        parts = {side: run["parts_seconds"] for side, run in measure(folder, case, "--parts").items()}
+        parts = {side: run["parts_seconds"] for side, run in with_parts.items()}
     return summary(runs, parts, case, tokens)
 
 
@@ -111,13 +112,11 @@ def summary(runs: dict[str, list[dict[str, Any]]], parts: dict[str, Any], case: 
 
 def main() -> None:
     """Measure, print and keep."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--only", default=",".join(CASES))
-    arguments = parser.parse_args()
-    if not (task.SHARED / "models").is_dir():
-        raise SystemExit("needs the models and data in ../shared beside the project's folder")
-    found = {model: compare(model, arguments.repeats) for model in arguments.only.split(",")}
+    options, usual = Options(__doc__), ["stories260K", "15M"]
+    options.size("--repeats", 5, 0, help="without timers of parts; 0: the figures are those of the pair that has them")
+    options.size("--only", usual, [task.TINY], choices=tuple(CASES))
+    given = options.parse()
+    found = {model: compare(model, given.repeats) for model in given.only}
     for model, result in found.items():
         ratios = result["ratios"]
         print(f"{model}: tokens/s x {ratios['tokens_per_second']:.2f} (goal 1.2), peak memory x {ratios['peak_bytes']:.2f} (goal 0.8),"
@@ -126,12 +125,11 @@ def main() -> None:
             print(f"  {side:8}" + ", ".join(f"{part} {ms:.1f} ms" for part, ms in parts.items()))
     config = {
         "cases": {model: dict(zip(("batch_size", "steps", "warmup_steps"), CASES[model], strict=True)) for model in found},
-        "repeats": arguments.repeats, "threads": 2, "precision": "fp32", "lora": {"rank": task.RANK, "alpha": task.ALPHA,
+        "repeats": given.repeats, "threads": 2, "precision": "fp32", "lora": {"rank": task.RANK, "alpha": task.ALPHA,
         "targets": "all-linear"}, "optimizer": "AdamW, cosine from 1e-3, no decay, clipping at 1", "data": "E2E trainset, completion only",
         "goals": GOALS, "random_15M": task.RANDOM_15M,
     }  # fmt: skip
-    if set(found) == set(CASES):
-        results.write("local_step", config, found)
+    results.write(given.out, "local_step" if given.only == usual else f"local_step_{'_'.join(given.only)}", config, found)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,22 @@
 """Foretold and measured peak memory of local training, side by side; every measurement in a process of its own.
 
-Usage: python benchmarks/memory.py [MODEL_FOLDER ...]      (default: the built-in base and two random ones)
+Usage: python benchmarks/memory.py [MODEL_FOLDER ...]      (default: the built-in base and random ones)
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from atoll import embedded
 from atoll.base.read_shapes import read_shapes
 from atoll.cost.memory import training_memory
 from atoll.units import format_bytes
+from sides import child, results
+from sides.options import Options
 
 if TYPE_CHECKING:
     from atoll.tasks.batches import Batch
@@ -49,8 +49,8 @@ class SameBatch:
         return self.only
 
 
-def child(folder: str, num_rows: int, row_tokens: int, checkpointing: bool) -> None:
-    """Train a few steps and print the peak of this process."""
+def measure(folder: str, num_rows: int, row_tokens: int, checkpointing: bool) -> dict[str, float]:
+    """Train a few steps: the peak of this process, after its imports and with the base besides."""
     import datasets  # noqa: F401  what a run has loaded besides
     import flwr.app  # noqa: F401
     import rich.progress  # noqa: F401
@@ -78,23 +78,23 @@ def child(folder: str, num_rows: int, row_tokens: int, checkpointing: bool) -> N
     started = time.process_time()
     with PeakMemory() as peak:
         trainer.fit(TrainState(state, {}, 0), batches, FitPlan(STEPS, 1, checkpointing), lambda report: None)
-    print(json.dumps({"floor": floor, "loaded": loaded, "peak": peak.num_bytes, "seconds": time.process_time() - started}))
+    return {"floor": floor, "loaded": loaded, "peak": peak.num_bytes, "seconds": time.process_time() - started}
 
 
-def compare(title: str, folder: str) -> None:
-    """One line for each case."""
-    shapes = read_shapes(folder)
+def compare(title: str, folder: str, cases: Sequence[int]) -> list[dict[str, Any]]:
+    """One row for each case."""
+    shapes, rows = read_shapes(folder), []
     ranks = {module.name: 8 for module in shapes.modules}
-    for num_rows, row_tokens, checkpointing in CASES:
+    for num_rows, row_tokens, checkpointing in (CASES[number] for number in cases):
         if shapes.max_positions is not None and row_tokens > shapes.max_positions:
             continue
         memory = training_memory(
             shapes, ranks, num_rows=num_rows, row_tokens=row_tokens, num_label_tokens=num_rows * (row_tokens - 1), bits=32,
             activation_bytes=4, gradient_checkpointing=checkpointing,
         )  # fmt: skip
-        command = [sys.executable, __file__, "--child", folder, str(num_rows), str(row_tokens), str(int(checkpointing))]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        measured = json.loads(done.stdout.splitlines()[-1])
+        measured = child.figures(__file__, folder, num_rows, row_tokens, checkpointing)
+        asked = {"base": title, "rows": num_rows, "tokens": row_tokens, "checkpointing": checkpointing}
+        rows.append({**asked, "planned_bytes": memory.num_bytes, **{f"{key}_bytes": measured[key] for key in ("floor", "loaded", "peak")}})
         parts = (memory.process_bytes, memory.base_bytes, memory.adapter_bytes, memory.activation_bytes, memory.logits_bytes)
         print(
             f"{title:38} {num_rows:3} x {row_tokens:4} {'checkpointed' if checkpointing else '':12}"
@@ -103,26 +103,27 @@ def compare(title: str, folder: str) -> None:
             f" libraries {format_bytes(measured['floor'])}, base loaded {format_bytes(measured['loaded'])})",
             flush=True,
         )
+    return rows
 
 
 def main() -> None:
     """Compare on the folders given, or on the built-in base and random ones."""
-    if sys.argv[1:2] == ["--child"]:
-        child(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5] == "1")
-        return
-    if sys.argv[1:]:
-        for folder in sys.argv[1:]:
-            compare(Path(folder).name, folder)
-        return
-    if embedded.tiny_path().is_dir():
-        compare("tiny", str(embedded.tiny_path()))
-    from transformers import AutoConfig, AutoModelForCausalLM
+    options = Options(__doc__)
+    options.add_argument("folders", nargs="*", metavar="MODEL_FOLDER")
+    options.size("--cases", list(range(len(CASES))), [0])
+    options.size("--random", list(RANDOM), [], choices=tuple(RANDOM), help="bases, where no folder is given")
+    given, rows = options.parse(), []
+    for folder in given.folders or [str(embedded.tiny_path())]:
+        rows += compare(Path(folder).name, folder, given.cases)
+    for title in [] if given.folders else given.random:
+        from transformers import AutoConfig, AutoModelForCausalLM
 
-    for title, (model_type, sizes) in RANDOM.items():
+        model_type, sizes = RANDOM[title]
         with tempfile.TemporaryDirectory() as folder:
             AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes)).save_pretrained(folder)
-            compare(title, folder)
+            rows += compare(title, folder, given.cases)
+    results.write(given.out, "memory", {"steps": STEPS, "rank": 8}, {"rows": rows})
 
 
 if __name__ == "__main__":
-    main()
+    child.run(main, measure)

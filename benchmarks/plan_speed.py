@@ -9,7 +9,6 @@ Usage: python benchmarks/plan_speed.py [--edges 100] [--repeats 3]
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from typing import Any
@@ -22,6 +21,7 @@ from atoll.planner.importance import Importance
 from atoll.planner.plan_fleet import plan_fleet
 from atoll.shapes import BaseShapes, ModuleShape
 from sides import results
+from sides.options import Options
 
 BLOCKS, WIDTH = 50, 1024
 PARTS = (("q_proj", WIDTH, WIDTH), ("k_proj", WIDTH, WIDTH // 2), ("v_proj", WIDTH, WIDTH // 2), ("o_proj", WIDTH, WIDTH))
@@ -83,18 +83,17 @@ def summary(plan: FleetPlan) -> dict[str, Any]:
 
 def main() -> None:
     """Plan every fleet some times, each time another one, and write what it took."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--edges", type=int, default=100)
-    parser.add_argument("--repeats", type=int, default=3)
-    arguments = parser.parse_args()
-    rows = []
+    options = Options(__doc__)
+    options.size("--edges", 100, 2)
+    options.size("--repeats", 3, 1)
+    given, rows = options.parse(), []
     for name in FLEETS:
-        runs = [planned(name, arguments.edges, seed) for seed in range(arguments.repeats)]
+        runs = [planned(name, given.edges, seed) for seed in range(given.repeats)]
         seconds, processor = [round(wall, 3) for _, wall, _ in runs], [round(time, 3) for *_, time in runs]
         rows.append({"fleet": name, "seconds": seconds, "processor_seconds": processor, **summary(runs[0][0])})
         print(f"{name}: {statistics.median(seconds):.1f} s ({statistics.median(processor):.1f} s of processor time) {rows[-1]}")
-    config = {"edges": arguments.edges, "weights": len(base().modules), "repeats": arguments.repeats, "goal_seconds": 10}
-    results.write("plan_speed", config, {"rows": rows})
+    config = {"edges": given.edges, "weights": len(base().modules), "repeats": given.repeats, "goal_seconds": 10}
+    results.write(given.out, "plan_speed", config, {"rows": rows})
 
 
 if __name__ == "__main__":

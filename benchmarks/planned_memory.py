@@ -6,16 +6,14 @@ it must survive; and once under 0.8 times the plan, which must kill it. The last
 of the memory that the first one takes. The limit is a memory control group of its own (version 1). Pages of library files are charged to
 the group that read them first, so that those which the free process had mapped are taken off both limits.
 
-Usage: python benchmarks/planned_memory.py [--steps 2] [--bits 32 16 8 4] [--cases 0 1 2 3] [--more] [--free]
+Usage: python benchmarks/planned_memory.py [--steps 2] [--bits 32 16 8 4] [--cases 0 1 2 3] [--more] [--no-limits]
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
+import signal
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -31,8 +29,10 @@ from atoll.config.schema import RunConfig
 from atoll.planner.feasibility import Setting
 from atoll.planner.plan_fleet import plan_fleet
 from atoll.shapes import BaseShapes
-from sides import results
+from sides import child, needs, results
+from sides.options import Options
 
+NAME = "planned_memory"
 SIZES: dict[str, Any] = {
     "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 8,
     "vocab_size": 2048, "max_position_embeddings": 1024, "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2,
@@ -80,8 +80,8 @@ def case_of(number: int, shapes: BaseShapes, bits: int) -> Case:
     return Case(plan.batch_size, like.tokens, plan.ranks, plan.gradient_checkpointing, budget)
 
 
-def child(folder: str, bits: int, case: Case, steps: int, group: str) -> None:
-    """Enter the group, load, train two rounds as an edge does, and print the peak of this process."""
+def measure(folder: str, bits: int, case: Case, steps: int, group: str) -> dict[str, int]:
+    """Enter the group, load, train two rounds as an edge does: the peak of this process."""
     if group:
         (Path(group) / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
     import datasets  # noqa: F401  what a run has loaded besides
@@ -133,7 +133,7 @@ def child(folder: str, bits: int, case: Case, steps: int, group: str) -> None:
     for number in range(1, ROUNDS + 1):
         states[1] = answer(number, states[1])
     states.close()
-    print(json.dumps({"loading_peak_bytes": loading, "peak_bytes": resident_peak_bytes(), "file_bytes": mapped_file_bytes()}))
+    return {"loading_peak_bytes": loading, "peak_bytes": resident_peak_bytes(), "file_bytes": mapped_file_bytes()}
 
 
 def mapped_file_bytes() -> int:
@@ -155,21 +155,17 @@ def limited(num_bytes: int) -> Iterator[Path]:
 
 
 def run(folder: str, bits: int, case: Case, steps: int, group: Path | None = None) -> dict[str, int] | None:
-    """The figures of one process; None where it was killed.
-
-    Raises: RuntimeError where it ended in another way.
-    """
-    told = json.dumps([folder, bits, asdict(case), steps, str(group or "")])
-    done = subprocess.run([sys.executable, __file__, "--child", told], capture_output=True, text=True, check=False)
-    if done.returncode == -9 and group is not None:
-        return None
-    if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
-    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    """The figures of one process; None where its group's limit killed it."""
+    try:
+        found: dict[str, int] = child.figures(__file__, folder, bits, asdict(case), steps, str(group or ""))
+    except subprocess.CalledProcessError as error:
+        if error.returncode == -signal.SIGKILL and group is not None:
+            return None
+        raise
     return found
 
 
-def row(folder: str, bits: int, case: Case, steps: int, *, free_only: bool) -> dict[str, Any]:
+def row(folder: str, bits: int, case: Case, steps: int, *, limits: bool) -> dict[str, Any]:
     """Plan and measurements of one setting."""
     asked = case.setting(read_shapes(folder), bits)
     free = run(folder, bits, case, steps)
@@ -179,14 +175,14 @@ def row(folder: str, bits: int, case: Case, steps: int, *, free_only: bool) -> d
     ranks = {str(rank): number for rank, number in sorted(Counter(case.ranks.values()).items())}
     found: dict[str, Any] = {"bits": bits} | asdict(case) | {"ranks": ranks}
     found |= {"planned_bytes": planned, "parts": parts, **free, "measured_to_planned": free["peak_bytes"] / planned}
-    for factor, name in () if free_only else ((SURVIVES, "survives"), (DIES, "dies")):
+    for factor, name in ((SURVIVES, "survives"), (DIES, "dies")) if limits else ():
         with limited(int(factor * planned) - free["file_bytes"]) as group:
             ended = run(folder, bits, case, steps, group)
         found[name] = (ended is not None) == (name == "survives")
     return found
 
 
-def write_model(folder: str) -> None:
+def write_model(folder: str, sizes: Mapping[str, Any]) -> None:
     """The random Llama, with a tokenizer of words "w0", "w1", ..."""
     import torch
     from tokenizers import Tokenizer
@@ -194,16 +190,15 @@ def write_model(folder: str) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**SIZES)).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(folder)
     words = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{n}": n + 3 for n in range(2000)}
     PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="<pad>")), pad_token="<pad>").save_pretrained(folder)
 
 
-def kept_rows(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+def kept_rows(out: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of the results file, where it has the same settings."""
-    file = results.RESULTS / "planned_memory.json"
-    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return list(found["results"]["rows"]) if found.get("config") == settings else []
+    found = results.read(out, NAME)
+    return list(found["results"]["rows"]) if found is not None and found["config"] == settings else []
 
 
 def shown(found: Mapping[str, Any]) -> str:
@@ -219,33 +214,32 @@ def shown(found: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure all rows and write; or be measured."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--bits", type=int, nargs="+", default=[32, 16, 8, 4])
-    parser.add_argument("--cases", type=int, nargs="+", default=list(range(len(UNIFORM) + 1)))
-    parser.add_argument("--free", action="store_true", help="without limits")
-    parser.add_argument("--more", action="store_true", help="add rows to those of the results file, measured with the same settings")
-    parser.add_argument("--child")
-    given = parser.parse_args()
-    if given.child is not None:
-        folder, bits, case, steps, group = json.loads(given.child)
-        child(folder, bits, Case(**case), steps, group)
-        return
+    """Measure all rows and write."""
+    options = Options(__doc__)
+    options.size("--blocks", SIZES["num_hidden_layers"], 1)
+    options.size("--steps", 2, 1)
+    options.size("--bits", [32, 16, 8, 4], [32])
+    options.size("--cases", list(range(len(UNIFORM) + 1)), [0])
+    options.size("--limits", True, False, help="under hard limits of memory, too")
+    options.add_argument("--more", action="store_true", help="add rows to those of the results file, measured with the same settings")
+    given = options.parse()
+    if min(given.bits) < 16:
+        needs.package("bitsandbytes")
+    sizes = SIZES | {"num_hidden_layers": given.blocks}
     settings = {
-        "model": SIZES, "rounds": ROUNDS, "steps": given.steps, "limit": "cgroup v1 memory.limit_in_bytes", "survives": SURVIVES,
+        "model": sizes, "rounds": ROUNDS, "steps": given.steps, "limit": "cgroup v1 memory.limit_in_bytes", "survives": SURVIVES,
         "dies": DIES,
     }  # fmt: skip
-    rows = kept_rows(settings) if given.more else []
+    rows = kept_rows(given.out, settings) if given.more else []
     with tempfile.TemporaryDirectory() as folder:
-        write_model(folder)
+        write_model(folder, sizes)
         shapes = read_shapes(folder)
         for number in given.cases:
             for bits in (bits for bits in given.bits if number < len(UNIFORM) or bits < 32):
-                rows.append(row(folder, bits, case_of(number, shapes, bits), given.steps, free_only=given.free))
+                rows.append(row(folder, bits, case_of(number, shapes, bits), given.steps, limits=given.limits))
                 print(shown(rows[-1]), flush=True)
-                results.write("planned_memory", settings, {"rows": rows})
+                results.write(given.out, NAME, settings, {"rows": rows})
 
 
 if __name__ == "__main__":
-    main()
+    child.run(main, lambda folder, bits, case, steps, group: measure(folder, bits, Case(**case), steps, group))

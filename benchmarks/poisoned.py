@@ -3,7 +3,7 @@
 Five edges with rows of the demo, dealt at random, train the built-in base; none, one or two of them send something else than what they
 trained. And what is refused at once, with the words of its refusal.
 
-Usage: python benchmarks/poisoned.py
+Usage: python benchmarks/poisoned.py [--rounds 3] [--local-steps 5]
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "HF_HUB_OFF
 import itertools
 import math
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -42,8 +43,9 @@ from atoll.tasks.tokens import Examples, pad_id, tokenize
 from atoll.training.local_trainer import LocalTrainer
 from atoll.training.trainer import FitPlan
 from sides import results
+from sides.options import Options
 
-EDGES, ROUNDS, LOCAL_STEPS, BATCH, RANK, ROWS, HELD_OUT, LEARNING_RATE = 5, 3, 5, 4, 4, 200, 32, 5e-3
+EDGES, RANK, LEARNING_RATE = 5, 4, 5e-3
 RULES = {
     "mean": Robust(), "mean, clip_update = auto": Robust(clip="auto"), "median": Robust("median"), "trimmed-mean, trim = 0.2":
     Robust("trimmed-mean", 0.2),
@@ -91,12 +93,13 @@ class Poisoned(InProcessGrid):
 class Fleet:
     """The base and the rows, once for all runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_rows: int, held_out: int, batch_size: int, total_steps: int) -> None:
+        self.batch_size, self.total_steps = batch_size, total_steps
         self.base, shapes = load_base("tiny"), read_shapes(str(tiny_path()))
         sizes = {module.name: (module.d_in, module.d_out) for module in shapes.modules}
         self.start = fresh_adapters("lora", sizes, dict.fromkeys(sizes, RANK), 2.0 * RANK, 0)
-        rows = load_rows("demo", base_dir=Path(), limit=ROWS, on_bad_row="error")
-        self.held_out = load_rows("demo-eval", base_dir=Path(), limit=HELD_OUT, on_bad_row="error")
+        rows = load_rows("demo", base_dir=Path(), limit=num_rows, on_bad_row="error")
+        self.held_out = load_rows("demo-eval", base_dir=Path(), limit=held_out, on_bad_row="error")
         self.form = text_form(Data(prompt="{mr} ->", completion=" {ref}"), rows.columns)
         examples = tokenize(rows, self.form, self.base.tokenizer, 256)
         order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).tolist()
@@ -109,15 +112,15 @@ class Fleet:
         with attached(self.base.model, state):
             return self.loss(None)
 
-    def train(self, robust: Robust, change: Callable[[Message, Message], Iterable[Message]], rounds: int = ROUNDS,
-              steps: int = LOCAL_STEPS, max_norm: float | None = None) -> tuple[AdapterState, list[str]]:  # fmt: skip
+    def train(self, robust: Robust, change: Callable[[Message, Message], Iterable[Message]], rounds: int, steps: int,
+              max_norm: float | None = None) -> tuple[AdapterState, list[str]]:  # fmt: skip
         """The common adapter, and the pages of the answers that were refused."""
         names, pages = {number + 1: f"edge{number + 1}" for number in range(EDGES)}, list[str]()
         works = {
             name: EdgeWork(
-                name, LocalTrainer(self.base, Train(learning_rate=LEARNING_RATE), ROUNDS * LOCAL_STEPS, 0.0, 0, name),
-                BatchStream(part, BATCH, 0, name, "bucket", pad_id(self.base.tokenizer)), len(part), FitPlan(steps, 1, False), True,
-                lambda report: Work(), lambda number, report: None, base_digest="the base",
+                name, LocalTrainer(self.base, Train(learning_rate=LEARNING_RATE), self.total_steps, 0.0, 0, name),
+                BatchStream(part, self.batch_size, 0, name, "bucket", pad_id(self.base.tokenizer)), len(part), FitPlan(steps, 1, False),
+                True, lambda report: Work(), lambda number, report: None, base_digest="the base",
             )
             for name, part in zip(names.values(), self.parts, strict=True)
         }  # fmt: skip
@@ -191,13 +194,13 @@ def spoiled(name: str, reply: Message) -> Message:
     return reply
 
 
-def table(base: float, found: dict[str, dict[str, float]], refused: dict[str, str]) -> str:
+def table(base: float, found: dict[str, dict[str, float]], refused: dict[str, str], given: Namespace) -> str:
     """As it stands in poisoned.md."""
     columns = list(next(iter(found.values())))
     lines = [
         "# Poisoned edges", "",
-        f"Built-in base, {EDGES} edges, {ROUNDS} rounds of {LOCAL_STEPS} steps of {BATCH} rows, LoRA of rank {RANK}, one seed. Loss: nats"
-        f" per completion token on {HELD_OUT} held-out rows; the base alone: {base:.3f}.", "",
+        f"Built-in base, {EDGES} edges, {given.rounds} rounds of {given.local_steps} steps of {given.batch_size} rows, LoRA of rank {RANK},"
+        f" one seed. Loss: nats per completion token on {given.held_out} held-out rows; the base alone: {base:.3f}.", "",
         f"| rule | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|",
         *(f"| {rule} | {' | '.join(f'{loss:.3f}' for loss in row.values())} |" for rule, row in found.items()), "",
         "## Refused at once", "", "| sent | refusal | got | expected |", "|---|---|---|---|",
@@ -210,21 +213,31 @@ def table(base: float, found: dict[str, dict[str, float]], refused: dict[str, st
 
 def main() -> None:
     """Measure, print and keep."""
-    fleet, begin, found = Fleet(), time.perf_counter(), dict[str, dict[str, float]]()
+    options = Options(__doc__)
+    options.size("--bad", [1, 2], [1], help="how many edges send poison")
+    options.size("--rounds", 3, 1)
+    options.size("--local-steps", 5, 1)
+    options.size("--batch-size", 4, 1)
+    options.size("--rows", 200, EDGES)
+    options.size("--held-out", 32, 2)
+    given = options.parse()
+    length = given.rounds, given.local_steps
+    fleet = Fleet(given.rows, given.held_out, given.batch_size, given.rounds * given.local_steps)
+    begin, found = time.perf_counter(), dict[str, dict[str, float]]()
     for rule, robust in RULES.items():
         row = found.setdefault(rule, {})
-        row["none poisoned"] = fleet.loss(fleet.train(robust, poisoning(flipped, 0))[0])
-        for num_bad, (name, poison) in itertools.product((1, 2), POISONS.items()):
-            row[f"{num_bad} of {EDGES}: {name}"] = fleet.loss(fleet.train(robust, poisoning(poison, num_bad))[0])
+        row["none poisoned"] = fleet.loss(fleet.train(robust, poisoning(flipped, 0), *length)[0])
+        for num_bad, (name, poison) in itertools.product(given.bad, POISONS.items()):
+            row[f"{num_bad} of {EDGES}: {name}"] = fleet.loss(fleet.train(robust, poisoning(poison, num_bad), *length)[0])
         print(f"{rule}: " + ", ".join(f"{name} {loss:.3f}" for name, loss in row.items()), flush=True)
     base, refused = fleet.loss(None), refusals(fleet)
-    text = table(base, found, refused)
-    print(text)
-    (results.RESULTS / "poisoned.md").write_text(text, encoding="utf-8")
-    config = {"edges": EDGES, "rounds": ROUNDS, "local_steps": LOCAL_STEPS, "batch_size": BATCH, "rank": RANK, "rows": ROWS,
-              "held_out": HELD_OUT, "learning_rate": LEARNING_RATE, "base": "tiny"}  # fmt: skip
+    config = {"edges": EDGES, "rounds": given.rounds, "local_steps": given.local_steps, "batch_size": given.batch_size,
+              "rank": RANK, "rows": given.rows, "held_out": given.held_out, "learning_rate": LEARNING_RATE, "base": "tiny"}  # fmt: skip
     seconds = time.perf_counter() - begin
-    results.write("poisoned", config, {"base_loss": base, "loss": found, "refusals": refused, "seconds": seconds})
+    results.write(given.out, "poisoned", config, {"base_loss": base, "loss": found, "refusals": refused, "seconds": seconds})
+    text = table(base, found, refused, given)
+    print(text)
+    (given.out / "poisoned.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -34,15 +35,14 @@ from atoll.federated.grid import InProcessGrid
 from atoll.federated.store import EdgeStates
 from atoll.federated.strategy import AdapterStrategy, Observer
 from atoll.tasks.batches import BatchStream
-from atoll.tasks.rows import load_rows
-from atoll.tasks.text import text_form
-from atoll.tasks.tokens import Examples, pad_id, tokenize
+from atoll.tasks.tokens import pad_id
 from atoll.training.local_trainer import LocalTrainer
 from atoll.training.trainer import Batches, FitPlan, StepReport, TrainState, Update
 from sides import results, task
 from sides.meter import Parts
+from sides.options import Options
 
-EDGES, ROUNDS, LOCAL_STEPS, RANK = (1, 4, 16), 6, 2, 8
+LOCAL_STEPS, RANK = 2, 8
 GOAL_MILLISECONDS = 50.0
 
 
@@ -61,34 +61,27 @@ class Stopwatch:
         return update
 
 
-def _examples(base_tokenizer: object) -> Examples:
-    from atoll.config.schema import Data
-
-    rows = load_rows("trainset.csv", base_dir=task.SHARED / "data" / "e2e", limit=64, on_bad_row="error")
-    return tokenize(rows, text_form(Data(prompt="{mr} ->", completion=" {ref}"), rows.columns), base_tokenizer, 256)  # type: ignore[arg-type]
-
-
-def measure(num_edges: int) -> dict[str, object]:
+def measure(model: str, num_edges: int, num_rounds: int) -> dict[str, object]:
     """Milliseconds beyond training per edge and round, the first round left out, and where they go."""
-    folder = str(task.SHARED / "models" / "stories260K")
+    folder = str(task.model_folder(model, Path()))
     base, shapes = load_base(folder), read_shapes(folder)
     sizes = {module.name: (module.d_in, module.d_out) for module in shapes.modules}
     start = fresh_adapters("lora", sizes, dict.fromkeys(sizes, RANK), 16.0, 0)
     names = {number + 1: f"edge{number:02}" for number in range(num_edges)}
-    examples, watches, works = _examples(base.tokenizer), {}, {}
+    examples, watches, works = task.examples_for(model, base.tokenizer, 64), {}, {}
     for name in names.values():
-        watches[name] = Stopwatch(LocalTrainer(base, Train(), ROUNDS * LOCAL_STEPS, dropout=0.0, seed=0, edge=name))
+        watches[name] = Stopwatch(LocalTrainer(base, Train(), num_rounds * LOCAL_STEPS, dropout=0.0, seed=0, edge=name))
         works[name] = EdgeWork(
             name=name, trainer=watches[name], batches=BatchStream(examples, 4, 0, name, "bucket", pad_id(base.tokenizer)),
             num_examples=len(examples), plan=FitPlan(LOCAL_STEPS, 1, False), keep_optimizer=True,
             work_of=lambda report: Work(), on_step=lambda number, report: None,
         )  # fmt: skip
-    rounds, parts = _run(start, names, works)
+    rounds, parts = _run(start, names, works, num_rounds)
     overheads = []
     for number, seconds in enumerate(rounds):
         training = sum(statistics.seconds[number] for statistics in watches.values())
         overheads.append(1e3 * (seconds - training) / num_edges)
-    by_part = {part: 1e3 * seconds / (num_edges * (ROUNDS - 1)) for part, seconds in parts.seconds.items()}
+    by_part = {part: 1e3 * seconds / (num_edges * (num_rounds - 1)) for part, seconds in parts.seconds.items()}
     by_part["the rest"] = statistics.mean(overheads[1:]) - sum(by_part.values())
     return {
         "median_milliseconds_per_edge": statistics.median(overheads[1:]), "milliseconds_per_edge_and_round": overheads[1:],
@@ -98,7 +91,7 @@ def measure(num_edges: int) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _run(start: AdapterState, names: dict[int, str], works: dict[str, EdgeWork]) -> tuple[list[float], Parts]:
+def _run(start: AdapterState, names: dict[int, str], works: dict[str, EdgeWork], num_rounds: int) -> tuple[list[float], Parts]:
     """Seconds of every round, from its start to the next one's, and where they went after the first."""
     starts: list[float] = []
     parts = Parts()
@@ -120,7 +113,7 @@ def _run(start: AdapterState, names: dict[int, str], works: dict[str, EdgeWork])
     for owner, name, part in TIMED:
         parts.time(owner, name, part)
     try:
-        coordinator.start(grid, coordinator.arrays(), ROUNDS, 3600.0, ConfigRecord({}))
+        coordinator.start(grid, coordinator.arrays(), num_rounds, 3600.0, ConfigRecord({}))
     finally:
         for owner, name, original in originals:
             setattr(owner, name, original)
@@ -143,19 +136,22 @@ TIMED = [
 
 def main() -> None:
     """Measure, print and keep."""
-    if not (task.SHARED / "models").is_dir():
-        raise SystemExit("needs the models and data in ../shared beside the project's folder")
+    options = Options(__doc__)
+    options.size("--model", "stories260K", task.TINY)
+    options.size("--edges", [1, 4, 16], [1])
+    options.size("--rounds", 6, 2)
+    given = options.parse()
     torch.set_num_threads(2)
     found = {}
-    for num_edges in EDGES:
-        found[f"{num_edges} edges"] = result = measure(num_edges)
+    for num_edges in given.edges:
+        found[f"{num_edges} edges"] = result = measure(given.model, num_edges, given.rounds)
         median = result["median_milliseconds_per_edge"]
         print(f"{num_edges} edges: {median:.1f} ms per edge and round beyond training (goal {GOAL_MILLISECONDS:.0f})")
         by_part: dict[str, float] = result["mean_milliseconds_per_edge_by_part"]  # type: ignore[assignment]
         print("  " + ", ".join(f"{part} {ms:.2f}" for part, ms in sorted(by_part.items(), key=lambda item: -item[1])))
-    config = {"edges": EDGES, "rounds": ROUNDS, "local_steps": LOCAL_STEPS, "rank": RANK, "targets": "all-linear",
-              "model": "stories260K", "threads": 2, "goal_milliseconds": GOAL_MILLISECONDS}  # fmt: skip
-    results.write("round_overhead", config, found)
+    config = {"edges": given.edges, "rounds": given.rounds, "local_steps": LOCAL_STEPS, "rank": RANK, "targets": "all-linear",
+              "model": given.model, "threads": 2, "goal_milliseconds": GOAL_MILLISECONDS}  # fmt: skip
+    results.write(given.out, "round_overhead", config, found)
 
 
 if __name__ == "__main__":

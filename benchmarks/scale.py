@@ -9,10 +9,7 @@ Usage: python benchmarks/scale.py [--edges 10 100 1000]
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,16 +19,16 @@ from typing import Any
 
 os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # before torch
 
-from sides import results, scale_table
+from sides import child, results, scale_table
+from sides.options import Options
 
 RANK, BLOCKS, PROJECTIONS = 8, 4, ("q", "k", "v", "o")
 WIDTH, WIDE = 512, 1024
-WIDE_EDGES = (10, 300)
 LIMIT_SECONDS = 600
 
 
-def child(width: int, num_edges: int) -> None:
-    """One round; print the figures."""
+def measure(width: int, num_edges: int) -> dict[str, Any]:
+    """One round."""
     import torch
 
     from atoll.adapters.fresh import fresh_adapters
@@ -85,49 +82,35 @@ def child(width: int, num_edges: int) -> None:
     ready, begin, wall = resident_bytes(), time.process_time(), time.perf_counter()
     strategy.aggregate_train(1, replies(strategy.configure_train(1, strategy.arrays(), ConfigRecord(), grid)))
     whole = time.process_time() - begin - seconds["answers made"]
-    print(json.dumps({
+    return {
         "ready_bytes": ready, "peak_bytes": resident_peak_bytes(), "up_bytes": sent["up"], "down_bytes": sent["down"],
         "spool_bytes": spooled[0], "asked_and_spooled_seconds": seconds["asked and spooled"],
         "aggregated_seconds": whole - seconds["asked and spooled"], "wall_seconds": time.perf_counter() - wall,
         "numbers": initial.num_parameters, "dense_numbers": sum(d_in * d_out for d_in, d_out in sizes.values()), "edges": len(finished),
-    }))  # fmt: skip
-
-
-def measure(width: int, num_edges: int) -> dict[str, Any]:
-    """One row, in a process of its own with a spool of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, "--child", str(width), str(num_edges)]
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=LIMIT_SECONDS, env=os.environ | {"TMPDIR": folder}
-        )  # fmt: skip
-    if done.returncode:
-        raise SystemExit(done.stderr[-3000:])
-    return json.loads(done.stdout.splitlines()[-1])
+    }  # fmt: skip
 
 
 def main() -> None:
     """Measure, print and keep."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--edges", type=int, nargs="+", default=[10, 100, 1000])
-    parser.add_argument("--child", type=int, nargs=2)
-    asked = parser.parse_args()
-    if asked.child is not None:
-        child(*asked.child)
-        return
-    found = {}
-    for width, num_edges in [*((WIDTH, number) for number in asked.edges), *((WIDE, number) for number in WIDE_EDGES)]:
-        found[f"{width} wide, {num_edges} edges"] = row = measure(width, num_edges)
+    options = Options(__doc__)
+    options.size("--edges", [10, 100, 1000], [2])
+    options.size("--wide-edges", [10, 300], [])
+    given, found = options.parse(), {}
+    for width, num_edges in [*((WIDTH, number) for number in given.edges), *((WIDE, number) for number in given.wide_edges)]:
+        with tempfile.TemporaryDirectory() as spool:
+            row = child.figures(__file__, width, num_edges, environment={"TMPDIR": spool}, limit_seconds=LIMIT_SECONDS)
+        found[f"{width} wide, {num_edges} edges"] = row
         per_edge = {key: 1e3 * row[f"{key}_seconds"] / num_edges for key in ("asked_and_spooled", "aggregated")}
         print(
             f"{width} wide, {num_edges:6} edges: ready {row['ready_bytes'] / 1e6:.0f} MB, peak {row['peak_bytes'] / 1e6:.0f} MB, "
             f"spool {row['spool_bytes'] / 1e6:.1f} MB, up {row['up_bytes'] / 1e6:.3f} MB; an edge: "
             + ", ".join(f"{key} {value:.1f} ms" for key, value in per_edge.items()), flush=True,
         )  # fmt: skip
-    config = {"edges": asked.edges, "rank": RANK, "blocks": BLOCKS, "projections": PROJECTIONS, "widths": [WIDTH, WIDE], "threads": 1}
-    results.write("scale", config, found)
-    if set(asked.edges) >= {100, 1000}:
-        scale_table.main()
+    config = {"edges": given.edges, "rank": RANK, "blocks": BLOCKS, "projections": PROJECTIONS, "widths": [WIDTH, WIDE], "threads": 1}
+    results.write(given.out, "scale", config, found)
+    if found.keys() >= scale_table.NEEDS:
+        scale_table.write(given.out)
 
 
 if __name__ == "__main__":
-    main()
+    child.run(main, measure)

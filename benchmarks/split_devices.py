@@ -7,7 +7,6 @@ Usage: python benchmarks/split_devices.py [--devices 8] [--steps 4] [--repeats 3
 
 from __future__ import annotations
 
-import argparse
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch
@@ -22,17 +21,20 @@ from typing import Any
 
 import psutil
 
-from atoll.jobs.split import HostAccess, join
-from sides import results, task
-from split_step import SIZES, adapters, batch, config, host, stepping
+from sides import child, results, task
+from sides.host import ROWS, TOKENS, host
+from sides.options import Options
 
 GOALS = {"tokens per second of all ÷ of one": 0.9}
 
 
-def device(folder: Path, address: str, steps: int) -> None:
+def device(folder: str, address: str, steps: int) -> None:
     """One device: warm up, say so, wait for the word, make its steps, say so."""
-    side = join(str(folder), config("factored", False), HostAccess(address), batch().input_ids_BT.numel())
-    with stepping(side.base, adapters(folder, "all")) as step:
+    from atoll.jobs.split import HostAccess, join
+    from sides.device import adapters, config, stepping
+
+    side = join(folder, config("factored", False), HostAccess(address), ROWS * TOKENS)
+    with stepping(side.base, adapters(Path(folder), "all")) as step:
         step()
         print("ready", flush=True)
         sys.stdin.readline()
@@ -46,7 +48,7 @@ def device(folder: Path, address: str, steps: int) -> None:
 def race(folder: Path, address: str, num_devices: int, steps: int, threads: int) -> tuple[float, int]:
     """Seconds until all devices have made their steps, and the host's memory at its largest."""
     process = next(p for p in psutil.Process().children() if "host" in p.cmdline())
-    command = [sys.executable, __file__, "--device", str(folder), "--address", address, "--steps", str(steps)]
+    command = child.command(__file__, str(folder), address, steps)
     setting = os.environ | {"OMP_NUM_THREADS": str(threads)}
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": setting}
     devices = [subprocess.Popen(command, **pipes) for _ in range(num_devices)]
@@ -76,34 +78,29 @@ def _say(one: subprocess.Popen[str]) -> None:
 
 
 def main() -> None:
-    """Measure and write; or be a device."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--devices", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2, help="of each device")
-    parser.add_argument("--device", type=Path)
-    parser.add_argument("--address")
-    given = parser.parse_args()
-    if given.device is not None:
-        device(given.device, given.address, given.steps)
-        return
+    """Measure and write."""
+    options = Options(__doc__)
+    options.size("--model", "15M", task.TINY)
+    options.size("--devices", 8, 1)
+    options.size("--steps", 4, 1)
+    options.size("--repeats", 3, 1)
+    options.size("--threads", 2, 1, help="of each device")
+    given = options.parse()
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        task.random_llama(Path(folder), SIZES["15M"])
-        with host(Path(folder)) as address:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = task.model_folder(given.model, Path(temporary))
+        with host(folder) as address:
             for _ in range(given.repeats):
-                one, one_bytes = race(Path(folder), address, 1, given.devices * given.steps, given.threads)
-                many, many_bytes = race(Path(folder), address, given.devices, given.steps, given.threads)
+                one, one_bytes = race(folder, address, 1, given.devices * given.steps, given.threads)
+                many, many_bytes = race(folder, address, given.devices, given.steps, given.threads)
                 seconds = {"one_seconds": one, "many_seconds": many, "ratio": one / many}
                 rows.append(seconds | {"one_bytes": one_bytes, "many_bytes": many_bytes})
                 print({key: round(value, 3) for key, value in rows[-1].items()}, flush=True)
-    shape = list(batch().input_ids_BT.shape)
-    settings = {"devices": given.devices, "steps": given.steps, "batch": shape, "goals": GOALS}
+    settings = {"model": given.model, "devices": given.devices, "steps": given.steps, "batch": (ROWS, TOKENS), "goals": GOALS}
     ratio = statistics.median(row["ratio"] for row in rows)
     name = f"split_devices_{given.threads}_threads"
-    results.write(name, settings | {"device_threads": given.threads}, {"ratio": ratio, "repeats": rows})
+    results.write(given.out, name, settings | {"device_threads": given.threads}, {"ratio": ratio, "repeats": rows})
 
 
 if __name__ == "__main__":
-    main()
+    child.run(main, device)

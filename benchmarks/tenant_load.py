@@ -37,6 +37,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from atoll.split.certificates import make_certificates
 from atoll.split.device.blocks import Given
 from sides import results, task
+from sides.options import Options
 from sides.tenants import CUT, SIZES, Honest, Size, Worst, access, side_of
 
 GOALS = {"seconds_per_token, beside the worst ÷ without the worst": 2.0, "lost": 0, "growth of memory and threads over the sessions": 0.0}
@@ -232,35 +233,28 @@ def wait_for_steps(devices: list[Honest], count: int) -> None:
 
 def main() -> None:
     """Measure and write; or be the bad tenant."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--devices", type=int, default=16, help="the bad one among them")
-    parser.add_argument("--minutes", type=float, default=5.0, help="beside the bad one; a third of that without it")
-    parser.add_argument("--cycles", type=int, default=10, help="how often the bad one comes")
-    parser.add_argument("--sessions", type=int, default=500)
-    parser.add_argument("--size", choices=tuple(SIZES), default="15M")
-    parser.add_argument("--pause", type=float, default=6.0, help="seconds after each step of a device")
-    parser.add_argument("--print", action="store_true", help="print the result as JSON, and keep nothing")
-    parser.add_argument("--worst")
-    parser.add_argument("--address")
-    parser.add_argument("--folder", type=Path)
-    given = parser.parse_args()
+    options = Options(__doc__)
+    options.size("--devices", 16, 3, help="the bad one among them")
+    options.size("--minutes", 5.0, 0.1, help="beside the bad one; a third of that without it")
+    options.size("--cycles", 10, 1, help="how often the bad one comes")
+    options.size("--sessions", 500, 20)
+    options.size("--size", "15M", "tiny", choices=tuple(SIZES))
+    options.size("--pause", 6.0, 0.1, help="seconds after each step of a device")
+    options.add_argument("--worst", help="be the bad tenant, against this base")
+    options.add_argument("--address")
+    options.add_argument("--folder", type=Path)
+    given = options.parse()
     if given.worst is not None:
         be_worst(given.worst, given.size, given.address, given.folder)
         return
     with tempfile.TemporaryDirectory() as folder:
-        base = "tiny"
-        if given.size != "tiny":
-            base = str(Path(folder) / "base")
-            task.random_llama(Path(base), task.RANDOM_15M)
+        base = "tiny" if given.size == "tiny" else str(task.model_folder("15M", Path(folder) / "base"))
         found = measure(given, base, Path(folder) / "tls")
-    if given.print:
-        print(json.dumps(found))
-        return
     for name in ("alone", "without the worst", "beside the worst", "ratios"):
         print(f"{name:18}", {key: round(value, 6) if isinstance(value, float) else value for key, value in found[name].items()})
     print({key: found[key] for key in ("lost", "failed", "losses_bit_for_bit")})
     settings = {name: getattr(given, name) for name in ("devices", "minutes", "cycles", "sessions", "size", "pause")}
-    results.write("tenant_load", settings | {"goals": GOALS}, found)
+    results.write(given.out, "tenant_load", settings | {"goals": GOALS}, found)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,8 @@ Usage: python benchmarks/thousand_edges.py [--edges 10 100 1000] [--aggregation 
 
 from __future__ import annotations
 
-import argparse
 import csv
-import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,9 +18,10 @@ from typing import Any
 
 os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}  # before torch
 
-from sides import results
+from sides import child, results
+from sides.options import Options
 
-ROWS, ROUNDS, STEPS = 4000, 2, 2
+ROUNDS, STEPS = 2, 2
 KINDS = (
     ("4 GB", "50 GFLOP/s", "100 Mbit/s"), ("2 GB", "20 GFLOP/s", "50 Mbit/s"), ("1 GB", "10 GFLOP/s", "20 Mbit/s"),
     ("1 GB", "5 GFLOP/s", "10 Mbit/s"),
@@ -33,14 +30,14 @@ GOAL_RATIO = 1.1
 """Peak memory with the most edges, against that with the fewest."""
 
 
-def write_run(folder: Path, num_edges: int, aggregation: str) -> Path:
+def write_run(folder: Path, num_edges: int, num_rows: int, aggregation: str) -> Path:
     """rows.csv and run.toml."""
     from atoll.embedded import demo_path
 
     with demo_path("train").open(encoding="utf-8", newline="") as file:
         header, *rows = list(csv.reader(file))
     with (folder / "rows.csv").open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([header, *(rows[number % len(rows)] for number in range(ROWS))])
+        csv.writer(file).writerows([header, *(rows[number % len(rows)] for number in range(num_rows))])
     lines = [
         "[run]", f"rounds = {ROUNDS}", "[data]", 'train = "rows.csv"', 'eval = "rows.csv"', "eval_rows = 4",
         'prompt = "{mr} ->"', 'completion = " {ref}"', "[train]", f"local_steps = {STEPS}", "batch_size = 2",
@@ -54,8 +51,13 @@ def write_run(folder: Path, num_edges: int, aggregation: str) -> Path:
     return path
 
 
-def child(folder: Path, out: Path) -> None:
-    """Plan, make ready, train; print the figures."""
+def measure(num_edges: int, num_rows: int, aggregation: str) -> dict[str, Any]:
+    """One row of the table: plan, make ready, train."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _measure(write_run(Path(folder), num_edges, num_rows, aggregation))
+
+
+def _measure(config: Path) -> dict[str, Any]:
     import atoll
     from atoll.commands.train import train_job
     from atoll.cost.meters import resident_peak_bytes
@@ -65,20 +67,20 @@ def child(folder: Path, out: Path) -> None:
     planner = ["plan.policy=fedpipe", "plan.importance=none", "plan.round_deadline=20 s"]
     for name, overrides in (("plan as written", []), ("plan by the planner", planner)):
         start = time.perf_counter()
-        atoll.plan(folder / "run.toml", overrides=overrides)
+        atoll.plan(config, overrides=overrides)
         seconds[name] = time.perf_counter() - start
     start = time.perf_counter()
-    job = prepare(folder / "run.toml")
+    job = prepare(config)
     seconds["make ready"] = time.perf_counter() - start
     ready = _resident()
     start = time.perf_counter()
-    result = train_job(job, out, [])
+    result = train_job(job, config.parent / "out", [])
     seconds["train"] = time.perf_counter() - start
-    print(json.dumps({
+    return {
         "ready_bytes": ready, "end_bytes": _resident(), "peak_bytes": resident_peak_bytes(), "seconds": seconds,
         "edges": len(result.summary.edges), "steps": sum(edge.steps for edge in result.summary.edges),
         "events_bytes": (result.run_dir / "events.jsonl").stat().st_size,
-    }))  # fmt: skip
+    }  # fmt: skip
 
 
 def _resident() -> int:
@@ -86,40 +88,24 @@ def _resident() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
 
 
-def measure(num_edges: int, aggregation: str) -> dict[str, Any]:
-    """One row, in a process of its own."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_run(folder, num_edges, aggregation)
-        command = [sys.executable, __file__, "--child", str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(done.stderr[-3000:])
-        return json.loads(done.stdout.splitlines()[-1])
-
-
 def main() -> None:
     """Measure, print and keep."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--edges", type=int, nargs="+", default=[10, 100, 1000])
-    parser.add_argument("--aggregation", default="exact-svd")
-    parser.add_argument("--child", type=Path)
-    asked = parser.parse_args()
-    if asked.child is not None:
-        child(asked.child, asked.child / "out")
-        return
-    found = {}
-    for number in asked.edges:
-        found[f"{number} edges"] = row = measure(number, asked.aggregation)
+    options = Options(__doc__)
+    options.size("--edges", [10, 100, 1000], [2])
+    options.size("--rows", 4000, 12)
+    options.add_argument("--aggregation", default="exact-svd")
+    given, found = options.parse(), {}
+    for number in given.edges:
+        found[f"{number} edges"] = row = child.figures(__file__, number, given.rows, given.aggregation)
         parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in row["seconds"].items())
         print(f"{number} edges: ready {row['ready_bytes'] / 1e6:.0f} MB, peak {row['peak_bytes'] / 1e6:.0f} MB; {parts}", flush=True)
     peaks = [row["peak_bytes"] for row in found.values()]
     ratio = peaks[-1] / peaks[0]
     print(f"peak memory, last against first: {ratio:.3f} (goal: at most {GOAL_RATIO})")
-    config = {"edges": asked.edges, "rounds": ROUNDS, "steps": STEPS, "rows": ROWS, "base": "tiny", "aggregation": asked.aggregation,
+    config = {"edges": given.edges, "rounds": ROUNDS, "steps": STEPS, "rows": given.rows, "base": "tiny", "aggregation": given.aggregation,
               "goal_ratio": GOAL_RATIO}  # fmt: skip
-    results.write("thousand_edges", config, {**found, "peak_ratio": ratio})
+    results.write(given.out, "thousand_edges", config, {**found, "peak_ratio": ratio})
 
 
 if __name__ == "__main__":
-    main()
+    child.run(main, measure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import atoll  # noqa: F401  first, because it sets OMP_WAIT_POLICY before torch is imported
@@ -12,6 +13,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import ByteLevel, WhitespaceSplit
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from tests.run_files import PAIR, Sections, write_rows, write_run
 
 SMALL = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 ROPE = {**SMALL, "intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2}
@@ -78,3 +81,10 @@ def save_model_folder(folder: Path, family: str) -> None:
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<pad>"
     ).save_pretrained(folder)
     random_model(family).save_pretrained(folder)
+
+
+def write_job(folder: Path, sections: Sections, edges: Sections = PAIR, *, count: int = 24, owners: Sequence[str] = ()) -> Path:
+    """run.toml beside a base and rows, which belong to the edges in turn, unless owners are named."""
+    save_model_folder(folder / "base", "llama")
+    write_rows(folder / "rows.jsonl", count, owners or tuple(edges) or ("",))
+    return write_run(folder, sections, edges)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sides import results
@@ -51,25 +51,43 @@ def settled(curve: Sequence[Point]) -> list[float]:
     return [math.inf] * min(len(losses), LUCK - 1) + means
 
 
-def kept() -> list[dict[str, Any]]:
-    """The runs that the result file has."""
-    path = results.RESULTS / f"{NAME}.json"
-    groups = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else {}
+def kept(out: Path) -> list[dict[str, Any]]:
+    """The runs that are kept beside the tables."""
+    groups = results.read_runs(out, NAME) or {}
     return [record for group in groups.values() for record in group]
 
 
-def write(compared: Sequence[Record], ablated: Sequence[Record], tuned: Sequence[Record], config: Mapping[str, Any]) -> None:
-    """Both files, and the tables on the terminal."""
+def write(out: Path, compared: Sequence[Record], ablated: Sequence[Record], tuned: Sequence[Record], config: Mapping[str, Any]) -> None:
+    """The results, and the tables also on the terminal."""
     if not compared and not ablated:
         print("no method is through with a seed: the tables stay as they are")
         return
-    found = {"compared": list(compared), "without one part": list(ablated), "tuned": list(tuned)}
-    results.write(NAME, dict(config) | {"goals": GOALS}, found)
+    found = {"compared": compared, "without one part": ablated, "tuned": tuned}
+    results.write(out, NAME, dict(config) | {"goals": GOALS}, aggregates(found), found)
+    text = tables(compared, ablated, config)
+    print(text)
+    (out / f"{NAME}.md").write_text(text, encoding="utf-8")
+
+
+def aggregates(found: Mapping[str, Sequence[Record]]) -> dict[str, list[dict[str, Any]]]:
+    """A line for each run: what was asked, and the scores after as many rounds as were chosen for it, or after the last."""
+    return {group: [_line(record) for record in records] for group, records in found.items()}
+
+
+def _line(record: Record) -> dict[str, Any]:
+    asked = {key: record[key] for key in ("task", "fleet", "method", "learning_rate", "seed")}
+    if not record["curve"]:
+        return asked | {"failed": record.get("failed", "").partition("\n")[0]}
+    rounds = record["chosen"]["rounds"] if "chosen" in record else len(record["curve"])
+    point = record["curve"][rounds - 1]
+    return asked | {"rounds": rounds} | {key: point[key] for key in ("loss", "accuracy", "seconds", "bytes") if key in point}
+
+
+def tables(compared: Sequence[Record], ablated: Sequence[Record], config: Mapping[str, Any]) -> str:
+    """What fedpipe.md says."""
     parts = [_table(task, fleet, group) for (task, fleet), group in _by_pair(compared).items()]
     parts += [_ablations(task, fleet, group, config["ablation_rounds"]) for (task, fleet), group in _by_pair(ablated).items()]
-    text = "\n\n".join([_heading(config), *parts]) + "\n"
-    print(text)
-    (results.RESULTS / f"{NAME}.md").write_text(text, encoding="utf-8")
+    return "\n\n".join([_heading(config), *parts]) + "\n"
 
 
 def _by_pair(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:

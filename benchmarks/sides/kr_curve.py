@@ -1,11 +1,11 @@
-"""Quality against traffic for all settings: benchmarks/results/kill_and_revive.svg and .png, one panel for each task."""
+"""Quality against traffic for all settings: kill_and_revive.png, one panel for each task."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from sides import results
 from sides.kr_runs import BASE_SETTING, Record
 from sides.kr_settings import FULL, KR, LEAN, LOTTERY, OTHERS, policy_of
 from sides.kr_table import NAME, Line, lines
@@ -19,8 +19,8 @@ COLOURS = dict(
 MARKS = dict(zip(_POLICIES, "so*DvP^X", strict=True))
 
 
-def draw(found: Mapping[str, Sequence[Record]]) -> None:
-    """Both files; nothing where no task has a run of the full pool."""
+def draw(out: Path, found: Mapping[str, Sequence[Record]]) -> None:
+    """The figure; nothing where no task has a run of the full pool."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -29,16 +29,13 @@ def draw(found: Mapping[str, Sequence[Record]]) -> None:
     by_task = {task: rows for task, records in found.items() if (rows := lines(task, records))}
     if not by_task:
         return
-    matplotlib.rcParams["svg.hashsalt"] = NAME
     figure, panels = pyplot.subplots(1, len(by_task), figsize=(4.6 * len(by_task), 4.2), squeeze=False, layout="constrained")
     for panel, (task, rows) in zip(panels[0], by_task.items(), strict=True):
         _panel(panel, task, rows)
     handles = {policy: handle for panel in panels[0] for handle, policy in zip(*panel.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    figure.savefig(results.RESULTS / f"{NAME}.svg", metadata={"Date": None})
-    figure.savefig(results.RESULTS / f"{NAME}.png", dpi=150, metadata={"Software": None})
+    figure.savefig(out / f"{NAME}.png", dpi=150, metadata={"Software": None})
     pyplot.close(figure)
-    print(f"written: benchmarks/results/{NAME}.svg and .png")
 
 
 def _panel(panel: Any, task: str, rows: Sequence[Line]) -> None:

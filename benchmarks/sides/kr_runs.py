@@ -9,25 +9,18 @@ import shutil
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import atoll
-from atoll.adapters.attach import attached
-from atoll.adapters.peft_files import load_adapter
-from atoll.base.load import load_base
-from atoll.commands.train import train
 from atoll.config.load import config_hash, load
 from atoll.config.schema import Evaluate
 from atoll.errors import AtollError, InputError, PeerError
 from atoll.runs.events import Event
-from atoll.tasks.evaluate import evaluate
-from atoll.tasks.rows import load_rows
-from atoll.tasks.text import text_form
 from sides.kr_tasks import TASKS
+from sides.pool import fresh_processes
 
 BASE_SETTING = "base"
 """No training at all: the scores of the base."""
@@ -61,6 +54,8 @@ class Spec:
 
 def perform(spec: Spec, work: Path, key: str) -> dict[str, Any]:
     """Train, score, and return what the results file keeps."""
+    from atoll.commands.train import train
+
     started, config_path = time.monotonic(), work / f"{spec.task}.toml"
     record: dict[str, Any] = {"key": key} | asdict(spec) | {"source": source_digest()}
     if spec.setting == BASE_SETTING:
@@ -98,6 +93,13 @@ def _choices(seen: Sequence[Event]) -> Iterator[dict[str, Any]]:
 
 def _scores(config_path: Path, adapter: Path | None, spec: Spec) -> dict[str, float]:
     """Loss per completion token, and the task's metric on test rows, by the whole base in this process."""
+    from atoll.adapters.attach import attached
+    from atoll.adapters.peft_files import load_adapter
+    from atoll.base.load import load_base
+    from atoll.tasks.evaluate import evaluate
+    from atoll.tasks.rows import load_rows
+    from atoll.tasks.text import text_form
+
     task, config = TASKS[spec.task], load(config_path).config
     rows = load_rows(f"data/{spec.task}-{spec.part}.jsonl", base_dir=config_path.parent, limit=None, on_bad_row="error")
     metrics = (task.metric,) if task.metric is not None and spec.part == "test" else ()
@@ -153,9 +155,8 @@ def perform_all(specs: Sequence[Spec], results: Results, jobs: int, deadline: fl
         except AtollError as error:
             problems.append(f"{_name(spec)}: {_page(error)}")
     keyed = {key: spec for key, spec in keyed.items() if key not in results.records}
-    context, waiting = get_context("forkserver"), list(keyed.items())
-    context.set_forkserver_preload([__name__])  # Imports take longer than some runs; a fork of a process that has them does not.
-    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
+    waiting = list(keyed.items())
+    with fresh_processes(jobs) as pool:
         running: dict[Future[dict[str, Any]], Spec] = {}
         while running or waiting:
             while waiting and len(running) < jobs and time.monotonic() < deadline:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sides import results
@@ -97,20 +98,44 @@ def _flops(record: Record, parts: Iterable[str]) -> float:
     return sum(record["edge_compute"][f"{part}_flops"] for part in parts)
 
 
-def write(found: Mapping[str, Sequence[Record]], config: Mapping[str, Any]) -> None:
-    """Both files, and the tables on the terminal."""
-    by_task = {task: lines(task, records) for task, records in found.items()}
-    text = "\n".join([_heading(config), *(_table(task, found[task], by_task[task]) for task in found), _notes()])
+def write(out: Path, found: Mapping[str, Sequence[Record]], config: Mapping[str, Any]) -> None:
+    """The results, and the tables also on the terminal."""
+    settings = dict(config) | {"goals": GOALS, "source": sorted({r["source"] for records in found.values() for r in records})}
+    kept = {task: [_kept(record) for record in records] for task, records in found.items()}
+    results.write(out, NAME, settings, aggregates(kept), kept)
+    text = tables(kept, settings)
     print(text)
-    (results.RESULTS / f"{NAME}.md").write_text(text, encoding="utf-8")
-    results.write(NAME, dict(config) | {"goals": GOALS, "source": sorted({r["source"] for records in found.values() for r in records})}, {
-        task: {"goals": _goals(by_task[task]), "runs": [_kept(record) for record in records]} for task, records in found.items()
-    })  # fmt: skip
+    (out / f"{NAME}.md").write_text(text, encoding="utf-8")
+
+
+def aggregates(found: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
+    """By task what its goals come to, and a line for each run."""
+    return {
+        task: {"goals": _goals(lines(task, records)), "runs": [_figures(task, record) for record in records]}
+        for task, records in found.items()
+    }  # fmt: skip
+
+
+def tables(found: Mapping[str, Sequence[Record]], config: Mapping[str, Any]) -> str:
+    """What kill_and_revive.md says."""
+    return "\n".join([_heading(config), *(_table(task, records, lines(task, records)) for task, records in found.items()), _notes()])
+
+
+def _figures(task: str, record: Record) -> dict[str, Any]:
+    """What the tables take of a run."""
+    metric = TASKS[task].metric
+    figures = {key: record[key] for key in ("setting", "learning_rate", "seed")} | {"loss": record["scores"]["loss"]}
+    figures |= {metric: record["scores"][metric]} if metric else {}
+    if "traffic" in record:
+        figures |= {"active_share": record["active_share"], "shared_bytes": _formula(record, "shared")}
+        figures |= {"unshared_bytes": _formula(record, "unshared"), "written_bytes": _written(record)}
+        figures |= {"flops": _flops(record, ("adapter", "block")), "head_flops": _flops(record, ("head",))}
+    return figures
 
 
 def _kept(record: Record) -> dict[str, Any]:
-    """What one run leaves in the file; the choices by block and letter, "5.q" for model.layers.5.self_attn.q_proj."""
-    kept = {key: record[key] for key in ("setting", "learning_rate", "seed", "overrides", "scores", "wall_seconds")}
+    """What is kept of a run; the choices by block and letter, "5.q" for model.layers.5.self_attn.q_proj."""
+    kept = {key: record[key] for key in ("key", "setting", "learning_rate", "seed", "overrides", "scores", "wall_seconds")}
     if "traffic" in record:
         kept |= {key: record[key] for key in ("traffic", "edge_compute", "active_share", "train_loss", "train_seconds")}
         kept["choices"] = [f"{choice['step']}: {' '.join(map(short_name, choice['active']))}" for choice in record["choices"]]

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-SHARED = Path(__file__).resolve().parents[3] / "shared"
+from sides.needs import shared
+
 MODEL = "house-4M"
 MOST_TRAIN_ROWS = 4000
 PARTS = ("train", "dev", "test")
@@ -45,6 +46,8 @@ class Sizes:
     """The rows are as many as make so many passes."""
     rank: int = 8
     alpha: float = 16
+    scored_rows: int = 10**6
+    """At most so many dev rows and test rows."""
 
     @property
     def train_rows(self) -> int:
@@ -65,7 +68,7 @@ def _e2e() -> Mapping[str, Sequence[Row]]:
     """Train and dev rows one by one; of the test set whole questions, each with all its references, for BLEU."""
 
     def read(name: str) -> list[Row]:
-        with open(SHARED / "data" / "e2e" / f"{name}.csv", encoding="utf-8", newline="") as file:
+        with open(shared("data", "e2e", f"{name}.csv"), encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file))
 
     test = read("testset_w_refs")
@@ -79,7 +82,7 @@ def _e2e() -> Mapping[str, Sequence[Row]]:
 def _newsgroups() -> Mapping[str, Sequence[Row]]:
     """Subject and the beginning of the body, as headers name the group; a fifth by hash of the id is test, another one dev."""
     parts: dict[str, dict[str, Row]] = {"train": {}, "dev": {}, "test": {}}
-    with gzip.open(SHARED / "data" / "20news" / "20news.jsonl.gz", "rt", encoding="utf-8") as file:
+    with gzip.open(shared("data", "20news", "20news.jsonl.gz"), "rt", encoding="utf-8") as file:
         for line in file:
             post = json.loads(line)
             header, _, body = post["text"].partition("\n\n")
@@ -97,7 +100,7 @@ def _openbookqa() -> Mapping[str, Sequence[Row]]:
     """The train file less 400 rows, which are dev; the test file whole."""
 
     def read(name: str) -> list[Row]:
-        return json.loads((SHARED / "data" / "commonsense" / "openbookqa" / f"{name}.json").read_text(encoding="utf-8"))
+        return json.loads(shared("data", "commonsense", "openbookqa", f"{name}.json").read_text(encoding="utf-8"))
 
     train = _drawn(read("train"), "instruction", 10**9)
     return {"dev": train[:400], "train": train[400:][:MOST_TRAIN_ROWS], "test": read("test")}
@@ -105,7 +108,7 @@ def _openbookqa() -> Mapping[str, Sequence[Row]]:
 
 def _alpaca() -> Mapping[str, Sequence[Row]]:
     """Instructions with an input in one column; 400 rows are dev, 400 test."""
-    whole = json.loads((SHARED / "data" / "alpaca" / "alpaca_5000.json").read_text(encoding="utf-8"))
+    whole = json.loads(shared("data", "alpaca", "alpaca_5000.json").read_text(encoding="utf-8"))
     rows = [{"ask": " ".join(f"{row['instruction']} {row['input']}".split())[:220], "output": row["output"]} for row in whole]
     drawn = _drawn((row for row in rows if row["output"].strip()), "ask", 10**9)
     return {"dev": drawn[:400], "test": drawn[400:800], "train": drawn[800:][:MOST_TRAIN_ROWS]}
@@ -131,7 +134,8 @@ def prepare(work: Path, names: Sequence[str], sizes: Sizes, anew: bool) -> None:
         files = {part: work / "data" / f"{task.name}-{part}.jsonl" for part in PARTS}
         if anew or not all(file.exists() for file in files.values()):
             for part, rows in task.rows().items():
-                files[part].write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+                some = rows if part == "train" else rows[: sizes.scored_rows]
+                files[part].write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in some), encoding="utf-8")
 
 
 def _toml(task: Task, sizes: Sizes) -> str:
@@ -141,7 +145,7 @@ name = "{task.name}"
 rounds = 1
 
 [model]
-base = "{SHARED / "models" / MODEL}"
+base = "{shared("models", MODEL)}"
 cut = {{ front = 0, back = 0 }}
 
 [data]

@@ -1,14 +1,17 @@
-"""From the measured cost of an update to a coordinator's rounds of 10 to 10,000 edges: results/scale.md and scale.svg."""
+"""From the measured cost of an update to a coordinator's rounds of 10 to 10,000 edges: scale.md and scale.png."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sides import results
 
 NAME = "scale"
+HUNDRED, THOUSAND, WIDE = "512 wide, 100 edges", "512 wide, 1000 edges", "1024 wide, 300 edges"
+NEEDS = {HUNDRED, THOUSAND, WIDE}
+"""The rows from which constants are taken."""
 EDGES = (10, 100, 1000, 10_000)
 LINK_BITS = 1e9
 
@@ -52,8 +55,8 @@ class Costs:
 
 
 def costs(found: dict[str, Any]) -> Costs:
-    """From the rows of results/scale.json."""
-    hundred, thousand, wide = (found[key] for key in ("512 wide, 100 edges", "512 wide, 1000 edges", "1024 wide, 300 edges"))
+    """From the rows of scale.json."""
+    hundred, thousand, wide = found[HUNDRED], found[THOUSAND], found[WIDE]
     add = (thousand["aggregated_seconds"] - hundred["aggregated_seconds"]) / 900 / thousand["dense_numbers"]
     finishes = [(row["aggregated_seconds"] - row["edges"] * add * row["dense_numbers"]) / row["dense_numbers"] / SIZES[0].rank
                 for row in (hundred, wide)]  # fmt: skip
@@ -76,9 +79,17 @@ def round_of(size: Size, edges: int, cost: Costs) -> dict[str, float]:
     }  # fmt: skip
 
 
-def main() -> None:
-    """Write table and figure."""
-    cost = costs(json.loads((results.RESULTS / f"{NAME}.json").read_text(encoding="utf-8"))["results"])
+def write(out: Path) -> None:
+    """Write table and figure beside scale.json."""
+    cost = costs((results.read(out, NAME) or {})["results"])
+    text = table(cost)
+    (out / f"{NAME}.md").write_text(text, encoding="utf-8")
+    _draw(out, cost)
+    print(text)
+
+
+def table(cost: Costs) -> str:
+    """What scale.md says."""
     lines = [
         f"Constants: {1e9 * cost.spool:.1f} ns a number to ask, check and spool; {1e9 * cost.add:.2f} ns a number of the products to add "
         f"an update;\n{1e9 * cost.finish:.1f} ns a number held and rank to finish; {cost.bytes_per_number:.3f} bytes a number sent.",
@@ -94,22 +105,19 @@ def main() -> None:
             gigabytes = [f"{one[key] / 1e9:.2f} GB" for key in ("memory", "moved", "disk")]
             lines.append(f"| {edges:,} | {' | '.join(gigabytes)} | {_time(one['link'])} | {_time(one['processor'])} |")
         lines.append("")
-    (results.RESULTS / f"{NAME}.md").write_text("\n".join(lines), encoding="utf-8")
-    _draw(cost)
-    print("\n".join(lines))
+    return "\n".join(lines)
 
 
 def _time(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _draw(cost: Costs) -> None:
+def _draw(out: Path, cost: Costs) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    matplotlib.rcParams["svg.hashsalt"] = NAME
     figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for size in SIZES:
         rounds = [round_of(size, edges, cost) for edges in EDGES]
@@ -118,9 +126,5 @@ def _draw(cost: Costs) -> None:
     for panel, label in zip(panels, ("coordinator's memory, GB", "link and one thread, s a round"), strict=True):
         panel.set(xscale="log", yscale="log", xlabel="edges", ylabel=label)
     panels[0].legend(fontsize=8, frameon=False)
-    figure.savefig(results.RESULTS / f"{NAME}.svg", metadata={"Date": None})
+    figure.savefig(out / f"{NAME}.png", dpi=120, metadata={"Software": None})
     pyplot.close(figure)
-
-
-if __name__ == "__main__":
-    main()

@@ -11,15 +11,22 @@ from typing import Any
 
 import numpy as np
 
+from atoll.embedded import tiny_path
 from atoll.tasks.tokens import Example, Examples
+from sides.needs import shared
 
-SHARED = Path(__file__).resolve().parents[3] / "shared"
 RANK, ALPHA, LEARNING_RATE, SEED, EDGE = 8, 16.0, 1e-3, 0, "bench"
 RANDOM_15M = {
     "hidden_size": 288, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 6, "vocab_size": 32000,
     "max_position_embeddings": 256, "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 """The sizes of llama2.c's 15 M model."""
+RANDOM: dict[str, dict[str, Any]] = {
+    "15M": RANDOM_15M,
+    "100M": RANDOM_15M | {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 10, "num_attention_heads": 12},
+}
+TINY = "tiny"
+"""The base that is built in."""
 
 
 def prepare(model: str, folder: Path, *, num_rows: int, batch_size: int, num_steps: int) -> None:
@@ -28,16 +35,13 @@ def prepare(model: str, folder: Path, *, num_rows: int, batch_size: int, num_ste
     from atoll.adapters.peft_files import save_adapter
     from atoll.base.load import load_tokenizer
     from atoll.base.read_shapes import read_shapes
-    from atoll.config.schema import Data
     from atoll.tasks.batches import BatchStream
-    from atoll.tasks.rows import load_rows
-    from atoll.tasks.text import text_form
-    from atoll.tasks.tokens import pad_id, tokenize
+    from atoll.tasks.tokens import pad_id
 
-    base = _model_folder(model, folder)
+    base = folder / "model"
+    base.symlink_to(model_folder(model, folder / "random"))
     tokenizer = load_tokenizer(str(base))
-    rows = load_rows("trainset.csv", base_dir=SHARED / "data" / "e2e", limit=num_rows, on_bad_row="error")
-    examples = tokenize(rows, text_form(Data(prompt="{mr} ->", completion=" {ref}"), rows.columns), tokenizer, 256)
+    examples = examples_for(model, tokenizer, num_rows)
     _write_examples(folder / "examples.npz", examples)
     stream = BatchStream(examples, batch_size, SEED, EDGE, "bucket", pad_id(tokenizer))
     assert num_steps <= len(examples) // batch_size, "one epoch of whole batches, so that every batch has the same number of rows"
@@ -58,23 +62,33 @@ def prepare(model: str, folder: Path, *, num_rows: int, batch_size: int, num_ste
     save_adapter(fresh_adapters("lora", sizes, dict.fromkeys(sizes, RANK), ALPHA, SEED), folder / "adapter", base_name=str(base))
 
 
-def _model_folder(model: str, folder: Path) -> Path:
-    link = folder / "model"
-    if model != "llama-15M":
-        link.symlink_to(SHARED / "models" / model)
-        return link
-    random_llama(link, RANDOM_15M)
-    return link
+def examples_for(model: str, tokenizer: Any, num_rows: int) -> Examples:
+    """Rows of E2E; for the tiny base those of the demo, which look alike."""
+    from atoll.config.schema import Data
+    from atoll.tasks.rows import load_rows
+    from atoll.tasks.text import text_form
+    from atoll.tasks.tokens import tokenize
+
+    source, folder = ("demo", Path()) if model == TINY else ("trainset.csv", shared("data", "e2e"))
+    rows = load_rows(source, base_dir=folder, limit=num_rows, on_bad_row="error")
+    return tokenize(rows, text_form(Data(prompt="{mr} ->", completion=" {ref}"), rows.columns), tokenizer, 256)
 
 
-def random_llama(folder: Path, sizes: Mapping[str, Any]) -> None:
-    """Write a Llama with random weights and a tokenizer."""
+def model_folder(model: str, folder: Path) -> Path:
+    """Where the model lies: one of `RANDOM` is written into the folder."""
+    if model in RANDOM:
+        _random_llama(folder, RANDOM[model])
+        return folder
+    return tiny_path() if model == TINY else shared("models", model)
+
+
+def _random_llama(folder: Path, sizes: Mapping[str, Any]) -> None:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(SEED)
     LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(SHARED / "models" / "tokenizer-llama2").save_pretrained(folder)
+    AutoTokenizer.from_pretrained(shared("models", "tokenizer-llama2")).save_pretrained(folder)
 
 
 def _write_examples(path: Path, examples: Examples) -> None:

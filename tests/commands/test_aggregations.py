@@ -19,42 +19,24 @@ from atoll.jobs.job import prepare
 from atoll.jobs.split import HostAccess
 
 from tests.conftest import save_model_folder
+from tests.run_files import Sections, write_run
 
-TOML = """
-[run]
-rounds = 3
-compare = ["local-only"]
-[model]
-base = "./model"
-[data]
-train = "train.csv"
-eval = "eval.csv"
-prompt = "{a}"
-completion = "{b}"
-[adapter]
-rank = 4
-[train]
-learning_rate = 1e-2
-batch_size = 4
-local_steps = 6
-[[edge]]
-name = "north"
-[[edge]]
-name = "south"
-rank = 2
-"""
+SECTIONS: Sections = {
+    "run": {"rounds": 3, "compare": ["local-only"]}, "adapter": {"rank": 4},
+    "data": {"train": "train.csv", "eval": "eval.csv", "prompt": "{a}", "completion": "{b}"}, "train": {"batch_size": 4, "local_steps": 6},
+}  # fmt: skip
 IDS = torch.arange(24).view(2, 12) * 3 % 96
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("job")
-    save_model_folder(folder / "model", request.param)
+    save_model_folder(folder / "base", request.param)
     dice = random.Random(0)
     for name, count in (("train", 32), ("eval", 8)):
         words = [dice.randrange(40) for _ in range(count)]
         (folder / f"{name}.csv").write_text("a,b\n" + "".join(f"w{word} w{word + 1},w90 w{word}\n" for word in words))
-    (folder / "run.toml").write_text(TOML)
+    write_run(folder, SECTIONS, {"north": {}, "south": {"rank": 2}})
     return folder
 
 
@@ -71,7 +53,7 @@ def test_every_rule_learns_and_its_adapter_loads_in_peft(folder: Path, runs: dic
         assert scores.adapted is not None
         assert scores.base is not None
         assert scores.adapted["loss"] < scores.base["loss"], rule
-        model = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
+        model = AutoModelForCausalLM.from_pretrained(folder / "base").eval()
         state = load_adapter(result.adapter)
         with torch.no_grad():
             with attached(model, state):

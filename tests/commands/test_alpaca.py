@@ -16,33 +16,7 @@ from atoll.tasks.evaluate import evaluate
 from atoll.tasks.rows import load_rows
 from atoll.tasks.text import text_form
 
-RUN = """
-[run]
-rounds = 2
-[model]
-base = "{base}"
-[data]
-train = "{data}"
-eval = "{data}"
-max_length = 256
-train_rows = 64
-eval_rows = 8
-[plan]
-warmup_steps = 2
-ranks = [2, 4]
-[train]
-learning_rate = 5e-3
-batch_size = 2
-local_steps = 4
-[[edge]]
-name = "large"
-flops = "2 GFLOP/s"
-[[edge]]
-name = "small"
-memory = "318 MB"
-process_memory = "300 MB"
-flops = "1 GFLOP/s"
-"""
+from tests.run_files import write_run
 
 
 def test_alpaca_is_learned_by_planned_machines_and_peft_says_the_same(shared: Path, tmp_path: Path) -> None:
@@ -50,8 +24,15 @@ def test_alpaca_is_learned_by_planned_machines_and_peft_says_the_same(shared: Pa
     base, data = shared / "models" / "house-4M", shared / "data" / "alpaca" / "alpaca_5000.json"
     if not base.is_dir() or not data.is_file():
         pytest.skip("no such base or data in ../shared")
-    (tmp_path / "run.toml").write_text(RUN.format(base=base, data=data), encoding="utf-8")
-    run = atoll.train(tmp_path / "run.toml", out=tmp_path / "run", overrides=["method=fedpipe"])
+    config = write_run(
+        tmp_path,
+        {
+            "model": {"base": str(base)}, "plan": {"warmup_steps": 2, "ranks": [2, 4]}, "train": {"learning_rate": 5e-3, "local_steps": 4},
+            "data": {"train": str(data), "eval": str(data), "max_length": 256, "train_rows": 64, "eval_rows": 8},
+        },
+        {"large": {"flops": "2 GFLOP/s"}, "small": {"memory": "318 MB", "process_memory": "300 MB", "flops": "1 GFLOP/s"}},
+    )  # fmt: skip
+    run = atoll.train(config, out=tmp_path / "run", overrides=["method=fedpipe"])
     large, small = run.summary.edges
     assert (large.bits, small.bits < 16) == (16, True)
     assert large.steps > small.steps

@@ -27,39 +27,19 @@ from atoll.report.tables import comparison_table
 
 from tests.base.test_classifier import batch
 from tests.classifiers import LABELS, library_model, save_base, write_rows
+from tests.run_files import Sections, write_run
 
-RUN = """
-[run]
-rounds = 2
-[model]
-base = "base"
-task = "classify"
-[data]
-train = "rows.jsonl"
-eval = "rows.jsonl"
-text = "{text}"
-label = "kind"
-max_length = 16
-partition = "by:owner"
-[adapter]
-rank = 4
-[train]
-learning_rate = 1e-2
-local_steps = 12
-batch_size = 6
-[[edge]]
-name = "north"
-[[edge]]
-name = "south"
-"""
+SECTIONS: Sections = {
+    "model": {"task": "classify"}, "data": {"text": "{text}", "label": "kind", "partition": "by:owner"}, "adapter": {"rank": 4},
+    "train": {"local_steps": 12, "batch_size": 6},
+}  # fmt: skip
 
 
 def made(folder: Path, family: str) -> Path:
     """run.toml beside a base and rows."""
     save_base(folder / "base", family)
     write_rows(folder / "rows.jsonl")
-    (folder / "run.toml").write_text(RUN)
-    return folder / "run.toml"
+    return write_run(folder, SECTIONS)
 
 
 def last_event(run_dir: Path, kind: str) -> dict[str, object]:
@@ -165,9 +145,9 @@ def test_the_plan_counts_the_head(tmp_path: Path) -> None:
     (["evaluate.labels=[\"animal\", \"animal\"]"], "evaluate.labels"), (["model.task=generate"], "data.label"),
 ])  # fmt: skip
 def test_what_a_classifier_excludes_is_refused(overrides: list[str], where: str, tmp_path: Path) -> None:
-    (tmp_path / "run.toml").write_text(RUN)
+    config = write_run(tmp_path, SECTIONS)
     with pytest.raises((ConflictError, ManyErrors)) as caught:
-        load(tmp_path / "run.toml", overrides)
+        load(config, overrides)
     assert where in caught.value.page()
     assert "classify" in caught.value.page()
 
@@ -203,11 +183,11 @@ def test_a_pretrained_base_on_newsgroups_scores_as_peft_and_the_library_say(shar
         rows = [row for row in map(json.loads, file) if row["label"] in ("rec.autos", "sci.space", "talk.politics.guns")]
     for name, part in (("train", rows[0::40]), ("eval", rows[5::120])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-    (tmp_path / "run.toml").write_text(
-        f'[run]\nrounds = 1\n[model]\nbase = "{base}"\ntask = "classify"\n[data]\ntrain = "train.jsonl"\neval = "eval.jsonl"\n'
-        'text = "{text:.200}"\nlabel = "label"\nmax_length = 32\n[adapter]\nrank = 4\n[train]\nlocal_steps = 8\n'
-    )  # fmt: skip
-    run = atoll.train(tmp_path / "run.toml", out=tmp_path / "run")
+    sections: Sections = {
+        "run": {"rounds": 1}, "model": {"base": str(base), "task": "classify"}, "adapter": {"rank": 4}, "train": {"local_steps": 8},
+        "data": {"train": "train.jsonl", "eval": "eval.jsonl", "text": "{text:.200}", "label": "label", "max_length": 32},
+    }  # fmt: skip
+    run = atoll.train(write_run(tmp_path, sections, {}, over={}), out=tmp_path / "run")
     adapted, labels = run.summary.eval.adapted or {}, sorted({row["label"] for row in rows})
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained(base, num_labels=3), str(run.adapter)).eval()

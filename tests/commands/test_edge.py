@@ -19,41 +19,18 @@ from atoll.errors import ConflictError, HostLostError, HostRefusedError, OutputE
 from atoll.jobs.split import HostAccess, serve, start_host
 from atoll.split.host.tenants import HostLimits
 
-from tests.conftest import save_model_folder
+from tests.conftest import save_model_folder, write_job
+from tests.run_files import Sections, write_run
 
-RUN = """
-[run]
-rounds = 2
-[model]
-base = "base"
-[data]
-train = "all.jsonl"
-eval = "all.jsonl"
-max_length = 16
-partition = "by:owner"
-[train]
-local_steps = 3
-batch_size = 2
-learning_rate = 1e-2
-[wire]
-mode = "factored"
-[[edge]]
-name = "north"
-[[edge]]
-name = "south"
-[[edge]]
-name = "west"
-data = "not-on-this-machine.jsonl"
-"""
+SECTIONS: Sections = {"data": {"partition": "by:owner"}, "wire": {"mode": "factored"}}
+EDGES: Sections = {"north": {}, "south": {}, "west": {"data": "not-on-this-machine.jsonl"}}
+MIXED: Sections = {"north": {"mode": "split"}, "south": {}}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A run.toml with three edges, a base and data."""
-    save_model_folder(tmp_path / "base", "llama")
-    rows = [{"owner": ("north", "south")[n % 2], "prompt": f"w{n} w{n + 1}", "completion": f" w{n + 2} w3"} for n in range(20)]
-    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "run.toml").write_text(RUN)
+    write_job(tmp_path, SECTIONS, EDGES, owners=("north", "south"), count=20)
     return tmp_path
 
 
@@ -90,10 +67,9 @@ def test_a_planner_leaves_the_blocks_of_one_edge_in_its_host(folder: Path, acces
 def test_the_adapter_is_that_of_local_training_and_loads_in_peft(folder: Path, access: HostAccess) -> None:
     """Two ways to the same: this edge against a host, and alone with the whole base."""
     split = edge(folder / "run.toml", access, name="south", out=folder / "split")
-    rows = [line for line in (folder / "all.jsonl").read_text().splitlines() if "south" in line]
+    rows = [line for line in (folder / "rows.jsonl").read_text().splitlines() if "south" in line]
     (folder / "south.jsonl").write_text("\n".join(rows) + "\n")
-    (folder / "local.toml").write_text(RUN[: RUN.index("[[edge]]")] + '[[edge]]\nname = "south"\ndata = "south.jsonl"\n')
-    local = train(folder / "local.toml", out=folder / "local")
+    local = train(write_run(folder, SECTIONS, {"south": {"data": "south.jsonl"}}), out=folder / "local")
     base = load_base(str(folder / "base"))
     one, other = (PeftModel.from_pretrained(load_base(str(folder / "base")).model, result.adapter) for result in (split, local))
     ids = base.tokenizer("w1 w2 w3", return_tensors="pt").input_ids
@@ -112,10 +88,9 @@ def test_what_was_trained_is_scored_and_talks_through_the_host(folder: Path, acc
 
 def test_a_part_comes_from_the_host(folder: Path, access: HostAccess) -> None:
     wanted = edge(folder / "run.toml", access, name="north", out=folder / "a")
-    without = RUN.replace('base = "base"', 'base = "nowhere"')
-    (folder / "without.toml").write_text(without)
-    got = edge(folder / "without.toml", access, name="north", fetch_base=folder / "part", out=folder / "b")
-    again = edge(folder / "without.toml", access, name="north", fetch_base=folder / "part", out=folder / "c")
+    without = write_run(folder, {**SECTIONS, "model": {"base": "nowhere"}}, EDGES)
+    got = edge(without, access, name="north", fetch_base=folder / "part", out=folder / "b")
+    again = edge(without, access, name="north", fetch_base=folder / "part", out=folder / "c")
     files = [(result.adapter / "adapter_model.safetensors").read_bytes() for result in (wanted, got, again)]
     assert files[0] == files[1] == files[2]
     held = (folder / "part" / "model.safetensors").stat().st_size
@@ -138,11 +113,8 @@ def test_refusals_leave_nothing(folder: Path, access: HostAccess) -> None:
 
 def test_split_and_local_edges_share_rounds(folder: Path) -> None:
     """mode = "split" in `atoll train` starts a host on loopback; the result is that of local edges."""
-    edges = '[[edge]]\nname = "north"\n[[edge]]\nname = "south"\n'
-    text = RUN[: RUN.index("[[edge]]")] + edges
-    (folder / "mixed.toml").write_text(text.replace('name = "north"', 'name = "north"\nmode = "split"'))
-    (folder / "plain.toml").write_text(text)
-    mixed, plain = train(folder / "mixed.toml", out=folder / "mixed"), train(folder / "plain.toml", out=folder / "plain")
+    mixed = train(write_run(folder, SECTIONS, MIXED), out=folder / "mixed")
+    plain = train(write_run(folder, SECTIONS), out=folder / "plain")
     assert [one.mode for one in mixed.summary.edges] == ["split", "local"]
     assert mixed.summary.eval.adapted is not None
     assert plain.summary.eval.adapted is not None
@@ -152,10 +124,8 @@ def test_split_and_local_edges_share_rounds(folder: Path) -> None:
 
 
 def test_a_refused_output_folder_leaves_no_host_behind(folder: Path) -> None:
-    edges = '[[edge]]\nname = "north"\nmode = "split"\n[[edge]]\nname = "south"\n'
-    (folder / "mixed.toml").write_text(RUN[: RUN.index("[[edge]]")] + edges)
     (folder / "full").mkdir()
     (folder / "full" / "notes.txt").write_text("mine")
     with pytest.raises(OutputError):
-        train(folder / "mixed.toml", out=folder / "full")
+        train(write_run(folder, SECTIONS, MIXED), out=folder / "full")
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("atoll-session")]

@@ -16,47 +16,24 @@ from atoll.tasks.batches import pad_batch
 from atoll.tasks.tokens import Example
 
 from tests.conftest import save_model_folder
+from tests.run_files import Sections, write_run
 
 ROWS = "a,b\n" + "".join(f"w{n} w{n + 1},w{n + 2} w9{n % 3}\n" for n in range(20))
-TOML = """
-[run]
-rounds = 2
-[model]
-base = "./model"
-precision = "{precision}"
-[data]
-train = "rows.csv"
-eval = "rows.csv"
-prompt = "{{a}}"
-completion = "{{b}}"
-batching = "{batching}"
-max_length = 24
-[adapter]
-targets = {targets}
-rank = 3
-[train]
-learning_rate = 1e-2
-local_steps = 4
-[[edge]]
-name = "north"
-[[edge]]
-name = "south"
-rank = 2
-"""
 
 
-def write_job(folder: Path, family: str, *, targets: str = '"all-linear"', precision: str = "fp32", batching: str = "bucket") -> Path:
-    save_model_folder(folder / "model", family)
+def write_job(folder: Path, family: str, *, targets: str = "all-linear", precision: str = "fp32", batching: str = "bucket") -> Path:
+    save_model_folder(folder / "base", family)
     (folder / "rows.csv").write_text(ROWS)
-    (folder / "run.toml").write_text(TOML.format(targets=targets, precision=precision, batching=batching))
-    return folder / "run.toml"
+    data = {"train": "rows.csv", "eval": "rows.csv", "prompt": "{a}", "completion": "{b}", "batching": batching, "max_length": 24}
+    sections: Sections = {"model": {"precision": precision}, "data": data, "adapter": {"targets": targets, "rank": 3}}
+    return write_run(folder, {**sections, "train": {"local_steps": 4, "batch_size": None}}, {"north": {}, "south": {"rank": 2}})
 
 
 def test_training_from_a_folder_to_a_peft_adapter(family: str, tmp_path: Path) -> None:
     run = atoll.train(write_job(tmp_path, family), out=tmp_path / "run")
     base, adapted = run.summary.eval.base or {}, run.summary.eval.adapted or {}
     assert adapted["loss"] < base["loss"]  # type: ignore[operator]
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), str(run.adapter)).eval()
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), str(run.adapter)).eval()
     ids = [1, 4, 5, 6, 93, 2]  # what no row says: the check is of the model, not of the data
     labels = torch.tensor([[-100, -100, -100, 6, 93, 2]])
     with torch.no_grad():
@@ -78,7 +55,7 @@ def load_loss(run_dir: Path, ids: list[int]) -> float:
 
 @pytest.mark.parametrize("targets", ["attention", "mlp"])
 def test_groups_name_modules_of_every_family(family: str, targets: str, tmp_path: Path) -> None:
-    config = write_job(tmp_path, family, targets=f'"{targets}"')
+    config = write_job(tmp_path, family, targets=targets)
     ranks = atoll.plan(config).edges[0].ranks
     others = atoll.plan(config, overrides=('adapter.targets="all-linear"',)).edges[0].ranks
     assert 0 < len(ranks) < len(others)
@@ -93,7 +70,7 @@ def test_other_batchings_train(batching: str, tmp_path: Path) -> None:
 
 def test_bf16_trains_and_evaluates(tmp_path: Path) -> None:
     config = write_job(tmp_path, "qwen3", precision="bf16")
-    assert load_base(str(tmp_path / "model"), precision="bf16").model.dtype == torch.bfloat16
+    assert load_base(str(tmp_path / "base"), precision="bf16").model.dtype == torch.bfloat16
     run = atoll.train(config, out=tmp_path / "run")
     assert (run.summary.eval.adapted or {})["loss"] < (run.summary.eval.base or {})["loss"]  # type: ignore[operator]
     assert run.summary.edges[0].bits == 16

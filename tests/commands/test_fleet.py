@@ -12,23 +12,8 @@ from atoll.jobs.finished import run_config
 from atoll.runs.layout import RunDirectory
 
 from tests.conftest import save_model_folder
+from tests.run_files import Sections, write_run
 
-RUN = """
-[run]
-rounds = 1
-fleet = "fleets/two.toml"
-[model]
-base = "base"
-[data]
-eval = "held-out.csv"
-text = "{a}"
-max_length = 16
-[adapter]
-targets = "attention"
-[train]
-local_steps = 1
-batch_size = 2
-"""
 FLEET = '[[edge]]\nname = "north"\ndata = "north.csv"\nprofile = "north.json"\n[[edge]]\nname = "south"\ndata = "../south.csv"\n'
 
 
@@ -39,9 +24,13 @@ def test_a_run_of_a_fleet_trains_on_the_fleets_files_and_is_opened_without_it(tm
         (tmp_path / f"{name}.csv").write_text("a\n" + "w1 w2 w3 w4\n" * rows)
     (tmp_path / "fleets" / "north.json").write_text(json.dumps({"version": 1, "flops": 1e9, "memory": 10**10}))
     (tmp_path / "fleets" / "two.toml").write_text(FLEET)
-    (tmp_path / "run.toml").write_text(RUN)
-    loaded = load(tmp_path / "run.toml")
-    result = atoll.train(tmp_path / "run.toml", out=tmp_path / "run")
+    sections: Sections = {
+        "run": {"rounds": 1, "fleet": "fleets/two.toml"}, "data": {"train": None, "eval": "held-out.csv", "text": "{a}"},
+        "adapter": {"targets": "attention"}, "train": {"local_steps": 1},
+    }  # fmt: skip
+    config = write_run(tmp_path, sections, {})
+    loaded = load(config)
+    result = atoll.train(config, out=tmp_path / "run")
     events = [json.loads(line) for line in (result.run_dir / "events.jsonl").read_text().splitlines()]
     assert {event["edge"]: event["num_rows"] for event in events if event["event"] == "data_loaded"} == {"north": 4, "south": 6}
     shutil.rmtree(tmp_path / "fleets")

@@ -15,43 +15,17 @@ from atoll.errors import AtollError
 from atoll.training.local_trainer import LocalTrainer
 from atoll.training.trainer import Update
 
-from tests.conftest import SMALL, save_model_folder
+from tests.conftest import SMALL, write_job
+from tests.run_files import Sections
 
-RUN = """
-[run]
-rounds = 2
-[model]
-base = "base"
-[data]
-train = "all.jsonl"
-max_length = 16
-partition = "by:owner"
-[adapter]
-rank = 2
-[train]
-local_steps = 2
-batch_size = 2
-[[edge]]
-name = "here"
-mode = "local"
-[[edge]]
-name = "split"
-mode = "split"
-[[edge]]
-name = "away"
-mode = "cloud"
-"""
 WIDTH = int(str(SMALL["hidden_size"]))
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A base and rows of three owners, all of one length: what a host is sent has no padding, which the formula would count."""
-    save_model_folder(tmp_path / "base", "llama")
-    owners = ("here", "split", "away")
-    rows = [{"owner": owners[n % 3], "prompt": f"w{n} w{n + 1}", "completion": f" w{n + 2} w3"} for n in range(24)]
-    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "run.toml").write_text(RUN)
+    sections: Sections = {"data": {"eval": None, "partition": "by:owner"}, "adapter": {"rank": 2}, "train": {"local_steps": 2}}
+    write_job(tmp_path, sections, {"here": {"mode": "local"}, "split": {"mode": "split"}, "away": {"mode": "cloud"}})
     return tmp_path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -20,37 +19,14 @@ from atoll.jobs.job import prepare
 from atoll.jobs.split import HostAccess
 
 from tests.commands.test_flops import WIDTH, first_steps
-from tests.conftest import save_model_folder
+from tests.conftest import write_job
 
-RUN = """
-[run]
-rounds = 2
-[model]
-base = "base"
-[data]
-train = "all.jsonl"
-eval = "all.jsonl"
-max_length = 16
-[adapter]
-kind = "full"
-[train]
-learning_rate = 1e-2
-local_steps = 3
-batch_size = 2
-[[edge]]
-name = "north"
-[[edge]]
-name = "south"
-"""
 IDS = torch.arange(24).view(2, 12) % 93 + 3
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    save_model_folder(tmp_path / "base", "llama")
-    rows = [{"prompt": f"w{n} w{n + 1}", "completion": f" w{n + 2} w3"} for n in range(24)]
-    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "run.toml").write_text(RUN)
+    write_job(tmp_path, {"adapter": {"kind": "full"}})
     return tmp_path
 
 

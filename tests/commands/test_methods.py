@@ -10,6 +10,8 @@ import pytest
 from atoll.__main__ import main
 from atoll.config.overrides import METHODS
 
+from tests.run_files import write_run
+
 FLEET = Path(__file__).parents[2] / "examples" / "fleets" / "heterogeneous-5.toml"
 
 
@@ -19,9 +21,9 @@ UNEQUAL = {name for name, settings in METHODS.items() if "adapter.kind=lora" in 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_can_be_planned(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "run.toml").write_text(f'[run]\nrounds = 6\nfleet = "{FLEET}"\n', encoding="utf-8")
+    config = write_run(tmp_path, {"run": {"rounds": 6, "fleet": str(FLEET)}}, {}, over={})
     rank = ["--set", "edge.five.rank=16"] * (name in UNEQUAL)
-    assert main(["plan", str(tmp_path / "run.toml"), "--method", name, *rank, "--json"]) == 0
+    assert main(["plan", str(config), "--method", name, *rank, "--json"]) == 0
     edges = json.loads(capsys.readouterr().out)["edges"]
     assert len(edges) == 5
     assert {edge["mode"] for edge in edges} == {"split" if name == "dlora" else "local"}

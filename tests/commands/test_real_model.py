@@ -11,30 +11,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import atoll
 
-TOML = """
-[run]
-rounds = 2
-[model]
-base = "{shared}/models/stories260K"
-[data]
-train = "{shared}/data/e2e/trainset.csv"
-eval = "{shared}/data/e2e/devset.csv"
-prompt = "{{mr}} ->"
-completion = " {{ref}}"
-train_rows = 200
-eval_rows = 16
-[adapter]
-rank = 16
-[train]
-learning_rate = 1e-2
-local_steps = 4
-"""
+from tests.run_files import Sections, write_run
 
 
 def test_stories_on_e2e(shared: Path, tmp_path: Path) -> None:
-    edges = "".join(f'[[edge]]\nname = "{name}"\n' for name in ("north", "east", "south", "west"))
-    (tmp_path / "run.toml").write_text(TOML.format(shared=shared) + edges)
-    run = atoll.train(tmp_path / "run.toml", out=tmp_path / "run")
+    e2e = {part: str(shared / "data" / "e2e" / f"{name}.csv") for part, name in (("train", "trainset"), ("eval", "devset"))}
+    sections: Sections = {
+        "model": {"base": str(shared / "models" / "stories260K")}, "adapter": {"rank": 16}, "train": {"local_steps": 4, "batch_size": None},
+        "data": {**e2e, "prompt": "{mr} ->", "completion": " {ref}", "max_length": None, "train_rows": 200, "eval_rows": 16},
+    }  # fmt: skip
+    run = atoll.train(write_run(tmp_path, sections, {name: {} for name in ("north", "east", "south", "west")}), out=tmp_path / "run")
     base, adapted = run.summary.eval.base or {}, run.summary.eval.adapted or {}
     assert adapted["loss"] < base["loss"] - 1.0
     folder = shared / "models" / "stories260K"

@@ -16,39 +16,22 @@ from atoll.registry.parts import names
 from atoll.runs.events import read_events
 
 from tests.conftest import save_model_folder
+from tests.run_files import Sections, merged, write_run
 
-RUN = """
-[run]
-rounds = 2
-[model]
-base = "model"
-cut = { front = 0, back = 0 }
-[data]
-train = "train.csv"
-eval = "train.csv"
-prompt = "{q} ->"
-completion = " {a}"
-[adapter]
-targets = ["q_proj", "k_proj", "v_proj"]
-rank = 2
-[select]
-keep = 0.34
-observe_steps = 2
-every = 8
-[train]
-batch_size = 4
-local_steps = 10
-"""
+SECTIONS: Sections = {
+    "model": {"cut": {"front": 0, "back": 0}}, "adapter": {"targets": ["q_proj", "k_proj", "v_proj"], "rank": 2},
+    "data": {"train": "train.csv", "eval": "train.csv", "prompt": "{q} ->", "completion": " {a}", "max_length": None},
+    "select": {"keep": 0.34, "observe_steps": 2, "every": 8}, "train": {"learning_rate": None, "batch_size": 4, "local_steps": 10},
+}  # fmt: skip
 POLICIES = list(names("policy"))
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    save_model_folder(tmp_path / "model", "llama")
+    save_model_folder(tmp_path / "base", "llama")
     rows = [f"{letter * 3} {number},{letter}{number}" for number, letter in enumerate("abcdefghijklmnop")]
     (tmp_path / "train.csv").write_text("q,a\n" + "\n".join(rows) + "\n")
-    (tmp_path / "run.toml").write_text(RUN)
-    return tmp_path / "run.toml"
+    return write_run(tmp_path, SECTIONS, {})
 
 
 def run(config: Path, **settings: str) -> RunResult:
@@ -121,8 +104,8 @@ def test_the_comparison_with_all_rows_can_have_a_schedule_too(config: Path) -> N
     rows = "\n".join(f"{number},{number}" for number in range(600))
     for name in ("a", "b"):
         (config.parent / f"{name}.csv").write_text(f"q,a\n{rows}\n")
-    edges = "".join(f'[[edge]]\nname = "{name}"\ndata = "{name}.csv"\n' for name in ("a", "b"))
-    config.write_text(RUN.replace("observe_steps = 2\nevery = 8", "every = 13").replace("batch_size = 4", "batch_size = 1") + edges)
+    changed = merged(SECTIONS, {"select": {"observe_steps": None, "every": 13}, "train": {"batch_size": 1}})
+    write_run(config.parent, changed, {name: {"data": f"{name}.csv"} for name in ("a", "b")})
     settings = ['select.policy="kill-and-revive"']
     assert len(plan(config, overrides=settings).edges) == 2
     with pytest.raises(ConflictError, match="no shorter than its period"):
@@ -157,7 +140,7 @@ def test_simulated_time_counts_the_round_trips_of_active_modules(config: Path) -
     """Latency alone is declared: 10 ms each way. Two blocks with one group each; the last layers are one, whose segment begins anew with
     each of 2 rounds of 10 steps: the other's modules are sent, where they are not skipped.
     """
-    config.write_text(RUN.replace("local_steps = 10", "local_steps = 10\naccumulate = 2") + '[[edge]]\nname = "north"\nlatency = "10 ms"\n')
+    write_run(config.parent, merged(SECTIONS, {"train": {"accumulate": 2}}), {"north": {"latency": "10 ms"}})
 
     def simulated(**settings: str) -> float | None:
         return run(config, **settings).summary.seconds.simulated

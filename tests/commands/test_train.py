@@ -18,48 +18,24 @@ from atoll.jobs.inputs import public_name
 from atoll.runs.events import Event, StepDone
 
 from tests.conftest import save_model_folder
+from tests.run_files import Sections, run_text
 
-TOML = """
-[run]
-name = "clinics"
-rounds = 2
-compare = ["local-only", "central"]
-[model]
-base = "./model"
-[data]
-train = "train.csv"
-eval = "eval.csv"
-prompt = "{a}"
-completion = "{b}"
-partition = "by:owner"
-[adapter]
-targets = "attention"
-rank = 4
-[train]
-learning_rate = 1e-2
-batch_size = 4
-local_steps = 6
-[evaluate]
-metrics = ["exact_match"]
-generate_rows = 4
-max_new_tokens = 4
-[[edge]]
-name = "north"
-flops = "1 GFLOP/s"
-bandwidth = "8 Mbit/s"
-latency = "10 ms"
-[[edge]]
-name = "south"
-rank = 2
-flops = "2 GFLOP/s"
-"""
+SECTIONS: Sections = {
+    "run": {"name": "clinics", "compare": ["local-only", "central"]}, "adapter": {"targets": "attention", "rank": 4},
+    "data": {"train": "train.csv", "eval": "eval.csv", "prompt": "{a}", "completion": "{b}", "partition": "by:owner"},
+    "train": {"batch_size": 4, "local_steps": 6}, "evaluate": {"metrics": ["exact_match"], "generate_rows": 4, "max_new_tokens": 4},
+}  # fmt: skip
+EDGES: Sections = {
+    "north": {"flops": "1 GFLOP/s", "bandwidth": "8 Mbit/s", "latency": "10 ms"}, "south": {"rank": 2, "flops": "2 GFLOP/s"}
+}  # fmt: skip
+TOML = run_text(SECTIONS, EDGES)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, a config and rows of two owners, each with a rule of its own."""
     folder = tmp_path_factory.mktemp("job")
-    save_model_folder(folder / "model", "llama")
+    save_model_folder(folder / "base", "llama")
     dice = random.Random(0)
     for name, count in (("train", 48), ("eval", 12)):
         lines = ["owner,a,b"]
@@ -169,7 +145,7 @@ def test_peft_and_our_own_evaluation_agree(result: atoll.RunResult) -> None:
     assert scores["base"] == result.summary.eval.base
     assert scores["adapted"] == result.summary.eval.adapted
     model = atoll.load(result.run_dir)
-    tokenizer = AutoTokenizer.from_pretrained(result.run_dir.parent / "model")
+    tokenizer = AutoTokenizer.from_pretrained(result.run_dir.parent / "base")
     losses, count = 0.0, 0
     for line in (result.run_dir.parent / "eval.csv").read_text().splitlines()[1:]:
         _, a, b = line.split(",")

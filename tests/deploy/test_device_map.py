@@ -20,23 +20,8 @@ from atoll.jobs.split import HostAccess
 from atoll.split.host.middle import shared_view
 
 from tests.conftest import save_model_folder
+from tests.run_files import write_run
 
-RUN = """
-[run]
-rounds = 1
-[model]
-base = "base"
-[data]
-train = "rows.jsonl"
-eval = "rows.jsonl"
-max_length = 16
-[train]
-local_steps = 3
-batch_size = 2
-learning_rate = 1e-2
-[wire]
-mode = "factored"
-"""
 KILLS = ("select.policy=early-kill", "select.observe_steps=1", "select.keep=0.5")
 """The host evaluates the killed modules."""
 PARTS = ("model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb", "lm_head")
@@ -51,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
     save_model_folder(tmp_path / "base", "llama")
     rows = [{"prompt": f"w{n} w{n + 1}" + " w7" * (n % 3), "completion": f" w{n + 2} w3"} for n in range(12)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "run.toml").write_text(RUN)
+    write_run(tmp_path, {"run": {"rounds": 1}, "wire": {"mode": "factored"}}, {})
     return tmp_path
 
 

@@ -18,10 +18,8 @@ from atoll.jobs.split import HostAccess
 from atoll.runs.events import Event, HostLost, StepDone
 from atoll.split.certificates import DeviceTls, make_certificates
 
-from tests.conftest import save_model_folder
-
-ROWS = "".join(f'{{"prompt": "w{n} w{n + 1}", "completion": " w{n + 2} w3"}}\n' for n in range(40))
-RUN = '[run]\nrounds = 1\n[model]\nbase = "base"\n[data]\ntrain = "train.jsonl"\n[train]\nlocal_steps = 8\nbatch_size = 4\n'
+from tests.conftest import write_job
+from tests.run_files import ONE_ROUND
 
 
 class Balancer:
@@ -93,9 +91,7 @@ def hosts(folder: Path, options: list[str], count: int = 2) -> Iterator[list[tup
 @pytest.mark.parametrize("secured", [False, True], ids=["plain", "TLS"])
 def test_a_device_goes_on_at_another_host_to_the_same_bits(tmp_path: Path, secured: bool) -> None:
     """The first host's process is killed by the system within a step. With TLS both hosts have the one certificate of the one name."""
-    save_model_folder(tmp_path / "base", "llama")
-    (tmp_path / "train.jsonl").write_text(ROWS)
-    (tmp_path / "run.toml").write_text(RUN)
+    write_job(tmp_path, ONE_ROUND, {}, count=40)
     options, tls = list[str](), DeviceTls(None, None, None)
     if secured:
         made = make_certificates(tmp_path / "tls", ["127.0.0.1"], ["north"])

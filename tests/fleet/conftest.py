@@ -9,29 +9,12 @@ import pytest
 from atoll.fleet.init import init
 from atoll.fleet.processes import free_port
 
-RUN = """
-[run]
-placement = "local"
+from tests.run_files import Sections, write_run
 
-[data]
-train = "all.csv"
-eval = "held/out.csv"
-prompt = "{q}"
-completion = "{a}"
-
-[[edge]]
-name = "north"
-data = "north.csv"
-profile = "north.json"
-
-[[edge]]
-name = "south"
-mode = "split"
-data = "south.csv"
-
-[[edge]]
-name = "west"
-"""
+SECTIONS: Sections = {
+    "run": {"placement": "local"}, "data": {"train": "all.csv", "eval": "held/out.csv", "prompt": "{q}", "completion": "{a}"}
+}  # fmt: skip
+EDGES: Sections = {"north": {"data": "north.csv", "profile": "north.json"}, "south": {"mode": "split", "data": "south.csv"}, "west": {}}
 PROFILE = '{"version": 1, "memory": 8000000000}'
 
 
@@ -39,9 +22,7 @@ PROFILE = '{"version": 1, "memory": 8000000000}'
 def run_toml(tmp_path: Path) -> Path:
     """The config, with the one file beside it that reading it opens."""
     (tmp_path / "north.json").write_text(PROFILE)
-    path = tmp_path / "run.toml"
-    path.write_text(RUN)
-    return path
+    return write_run(tmp_path, SECTIONS, EDGES, over={})
 
 
 @pytest.fixture

@@ -25,30 +25,15 @@ from atoll.fleet.processes import free_port
 from atoll.jobs.backends.fleet import CAPABILITIES, TEXT
 from atoll.jobs.backends.worker import Capabilities
 
+from tests.run_files import DEMO, write_run
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-RUN = """
-[model]
-base = "tiny"
-
-[data]
-train = "demo"
-train_rows = 10
-prompt = "{mr} ->"
-completion = " {ref}"
-
-[[edge]]
-name = "north"
-
-[[edge]]
-name = "south"
-"""
 ASKED = Frame(1, 7, f"query.{CAPABILITIES}", "0", RecordDict())
 
 
 @pytest.fixture
 def north(tmp_path: Path) -> Path:
-    (tmp_path / "run.toml").write_text(RUN)
-    init(tmp_path / "run.toml", tmp_path / "fleet", f"127.0.0.1:{free_port()}")
+    init(write_run(tmp_path, {"data": {"train_rows": 10}}, over=DEMO), tmp_path / "fleet", f"127.0.0.1:{free_port()}")
     return tmp_path / "fleet" / "edges" / "north"
 
 

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "atoll"
-FILE_LINES, FUNCTION_LINES, ROOM_FILES = 400, 60, 10
+FILE_LINES, FUNCTION_LINES, ROOM_FILES, RESULT_LINES = 400, 60, 10, 500
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "internal", "misc", "tools"}
 OPEN_WITHOUT = ("torch", "transformers", "flwr", "datasets")
 LIGHT_ROOMS = ("config", "cost", "runs", "report", "selection", "planner", "cli")
@@ -154,6 +154,12 @@ def test_light_rooms_open_without_heavy_libraries() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_results_can_be_reviewed() -> None:
+    """All of many runs are kept compressed (benchmarks/README.md)."""
+    texts = [file for file in (ROOT / "benchmarks" / "results").rglob("*") if file.is_file() and file.suffix not in (".png", ".xz")]
+    assert not [file.name for file in texts if file.read_text(encoding="utf-8").count("\n") > RESULT_LINES]
 
 
 @pytest.mark.parametrize("word", ["/work/", "/home/"])

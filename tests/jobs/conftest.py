@@ -12,9 +12,9 @@ import pytest
 import atoll
 
 from tests.conftest import save_model_folder
+from tests.run_files import Sections, merged, write_run
 
 ROWS = ["a,b", *(f"w{n % 40} w{(n * 7) % 40},w90 w{n % 40} w{(n * 3) % 40}" for n in range(24))]
-Sections = Mapping[str, Mapping[str, object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +48,12 @@ class Workplace:
 
     def config(self, edges: Mapping[str, Mapping[str, object]], sections: Sections) -> Path:
         """A run.toml of these edges: two rounds of two steps, unless the sections say otherwise."""
-        default: dict[str, dict[str, object]] = {
-            "run": {"rounds": 2}, "model": {"base": str(self.base)},
-            "data": {"train": "rows.csv", "eval": "rows.csv", "eval_rows": 4, "prompt": "{a}", "completion": " {b}", "max_length": 16},
-            "adapter": {"targets": "attention", "rank": 4}, "train": {"local_steps": 2, "batch_size": 2, "learning_rate": 1e-2},
-            "plan": {}, "federated": {}, "evaluate": {}, "select": {},
+        default: Sections = {
+            "model": {"base": str(self.base)}, "adapter": {"targets": "attention", "rank": 4}, "train": {"local_steps": 2},
+            "data": {"train": "rows.csv", "eval": "rows.csv", "eval_rows": 4, "prompt": "{a}", "completion": " {b}"},
         }  # fmt: skip
-        lines, default = [], {**default, **{name: {} for name in sections if name not in default}}
-        for name, values in default.items():
-            lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in {**values, **sections.get(name, {})}.items())]
-        for name, fields in edges.items():
-            lines += ["[[edge]]", f'name = "{name}"', *(f"{key} = {json.dumps(value)}" for key, value in fields.items())]
         (self.folder / "rows.csv").write_text("\n".join(ROWS) + "\n")
-        path = self.folder / "run.toml"
-        path.write_text("\n".join(lines) + "\n")
-        return path
+        return write_run(self.folder, merged(default, sections), edges)
 
     def train(self, edges: Mapping[str, Mapping[str, object]], sections: Sections, out: str = "run") -> Done:
         """Train it."""

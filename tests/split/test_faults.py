@@ -30,8 +30,9 @@ from atoll.wire import protocol_pb2 as pb
 from atoll.wire.dialogue import Dialogue
 from atoll.wire.frames import Message, Packer
 
-from tests.conftest import random_model, save_model_folder
+from tests.conftest import random_model, write_job
 from tests.pieces import Steps, adapters, stream
+from tests.run_files import ONE_ROUND
 from tests.split.conftest import BLOCKS, device_trainer, served, thread_host
 
 PLAN = FitPlan(4, 2, False)
@@ -175,15 +176,10 @@ def start_host(folder: Path, port: int) -> subprocess.Popen[str]:
 
 def test_a_killed_and_restarted_host_changes_no_bit(tmp_path: Path) -> None:
     """The host's process is killed by the system within a step and started again; data, adapters and optimizer never left the device."""
-    save_model_folder(tmp_path / "base", "llama")
+    write_job(tmp_path, ONE_ROUND, {}, count=40)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    (tmp_path / "train.jsonl").write_text("".join(f'{{"prompt": "w{n} w{n + 1}", "completion": " w{n + 2} w3"}}\n' for n in range(40)))
-    (tmp_path / "run.toml").write_text(
-        f'[run]\nrounds = 1\n[model]\nbase = "{tmp_path / "base"}"\n[data]\ntrain = "train.jsonl"\n'
-        "[train]\nlocal_steps = 8\nbatch_size = 4\n"
-    )
     processes = [start_host(tmp_path / "base", port)]
 
     def kill(event: Event) -> None:

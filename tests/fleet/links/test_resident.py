@@ -31,44 +31,19 @@ from atoll.jobs.backends.worker import Capabilities, Worker
 from atoll.jobs.job import Job, prepared
 from atoll.runs.events import EventLog
 
-RUN = """
-[run]
-rounds = 7
+from tests.run_files import DEMO, Sections, write_run
 
-[model]
-base = "tiny"
-
-[data]
-train = "demo"
-train_rows = 30
-prompt = "{mr} ->"
-completion = " {ref}"
-max_length = 64
-
-[adapter]
-rank = 2
-targets = "attention"
-
-[train]
-learning_rate = 3e-3
-batch_size = 2
-local_steps = 2
-
-[[edge]]
-name = "north"
-
-[[edge]]
-name = "south"
-"""
+SECTIONS: Sections = {
+    "run": {"rounds": 7}, "data": {"train_rows": 30, "max_length": 64}, "adapter": {"rank": 2, "targets": "attention"},
+    "train": {"learning_rate": 3e-3, "batch_size": 2, "local_steps": 2},
+}  # fmt: skip
 STEPS, LAST = 2, 5
 """Of a round; the last round that was trained."""
 
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedConfig:
-    path = tmp_path_factory.mktemp("config") / "run.toml"
-    path.write_text(RUN)
-    return load(path)
+    return load(write_run(tmp_path_factory.mktemp("config"), SECTIONS, over=DEMO))
 
 
 @pytest.fixture(scope="module")
@@ -464,9 +439,8 @@ def test_a_damaged_file_is_a_page(edge: Edge, job: Job, here: Here, file: str, d
 
 
 def test_an_edge_scores_modules_when_it_is_asked(tmp_path: Path) -> None:
-    path = tmp_path / "run.toml"
-    path.write_text(RUN + '\n[plan]\npolicy = "fedpipe"\nwarmup_steps = 2\nranks = [2]\nbits = [16]\n')
-    loaded = load(path)
+    plan = {"policy": "fedpipe", "warmup_steps": 2, "ranks": [2], "bits": [16]}
+    loaded = load(write_run(tmp_path, {**SECTIONS, "plan": plan}, over=DEMO))
     job = prepared(loaded)
     order = work_order_of(job)
     content = RecordDict({WORK_ORDER: ConfigRecord({TEXT: to_text(order, job.plan.pool, job.base.labels, "run1")})})

@@ -20,7 +20,8 @@ from atoll.jobs.backends.worker import Capabilities, Worker
 from atoll.jobs.job import prepared
 
 from tests.jobs.backends.test_worker import ROWS, classes_config
-from tests.jobs.conftest import Sections, Workplace
+from tests.jobs.conftest import Workplace
+from tests.run_files import Sections
 
 THREE: dict[str, dict[str, object]] = {"south": {"rank": 2}, "north": {}, "west": {"data": "west.csv", "mode": "split"}}
 NODES = {5: "south", 2**63: "north", 9: "west"}

@@ -25,34 +25,16 @@ from atoll.planner.edge_plan import EdgePlan
 from atoll.runs.events import EventLog
 from atoll.split.host.tenants import HostLimits
 
-RUN = """
-[run]
-rounds = 3
-[model]
-cut = { front = 0, back = 0 }
-[data]
-train = "demo"
-prompt = "{mr} ->"
-completion = " {ref}"
-max_length = 48
-train_rows = 24
-[adapter]
-targets = ["q_proj"]
-rank = 2
-[train]
-batch_size = 4
-local_steps = 2
-learning_rate = 2e-3
-[[edge]]
-name = "north"
-mode = "local"
-"""
+from tests.run_files import DEMO, Sections, write_run
 
 
 @pytest.fixture
 def loaded(tmp_path: Path) -> LoadedConfig:
-    (tmp_path / "run.toml").write_text(RUN)
-    return load(tmp_path / "run.toml")
+    sections: Sections = {
+        "run": {"rounds": 3}, "model": {"cut": {"front": 0, "back": 0}}, "data": {"max_length": 48, "train_rows": 24},
+        "adapter": {"targets": ["q_proj"], "rank": 2}, "train": {"batch_size": 4, "local_steps": 2, "learning_rate": 2e-3},
+    }  # fmt: skip
+    return load(write_run(tmp_path, sections, {"north": {"mode": "local"}}, over=DEMO))
 
 
 @pytest.fixture
