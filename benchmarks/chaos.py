@@ -1,9 +1,9 @@
 """Kill processes of a fleet at random instants, start them again, and see whether the run comes to the same bits.
 
-A fleet on loopback (TLS, node authentication, a host, two edges with the whole base and one without) trains a few rounds. A coordinator, an
-edge, the host, SuperLink or a SuperNode is ended by signal 9 after a random number of events, and started again as a person would:
-`atoll resume`, `atoll fleet join`, `atoll host`; SuperLink and SuperNodes come back by themselves. At the end the adapter is compared with
-that of the same run in one process, byte for byte.
+A fleet on loopback (a host, two edges with the whole base and one without) trains a few rounds. A coordinator, an edge, the host,
+SuperLink or the front before it is ended by signal 9 after a random number of events, and started again as a person would: `atoll resume`,
+`atoll fleet join`, `atoll host`; SuperLink and the front come back by themselves. At the end the adapter is compared with that of the same
+run in one process, byte for byte.
 
 Usage: python benchmarks/chaos.py [--kills 30] [--runs 5] [--seed 0] [--victims coordinator host ...]
 """
@@ -29,11 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # The fleet is tha
 
 from atoll.commands.train import train
 
-from tests.fleet.loopback import COORDINATOR, HOST, LoopbackFleet
+from tests.fleet.loopback import COORDINATOR, FRONT, HOST, SUPERLINK, LoopbackFleet
 
 ROOT = Path(__file__).resolve().parents[1]
 EDGES = ["north", "south", "west"]
-VICTIMS = [COORDINATOR, *EDGES, HOST, "superlink", *(f"supernode:{edge}" for edge in EDGES)]
+VICTIMS = [COORDINATOR, *EDGES, HOST, SUPERLINK, FRONT]
 ROUND_SECONDS = 900.0
 
 

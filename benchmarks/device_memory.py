@@ -26,13 +26,13 @@ import psutil
 import rich.progress  # noqa: F401
 
 from atoll.base.load import Base, load_base
-from atoll.base.shapes import read_shapes
+from atoll.base.read_shapes import read_shapes
 from atoll.config.schema import Adapter, Cut, Data, Edge, Model, RunConfig, Train
 from atoll.cost.meters import PeakMemory, resident_bytes, resident_peak_bytes
 from atoll.jobs.split import HostAccess, join
-from atoll.planner.plan import plan_fleet
+from atoll.planner.plan_fleet import plan_fleet
 from atoll.tasks.batches import Batch
-from atoll.training.local import LocalTrainer
+from atoll.training.local_trainer import LocalTrainer
 from atoll.training.trainer import FitPlan, TrainState
 from sides import results, task
 from split_step import RANK, ROWS, SIZES, TOKENS, adapters, batch, host

@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # The ways to dama
 
 from atoll.errors import FrameError, ProtocolError
 from atoll.wire import protocol_pb2 as pb
-from atoll.wire.codec import decode
 from atoll.wire.dialogue import Dialogue, Role
+from atoll.wire.encoding import decode
 from atoll.wire.frames import Assembler
 
 from tests.wire.damage import DAMAGES, forged, packed

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atoll import embedded
-from atoll.base.shapes import read_shapes
+from atoll.base.read_shapes import read_shapes
 from atoll.cost.memory import training_memory
 from atoll.units import format_bytes
 
@@ -62,7 +62,7 @@ def child(folder: str, num_rows: int, row_tokens: int, checkpointing: bool) -> N
     from atoll.config.schema import Train
     from atoll.cost.meters import PeakMemory, resident_peak_bytes
     from atoll.tasks.batches import Batch
-    from atoll.training.local import LocalTrainer
+    from atoll.training.local_trainer import LocalTrainer
     from atoll.training.trainer import FitPlan, TrainState
 
     floor = resident_peak_bytes()

@@ -19,7 +19,7 @@ import numpy as np
 from atoll.config.schema import RunConfig
 from atoll.planner.edge_plan import FleetPlan
 from atoll.planner.importance import Importance
-from atoll.planner.plan import plan_fleet
+from atoll.planner.plan_fleet import plan_fleet
 from atoll.shapes import BaseShapes, ModuleShape
 from sides import results
 

@@ -26,10 +26,10 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch
 
-from atoll.base.shapes import read_shapes
+from atoll.base.read_shapes import read_shapes
 from atoll.config.schema import RunConfig
 from atoll.planner.feasibility import Setting
-from atoll.planner.plan import plan_fleet
+from atoll.planner.plan_fleet import plan_fleet
 from atoll.shapes import BaseShapes
 from sides import results
 
@@ -99,7 +99,7 @@ def child(folder: str, bits: int, case: Case, steps: int, group: str) -> None:
     from atoll.federated.receipts import Ask
     from atoll.federated.store import EdgeStates
     from atoll.tasks.batches import Batch
-    from atoll.training.local import LocalTrainer
+    from atoll.training.local_trainer import LocalTrainer
     from atoll.training.trainer import FitPlan
 
     base = load_base(folder, bits=None if bits == 32 else bits)  # type: ignore[arg-type]

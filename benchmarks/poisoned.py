@@ -24,7 +24,7 @@ from atoll.adapters.attach import attached
 from atoll.adapters.fresh import fresh_adapters
 from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.base.load import load_base
-from atoll.base.shapes import read_shapes
+from atoll.base.read_shapes import read_shapes
 from atoll.config.schema import Data, Evaluate, Train
 from atoll.cost.work import Work
 from atoll.embedded import tiny_path
@@ -39,7 +39,7 @@ from atoll.tasks.evaluate import evaluate
 from atoll.tasks.rows import load_rows
 from atoll.tasks.text import text_form
 from atoll.tasks.tokens import Examples, pad_id, tokenize
-from atoll.training.local import LocalTrainer
+from atoll.training.local_trainer import LocalTrainer
 from atoll.training.trainer import FitPlan
 from sides import results
 

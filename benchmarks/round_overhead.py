@@ -21,12 +21,12 @@ import torch
 from atoll.adapters.fresh import fresh_adapters
 from atoll.adapters.state import AdapterState
 from atoll.base.load import load_base
-from atoll.base.shapes import read_shapes
+from atoll.base.read_shapes import read_shapes
 from atoll.config.schema import Train
 from atoll.cost.meters import PeakMemory
 from atoll.cost.work import Work
 from atoll.federated import client, store, strategy
-from atoll.federated.aggregation.parts import EdgeParts
+from atoll.federated.aggregation.edge_parts import EdgeParts
 from atoll.federated.aggregation.spool import Spool
 from atoll.federated.client import EdgeWork, client_app
 from atoll.federated.flower import ConfigRecord
@@ -37,7 +37,7 @@ from atoll.tasks.batches import BatchStream
 from atoll.tasks.rows import load_rows
 from atoll.tasks.text import text_form
 from atoll.tasks.tokens import Examples, pad_id, tokenize
-from atoll.training.local import LocalTrainer
+from atoll.training.local_trainer import LocalTrainer
 from atoll.training.trainer import Batches, FitPlan, StepReport, TrainState, Update
 from sides import results, task
 from sides.meter import Parts

@@ -32,7 +32,7 @@ from atoll.adapters.state import AdapterState
 from atoll.adapters.targets import resolve_targets
 from atoll.base.head import loss_sum
 from atoll.base.load import Base, load_base
-from atoll.base.shapes import read_shapes
+from atoll.base.read_shapes import read_shapes
 from atoll.config.schema import Adapter, Cut, Data, Model, RunConfig, Train, Wire
 from atoll.cost.split_traffic import groups, step_bytes
 from atoll.jobs.split import HostAccess, SplitSide, join

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedModel
 
-from atoll.adapters.attach import module_size
 from atoll.adapters.fresh import fresh_adapters
+from atoll.adapters.places import module_size
 from atoll.adapters.state import AdapterState
 from atoll.base.load import Base
+from atoll.base.part import part_files
 from atoll.config.schema import Select, Train, Wire
 from atoll.selection.pool import PoolModule
 from atoll.selection.schedule import Schedule
@@ -18,7 +20,7 @@ from atoll.selection.selector import ModuleSelector
 from atoll.shapes import ModuleKind, ModuleShape
 from atoll.tasks.batches import BatchStream
 from atoll.tasks.tokens import Example, Examples
-from atoll.training.local import LocalTrainer
+from atoll.training.local_trainer import LocalTrainer
 from atoll.training.trainer import StepReport
 from atoll.wire.handshake import block_of
 
@@ -51,6 +53,14 @@ def trainer(family: str = "llama", dropout: float = 0.0, total_steps: int = 6, e
     """A local trainer on a tiny random model."""
     base = Base(family, random_model(family), None, family == "gpt2")  # type: ignore[arg-type]
     return LocalTrainer(base, Train(learning_rate=1e-2, **train), total_steps, dropout, 0, edge)  # type: ignore[arg-type]
+
+
+def write_part(source: str, front: int, back: int, folder: Path) -> None:
+    """The files of a device's part of a base, in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in part_files(source, front, back):
+        (folder / file.name).write_bytes(b"".join(file.pieces()))
+        assert (folder / file.name).stat().st_size == file.num_bytes
 
 
 @dataclass

@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from atoll.config.schema import RunConfig
 from atoll.embedded import demo_path, tiny_path
-from atoll.tasks.scoring.metrics import slot_accuracy
+from atoll.tasks.scoring.builtin_metrics import slot_accuracy
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "scripts" / "embedded"

@@ -13,8 +13,8 @@ from atoll.base.load import load_base
 from atoll.config.schema import Train
 from atoll.tasks.batches import BatchStream
 from atoll.tasks.tokens import pad_id
-from atoll.training import local, step
-from atoll.training.local import LocalTrainer
+from atoll.training import local_trainer, step
+from atoll.training.local_trainer import LocalTrainer
 from atoll.training.trainer import FitPlan, StepReport, TrainState
 from sides.meter import Meter, Parts
 from sides.task import EDGE, LEARNING_RATE, SEED, read_examples
@@ -24,7 +24,7 @@ def _time_parts() -> Parts:
     parts = Parts()
     parts.time(BatchStream, "batch", "batch making")
     parts.time(head, "hidden_states", "forward of base and adapters")
-    parts.time(local, "loss_sum", "head and loss, with their gradient")
+    parts.time(local_trainer, "loss_sum", "head and loss, with their gradient")
     parts.time(torch.Tensor, "backward", "backward of base and adapters")
     parts.time(step.Stepper, "_clip", "gradient norm and clipping")
     parts.time(torch.optim.AdamW, "step", "optimizer")

@@ -27,7 +27,7 @@ def prepare(model: str, folder: Path, *, num_rows: int, batch_size: int, num_ste
     from atoll.adapters.fresh import fresh_adapters
     from atoll.adapters.peft_files import save_adapter
     from atoll.base.load import load_tokenizer
-    from atoll.base.shapes import read_shapes
+    from atoll.base.read_shapes import read_shapes
     from atoll.config.schema import Data
     from atoll.tasks.batches import BatchStream
     from atoll.tasks.rows import load_rows

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from atoll.config.parts import Options as PartOptions
+from atoll.registry.options import Options as PartOptions
 from atoll.selection.schedule import Schedule, window_steps
 
 

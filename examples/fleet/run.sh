@@ -1,5 +1,5 @@
 #!/bin/sh
-# A fleet on this machine: SuperLink with TLS and node authentication, a host, two edges with the whole base and one without, three rounds.
+# A fleet on this machine: SuperLink behind the front that edges call, a host, two edges with the whole base and one without, three rounds.
 # Then the same run.toml in one process: both adapters are the same file, byte for byte.
 # Usage: examples/fleet/run.sh [DIR]     (DIR is made; ports 7440 and 7441 of 127.0.0.1, or PORT and PORT + 1)
 set -eu

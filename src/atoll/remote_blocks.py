@@ -50,5 +50,5 @@ class RemoteBlocksPlaceholder(nn.Module):
 
 
 def find_placeholder(model: nn.Module) -> RemoteBlocksPlaceholder | None:
-    """The stand-in of a model that has one."""
+    """The placeholder in a model that has one."""
     return next((module for module in model.modules() if isinstance(module, RemoteBlocksPlaceholder)), None)

@@ -44,7 +44,7 @@ class ModuleShape:
         return self.d_in * self.d_out
 
     def num_adapter_parameters(self, rank: int) -> int:
-        """Trainable numbers of an adapter of this rank: rank * (d_in + d_out); of a weight that is trained whole, at any rank, all."""
+        """Trainable numbers of an adapter of this rank: rank * (d_in + d_out); of a full weight, at any rank, all."""
         return self.num_weights * bool(rank) if self.full_weights else rank * (self.d_in + self.d_out)
 
 

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from atoll.adapters import layers
-from atoll.adapters.attach import Killed, attached, merge_into, module_size
+from atoll.adapters.attach import attached, merge_into
+from atoll.adapters.killed import Killed
 from atoll.adapters.peft_files import load_adapter, save_adapter
+from atoll.adapters.places import module_size
 from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.base.load import load_base
 from atoll.errors import AdapterFitError

@@ -1,4 +1,4 @@
-"""Weights that are trained whole: their algebra, and what they do on real modules, held against plain PyTorch and PEFT."""
+"""Full weights: their algebra, and what they do on real modules, held against plain PyTorch and PEFT."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from atoll.adapters.attach import attached, merge_into, module_size
+from atoll.adapters.attach import attached, merge_into
 from atoll.adapters.fresh import fresh_adapters, fresh_full_weights
 from atoll.adapters.full_weights import FullWeightDelta
 from atoll.adapters.peft_files import load_adapter, save_adapter
+from atoll.adapters.places import module_size
 from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.errors import AdapterFitError
 
@@ -75,7 +76,7 @@ def test_the_digest_sees_weight_bias_and_name() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     adapter = ModuleAdapter(torch.zeros(2, 7), torch.zeros(5, 2), 1.0)
-    with pytest.raises(AdapterFitError, match="has an adapter and is trained whole"):
+    with pytest.raises(AdapterFitError, match="has an adapter, and its full weight is trained"):
         AdapterState("lora", {"m": adapter}, {"m": changes(0)})
     with pytest.raises(AdapterFitError, match="different size"):
         AdapterState("lora", {}, {"m": changes(0)}) + AdapterState("lora", {}, {"m": changes(0, (8, 5))})

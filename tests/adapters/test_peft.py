@@ -11,8 +11,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from atoll.adapters.attach import attached, module_size
+from atoll.adapters.attach import attached
 from atoll.adapters.peft_files import load_adapter, save_adapter
+from atoll.adapters.places import module_size
 from atoll.adapters.state import AdapterState, ModuleAdapter
 
 from tests.conftest import random_model

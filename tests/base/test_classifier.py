@@ -12,7 +12,7 @@ from atoll.adapters.attach import attached
 from atoll.adapters.fresh import head_state
 from atoll.base.classifier import class_logits_BK, load_classifier
 from atoll.base.load import Base
-from atoll.base.shapes import read_shapes
+from atoll.base.read_shapes import read_shapes
 from atoll.errors import ArchitectureError
 from atoll.tasks.batches import pad_batch
 from atoll.tasks.tokens import Example

@@ -9,15 +9,16 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from atoll.adapters.attach import attached, module_size
+from atoll.adapters.attach import attached
 from atoll.adapters.fresh import fresh_adapters
+from atoll.adapters.places import module_size
 from atoll.adapters.state import AdapterState
 from atoll.base.blocks import blocks_path, trace
 from atoll.base.half import HalfConv1D, HalfLinear
 from atoll.base.head import loss_sum
 from atoll.base.load import load_base
 from atoll.tasks.batches import Batch
-from atoll.training.local import checkpointing
+from atoll.training.local_trainer import checkpointing
 
 from tests.conftest import save_model_folder
 

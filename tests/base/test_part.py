@@ -21,8 +21,8 @@ from atoll.base import head
 from atoll.base.blocks import Skip, blocks_path, sizes_of, trace
 from atoll.base.headers import INDEX, PART, WEIGHTS, read_headers, read_stored
 from atoll.base.load import Base, load_base, load_config, load_tokenizer
-from atoll.base.part import load_part, part_digest, part_tensors, tokenizer_digest, write_part
-from atoll.base.shapes import read_shapes
+from atoll.base.part import load_part, part_digest, part_tensors, tokenizer_digest
+from atoll.base.read_shapes import read_shapes
 from atoll.errors import ArchitectureError, BadValueError, BaseFolderError, InputError, TokenizerError, WeightsError
 from atoll.remote_blocks import RemoteBlocksPlaceholder, find_placeholder
 from atoll.tasks.batches import Batch, pack_batch, pad_batch
@@ -30,6 +30,7 @@ from atoll.tasks.tokens import Example
 
 from tests.base.test_shapes import edit_config, rewrite
 from tests.conftest import FAMILIES, random_model, save_model_folder
+from tests.pieces import write_part
 
 CUTS = [(0, 0), (1, 0), (1, 1)]
 PREFIX = {"gpt2": "transformer.", "bloom": "transformer.", "opt": "model.", "llama": "model."}

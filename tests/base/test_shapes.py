@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from atoll.base.families import FAMILIES
-from atoll.base.shapes import read_shapes
+from atoll.base.read_shapes import read_shapes
 from atoll.errors import ArchitectureError, BaseFolderError, InputError, WeightsError
 
 LLAMA = {

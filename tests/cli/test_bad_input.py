@@ -86,12 +86,14 @@ CONFIGS = (
     Bad("choices unnamed", '[evaluate]\nmetrics = ["choice_accuracy"]', ("C104", "evaluate.choices and evaluate.answer")),
     Bad("threshold without value", '[select]\npolicy = "early-kill"\nthreshold = "absolute"', ("C104", "line 3", "select.least_variation")),
     Bad(
-        "value of another threshold", '[select]\npolicy = "early-kill"\nleast_variation = 0.1',
+        "value of another threshold",
+        '[select]\npolicy = "early-kill"\nleast_variation = 0.1',
         ("C104", "select.least_variation", 'threshold = "keep"'),
     ),
     Bad("threshold of nothing", '[select]\npolicy = "random"\nthreshold = "mean"', ("C104", "line 3", "select.threshold", '"keep"')),
     Bad(
-        "lottery without a number", '[select]\npolicy = "early-kill"\nthreshold = "mean"\ndraw = "lottery"',
+        "lottery without a number",
+        '[select]\npolicy = "early-kill"\nthreshold = "mean"\ndraw = "lottery"',
         ("C104", "line 4", "select.draw", 'threshold = "keep"'),
     ),
     Bad("lottery without scores", '[select]\npolicy = "random"\ndraw = "lottery"', ("C104", "line 3", "select.draw", "no scores")),
@@ -101,7 +103,8 @@ CONFIGS = (
         ("C104", "line 5", "select.variation", '"lora"'),
     ),
     Bad(
-        "merged bottleneck", '[adapter]\nkind = "bottleneck"\n[select]\npolicy = "random"\nkilled = "merge"',
+        "merged bottleneck",
+        '[adapter]\nkind = "bottleneck"\n[select]\npolicy = "random"\nkilled = "merge"',
         ("C104", "select.killed", '"lora"'),
     ),
     Bad(
@@ -116,15 +119,18 @@ CONFIGS = (
     Bad("blind warm-up", '[plan]\npolicy = "fedpipe"\nwarmup_steps = 1', ("C104", "line 3", "plan.warmup_steps", "gradient-weight")),
     Bad("more stages than rounds", '[plan]\npolicy = "fedadapter"', ("C104", "plan.ranks", "3 rounds, 4 ranks")),
     Bad(
-        "stacked bottlenecks", '[adapter]\nkind = "bottleneck"\n[federated]\naggregation = "stack"',
+        "stacked bottlenecks",
+        '[adapter]\nkind = "bottleneck"\n[federated]\naggregation = "stack"',
         ("C104", "line 4", "federated.aggregation", '"lora"'),
     ),
     Bad(
-        "residual in a host", '[federated]\naggregation = "residual"\n' + TWO_EDGES + 'mode = "split"',
+        "residual in a host",
+        '[federated]\naggregation = "residual"\n' + TWO_EDGES + 'mode = "split"',
         ("C104", "line 2", "federated.aggregation", 'mode = "split": south', '"zero-pad"'),
     ),
     Bad(
-        "everything in a host", '[run]\nplacement = "split"\n[federated]\naggregation = "stack"',
+        "everything in a host",
+        '[run]\nplacement = "split"\n[federated]\naggregation = "stack"',
         ("C104", "federated.aggregation", 'run.placement = "split"'),
     ),
     Bad("privacy", "[privacy]\nclip = 1.0", ("C105", "line 2", "privacy.clip", "the key left out", "reserves")),
@@ -158,12 +164,14 @@ class BadLine:
 
 LINES = (
     BadLine(("trian", "run.toml"), ("C107", "'trian'", "did you mean `atoll train`?")),
-    BadLine(("frobnicate",), ("C107", "init, plan, train, resume, host, edge, status, evaluate, generate, merge, doctor")),
+    BadLine(("frobnicate",), ("C107", "init, plan, train, resume, edge, status, host, evaluate, generate, merge, doctor")),
     BadLine(("audit", "runs/x"), ("C107", "not in this version")),
     BadLine(("host",), ("C107", "missing option '--model'")),
     BadLine(("host", "--model", "tiny", "--quantize", "3"), ("C107", "--quantize 3", "16, 8 or 4")),
     BadLine(("host", "--model", "tiny", "--tenant", "north"), ("C107", "--tenant goes with --make-certificates")),
     BadLine(("host", "--model", "tiny", "--max-tenant-sessions", "2"), ("C107", "needs certificates", "--client-ca")),
+    BadLine(("host", "--model", "tiny", "--max-part", "1"), ("C107", "two numbers", "FRONT,BACK")),
+    BadLine(("host", "--model", "tiny", "--metrics-tenants"), ("C107", "--metrics-tenants goes with --metrics")),
     BadLine(("generate", "runs/x", "Hello", "--ca", "ca.pem"), ("C107", "go with --host")),
     BadLine(("doctor", "--base", "tiny"), ("C107", "--base", "add --profile FILE")),
     BadLine(("doctor", "--insecure"), ("C107", "--insecure", "add --profile FILE")),
@@ -177,7 +185,7 @@ LINES = (
     BadLine(("resume",), ("C107", "missing argument 'RUN_DIR'")),
     BadLine(("resume", "runs/x", "--fleet", "coordinator"), ("C107", "--fleet goes with --engine flower")),
     BadLine(("resume", "runs/x", "--engine", "flower", "--host", "big:7431"), ("C107", "--engine flower and --host")),
-    BadLine(("fleet", "leave"), ("C107", "'leave'", "one of init, join")),
+    BadLine(("fleet", "leave"), ("C107", "'leave'", "one of init, join, add, renew, remove")),
     BadLine(("fleet", "join"), ("C107", "missing argument 'DIR'")),
     BadLine(("fleet", "init", "run.toml", "--out", "fleet"), ("C107", "missing option '--address'")),
     BadLine(("fleet", "init", "nowhere.toml", "--out", "fleet", "--address", "a:1"), ("C101", "nowhere.toml", "no such file")),

@@ -41,8 +41,9 @@ def completed(atoll: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("", COMMANDS), ("tr", ("train",)), ("fleet ", ("init", "join")), ("frobnicate", ()), ("frobnicate ", COMMANDS),
-        ("host --m", ("--model", "--make-certificates", "--max-sessions", "--max-tenant-sessions", "--max-tokens", "--merge", "--metrics")),
+        ("", COMMANDS), ("tr", ("train",)), ("fleet ", ("init", "join", "add", "renew", "remove")),
+        ("frobnicate", ()), ("frobnicate ", COMMANDS),
+        ("host --me", ("--merge", "--metrics", "--metrics-tenants")),
         ("fleet init --", ("--out", "--address", "--host", "--help")), ("train --engine ", ("here", "flower")),
         ("resume runs/x --engine f", ("flower",)), ("train --method ", tuple(METHODS)), ("plan run.toml --method flo", ("flora",)),
         ("host --quantize ", ("16", "8", "4")), ("host --precision b", ("bf16",)), ("train ", ()), ("merge runs/x --out ", ()),

@@ -16,7 +16,8 @@ from atoll.commands import doctor as examination
 from atoll.commands.doctor import Check, DoctorReport
 from atoll.config.fleet import read_profile
 from atoll.config.load import load_config
-from atoll.jobs.split import HostLimits, serve
+from atoll.jobs.split import serve
+from atoll.split.host.tenants import HostLimits
 from atoll.training import speed
 
 from tests.conftest import save_model_folder

@@ -15,7 +15,8 @@ from atoll import __version__, errors
 from atoll.cli.boundary import STATUSES
 from atoll.errors import AtollError
 
-COMMANDS = ("init", "plan", "train", "resume", "host", "edge", "status", "evaluate", "generate", "merge", "doctor", "fleet")
+COMMANDS = ("init", "plan", "train", "resume", "edge", "status", "host", "evaluate", "generate", "merge", "doctor", "fleet")
+IN_GROUPS = ("host certify", "fleet init", "fleet join", "fleet add", "fleet renew", "fleet remove")
 HEAVY = ("torch", "transformers", "peft", "datasets", "flwr", "pydantic", "numpy", "pyarrow", "huggingface_hub")
 
 
@@ -23,20 +24,20 @@ def test_help_names_the_commands_there_are(atoll: Callable[..., object]) -> None
     outcome = atoll("--help")
     assert outcome.status == 0
     listed = outcome.out.partition("Commands:")[2].split("\n")
-    assert tuple(line.split()[0] for line in listed if line.strip()) == COMMANDS
+    assert tuple(line.strip().partition("  ")[0] for line in listed if line.strip()) == COMMANDS
     assert atoll().out == outcome.out
     assert "..." not in outcome.out.partition("Options:")[2], "a sentence is cut"
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", COMMANDS + IN_GROUPS)
 def test_every_command_has_its_help(command: str, atoll: Callable[..., object]) -> None:
-    outcome = atoll(command, "--help")
+    outcome = atoll(*command.split(), "--help")
     assert (outcome.status, outcome.err) == (0, "")
     assert outcome.out.startswith(f"Usage: atoll {command}")
     assert "\\" not in outcome.out
 
 
-@pytest.mark.parametrize("words", [(), *((command,) for command in COMMANDS), ("fleet", "init"), ("fleet", "join")], ids=" ".join)
+@pytest.mark.parametrize("words", [(), *(tuple(command.split()) for command in COMMANDS + IN_GROUPS)], ids=" ".join)
 def test_help_is_one_letter_too_and_fits_every_terminal(
     words: tuple[str, ...], atoll: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:

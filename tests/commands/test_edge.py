@@ -16,7 +16,8 @@ from atoll.commands.evaluate import evaluate
 from atoll.commands.generate import generate
 from atoll.commands.train import train
 from atoll.errors import ConflictError, HostLostError, HostRefusedError, OutputError
-from atoll.jobs.split import HostAccess, HostLimits, serve, start_host
+from atoll.jobs.split import HostAccess, serve, start_host
+from atoll.split.host.tenants import HostLimits
 
 from tests.conftest import save_model_folder
 

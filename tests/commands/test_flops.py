@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from atoll.adapters import layers
-from atoll.base.shapes import read_shapes
+from atoll.base.read_shapes import read_shapes
 from atoll.commands.train import train
 from atoll.errors import AtollError
-from atoll.training.local import LocalTrainer
+from atoll.training.local_trainer import LocalTrainer
 from atoll.training.trainer import Update
 
 from tests.conftest import SMALL, save_model_folder

@@ -75,7 +75,7 @@ def test_split_is_local_with_less_on_the_device(policy: str, config: Path) -> No
 
 
 def test_what_is_written_is_what_the_formula_says(config: Path) -> None:
-    """Two steps of rows that are longer, so that headers hardly count: with killed modules handed over at every segment."""
+    """Two steps of rows that are longer, so that headers hardly count: with killed modules sent at every segment."""
     long = [f"{'x y ' * 50} {number},{'a b ' * 9}{number}" for number in range(8)]
     (config.parent / "train.csv").write_text("q,a\n" + "\n".join(long) + "\n")
     for wire in ("dense", "factored"):
@@ -155,7 +155,7 @@ def test_a_figure_that_cannot_be_written_takes_nothing_away(config: Path, monkey
 
 def test_simulated_time_counts_the_round_trips_of_active_modules(config: Path) -> None:
     """Latency alone is declared: 10 ms each way. Two blocks with one group each; the last layers are one, whose segment begins anew with
-    each of 2 rounds of 10 steps: the other's modules are handed over, where they are not skipped.
+    each of 2 rounds of 10 steps: the other's modules are sent, where they are not skipped.
     """
     config.write_text(RUN.replace("local_steps = 10", "local_steps = 10\naccumulate = 2") + '[[edge]]\nname = "north"\nlatency = "10 ms"\n')
 

@@ -12,18 +12,19 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from atoll.adapters.attach import Killed, attached
+from atoll.adapters.attach import attached
 from atoll.adapters.fresh import fresh_adapters
+from atoll.adapters.killed import Killed
 from atoll.adapters.targets import resolve_targets
 from atoll.base.head import head_of, loss_sum
-from atoll.base.shapes import read_shapes
+from atoll.base.read_shapes import read_shapes
 from atoll.cost import formulas
 from atoll.cost.meters import CountedFlops
 from atoll.federated.flower import RecordDict
 from atoll.federated.payload import num_bytes, put_adapter
 from atoll.shapes import BaseShapes
 from atoll.split.cut import Cut
-from atoll.training import local
+from atoll.training import local_trainer
 
 from tests.conftest import random_model
 from tests.split.conftest import BLOCKS, device_trainer, served, thread_host
@@ -174,7 +175,7 @@ def test_flops_of_a_device_are_what_pytorch_counts(active: str, checkpointing: b
     here = {name: rank for name, rank in killed.items() if ".1." not in name}
     start = fresh_adapters("bottleneck", sizes, {**ranks, **here}, 1.0, 0)
     counter = CountedFlops(head_of(model).weight_VD)
-    with attached(model, start, killed=Killed(tuple(here))), local.checkpointing(model, checkpointing), counter:
+    with attached(model, start, killed=Killed(tuple(here))), local_trainer.checkpointing(model, checkpointing), counter:
         loss_sum(model, rows()).backward()
     client.end()
     foretold = formulas.step_flops(

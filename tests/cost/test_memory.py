@@ -10,7 +10,7 @@ import torch
 
 from atoll.base import head
 from atoll.base.load import load_base
-from atoll.base.shapes import read_shapes
+from atoll.base.read_shapes import read_shapes
 from atoll.cost import memory
 from atoll.cost.memory import Memory, stored_bytes, training_memory
 from atoll.shapes import BaseShapes, ModuleShape

@@ -10,7 +10,7 @@ import pytest
 from atoll.adapters.attach import attached
 from atoll.adapters.fresh import fresh_adapters
 from atoll.base.head import loss_sum
-from atoll.base.shapes import read_shapes
+from atoll.base.read_shapes import read_shapes
 from atoll.config.schema import RunConfig
 from atoll.cost.split_traffic import groups, step_bytes, step_round_trips
 from atoll.cost.traffic import WireBytes
@@ -96,7 +96,7 @@ def test_an_exchange_without_a_backward_pass_waits_once() -> None:
 
 
 def test_handing_over_opens_one_session_whatever_the_exchanges() -> None:
-    """Killed modules of the device's own blocks are handed over to nobody."""
+    """Killed modules of the device's own blocks are sent to nobody."""
     assert trips("h.1.attn.q_proj", killed=("h.2.attn.q_proj", "h.1.mlp.fc1"), num_exchanges=3) == 3 * 3 + 1
     assert trips("h.3.attn.q_proj", killed=("h.2.attn.q_proj",)) == 2
     assert trips("h.1.attn.q_proj", killed=("h.0.attn.q_proj", "h.3.mlp.fc1")) == 3

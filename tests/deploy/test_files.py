@@ -168,6 +168,18 @@ def test_commands_are_those_that_fleet_init_says(fleet: Path) -> None:
     assert edges == {"north": None, "south": None, "east": "host:7431"}
 
 
+def test_hosts_limit_what_a_tenant_may_have(fleet: Path) -> None:
+    """Its own part of the base, the run's largest micro-batch, its own sessions: cut (1, 0), 32 rows of 256 scored at once."""
+    (start,) = (fleet / "hosts" / "host" / "start.txt").read_text().splitlines()
+    assert start.endswith("--max-part 1,0 --max-tokens 8192 --max-tenant-sessions 2 --max-sessions 16")
+
+
+def test_no_volume_of_a_pod_grows_without_limit() -> None:
+    volumes = [volume for _, pod in pods() for volume in pod["volumes"] if "emptyDir" in volume]
+    assert volumes
+    assert all(volume["emptyDir"].get("sizeLimit") for volume in volumes)
+
+
 def test_edges_share_no_network(fleet: Path) -> None:
     networks = {name: set(service["networks"]) for name, service in services().items()}
     for one in EDGES:
@@ -203,6 +215,19 @@ def test_nothing_comes_in_at_an_edge() -> None:
     assert policies["nothing"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     ports = {name: [port["port"] for rule in policies[name]["ingress"] for port in rule["ports"]] for name in ("coordinator", "host")}
     assert ports == {"coordinator": [7440], "host": [7431]}
+
+
+def test_no_temporary_folder_takes_a_whole_disk() -> None:
+    for name, pod in pods():
+        limits = [volume["emptyDir"].get("sizeLimit") for volume in pod["volumes"] if "emptyDir" in volume]
+        assert limits, name
+        assert all(limits), name
+
+
+def test_nothing_but_the_front_is_exposed_at_the_coordinator() -> None:
+    (service,) = (d for d in documents(DEPLOY / "kubernetes" / "coordinator.yaml") if d["kind"] == "Service")
+    assert [port["port"] for port in service["spec"]["ports"]] == [7440]
+    assert [port["containerPort"] for port in dict(pods())["coordinator"]["containers"][0]["ports"]] == [7440]
 
 
 def test_mounts_and_volumes_of_pods_agree() -> None:

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from atoll.adapters.fresh import fresh_adapters
-from atoll.adapters.norms import LARGEST_NORM
 from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.config.checks.federation import rules_with
 from atoll.errors import AdapterFitError, UpdateRefusedError
 from atoll.federated.aggregation.aggregate import Aggregate, Aggregator, Common, joined, started
-from atoll.federated.aggregation.parts import LARGEST_FP16, EdgeParts
+from atoll.federated.aggregation.edge_parts import LARGEST_FP16, EdgeParts
+from atoll.federated.aggregation.norms import LARGEST_NORM
 from atoll.federated.aggregation.spool import Contribution
 from atoll.federated.aggregation.sums import PaddedSum, ProductSum
 from atoll.federated.checks import check_update

@@ -15,7 +15,7 @@ from atoll.errors import AdapterFitError
 from atoll.seeding import stream as seed_of
 from atoll.selection.schedule import Schedule
 from atoll.split.cut import Cut
-from atoll.training.local import LocalTrainer
+from atoll.training.local_trainer import LocalTrainer
 from atoll.training.trainer import FitPlan, Trainer, TrainState, Update
 
 from tests.adapters.test_frozen_delta import frozen_state

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 
 from atoll.adapters.attach import attached
 from atoll.adapters.fresh import fresh_adapters
-from atoll.adapters.norms import LARGEST_NORM, factor_norm, product_norm
 from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.base.load import load_base
-from atoll.base.shapes import read_shapes
+from atoll.base.read_shapes import read_shapes
 from atoll.config.schema import Data, Evaluate, Train
 from atoll.embedded import tiny_path
 from atoll.errors import EdgesLostError, UpdateRefusedError
 from atoll.federated import strategy as strategy_module
 from atoll.federated.aggregation.aggregate import Aggregate, Common, aggregate
+from atoll.federated.aggregation.norms import LARGEST_NORM, factor_norm, product_norm
 from atoll.federated.aggregation.robust import Robust
 from atoll.federated.aggregation.spool import Contribution, Spool
 from atoll.federated.figures import LARGEST, finite_number, whole_number
@@ -32,7 +32,7 @@ from atoll.tasks.evaluate import evaluate
 from atoll.tasks.rows import load_rows
 from atoll.tasks.text import text_form
 from atoll.tasks.tokens import pad_id, tokenize
-from atoll.training.local import LocalTrainer
+from atoll.training.local_trainer import LocalTrainer
 from atoll.training.trainer import FitPlan, TrainState
 
 from tests.federated.meddling import START, Meddle, federate

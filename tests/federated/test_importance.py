@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from atoll.adapters.attach import module_size
+from atoll.adapters.places import module_size
 from atoll.adapters.state import AdapterState
 from atoll.config.schema import Train
 from atoll.cost.formulas import Flops
@@ -20,7 +20,7 @@ from atoll.errors import EdgesLostError, UpdateRefusedError
 from atoll.federated.client import EdgeWork, client_app
 from atoll.federated.flower import Context, Message, MessageType, MetricRecord, RecordDict
 from atoll.federated.grid import InProcessGrid
-from atoll.federated.importance import Asked, EdgeWarmUp, ask_importance
+from atoll.federated.importance_query import Asked, EdgeWarmUp, ask_importance
 from atoll.federated.payload import num_bytes, put_adapter
 from atoll.planner.importance import average
 from atoll.split.cut import Cut

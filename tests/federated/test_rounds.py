@@ -13,7 +13,7 @@ from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.cost.formulas import Flops
 from atoll.cost.work import Work
 from atoll.errors import AtollError, EdgesLostError, UpdateRefusedError
-from atoll.federated.aggregation.parts import EdgeParts
+from atoll.federated.aggregation.edge_parts import EdgeParts
 from atoll.federated.client import EdgeWork, client_app
 from atoll.federated.flower import Context, Message, MessageType, RecordDict
 from atoll.federated.grid import InProcessGrid

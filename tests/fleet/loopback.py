@@ -14,7 +14,7 @@ from pathlib import Path
 from atoll.fleet.init import init
 from atoll.fleet.processes import free_port
 
-COORDINATOR, HOST = "coordinator", "host"
+COORDINATOR, HOST, SUPERLINK, FRONT = "coordinator", "host", "superlink_app", "atoll.fleet.front"
 _ATOLL = (sys.executable, "-m", "atoll")
 
 
@@ -69,10 +69,9 @@ class LoopbackFleet:
         return ["train", str(self._config), *place, "--out", str(self.run_dir)]
 
     def kill(self, name: str) -> None:
-        """End one as by pulling a plug; "superlink" and "supernode:EDGE" are processes of the coordinator and of an edge."""
-        kind, _, edge = name.partition(":")
-        if kind in ("superlink", "supernode"):
-            for pid in self._children(self.processes[edge or COORDINATOR].pid, f"flower-{kind}"):
+        """End one as by pulling a plug; SUPERLINK and FRONT are processes of the coordinator's, which starts them again."""
+        if name in (SUPERLINK, FRONT):
+            for pid in self._children(self.processes[COORDINATOR].pid, name):
                 os.kill(pid, signal.SIGKILL)
             return
         self.processes[name].kill()

@@ -7,10 +7,7 @@ import json
 import os
 import shutil
 import ssl
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,9 +24,12 @@ from atoll.fleet.check import check_fleet
 from atoll.fleet.files import CoordinatorFolder, EdgeFolder, HostFolder, split_address
 from atoll.fleet.init import init
 from atoll.fleet.processes import free_port
-from atoll.jobs.split import HostLimits, serve, start_host
-from atoll.split import certificates
-from atoll.split.certificates import HostTls, Issuer, server_credentials
+from atoll.fleet.superlink import SuperLink
+from atoll.jobs.split import serve, start_host
+from atoll.split import issuer as issuing
+from atoll.split.certificates import HostTls, server_credentials
+from atoll.split.host.tenants import HostLimits
+from atoll.split.issuer import Issuer
 
 PATIENCE_SECONDS = 60.0
 DAY = datetime.timedelta(days=1)
@@ -119,8 +119,8 @@ def test_a_private_key_that_others_may_read(south: EdgeFolder) -> None:
 
 def renewed(folder: EdgeFolder, monkeypatch: pytest.MonkeyPatch, *, since: datetime.timedelta, valid: datetime.timedelta) -> None:
     """Another certificate and authority for the edge, that hold from so long ago and for so long."""
-    monkeypatch.setattr(certificates, "CLOCK_SKEW", since)
-    monkeypatch.setattr(certificates, "VALID", valid)
+    monkeypatch.setattr(issuing, "CLOCK_SKEW", since)
+    monkeypatch.setattr(issuing, "VALID", valid)
     issuer = Issuer("another")
     for name, content in {**issuer.own("ca"), **issuer.device("client", "south")}.items():
         (folder.path / name).write_bytes(content)
@@ -300,43 +300,19 @@ def test_a_superlink_with_a_certificate_of_another_authority(south: EdgeFolder, 
     assert "is not believed" in check.found
 
 
-@contextmanager
-def superlink(folder: CoordinatorFolder, log: Path) -> Iterator[None]:
-    """A real one, with the folder's certificates, at the folder's address."""
-    host, port = split_address(folder.read().address, "")
-    tls = ["--ssl-certfile", folder.cert, "--ssl-keyfile", folder.key, "--ssl-ca-certfile", folder.ca]
-    programs = Path(sys.executable).parent
-    command = [programs / "flower-superlink", "--host", host, "--port", port, *tls, "--enable-supernode-auth"]
-    # It starts another program of Flower, by its name alone.
-    paths = f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"
-    environment = {**os.environ, "PATH": paths, "FLWR_HOME": str(folder.flower)}  # Atoll has told it not to call home.
-    with log.open("wb") as output:
-        process = subprocess.Popen([str(part) for part in command], env=environment, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            end = time.monotonic() + PATIENCE_SECONDS
-            while b"Uvicorn running" not in log.read_bytes():
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < end, log.read_text()
-                time.sleep(0.1)
-            yield
-        finally:
-            process.terminate()
-            process.wait(PATIENCE_SECONDS)
-
-
-def test_a_running_superlink_and_host_answer(folder: Path, south: EdgeFolder, coordinator: CoordinatorFolder, tmp_path: Path) -> None:
+def test_a_running_superlink_and_host_answer(folder: Path, south: EdgeFolder, coordinator: CoordinatorFolder) -> None:
     host, called = HostFolder(folder / "hosts" / "gpu"), south.read().host
     assert called is not None
     limits = HostLimits()
     credentials = server_credentials(called, HostTls(host.cert, host.key, host.ca), insecure=False)
     running = start_host(serve(load_base("tiny"), "tiny", "fp32", 32, limits), limits, called, credentials)
     try:
-        with superlink(coordinator, tmp_path / "superlink.log"):
+        with SuperLink(coordinator, print):
             assert not_ok(coordinator.path) == not_ok(south.path) == {}
             assert not {name for name in not_ok(folder) if name.endswith(("SuperLink", "host"))}
             for name, content in Issuer("another").device("client", "south").items():
                 (south.path / name).write_bytes(content)
-            assert not_ok(south.path) == {"certificate": "fail", "host": "fail"}
+            assert not_ok(south.path) == {"certificate": "fail", "host": "fail", "SuperLink": "fail"}
     finally:
         running.stop()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -18,11 +17,9 @@ from atoll.fleet.files import (
     EdgeFolder,
     FleetFile,
     json_text,
-    named_by_coordinator,
-    named_by_edge,
     split_address,
-    write_connection,
 )
+from atoll.fleet.named import named_by_coordinator, named_by_edge
 
 ADDRESSES = st.tuples(
     st.one_of(
@@ -45,6 +42,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     (tmp_path / "fleet.json").write_text(json_text(fleet))
     (tmp_path / "edge.json").write_text(json_text(edge))
     assert (CoordinatorFolder(tmp_path).read(), EdgeFolder(tmp_path).read()) == (fleet, edge)
+    behind = FleetFile("h:1", ("a", "b"), "/run/atoll/superlink")
+    (tmp_path / "fleet.json").write_text(json_text(behind))
+    assert CoordinatorFolder(tmp_path).read() == behind
 
 
 @pytest.mark.parametrize(("text", "says"), [
@@ -54,6 +54,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     ('{"format": 1, "address": "h:1", "edges": []}', "edges = []"), ('{"format": 1, "address": "h:1", "edges": "a"}', 'edges = "a"'),
     ('{"format": 1, "address": "h:1", "edges": [1]}', "edges = [1]"), ('{"format": 1, "address": 1, "edges": ["a"]}', "address = 1"),
     ('{"format": 1, "address": "h", "edges": ["a"]}', 'address = "h"'),
+    ('{"format": 1, "address": "h:1", "edges": ["a"], "socket": 1}', "socket = 1"),
 ])  # fmt: skip
 def test_a_fleet_file_that_is_not_right(text: str | None, says: str, tmp_path: Path) -> None:
     if text is not None:
@@ -76,13 +77,6 @@ def test_a_file_that_is_no_text_is_said_to_be_damaged(tmp_path: Path) -> None:
     (tmp_path / "edge.json").write_bytes(b"\xff\xfe")
     with pytest.raises(FleetFolderError, match="damaged"):
         EdgeFolder(tmp_path).read()
-
-
-def test_flowers_settings_follow_a_folder_that_was_moved(folder: Path, tmp_path: Path) -> None:
-    moved = CoordinatorFolder((folder / "coordinator").rename(tmp_path / "elsewhere"))
-    write_connection(moved, moved.read().address)
-    found = tomllib.loads((moved.flower / "config.toml").read_text())["superlink"]
-    assert found == {"default": "atoll", "atoll": {"address": moved.read().address, "root-certificates": str(moved.ca.resolve())}}
 
 
 def test_what_run_toml_names(tmp_path: Path) -> None:

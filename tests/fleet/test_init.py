@@ -31,10 +31,10 @@ def tree(folder: Path) -> set[str]:
 def test_every_machine_has_its_folder_and_no_key_of_another(run_toml: Path, tmp_path: Path) -> None:
     out = tmp_path / "fleet"
     init(run_toml, out, ADDRESS, [HOST])
-    assert {path.name for path in out.iterdir()} == {"README.md", "ca.pem", "ca.key", "coordinator", "hosts", "edges"}
+    assert {path.name for path in out.iterdir()} == {"README.md", "ca.pem", "ca.key", "issued.json", "coordinator", "hosts", "edges"}
     app = {"app/pyproject.toml", "app/LICENSE", "app/atoll_app/__init__.py", "app/atoll_app/apps.py"}
     nodes = {f"nodes/{name}.pub" for name in ("north", "south", "west")}
-    own = {"superlink.pem", "superlink.key", "fleet.json", "flower/config.toml"}
+    own = {"superlink.pem", "superlink.key", "fleet.json", "revoked.pem"}
     assert tree(out / "coordinator") == SHARED | own | nodes | app
     assert tree(out / "hosts") == {f"gpu/{name}" for name in ("ca.pem", "host.pem", "host.key", "start.txt")}
     for name in ("north", "south", "west"):
@@ -87,13 +87,11 @@ def test_node_keys_are_of_the_kind_that_flower_takes(folder: Path) -> None:
         assert edge.node_public.read_bytes() == CoordinatorFolder(folder / "coordinator").node_public(name).read_bytes()
 
 
-def test_flower_finds_app_and_superlink(folder: Path) -> None:
+def test_flower_finds_the_app(folder: Path) -> None:
     coordinator = CoordinatorFolder(folder / "coordinator")
     app = tomllib.loads((coordinator.app / "pyproject.toml").read_text())
     assert app["tool"]["flwr"]["app"]["components"] == {"serverapp": "atoll_app.apps:server", "clientapp": "atoll_app.apps:client"}
-    assert app["tool"]["flwr"]["app"]["config"] == {"relay": "", "epoch": 0, "config": "", "out": "", "resume": False}
-    connection = tomllib.loads((coordinator.flower / "config.toml").read_text())["superlink"]["atoll"]
-    assert connection == {"address": coordinator.read().address, "root-certificates": str(coordinator.ca.resolve())}
+    assert app["tool"]["flwr"]["app"]["config"] == {"config": "", "out": "", "resume": False}
 
 
 def test_the_readme_says_what_each_machine_needs_and_how_it_starts(run_toml: Path, tmp_path: Path) -> None:
@@ -111,7 +109,9 @@ def test_the_readme_says_what_each_machine_needs_and_how_it_starts(run_toml: Pat
     assert "atoll fleet join ." in machines["edges/west"]
     start = (tmp_path / "fleet" / "hosts" / "gpu" / "start.txt").read_text()
     assert start in machines["hosts/gpu"]
-    assert start == "atoll host --model tiny --listen 0.0.0.0:7431 --tls-cert host.pem --tls-key host.key --client-ca ca.pem\n"
+    command, _, limits = start.partition(" --max-part ")
+    assert command == "atoll host --model tiny --listen 0.0.0.0:7431 --tls-cert host.pem --tls-key host.key --client-ca ca.pem"
+    assert limits == "1,0 --max-tokens 8192 --max-tenant-sessions 2 --max-sessions 16\n"
 
 
 def test_start_commands_are_printed_in_their_order(run_toml: Path, tmp_path: Path) -> None:

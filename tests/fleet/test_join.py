@@ -1,25 +1,31 @@
-"""An edge's long-lived process, with a SuperNode that is no Flower."""
+"""An edge's one process, with a coordinator that is no SuperLink."""
 
 from __future__ import annotations
 
 import json
+import queue
+import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
+import httpx
 import pytest
 
-from atoll.errors import ConflictError, DataFileError, FleetFolderError, ResumeError
-from atoll.federated.flower import RecordDict
-from atoll.fleet import join as join_module
+from atoll.errors import ConflictError, DataFileError, FleetFolderError, PartError, ResumeError
+from atoll.federated.flower import Message, RecordDict
+from atoll.federated.grid import numbered
+from atoll.fleet.check import check_fleet
+from atoll.fleet.files import EdgeFolder
 from atoll.fleet.init import init
 from atoll.fleet.join import answer_once, join
-from atoll.fleet.links.frames import Frame
-from atoll.fleet.links.sockets import RESIDENT, LocalClient
+from atoll.fleet.links import node
+from atoll.fleet.links.frames import Frame, packed, unpacked
 from atoll.fleet.processes import free_port
 from atoll.jobs.backends.fleet import CAPABILITIES, TEXT
 from atoll.jobs.backends.worker import Capabilities
 
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 RUN = """
 [model]
 base = "tiny"
@@ -36,7 +42,7 @@ name = "north"
 [[edge]]
 name = "south"
 """
-ASKED = Frame(1, 7, f"query.{CAPABILITIES}", "0", RecordDict()).to_bytes()
+ASKED = Frame(1, 7, f"query.{CAPABILITIES}", "0", RecordDict())
 
 
 @pytest.fixture
@@ -46,38 +52,38 @@ def north(tmp_path: Path) -> Path:
     return tmp_path / "fleet" / "edges" / "north"
 
 
-@pytest.fixture
-def supernode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Puts a shell script in place of flower-supernode."""
+class Link:
+    """A coordinator that asks once what the edge has."""
 
-    def becomes(script: str) -> None:
-        path = tmp_path / "supernode.sh"
-        path.write_text(f"#!/bin/sh\n{script}\n")
-        path.chmod(0o700)
-        monkeypatch.setattr(join_module, "command", lambda name: str(path))
+    replies: queue.SimpleQueue[Message]
 
-    return becomes
+    def __init__(self, address: str, http: httpx.Client, key: Path) -> None:
+        self._asked = [numbered(Message(packed(ASKED.content), ASKED.node, ASKED.kind, group_id=ASKED.group), "flower-1")]
+        http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def pull(self) -> Message | None:
+        """The question."""
+        return self._asked.pop() if self._asked else None
+
+    def push(self, reply: Message, seconds: float) -> None:
+        """The answer."""
+        self.replies.put(reply)
 
 
 class Joined:
     """An edge that has joined, in a thread."""
 
     def __init__(self, folder: Path) -> None:
-        self.said: list[str] = []
-        self.stop, self._spoke = threading.Event(), threading.Condition()
-        self._thread = threading.Thread(target=join, args=(folder, self._tell), kwargs={"stop": self.stop}, daemon=True)
+        self.said: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.stop = threading.Event()
+        self._thread = threading.Thread(target=join, args=(folder, self.said.put), kwargs={"stop": self.stop}, daemon=True)
         self._thread.start()
-
-    def _tell(self, line: str) -> None:
-        with self._spoke:
-            self.said.append(line)
-            self._spoke.notify_all()
-
-    def heard(self, num_lines: int) -> list[str]:
-        """What it has told, once it is so many lines."""
-        with self._spoke:
-            assert self._spoke.wait_for(lambda: len(self.said) >= num_lines, 60)
-        return self.said
 
     def ended(self) -> bool:
         """Whether it ends when it is asked to."""
@@ -86,42 +92,42 @@ class Joined:
         return not self._thread.is_alive()
 
 
-def test_an_edge_answers_its_supernode_until_it_is_stopped(north: Path, supernode: Callable[[str], None]) -> None:
-    supernode(f'echo "$@" > {north}/arguments; exec sleep 600')
+def test_an_edge_answers_its_coordinator_until_it_is_stopped(north: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Link, "replies", queue.SimpleQueue(), raising=False)
+    monkeypatch.setattr(node, "EdgeLink", Link)
     edge = Joined(north)
-    assert edge.heard(1)[0].startswith("north is ready for 127.0.0.1:")
-    arguments = north / "arguments"
-    pause = threading.Event()
-    while not (arguments.is_file() and arguments.read_text().endswith("\n")):
-        pause.wait(0.01)
-    text = arguments.read_text()
-    assert "--insecure" not in text
-    assert f"--root-certificates {north}/ca.pem" in text
-    address = text.partition('resident="')[2].partition('"')[0]
-    with LocalClient(address, RESIDENT) as client:
-        answer = Frame.from_bytes(client.ask("Answer", ASKED, timeout=60))
-    capabilities = Capabilities.from_text(str(answer.content.config_records[CAPABILITIES][TEXT]))
+    assert edge.said.get(timeout=60).startswith("north is ready for 127.0.0.1:")
+    reply = Link.replies.get(timeout=60)
+    capabilities = Capabilities.from_text(str(unpacked(reply.content).config_records[CAPABILITIES][TEXT]))
     assert (capabilities.edge, capabilities.num_rows) == ("north", 5)
+    assert reply.metadata.reply_to_message_id == "flower-1"
     with pytest.raises(ResumeError):
-        join(north, edge.said.append, stop=threading.Event())
+        join(north, print, stop=threading.Event())
     assert edge.ended()
-    assert not Path(address.removeprefix("unix:")).exists()
-    assert len(edge.said) == 1
-    assert (north / "flower").stat().st_mode & 0o077 == 0
+    assert edge.said.empty()
 
 
-def test_a_supernode_that_ends_is_told_and_started_again(north: Path, supernode: Callable[[str], None]) -> None:
-    supernode("echo the node is not registered; exit 3")
+def test_a_coordinator_that_is_not_there_is_told_once_and_called_again(north: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    class Nobody(Link):
+        def __enter__(self) -> Self:
+            calls.put("called")
+            raise httpx.ConnectError("[Errno 111] Connection refused")
+
+    monkeypatch.setattr(node, "EdgeLink", Nobody)
+    monkeypatch.setattr(node, "_SHORTEST_WAIT", 0.01)
     edge = Joined(north)
-    first, second = edge.heard(3)[1:3]
-    assert "status 3 (the node is not registered)" in first
-    assert "again in 1 s" in first
-    assert "again in 2 s" in second
+    for _ in range(3):
+        calls.get(timeout=60)
     assert edge.ended()
+    address = EdgeFolder(north).read().superlink
+    told = [edge.said.get_nowait() for _ in range(edge.said.qsize())]
+    assert told[1:] == [f"{address} cannot be reached: [Errno 111] Connection refused; it is tried again"]
 
 
 def test_an_edge_answers_once_without_a_process_that_stays(north: Path) -> None:
-    answer = Frame.from_bytes(answer_once(north, ASKED))
+    answer = Frame.from_bytes(answer_once(north, ASKED.to_bytes()))
     assert Capabilities.from_text(str(answer.content.config_records[CAPABILITIES][TEXT])).edge == "north"
     assert Frame.from_bytes(answer_once(north, Frame(1, 7, "train", "1", RecordDict()).to_bytes())).problem is not None
 
@@ -139,8 +145,23 @@ def test_a_config_without_this_edge_is_refused(north: Path) -> None:
         join(north, print, stop=threading.Event())
 
 
-def test_rows_that_are_not_here_are_refused_before_anything_starts(north: Path, supernode: Callable[[str], None]) -> None:
-    supernode("exit 9")
+def test_rows_that_are_not_here_are_refused_before_anybody_is_called(north: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node, "EdgeLink", None)
     with pytest.raises(DataFileError):
         join(north, print, overrides=['data.train="rows.csv"'], stop=threading.Event())
-    assert not (north / "supernode.log").exists()
+
+
+def test_a_part_that_is_not_built_in_is_wanted_on_every_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file is named where a fleet's folders are written and where they are looked at; without it nobody starts."""
+    for name in ("spread.py", "run.toml"):
+        (tmp_path / name).write_text((EXAMPLES / "extend" / name).read_text().replace("equal_votes:EqualVotes", "exact-svd"))
+    monkeypatch.delitem(sys.modules, "spread", raising=False)
+    init(tmp_path / "run.toml", tmp_path / "fleet", f"127.0.0.1:{free_port()}")
+    del sys.modules["spread"]  # Of the folder that it was read from; this process goes on as another machine.
+    edge, part = tmp_path / "fleet" / "edges" / "pharmacy", "part spread:Spread (a program: copy it if you trust who wrote it)"
+    assert (tmp_path / "fleet" / "README.md").read_text().count(f"- {part}: `spread.py`") == 3
+    assert [check.status for check in check_fleet(edge).checks if check.name == part] == ["fail"]
+    with pytest.raises(PartError, match="own folder only"):
+        answer_once(edge, packed(ASKED.content))
+    (edge / "spread.py").write_text((tmp_path / "spread.py").read_text())
+    assert [check.status for check in check_fleet(edge).checks if check.name == part] == ["ok"]

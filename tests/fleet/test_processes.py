@@ -15,7 +15,7 @@ import pytest
 
 from atoll.errors import HostLostError
 from atoll.fleet import processes
-from atoll.fleet.processes import Child, flower_environment, free_port, run_once, until_ready
+from atoll.fleet.processes import Child, free_port, until_ready
 
 PYTHON = sys.executable
 SLEEPS = "import time; print('ready', flush=True); time.sleep(600)"
@@ -115,29 +115,6 @@ def test_who_does_not_stop_is_killed(child: Callable[[str], Child], monkeypatch:
     one.wait_for("ready", 30)
     one.stop()
     assert one.status == -signal.SIGKILL
-
-
-def test_a_short_command_answers_or_is_told(tmp_path: Path) -> None:
-    environment = flower_environment(tmp_path)
-    assert run_once([PYTHON, "-c", "import os; print(os.environ['FLWR_HOME'])"], environment) == f"{tmp_path}\n"
-    with pytest.raises(HostLostError, match="failed") as raised:
-        run_once([PYTHON, "-c", "import sys; print('a'); sys.exit('no such node')"], environment)
-    assert raised.value.got == "a; no such node"
-    with pytest.raises(HostLostError) as raised:
-        run_once([PYTHON, "-c", "raise SystemExit(7)"], environment)
-    assert raised.value.got == "status 7"
-    with pytest.raises(HostLostError, match="does not end"):
-        run_once([PYTHON, "-c", SLEEPS], environment, seconds=0.3)
-    with pytest.raises(HostLostError, match="cannot be run") as raised:
-        run_once([str(tmp_path / "missing")], environment)
-    assert raised.value.got == "No such file or directory"
-
-
-def test_nothing_calls_home_and_nothing_is_installed(tmp_path: Path) -> None:
-    environment = flower_environment(tmp_path)
-    assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
-    assert environment["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
-    assert environment["PATH"].split(os.pathsep)[0] == str(Path(PYTHON).parent)
 
 
 def test_a_free_port_can_be_listened_on() -> None:

@@ -13,7 +13,7 @@ import typer
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE, DOCS = ROOT / "src" / "atoll", ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")), *sorted(DOCS.rglob("*.md"))]
 DECISIONS = sorted((DOCS / "decisions").glob("*.md"))
 DECISION_LINES = 60
 LIBRARIES = {"torch", "flwr", "peft", "transformers", "datasets"}
@@ -109,23 +109,42 @@ def test_the_glossary_defines_every_word_once() -> None:
 
 
 def test_the_log_is_dated_in_order() -> None:
-    dates = re.findall(r"^## (.*)$", (DOCS / "log.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
-    assert dates
-    assert all(re.fullmatch(r"20\d\d-\d\d-\d\d", date) for date in dates)
-    assert dates == sorted(set(dates))
+    """By topic, the oldest entry first; the table at the top has every topic with its number of entries and of negative ones."""
+    contents, *topics = re.split(r"^## ", (DOCS / "log.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    there = []
+    for topic in topics:
+        titles = re.findall(r"^### (.*)$", topic, flags=re.MULTILINE)
+        dates = [title.partition(": ")[0] for title in titles]
+        assert titles
+        assert all(re.fullmatch(r"20\d\d-\d\d-\d\d", date) for date in dates), titles
+        assert dates == sorted(dates), titles
+        there.append((topic.partition("\n")[0], str(len(titles)), str(sum("negative" in title for title in titles))))
+    assert re.findall(r"^\| \[(.*?)\]\(#[\w-]+\) \| (\d+) \| (\d+) \|", contents, flags=re.MULTILINE) == there
+
+
+def anchors(page: Path) -> set[str]:
+    """Places that a link can lead to, as GitHub names headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_index_has_every_page() -> None:
+    linked = set(re.findall(r"\]\(([\w-]+\.md)", (DOCS / "README.md").read_text(encoding="utf-8")))
+    assert linked == {page.name for page in DOCS.glob("*.md")} - {"README.md"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_relative_links_lead_somewhere(page: Path) -> None:
-    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")) if "://" not in link]
-    assert not [link for link in links if link and not (page.parent / link).exists()]
+    links = [link.partition("#") for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")) if "://" not in link]
+    assert not [path for path, _, _ in links if path and not (page.parent / path).exists()]
+    assert not [f"{path}#{place}" for path, _, place in links if place and place not in anchors(page.parent / path if path else page)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_files_that_are_named_exist(page: Path) -> None:
-    """Paths in `code`, from the root or from the package; run directories and model folders have files of their own without a folder."""
+    """Paths in `code`, from the root, the package or the page; files of run directories and model folders stand without a folder."""
     named = re.findall(r"`((?:[\w.-]+/)+[\w-]+\.(?:py|md|toml|txt))`", page.read_text(encoding="utf-8"))
-    assert not [path for path in named if not (ROOT / path).is_file() and not (PACKAGE / path).is_file()]
+    assert not [path for path in named if not any((folder / path).is_file() for folder in (ROOT, PACKAGE, page.parent))]
 
 
 def shown_lines(page: Path) -> list[str]:

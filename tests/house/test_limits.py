@@ -126,11 +126,10 @@ def test_nothing_is_left_for_later() -> None:
     assert not [relative(file) for file in FILES if word.search(file.read_text(encoding="utf-8"))]
 
 
-def test_flower_is_imported_in_one_file() -> None:
-    importers = {
-        relative(file) for file, tree in TREES.items() if any(name.split(".")[0] == "flwr" for name in imported_modules(tree))
-    }
-    assert importers == {"federated/flower.py"}
+def test_flower_is_imported_in_two_files() -> None:
+    """Its messages in the one, SuperLink and clients of its APIs in the other."""
+    importers = {relative(file) for file, tree in TREES.items() if any(name.split(".")[0] == "flwr" for name in imported_modules(tree))}
+    assert importers == {"federated/flower.py", "fleet/links/flower.py"}
 
 
 def test_imports_go_down_only() -> None:

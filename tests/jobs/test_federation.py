@@ -17,7 +17,7 @@ from atoll.jobs.rounds import Rounds
 from atoll.planner.edge_plan import FleetPlan
 from atoll.planner.fedpipe.search import EdgeSearch
 from atoll.planner.importance import Importance
-from atoll.planner.plan import plan_fleet
+from atoll.planner.plan_fleet import plan_fleet
 from atoll.runs.events import EventLog
 from atoll.training.trainer import Batches, FitPlan, StepReport, Trainer, TrainState, Update
 

@@ -18,7 +18,7 @@ from atoll.errors import InfeasibleError
 from atoll.jobs.job import Job, grown_to, prepare
 from atoll.jobs.rounds import Rounds
 from atoll.planner.fedadapter import growth_stage_after, growth_stages
-from atoll.planner.plan import plan_fleet
+from atoll.planner.plan_fleet import plan_fleet
 from atoll.runs.events import EventLog
 
 from tests.jobs.conftest import Workplace

@@ -16,7 +16,7 @@ from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.cost.formulas import message_bytes
 from atoll.errors import InfeasibleError
 from atoll.federated.aggregation.aggregate import Aggregator, Common, Contribution, started
-from atoll.federated.aggregation.parts import EdgeParts
+from atoll.federated.aggregation.edge_parts import EdgeParts
 from atoll.planner import frozen_delta as room
 from atoll.planner.edge_plan import FleetPlan
 from atoll.planner.frozen_delta import frozen_delta

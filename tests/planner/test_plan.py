@@ -15,7 +15,7 @@ from atoll.cost.formulas import adapter_parameters, message_bytes
 from atoll.errors import InfeasibleError, TargetError
 from atoll.planner.edge_plan import FleetPlan
 from atoll.planner.feasibility import Setting, largest_batch
-from atoll.planner.plan import plan_fleet
+from atoll.planner.plan_fleet import plan_fleet
 from atoll.shapes import BaseShapes, ModuleShape
 
 PARTS = (

@@ -10,7 +10,7 @@ import pytest
 
 from atoll.adapters.fresh import fresh_adapters
 from atoll.adapters.peft_files import save_adapter
-from atoll.base.shapes import read_shapes
+from atoll.base.read_shapes import read_shapes
 from atoll.commands.plan import plan
 from atoll.errors import AdapterFolderError, InfeasibleError
 from atoll.jobs.job import prepare

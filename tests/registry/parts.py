@@ -10,7 +10,7 @@ MARK = "imported.txt"
 _HEAD = f"from pathlib import Path\n(Path(__file__).parent / {MARK!r}).touch()\n"
 
 POLICY = """
-from atoll.config.parts import Options as PartOptions
+from atoll.registry.options import Options as PartOptions
 from atoll.selection.schedule import Schedule
 
 class FirstOnes:

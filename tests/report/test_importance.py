@@ -10,7 +10,7 @@ import pytest
 
 from atoll.errors import RunFolderError
 from atoll.report.figures import write_figures
-from atoll.report.importance import ImportanceTable, draw_importance, read_importance_table
+from atoll.report.importance_map import ImportanceTable, draw_importance, read_importance_table
 from atoll.runs.events import Event, EventLog, ImportanceFound, RoundStarted
 from atoll.runs.layout import RunDirectory
 from atoll.runs.summary import EdgeSummary, Summary, write_summary

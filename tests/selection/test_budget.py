@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from atoll.registry.parts import names
 from atoll.selection.budget import Exchange, best_within
 from atoll.selection.pool import PoolModule
-from atoll.wire.accounting import WireMode, split_bytes
+from atoll.wire.byte_formulas import WireMode, split_bytes
 
 NUM_BLOCKS = 4
 EXCHANGES = st.builds(

@@ -11,14 +11,14 @@ from transformers import PreTrainedModel
 from atoll.base.blocks import Skip, blocks_path, hear_hidden_states_only, sizes_of, trace
 from atoll.base.load import Base
 from atoll.config.schema import Train
-from atoll.split.conversation import Conversation, Transport
+from atoll.split.counted_stream import CountedStream, Transport
 from atoll.split.cut import Cut
 from atoll.split.device.blocks import RemoteBlocks
 from atoll.split.device.client import Client, Terms
 from atoll.split.host.compute_queue import ComputeQueue
 from atoll.split.host.session import HostSession, Served, SessionFigures
 from atoll.split.transport import ThreadTransport
-from atoll.training.local import LocalTrainer
+from atoll.training.local_trainer import LocalTrainer
 from atoll.wire.dialogue import Dialogue
 from atoll.wire.handshake import PROTOCOL, HostFacts
 
@@ -42,11 +42,12 @@ def served(model: PreTrainedModel, compute_queue: ComputeQueue | None = None) ->
 
     def facts(cut: Cut) -> HostFacts:
         return HostFacts(
-            PROTOCOL, "test", "base", "tokenizer", len(blocks), middle_sizes(model, cut), ("fp32", "bf16", "int8"), ("dense", "factored"),
+            PROTOCOL, "test", "tokenizer", len(blocks), middle_sizes(model, cut), ("fp32", "bf16", "int8"), ("dense", "factored"),
             "fp32", ("lora", "bottleneck"), 4096, 64, ("offload", "merge"),
         )  # fmt: skip
 
-    return Served(Base("host", model, None, False), "", trace(model), facts, 32, 60.0, compute_queue or ComputeQueue())  # type: ignore[arg-type]
+    base, queue = Base("host", model, None, False), compute_queue or ComputeQueue()  # type: ignore[arg-type]
+    return Served(base, "", trace(model), facts, lambda cut: "base", 32, 60.0, queue)
 
 
 def thread_host(host: Served) -> Callable[[], Transport]:
@@ -54,8 +55,8 @@ def thread_host(host: Served) -> Callable[[], Transport]:
 
     def connect() -> Transport:
         near, far = ThreadTransport.pair()
-        conversation = Conversation(Dialogue("host"), far, "fp32")
-        threading.Thread(target=HostSession(host, conversation, SessionFigures("s", "")).run, daemon=True).start()
+        stream = CountedStream(Dialogue("host"), far, "fp32")
+        threading.Thread(target=HostSession(host, stream, SessionFigures("s", "")).run, daemon=True).start()
         return near
 
     return connect

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import grpc
 
@@ -15,8 +16,10 @@ from atoll.split.certificates import DeviceTls, HostTls, open_channel, server_cr
 from atoll.split.cut import Cut
 from atoll.split.device.blocks import Given, Session
 from atoll.split.device.client import Client, Terms
+from atoll.split.host.audit import Audit
 from atoll.split.host.server import Host
 from atoll.split.host.session import Served
+from atoll.split.host.tenants import HostLimits
 from atoll.split.transport import ClientTransport
 from atoll.wire import protocol_pb2 as pb
 
@@ -39,16 +42,20 @@ def llama_host(idle_seconds: float = 60.0, exchange_seconds: float = 60.0) -> Se
 
 
 @contextmanager
-def running(host: Served, max_sessions: int = 4, tls: HostTls = PLAIN, max_tenant_sessions: int | None = None) -> Iterator[Host]:
+def running(
+    host: Served, max_sessions: int = 4, tls: HostTls = PLAIN, max_tenant_sessions: int | None = None, max_part: Cut | None = None,
+    audit: Path | None = None,
+) -> Iterator[Host]:  # fmt: skip
     """The host, served; when it has stopped, none of its threads is left, nor of its devices."""
     before = set(threading.enumerate())
-    running = Host(host, max_sessions, LOOPBACK, server_credentials(LOOPBACK, tls, insecure=False), max_tenant_sessions)
+    limits = HostLimits(max_sessions=max_sessions, max_tenant_sessions=max_tenant_sessions, max_part=max_part)
+    running = Host(host, limits, LOOPBACK, server_credentials(LOOPBACK, tls, insecure=False), Audit(audit))
     running.start()
     try:
         yield running
     finally:
         running.stop()
-    wait_until(lambda: not [t for t in set(threading.enumerate()) - before if t.name.startswith("atoll-") and "grpc" not in t.name])
+    wait_until(lambda: not [t for t in set(threading.enumerate()) - before if t.name.startswith("atoll-")])
 
 
 @contextmanager
@@ -69,9 +76,9 @@ def session_on(channel: grpc.Channel) -> Iterator[Session]:
     try:
         yield session
     finally:
-        if session.conversation.transport._call.is_active():  # type: ignore[attr-defined]
-            session.conversation.send(pb.Bye())
-        session.conversation.transport.close()
+        if session.stream.transport._call.is_active() and not session.stream.dialogue.closed:  # type: ignore[attr-defined]
+            session.stream.send(pb.Bye())
+        session.stream.transport.close()
 
 
 def wait_until(happened: Callable[[], bool]) -> None:

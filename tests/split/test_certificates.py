@@ -16,8 +16,9 @@ from cryptography.x509.oid import NameOID
 from cryptography.x509.verification import PolicyBuilder, Store
 
 from atoll.errors import HostLostError, OutputError, TransportError
-from atoll.split import certificates
+from atoll.split import issuer as issuing
 from atoll.split.certificates import DeviceTls, HostTls, Made, is_loopback, make_certificates, open_channel, server_credentials
+from atoll.split.issuer import Issuer
 from atoll.split.transport import fetch_status
 from atoll.wire.handshake import PROTOCOL
 
@@ -58,6 +59,41 @@ def test_the_tenant_is_the_name_in_the_certificate(made: Made) -> None:
         assert [session.tenant for session in host.status().open] == ["south"]
 
 
+def named(*names: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name, _validate=False) for name in names])
+
+
+def device_of(issuer: Issuer, folder: Path, subject: x509.Name, monkeypatch: pytest.MonkeyPatch) -> DeviceTls:
+    """A device's files, signed by the authority, with any subject."""
+    with monkeypatch.context() as patch:
+        patch.setattr(issuing, "_name", lambda common_name: subject)
+        for name, content in issuer.device("device", "").items():
+            (folder / name).write_bytes(content)
+    return DeviceTls(folder / "ca.pem", folder / "device.pem", folder / "device.key")
+
+
+@pytest.mark.parametrize("subject", [
+    named("north\n2026 session of south ended"), named("north\0.example"), named("\x1b[2J"), named("\u202ehtron"), named(),
+    named("north", "south"), named(" north"), x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "north")]),
+], ids=str)  # fmt: skip
+def test_a_certificate_that_names_nobody_is_no_tenants(subject: x509.Name, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All are signed by the right authority. Of "north", a NUL and more gRPC itself tells "north"."""
+    issuer = Issuer("an authority that signs what it is given")
+    for name, content in {**issuer.own("ca"), **issuer.server("host", "host", [])}.items():
+        (tmp_path / name).write_bytes(content)
+    device = device_of(issuer, tmp_path, subject, monkeypatch)
+    with running(llama_host(), tls=HostTls(tmp_path / "host.pem", tmp_path / "host.key", tmp_path / "ca.pem")) as host:
+        with channel_to(host, device) as channel:
+            page = failure(channel)
+            assert "the certificate names nobody" in page
+            assert page.replace("\n", "").isprintable()
+            with pytest.raises(HostLostError, match="lost"), session_on(channel):
+                pass
+        assert not host.account.totals_by_tenant()
+        with channel_to(host, device_of(issuer, tmp_path, named("Klinik Süd"), monkeypatch)) as channel, session_on(channel):
+            assert [session.tenant for session in host.status().open] == ["Klinik Süd"]
+
+
 def test_a_device_without_the_right_certificate_is_not_let_in(made: Made, foreign: Made) -> None:
     ca = made.devices["north"].ca
     with running(llama_host(), tls=made.host) as host:
@@ -74,7 +110,7 @@ def test_a_host_is_not_trusted_with_another_authority_or_name(
 ) -> None:
     with running(llama_host(), tls=made.host) as host, channel_to(host, foreign.devices["north"]) as channel:
         assert "not signed by an authority that is trusted here" in failure(channel)
-    monkeypatch.setattr(certificates, "LOOPBACK_NAMES", ())
+    monkeypatch.setattr(issuing, "LOOPBACK_NAMES", ())
     remote_blocks = make_certificates(tmp_path, ["other.example"], ["north"])
     with running(llama_host(), tls=remote_blocks.host) as host, channel_to(host, remote_blocks.devices["north"]) as channel:
         assert "the host's certificate is not for this address" in failure(channel)
@@ -161,7 +197,8 @@ def test_files_of_no_use_are_told_before_anything_starts(name: str, what: str, m
 
 @pytest.mark.parametrize(("days", "what"), [(400, "has expired"), (-2, "does not hold yet")])
 def test_certificates_out_of_their_time(days: int, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(certificates, "CLOCK_SKEW", datetime.timedelta(days=days))
+    monkeypatch.setattr(issuing, "CLOCK_SKEW", datetime.timedelta(days=days))
+    monkeypatch.setattr(issuing, "AUTHORITY_VALID", issuing.VALID)
     old = make_certificates(tmp_path, [], ["north"])
     with pytest.raises(TransportError, match=what):
         server_credentials("127.0.0.1:0", replace(old.host, client_ca=None), insecure=False)
@@ -215,14 +252,14 @@ def test_nothing_is_overwritten(made: Made, tmp_path: Path) -> None:
 
 
 def test_what_was_written_is_taken_back_where_the_rest_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = certificates.os.open
+    real = issuing.os.open
 
     def full(path: Path, flags: int, mode: int) -> int:
         if path.name == "host.key":
             raise OSError(28, "No space left on device")
         return real(path, flags, mode)
 
-    monkeypatch.setattr(certificates.os, "open", full)
+    monkeypatch.setattr(issuing.os, "open", full)
     with pytest.raises(OutputError, match="cannot be written"):
         make_certificates(tmp_path, [], [])
     assert not list(tmp_path.iterdir())
@@ -239,7 +276,7 @@ def test_names_that_no_certificate_can_carry(hosts: list[str], tenants: list[str
 
 
 def test_a_host_that_listens_everywhere_is_called_by_its_machines_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(certificates.socket, "gethostname", lambda: "machine")
+    monkeypatch.setattr("socket.gethostname", lambda: "machine")
     made = make_certificates(tmp_path, ["0.0.0.0", "[::]", ""], [])
     assert made.host.cert is not None
     cert = x509.load_pem_x509_certificate(made.host.cert.read_bytes())

@@ -20,7 +20,7 @@ from atoll.errors import HostLostError, HostRefusedError
 from atoll.jobs.split import HostAccess
 from atoll.remote_blocks import find_placeholder
 from atoll.runs.events import Event, HostLost, StepDone
-from atoll.split.conversation import Conversation, Transport
+from atoll.split.counted_stream import CountedStream, Transport
 from atoll.split.cut import Cut
 from atoll.split.device.client import Client
 from atoll.split.host.compute_queue import ComputeQueue
@@ -148,7 +148,7 @@ def test_what_is_refused_ends_one_session_only(messages: list[object], code: str
     else:
         dialogue = Dialogue("device")
         dialogue.sent(Message(pb.Hello()))
-        assert Conversation(dialogue, near, "fp32").receive().body.code == code
+        assert CountedStream(dialogue, near, "fp32").receive().body.code == code
     update, *_ = run(thread_host(host))
     assert len(update.reports) == PLAN.num_steps
 
@@ -230,21 +230,23 @@ def test_a_writer_gives_its_turn_away_while_nobody_takes_its_frames() -> None:
         outbox.put(bytes([number]), nullcontext)
     waits, done = threading.Event(), threading.Event()
 
-    @contextmanager
-    def waiting() -> Iterator[None]:
-        with compute_queue.release():
-            waits.set()
-            yield
-
     def write() -> None:
-        with compute_queue.slot():
-            outbox.put(b"last", waiting)
+        with compute_queue.session("north") as turns:
+
+            @contextmanager
+            def waiting() -> Iterator[None]:
+                with turns.release():
+                    waits.set()
+                    yield
+
+            with turns.slot():
+                outbox.put(b"last", waiting)
         done.set()
 
     thread = threading.Thread(target=write)
     thread.start()
     assert waits.wait(30)
-    with compute_queue.slot():  # Another session computes meanwhile.
+    with compute_queue.session("north") as turns, turns.slot():  # Another session computes meanwhile.
         assert not done.is_set()
     outbox.close()
     assert list(outbox)[:2] == [b"\x00", b"\x01"]

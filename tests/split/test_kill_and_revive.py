@@ -16,7 +16,7 @@ from atoll.config.schema import Train
 from atoll.selection.schedule import Schedule
 from atoll.split.cut import Cut
 from atoll.split.host.middle import KilledModule, Middle
-from atoll.training.local import LocalTrainer
+from atoll.training.local_trainer import LocalTrainer
 from atoll.training.trainer import FitPlan, TrainState
 
 from tests.conftest import random_model, save_model_folder

@@ -11,9 +11,10 @@ from google.protobuf.internal.encoder import _VarintBytes
 
 from atoll.base.load import load_base
 from atoll.errors import HostLostError
-from atoll.jobs.split import HostLimits, serve
+from atoll.jobs.split import serve
 from atoll.split.device import link
 from atoll.split.device.link import CALLS, LARGEST_UPLOAD_BYTES, SMALLEST_UPLOAD_BYTES, Link, measure_link
+from atoll.split.host.tenants import HostLimits
 from atoll.wire import protocol_pb2 as pb
 
 from tests.split.running import channel_to, llama_host, running

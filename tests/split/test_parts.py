@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,19 +17,21 @@ import grpc
 import pytest
 
 from atoll.base.headers import CONFIG, INDEX, PART, WEIGHTS
-from atoll.base.part import write_part
+from atoll.base.part import PartFile, part_files
 from atoll.errors import FrameError, HostLostError, HostRefusedError, OutputError
+from atoll.split.certificates import make_certificates
 from atoll.split.cut import Cut
-from atoll.split.device import parts as device_parts
-from atoll.split.device.parts import fetch_part
-from atoll.split.host import parts as host_parts
+from atoll.split.device import base_part as device_parts
+from atoll.split.device.base_part import fetch_part
+from atoll.split.host import base_part as host_parts
 from atoll.split.transport import SERVICE
 from atoll.wire import protocol_pb2 as pb
-from atoll.wire.codec import Encoded, raw
+from atoll.wire.encoding import Encoded, raw
 from atoll.wire.frames import CHUNK_BYTES, Message, Packer
 from atoll.wire.handshake import PROTOCOL
 
 from tests.conftest import random_model, save_model_folder
+from tests.pieces import write_part
 from tests.split.conftest import BLOCKS
 from tests.split.running import PATIENCE_SECONDS, channel_to, llama_host, running, wait_until
 
@@ -87,50 +90,54 @@ def test_another_protocol_is_refused_with_a_page(channel: grpc.Channel, tmp_path
     assert not list(tmp_path.iterdir())
 
 
-def test_a_cut_that_cannot_be_is_refused(channel: grpc.Channel, tmp_path: Path) -> None:
-    with pytest.raises(HostLostError) as caught:
+def test_a_cut_that_cannot_be_is_refused(base: Path, tmp_path: Path) -> None:
+    host = replace(llama_host(), source=str(base))
+    with running(host, max_part=Cut(9, 9)) as host, channel_to(host) as channel, pytest.raises(HostLostError) as caught:
         fetch_part(channel, Cut(2, 1), tmp_path / "part")
     assert "the cut leaves no block to the host" in caught.value.got
     assert not list(tmp_path.iterdir())
 
 
-def test_a_host_whose_disk_is_full_says_so(channel: grpc.Channel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_whose_files_cannot_be_read_says_so(channel: grpc.Channel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the first file, and after some of them have crossed."""
-    here, plain = tmp_path / "device", Path.open
+    here = tmp_path / "device"
 
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device", "/secret/folder")
+    def fails(*_: object) -> Any:
+        raise OSError(5, "Input/output error", "/secret/folder")
 
-    def vanished(self: Path, mode: str = "r", *rest: Any, **named: Any) -> Any:
-        is_copy = self.name == WEIGHTS and self.parent.name.startswith("atoll-part-")
-        return full() if is_copy and mode == "rb" else plain(self, mode, *rest, **named)
+    def breaks(source: str, front: int, back: int) -> tuple[PartFile, ...]:
+        (first, *_), reads = part_files(source, front, back), itertools.count()
+        # The digest is made of the first reading, the frames of the second.
+        return first, PartFile(WEIGHTS, 1000, lambda: iter((bytes(1000),)) if next(reads) == 0 else fails())
 
-    for owner, name, fault in ((host_parts, "write_part", full), (Path, "open", vanished)):
+    for fault in (fails, breaks):
         with monkeypatch.context() as patch:
-            patch.setattr(owner, name, fault)
+            patch.setattr(host_parts, "part_files", fault)
             with pytest.raises(HostRefusedError, match="part of the base") as caught:
                 fetch_part(channel, CUT, here / "part")
-        assert caught.value.got == "No space left on device"
+        assert caught.value.got == "Input/output error"
         assert "the host's log" in caught.value.do
         assert "secret" not in caught.value.page()
         assert not here.exists()
-    assert fetched(channel, here / "part")
 
 
-def write_large_part(source: str, front: int, back: int, folder: Path) -> None:
+def large_part(source: str, front: int, back: int) -> tuple[PartFile, ...]:
     """More than the sockets' memory between host and device."""
-    for name, data in (FILES | {WEIGHTS: bytes(32 * CHUNK_BYTES)}).items():
-        (folder / name).write_bytes(data)
+    return tuple(file_of(name, data) for name, data in (FILES | {WEIGHTS: bytes(32 * CHUNK_BYTES)}).items())
+
+
+def file_of(name: str, data: bytes) -> PartFile:
+    return PartFile(name, len(data), lambda: iter((data,)))
 
 
 def test_so_many_devices_at_once_and_no_more(channel: grpc.Channel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_parts, "write_part", write_large_part)
+    monkeypatch.setattr(host_parts, "part_files", large_part)
     slow = [call(channel, request()) for _ in range(host_parts.AT_ONCE)]
     for one in slow:
         next(one)
     with pytest.raises(HostLostError, match="lost") as caught:
         fetch_part(channel, CUT, tmp_path / "part")
-    assert f"{host_parts.AT_ONCE} devices" in caught.value.got
+    assert "too many calls of Part" in caught.value.got
     assert "later" in caught.value.do
     assert not list(tmp_path.iterdir())
     for one in slow:
@@ -138,17 +145,60 @@ def test_so_many_devices_at_once_and_no_more(channel: grpc.Channel, tmp_path: Pa
     wait_until(lambda: fetched(channel, tmp_path / "part"))
 
 
-def test_a_device_that_does_not_read_loses_its_place(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_parts, "write_part", write_large_part)
-    monkeypatch.setattr(host_parts, "AT_ONCE", 1)
-    monkeypatch.setattr(host_parts, "STALL_SECONDS", 0.2)
+def test_a_tenant_that_fetches_slowly_leaves_room_for_others(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_parts, "part_files", large_part)
+    made = make_certificates(tmp_path / "tls", [], ["north", "south"])
+    host = replace(llama_host(), source=str(base))
+    with running(host, tls=made.host) as host, channel_to(host, made.devices["north"]) as north:
+        slow = [call(north, request()) for _ in range(host_parts.AT_ONCE)]
+        refused = 0
+        for one in slow:
+            try:
+                next(one)
+            except grpc.RpcError as problem:
+                refused += problem.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert refused == host_parts.AT_ONCE - host_parts.AT_ONCE_OF_TENANT
+        with channel_to(host, made.devices["south"]) as south:
+            assert fetched(south, tmp_path / "part")
+        for one in slow:
+            one.cancel()
+
+
+@pytest.mark.parametrize(("stall", "slowest", "pause"), [(0.2, 1.0, PATIENCE_SECONDS), (1.0, 2.0**40, 0.1)], ids=["a frame", "all told"])
+def test_a_device_that_does_not_read_loses_its_place(
+    stall: float, slowest: float, pause: float, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it leaves one frame where it is for too long, or takes one now and then."""
+    monkeypatch.setattr(host_parts, "part_files", large_part)
+    monkeypatch.setattr(host_parts, "STALL_SECONDS", stall)
+    monkeypatch.setattr(host_parts, "SLOWEST_BYTES_PER_SECOND", slowest)
+    monkeypatch.setattr("atoll.split.host.server.AT_ONCE", 1)
     with running(replace(llama_host(), source=str(base))) as host, channel_to(host) as channel:
-        idle = call(channel, request())
-        next(idle)
-        wait_until(lambda: fetched(channel, tmp_path / "part"))
+        idle, gone = call(channel, request()), threading.Event()
+        idle.add_callback(gone.set)
         with pytest.raises(grpc.RpcError) as caught:
-            list(idle)
+            [gone.wait(pause) for _ in idle]
         assert caught.value.code() is grpc.StatusCode.CANCELLED
+        wait_until(lambda: fetched(channel, tmp_path / "part"))
+
+
+@pytest.mark.parametrize("said", [b"", b"\xff"], ids=["nothing", "garbage"])
+def test_a_call_without_a_request_keeps_no_place(said: bytes, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gRPC itself waits for the request of such a method in a thread, without end."""
+    monkeypatch.setattr(host_parts, "STALL_SECONDS", 0.2)
+    release = threading.Event()
+
+    def requests() -> Iterator[bytes]:
+        if said:
+            yield said
+        release.wait(PATIENCE_SECONDS)
+
+    with running(replace(llama_host(), source=str(base))) as host, channel_to(host) as channel:
+        silent = channel.stream_stream(f"/{SERVICE}/Part")(requests())
+        with pytest.raises(grpc.RpcError) as caught:
+            next(silent)
+        assert caught.value.code() is (grpc.StatusCode.INVALID_ARGUMENT if said else grpc.StatusCode.CANCELLED)
+        release.set()
 
 
 def fetched(channel: grpc.Channel, folder: Path) -> bool:

@@ -13,7 +13,7 @@ from atoll.base.load import Base, load_base
 from atoll.config.schema import Train
 from atoll.split.cut import Cut
 from atoll.split.host.middle import shared_view
-from atoll.training.local import LocalTrainer
+from atoll.training.local_trainer import LocalTrainer
 from atoll.training.trainer import FitPlan, TrainState, Update
 
 from tests.conftest import FAMILIES, random_model, save_model_folder

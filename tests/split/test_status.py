@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,11 +24,14 @@ from atoll.split import transport
 from atoll.split.certificates import make_certificates
 from atoll.split.cut import Cut
 from atoll.split.device.client import Client
+from atoll.split.host import host_account as accounts
 from atoll.split.host import metrics
-from atoll.split.host.metrics import HostAccount, TokenRate, serve_metrics
+from atoll.split.host.host_account import HostAccount, TokenRate
+from atoll.split.host.metrics import serve_metrics
 from atoll.split.host.session import SessionFigures
+from atoll.split.host.tenants import HostLimits
 from atoll.split.transport import FRAMES_ON_THEIR_WAY, SERVICE, ClientTransport, ServerTransport, fetch_status
-from atoll.training.local import LocalTrainer
+from atoll.training.local_trainer import LocalTrainer
 from atoll.training.trainer import FitPlan, TrainState, Update
 from atoll.wire import protocol_pb2 as pb
 
@@ -81,7 +85,8 @@ def test_status_is_what_the_host_serves() -> None:
     facts = served.facts(Cut(0, 0))
     with running(served, max_sessions=3) as host, channel_to(host) as channel:
         status = fetch_status(channel, PATIENCE_SECONDS)
-        for name in ("protocol", "atoll_version", "base_digest", "tokenizer_digest", "num_blocks", "precision", "max_tokens", "max_rank"):
+        assert status.base_digest == served.base_digest(Cut(0, 0)) == "base"
+        for name in ("protocol", "atoll_version", "tokenizer_digest", "num_blocks", "precision", "max_tokens", "max_rank"):
             assert getattr(status, name) == getattr(facts, name) != 0, name
         assert tuple(status.codecs) == facts.codecs
         assert tuple(status.wire_modes) == facts.wire_modes
@@ -100,6 +105,9 @@ def test_status_counts_what_crossed() -> None:
         status = fetch_status(channel, PATIENCE_SECONDS)
         (session,) = status.open
         assert session.tokens == status.tokens == sum(report.num_tokens for report in update.reports)
+        batches = [stream().batch(step) for step in range(STEPS)]
+        assert session.positions == sum(batch.input_ids_BT.numel() for batch in batches) > session.tokens
+        assert 0 < session.compute_seconds < session.seconds
         assert (session.received_bytes, session.sent_bytes) == (client.account.sent.total(), client.account.received.total())
         assert status.tokens_per_second > 0
         assert status.sessions == 1
@@ -137,7 +145,7 @@ def test_two_tenants_at_once_get_what_each_gets_alone(tmp_path: Path) -> None:
 
 
 def test_one_session_too_many_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "ROOM_SECONDS", 0.05)
+    monkeypatch.setattr(accounts, "ROOM_SECONDS", 0.05)
     with running(llama_host(), max_sessions=2) as host, channel_to(host) as channel:
         with session_on(channel), session_on(channel):
             with pytest.raises(HostLostError, match="sessions") as caught, session_on(channel):
@@ -152,7 +160,7 @@ def test_one_session_too_many_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_tenant_beyond_its_limit_is_refused_and_others_are_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "ROOM_SECONDS", 0.05)
+    monkeypatch.setattr(accounts, "ROOM_SECONDS", 0.05)
     made = make_certificates(tmp_path, [], list(TENANTS))
     with running(llama_host(), 4, made.host, max_tenant_sessions=2) as host, ExitStack() as stack:
         north, south = (stack.enter_context(channel_to(host, made.devices[tenant])) for tenant in TENANTS)
@@ -175,8 +183,8 @@ def test_a_tenant_beyond_its_limit_is_refused_and_others_are_served(tmp_path: Pa
 
 def test_room_for_one_tenant_is_given_though_another_waits_for_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """North, at its limit, and south, for which the host is full, wait in this order; a session of south's ends."""
-    monkeypatch.setattr(metrics, "ROOM_SECONDS", PATIENCE_SECONDS)
-    account = HostAccount(2, 1)
+    monkeypatch.setattr(accounts, "ROOM_SECONDS", PATIENCE_SECONDS)
+    account = HostAccount(HostLimits(max_sessions=2, max_tenant_sessions=1))
     first, second = account.open("north"), account.open("south")
     assert isinstance(first, SessionFigures) and isinstance(second, SessionFigures)  # noqa: PT018
     waiting: list[object] = account._room._waiters  # type: ignore[attr-defined]
@@ -202,8 +210,8 @@ def test_a_device_may_end_its_session_and_open_another_at_once() -> None:
 
 
 def test_a_full_host_waits_a_little_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "ROOM_SECONDS", PATIENCE_SECONDS)
-    account = HostAccount(1)
+    monkeypatch.setattr(accounts, "ROOM_SECONDS", PATIENCE_SECONDS)
+    account = HostAccount(HostLimits(max_sessions=1))
     first = account.open("north")
     assert isinstance(first, SessionFigures)
     with ThreadPoolExecutor(1) as pool:
@@ -228,7 +236,7 @@ def test_a_silent_device_loses_its_session_and_the_host_lives_on() -> None:
     with running(llama_host(idle_seconds=0.6)) as host, channel_to(host) as channel:
         with session_on(channel) as session:
             with pytest.raises(HostLostError, match="lost") as caught:
-                session.conversation.transport.read()
+                session.stream.transport.read()
             assert "silent for longer than it allows" in caught.value.got
         wait_until(lambda: host.account.totals().sessions == 0)
         assert host.account.totals().refused == {"idle": 1}
@@ -240,10 +248,10 @@ def test_a_silent_device_loses_its_session_and_the_host_lives_on() -> None:
 def test_a_device_that_keeps_an_exchange_waiting_loses_its_session() -> None:
     """It greets and sends a Forward, within what a device may be silent, and then no more."""
     with running(llama_host(exchange_seconds=0.3)) as host, channel_to(host) as channel, session_on(channel) as session:
-        session.conversation.send(pb.Forward(exchange=0, rows=1, positions=2, train=True), [torch.zeros(2, 32)])
-        assert session.conversation.receive().kind == "hidden"
+        session.stream.send(pb.Forward(exchange=0, rows=1, positions=2, train=True), [torch.zeros(2, 32)])
+        assert session.stream.receive().kind == "hidden"
         with pytest.raises(HostLostError, match="lost") as caught:
-            session.conversation.transport.read()
+            session.stream.transport.read()
         assert "slow or silent for longer than it allows" in caught.value.got
         wait_until(lambda: host.account.totals().sessions == 0)
         assert host.account.totals().refused == {"idle": 1}
@@ -278,7 +286,7 @@ def test_a_host_that_stops_ends_its_sessions(monkeypatch: pytest.MonkeyPatch) ->
     with running(llama_host()) as host, channel_to(host) as channel, session_on(channel) as session:
         host.stop()
         with pytest.raises(HostLostError):
-            session.conversation.transport.read()
+            session.stream.transport.read()
         assert host.account.totals().sessions == 0
 
 
@@ -318,7 +326,7 @@ def test_a_writer_does_not_wait_for_a_host_that_is_gone() -> None:
 
 
 def test_the_metrics_page_holds_the_hosts_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "ROOM_SECONDS", 0.05)
+    monkeypatch.setattr(accounts, "ROOM_SECONDS", 0.05)
     with running(llama_host(), max_sessions=1) as host, channel_to(host) as channel:
         address = serve_metrics(host, ":0")
         assert address.startswith("127.0.0.1:")
@@ -331,6 +339,8 @@ def test_the_metrics_page_holds_the_hosts_figures(monkeypatch: pytest.MonkeyPatc
             pass
         page = figures(address)
         assert page.pop("atoll_host_resident_bytes") > 50 * 2**20
+        assert page.pop("atoll_host_compute_seconds_total") > 0
+        assert page.pop("atoll_host_positions_total") > page["atoll_host_tokens_total"]
         assert page == {
             "atoll_host_sessions": 1,
             "atoll_host_tokens_total": sum(report.num_tokens for report in update.reports),
@@ -346,6 +356,60 @@ def test_the_metrics_page_holds_the_hosts_figures(monkeypatch: pytest.MonkeyPatc
         assert after["atoll_host_bytes_total received"] > page["atoll_host_bytes_total received"], "the goodbye"
     with pytest.raises(OSError):  # The page ends with the host.
         figures(address)
+
+
+def test_tenants_are_named_on_the_page_only_where_the_operator_asks(tmp_path: Path) -> None:
+    made = make_certificates(tmp_path, [], list(TENANTS))
+    with running(llama_host(), tls=made.host) as host, channel_to(host, made.devices["north"]) as channel:
+        plain, named = serve_metrics(host, ":0"), serve_metrics(host, ":0", tenants=True)
+        with session_on(channel):
+            assert not [name for name in figures(plain) if "north" in name or "tenant" in name]
+            assert figures(named)["atoll_host_tenant_sessions north"] == 1
+        wait_until(lambda: figures(named)["atoll_host_tenant_sessions north"] == 0)
+        assert figures(named)["atoll_host_tenant_bytes_total received north"] > 0
+        assert {name.rpartition(" ")[2] for name in figures(named) if "tenant" in name} == {"north"}
+
+
+def test_slow_readers_of_the_page_take_no_threads_and_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some never ask, some ask and never read, and one more than there may be is hung up on."""
+    monkeypatch.setattr(metrics, "READER_SECONDS", 1.0)
+    with running(llama_host()) as host, ExitStack() as stack:
+        name, _, port = serve_metrics(host, ":0").rpartition(":")
+        threads = threading.active_count()
+        slow = [stack.enter_context(socket.create_connection((name, int(port)), PATIENCE_SECONDS)) for _ in range(metrics.READERS)]
+        for number, connection in enumerate(slow):
+            connection.sendall(b"GET /metrics HTTP/1.1\r\n\r\n" if number % 2 else b"GET /met")
+        wait_until(lambda: _refused(name, int(port)))
+        assert threading.active_count() == threads
+        for connection in slow:
+            with suppress(ConnectionError):
+                while connection.recv(1000):
+                    pass
+        wait_until(lambda: not _refused(name, int(port)))
+        assert figures(f"{name}:{port}")["atoll_host_sessions"] == 0
+
+
+def _refused(name: str, port: int) -> bool:
+    try:
+        figures(f"{name}:{port}")
+    except OSError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("question", [
+    b"\r\n\r\n", b"POST / HTTP/1.1\r\n\r\n", b"\x16\x03\x01" + bytes(2**15), b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 2**12,
+], ids=["nothing", "another method", "TLS", "too long"])  # fmt: skip
+def test_other_questions_get_no_page(question: bytes) -> None:
+    with running(llama_host()) as host:
+        name, _, port = serve_metrics(host, ":0").rpartition(":")
+        answer = b""
+        with socket.create_connection((name, int(port)), PATIENCE_SECONDS) as connection, suppress(ConnectionError):
+            connection.sendall(question)
+            while more := connection.recv(1000):
+                answer += more
+        assert b"atoll_host" not in answer
+        assert figures(f"{name}:{port}")["atoll_host_sessions"] == 0
 
 
 def test_a_metrics_address_of_no_use() -> None:

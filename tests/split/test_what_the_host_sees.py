@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 import torch
 
-from atoll.split.conversation import Transport
+from atoll.split.counted_stream import Transport
 from atoll.split.cut import Cut
 from atoll.tasks.batches import Batch
 from atoll.training.trainer import FitPlan, TrainState

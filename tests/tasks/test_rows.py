@@ -148,7 +148,7 @@ def test_files_need_neither_datasets_nor_pandas(tmp_path: Path) -> None:
 
     (tmp_path / "a.csv").write_text("text\nx\n")
     code = (
-        "import sys; from pathlib import Path; from atoll.tasks import partition; from atoll.tasks.scoring import metrics; "
+        "import sys; from pathlib import Path; from atoll.tasks import partition; from atoll.tasks.scoring import builtin_metrics; "
         "from atoll.tasks.rows import load_rows;"
         "from atoll.tasks.text import text_form;"
         f"load_rows('a.csv', base_dir=Path({str(tmp_path)!r}), limit=None, on_bad_row='error');"

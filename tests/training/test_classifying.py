@@ -8,18 +8,18 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from atoll.adapters.attach import module_size
 from atoll.adapters.fresh import fresh_adapters, fresh_full_weights, head_state
+from atoll.adapters.places import module_size
 from atoll.adapters.state import AdapterState
 from atoll.base.classifier import load_classifier
 from atoll.base.load import Base
-from atoll.base.shapes import read_shapes
+from atoll.base.read_shapes import read_shapes
 from atoll.config.schema import Data, Train
 from atoll.tasks.batches import BatchStream
 from atoll.tasks.classes import examples_of, form_of
 from atoll.tasks.rows import load_rows
 from atoll.training.importance_warmup import WarmUp, warm_up
-from atoll.training.local import LocalTrainer
+from atoll.training.local_trainer import LocalTrainer
 from atoll.training.step import learning_rate_at
 from atoll.training.trainer import FitPlan, TrainState
 

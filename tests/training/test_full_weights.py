@@ -7,9 +7,10 @@ import copy
 import pytest
 import torch
 
-from atoll.adapters.attach import merge_into, module_size
+from atoll.adapters.attach import merge_into
 from atoll.adapters.fresh import fresh_adapters, fresh_full_weights
 from atoll.adapters.full_weights import FullWeightDelta
+from atoll.adapters.places import module_size
 from atoll.adapters.state import AdapterState
 from atoll.base.load import Base
 from atoll.config.schema import Train
@@ -23,7 +24,7 @@ from atoll.federated.flower import Context, RecordDict
 from atoll.federated.grid import InProcessGrid
 from atoll.federated.payload import get_adapter, put_adapter
 from atoll.federated.strategy import AdapterStrategy
-from atoll.training.local import LocalTrainer
+from atoll.training.local_trainer import LocalTrainer
 from atoll.training.step import learning_rate_at
 from atoll.training.trainer import FitPlan, TrainState, Update
 
@@ -142,7 +143,7 @@ def test_one_edge_equals_plain_training_bit_for_bit() -> None:
 
 
 def mixed(seed: int) -> AdapterState:
-    """An adapter of one module beside the whole weight and bias of another, as a classifier has them."""
+    """An adapter of one module beside the full weight and bias of another, as a classifier has them."""
     g = torch.Generator().manual_seed(seed)
     pairs = fresh_adapters("lora", {"a": (6, 4)}, {"a": 2}, 4.0, seed)
     return AdapterState("lora", pairs.modules, {"head": FullWeightDelta(torch.randn(3, 6, generator=g), torch.randn(3, generator=g))})

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from atoll.adapters.attach import module_size
+from atoll.adapters.places import module_size
 from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.base.load import Base, load_base
 from atoll.config.schema import Train
@@ -23,7 +23,7 @@ from atoll.seeding import stream as seed_of
 from atoll.split.cut import Cut
 from atoll.training import importance_warmup
 from atoll.training.adalora import orthogonality_gradient_NR
-from atoll.training.importance import ImportanceScore
+from atoll.training.importance_score import ImportanceScore
 from atoll.training.importance_warmup import ModuleScores, WarmUp, warm_up
 from atoll.training.trainer import FitPlan, TrainState
 

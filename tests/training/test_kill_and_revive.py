@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from atoll.adapters.attach import Killed, attached
+from atoll.adapters.attach import attached
+from atoll.adapters.killed import Killed
 from atoll.adapters.state import AdapterState
 from atoll.errors import AdapterFitError
 from atoll.federated.flower import RecordDict
 from atoll.federated.payload import get_statistics, put_statistics
 from atoll.selection.schedule import Schedule
-from atoll.training.local import LocalTrainer
+from atoll.training.local_trainer import LocalTrainer
 from atoll.training.trainer import FitPlan, ModuleStatistics, TrainState, Update
 
 from tests.conftest import random_model

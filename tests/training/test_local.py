@@ -15,7 +15,7 @@ from atoll.base import head
 from atoll.base.head import token_losses_N
 from atoll.config.schema import Train
 from atoll.cost import meters
-from atoll.training.local import LocalTrainer
+from atoll.training.local_trainer import LocalTrainer
 from atoll.training.step import learning_rate_at
 from atoll.training.trainer import FitPlan, StepReport, TrainState, Update
 

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from atoll.base.load import Base, load_base
-from atoll.base.shapes import read_shapes
+from atoll.base.read_shapes import read_shapes
 from atoll.cost.formulas import step_flops
 from atoll.shapes import BaseShapes
 from atoll.training import speed

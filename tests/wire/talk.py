@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 
 from atoll.wire import protocol_pb2 as pb
-from atoll.wire.codec import encode
 from atoll.wire.dialogue import Role
+from atoll.wire.encoding import encode
 from atoll.wire.frames import Message
 
 GROUPS = (("layers.1.q_proj", "layers.1.k_proj"), ("layers.1.o_proj",), ("layers.2.down_proj",))

@@ -10,8 +10,8 @@ import torch
 
 from atoll.errors import ProtocolError
 from atoll.wire import protocol_pb2 as pb
-from atoll.wire.codec import encode
 from atoll.wire.dialogue import TURNS, Dialogue, Role
+from atoll.wire.encoding import Encoded, encode
 from atoll.wire.frames import Message
 
 from tests.wire.talk import GROUPS, Said, Talk
@@ -138,7 +138,8 @@ def change(fields: dict[str, object]) -> Callable[[pb.Forward], None]:
 
 @pytest.mark.parametrize("fields", [
     {"rows": 0}, {"positions": 0}, {"rows": 4}, {"positions": 9}, {"rows": 2**32 - 1}, {"positions": 4}, {"lengths": [8]},
-    {"lengths": [2, 6], "wanted": []}, {"rows": 3, "lengths": [3, 5, 0]}, {"lengths": [4, 5]}, {"lengths": []}, {"wanted": [10]},
+    {"positions": 6, "wanted": []}, {"positions": 8, "wanted": []}, {"lengths": [2, 6], "wanted": []},
+    {"rows": 3, "lengths": [3, 5, 0]}, {"lengths": [4, 5]}, {"lengths": []}, {"wanted": [10]},
     {"wanted": [0, 3]}, {"wanted": [1, 1]}, {"wanted": [2**32 - 1]}, {"position_ids": [0, 1, 2]}, {"has_factors": True}, {"train": False},
 ], ids=str)  # fmt: skip
 def test_a_layout_that_cannot_be_is_refused(fields: dict[str, object]) -> None:
@@ -187,6 +188,41 @@ def test_killed_modules_come_in_full_precision() -> None:
     with pytest.raises(ProtocolError, match="in another codec"):
         tell(after(said, 2), ("device", Message(pb.Killed(), lossy)))
     assert after(said, 3).state == "forward"
+
+
+@pytest.mark.parametrize("mode", ["dense", "factored"])
+@pytest.mark.parametrize("codec", ["fp32", "bf16", "int8"])
+def test_every_tensor_has_the_codec_of_hello(mode: str, codec: str) -> None:
+    """By both senders, in every message that has tensors; after each refusal the right message still passes."""
+    said, dialogue, refused = Talk(mode, codec, front_gradient=True).session(), Dialogue("host"), set()
+    for sender, message in said:
+        for place, tensor in enumerate(message.tensors):
+            for other in sorted({"fp32", "bf16", "int8"} - {codec}):
+                wrong = (*message.tensors[:place], encode(torch.ones(tensor.shape), other), *message.tensors[place + 1 :])  # type: ignore[arg-type]
+                with pytest.raises(ProtocolError, match="in another codec than agreed") as caught:
+                    tell(dialogue, (sender, Message(message.body, wrong)))
+                assert (caught.value.got, caught.value.expected) == (other, codec)
+                refused.add(message.kind)
+        tell(dialogue, (sender, message))
+    assert refused == {"forward", "input", "output", "hidden", "hidden_gradient", "gradient", "input_gradient", "finished"}
+
+
+def test_plain_bytes_are_no_tensor_of_a_session() -> None:
+    said = Talk().session()
+    with pytest.raises(ProtocolError, match="in another codec than agreed"):
+        tell(after(said, 2), ("device", Message(said[2][1].body, (Encoded("raw", said[2][1].tensors[0].shape, b""),))))
+
+
+def test_no_gradient_is_asked_for_that_leads_nowhere() -> None:
+    """Below the lowest group nothing of the device wants one: a device that made it would fail within torch."""
+    talk = Talk()
+    said = [talk.hello(), talk.welcome(), *talk.exchange(0, train=True)]
+    (place,) = (at for at, (_, message) in enumerate(said) if message.kind == "gradient" and message.body.group == 0)
+    hostile = pb.Gradient(group=0, want_input_gradient=True)
+    for role in ROLES:
+        with pytest.raises(ProtocolError, match="leads nowhere"):
+            tell(after(said, place, role), ("host", Message(hostile, said[place][1].tensors)))
+    assert after(said, len(said)).state == "forward"
 
 
 def test_factors_must_come_once() -> None:

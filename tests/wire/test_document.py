@@ -10,8 +10,8 @@ from torch import Tensor
 
 from atoll.wire import frames
 from atoll.wire import protocol_pb2 as pb
-from atoll.wire.codec import decode, encode
 from atoll.wire.dialogue import TURNS, Dialogue
+from atoll.wire.encoding import decode, encode
 from atoll.wire.frames import Assembler, Message, Packer
 from atoll.wire.handshake import REFUSAL_CODES
 

@@ -13,7 +13,7 @@ from xxhash import xxh3_64_intdigest
 
 from atoll.errors import FrameError
 from atoll.wire import protocol_pb2 as pb
-from atoll.wire.codec import Encoded, decode, encode, raw
+from atoll.wire.encoding import Encoded, decode, encode, raw
 from atoll.wire.frames import MAX_HEADER_BYTES, MAX_TENSORS, Assembler, Message, Packer
 
 from tests.wire.damage import DAMAGES, forged, packed

@@ -12,16 +12,21 @@ from atoll.wire.handshake import PROTOCOL, REFUSAL_CODES, HostFacts, block_of, c
 
 MODULES = {f"model.layers.{block}.{name}": (8, 6) for block in range(4) for name in ("self_attn.q_proj", "mlp.down_proj")}
 FACTS = HostFacts(
-    protocol=PROTOCOL, atoll_version="0.2.0", base_digest="ba5e", tokenizer_digest="70ce", num_blocks=4, modules=MODULES,
+    protocol=PROTOCOL, atoll_version="0.2.0", tokenizer_digest="70ce", num_blocks=4, modules=MODULES,
     codecs=("fp32", "bf16"), wire_modes=("dense", "factored"), precision="fp32", kinds=("lora", "bottleneck"), max_tokens=100, max_rank=5,
     killed=("offload",),
 )  # fmt: skip
+DIGEST = "ba5e"
 Q1 = "model.layers.1.self_attn.q_proj"
+
+
+def check(told: pb.Hello, facts: HostFacts = FACTS) -> pb.Refusal | None:
+    return check_hello(told, facts, lambda: DIGEST)
 
 
 def hello(**changes: object) -> pb.Hello:
     fields = {
-        "protocol": PROTOCOL, "atoll_version": "0.2.0", "base_digest": "ba5e", "tokenizer_digest": "70ce", "cut_front": 1, "cut_back": 1,
+        "protocol": PROTOCOL, "atoll_version": "0.2.0", "base_digest": DIGEST, "tokenizer_digest": "70ce", "cut_front": 1, "cut_back": 1,
         "adapter_kind": "lora", "modules": [(Q1, 5), ("model.layers.2.mlp.down_proj", 1)], "wire_mode": "dense", "codec": "fp32",
         "precision": "fp32", "max_tokens": 100,
     } | changes  # fmt: skip
@@ -36,7 +41,7 @@ def hello(**changes: object) -> pb.Hello:
     {"cut_front": 0, "cut_back": 0}, {"cut_front": 1, "cut_back": 2, "modules": [(Q1, 1)]},
 ], ids=str)  # fmt: skip
 def test_what_fits_passes(changes: dict[str, object]) -> None:
-    assert check_hello(hello(**changes), FACTS) is None
+    assert check(hello(**changes)) is None
 
 
 @pytest.mark.parametrize(("changes", "field", "host", "device"), [
@@ -64,27 +69,55 @@ def test_what_fits_passes(changes: dict[str, object]) -> None:
     ({"modules": [(Q1, 1, "offload")], "scaling": 0.0}, "scaling", "a finite number other than 0", f"0.0 for {Q1}"),
 ], ids=lambda value: str(value)[:40])  # fmt: skip
 def test_each_field_that_does_not_fit_is_named(changes: dict[str, object], field: str, host: str, device: str) -> None:
-    refusal = check_hello(hello(**changes), FACTS)
+    refusal = check(hello(**changes))
     assert refusal is not None
     assert (refusal.code, refusal.field, refusal.host_value, refusal.device_value) == ("unfit", field, host, device)
     assert refusal.do
 
 
+@pytest.mark.parametrize("changes", [
+    {"protocol": 99}, {"tokenizer_digest": ""}, {"precision": ""}, {"cut_front": 4}, {"adapter_kind": ""}, {"wire_mode": ""}, {"codec": ""},
+    {"max_tokens": 0}, {"modules": [("model.layers.9.mlp.down_proj", 1)]}, {"modules": [(Q1, 99)]},
+], ids=str)  # fmt: skip
+def test_the_base_is_not_read_for_a_greeting_that_fits_not_anyway(changes: dict[str, object]) -> None:
+    def digest() -> str:
+        raise AssertionError("the base was read")
+
+    assert check_hello(hello(**changes), FACTS, digest) is not None
+    assert check_hello(pb.Hello(protocol=99), FACTS, digest) is not None
+    with pytest.raises(AssertionError, match="was read"):
+        check_hello(hello(), FACTS, digest)
+
+
+def test_what_a_device_wrote_is_repeated_on_one_short_line() -> None:
+    refusal = check(hello(codec="\x1b[2J\n" * 10_000))
+    assert refusal is not None
+    assert refusal.device_value.startswith("\\x1b[2J\\n")
+    assert len(refusal.device_value) < 2000
+
+
+def test_what_a_host_wrote_is_shown_on_one_short_line() -> None:
+    evil = "x\n  do        run this\x1b[2J" + "y" * 10_000
+    for code in ("unfit", "busy", evil):
+        error = refusal_error(pb.Refusal(code=code, field=evil, host_value=evil, device_value=evil, do=evil), "localhost:7071")
+        assert all(part.isprintable() and len(part) < 2000 for part in (error.what, error.got, error.expected, error.do))
+
+
 def test_only_lora_adapters_are_merged() -> None:
     facts = replace(FACTS, killed=("offload", "merge"))
-    assert check_hello(hello(modules=[(Q1, 1, "merge")]), facts) is None
-    refusal = check_hello(hello(modules=[(Q1, 1, "merge")], adapter_kind="bottleneck"), facts)
+    assert check(hello(modules=[(Q1, 1, "merge")]), facts) is None
+    refusal = check(hello(modules=[(Q1, 1, "merge")], adapter_kind="bottleneck"), facts)
     assert (refusal.field, refusal.host_value) == ("killed", "offload")
 
 
 def test_a_rank_is_bounded_by_the_module_too() -> None:
     facts = replace(FACTS, max_rank=100)
-    assert check_hello(hello(modules=[(Q1, 6)]), facts) is None
-    assert check_hello(hello(modules=[(Q1, 7)]), facts).host_value == "1 to 6"
+    assert check(hello(modules=[(Q1, 6)]), facts) is None
+    assert check(hello(modules=[(Q1, 7)]), facts).host_value == "1 to 6"
 
 
 def test_a_refusal_becomes_the_error_that_the_user_sees() -> None:
-    error = refusal_error(check_hello(hello(codec="int8"), FACTS), "localhost:7071")
+    error = refusal_error(check(hello(codec="int8")), "localhost:7071")
     assert (error.code, error.exit_status) == ("W803", 4)
     for part in ("codec", "localhost:7071", "int8", "fp32, bf16", "wire.codec"):
         assert part in error.page()

@@ -28,7 +28,7 @@ def fresh_adapters(kind: Kind, sizes: Mapping[str, tuple[int, int]], ranks: Mapp
 
 
 def fresh_full_weights(sizes: Mapping[str, tuple[int, int]], names: Iterable[str]) -> AdapterState:
-    """A state in which the weights of these modules are trained whole, and nothing has changed yet; their biases are not trained.
+    """A state in which the full weights of these modules are trained, and nothing has changed yet; their biases are not trained.
 
     Shapes: sizes are (inputs, outputs) by module name.
     """
@@ -36,5 +36,5 @@ def fresh_full_weights(sizes: Mapping[str, tuple[int, int]], names: Iterable[str
 
 
 def head_state(head: Mapping[str, tuple[torch.Tensor, ...]]) -> AdapterState:
-    """A state in which these modules alone are trained whole, from these weights (and biases) on."""
+    """A state in which the full weights of these modules alone are trained, from these values (and biases) on."""
     return AdapterState("lora", {}, {name: FullWeightDelta(*tensors) for name, tensors in head.items()})

@@ -108,7 +108,7 @@ class FullWeightLinear(nn.Module):
 
 
 def changed(name: str, base: nn.Module, change_OI: nn.Parameter, bias_O: nn.Parameter | None) -> FullWeightLinear:
-    """The module with its weight, and its bias where `bias_O` is given, trained whole.
+    """The module with its full weight trained, and its bias where `bias_O` is given.
 
     Raises: AdapterFitError for a quantized module, or one without the bias.
     """

@@ -37,7 +37,7 @@ def save_adapter(
 ) -> None:
     """Write the state as a PEFT adapter folder; `transposed`: the base keeps weights as (inputs, outputs), as GPT-2 does.
 
-    What is trained whole becomes a LoRA pair of the full rank, of which one side is the identity: no bit is lost. But the modules of a
+    A full weight becomes a LoRA pair of the full rank, of which one side is the identity: no bit is lost. But the modules of a
     classifier's `head` are saved as they are (modules_to_save), and its labels in a file beside.
     """
     folder.mkdir(parents=True, exist_ok=True)

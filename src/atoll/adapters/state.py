@@ -71,14 +71,14 @@ class AdapterState:
     """Adapters by full module name; immutable, all tensors fp32 on the CPU.
 
     Laws (lora: of the dense change; bottleneck: of the function): (a + b) is the sum, a.scale(c) is c times a, a.truncate(r) is the
-    best approximation of rank r, a.truncate(r) is a itself where the rank is r or less, and a.compacted() is a. Weights that are
-    trained whole have no rank: they obey the first two, and the others leave them as they are.
+    best approximation of rank r, a.truncate(r) is a itself where the rank is r or less, and a.compacted() is a. Full weights have no
+    rank: they obey the first two, and the others leave them as they are.
     """
 
     kind: Kind
     modules: Mapping[str, ModuleAdapter]
     full_weights: Mapping[str, FullWeightDelta] = field(default_factory=dict)
-    """Modules whose weights are trained whole, beside those with an adapter."""
+    """Modules whose full weights are trained, beside those with an adapter."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "modules", MappingProxyType(dict(self.modules)))
@@ -86,13 +86,13 @@ class AdapterState:
         both = sorted(self.modules.keys() & self.full_weights.keys())
         if both:
             raise AdapterFitError(
-                "a module has an adapter and is trained whole", got=both[0], expected="one of the two",
+                "a module has an adapter, and its full weight is trained", got=both[0], expected="one of the two",
                 do="give every edge the same [adapter] kind",
             )  # fmt: skip
 
     @property
     def ranks(self) -> dict[str, int]:
-        """Rank by module name; of a weight that is trained whole, the most that its change can have."""
+        """Rank by module name; of a full weight, the most that its change can have."""
         return {name: part.rank if isinstance(part, ModuleAdapter) else min(part.size) for name, part in self.parts.items()}
 
     @property

@@ -1,4 +1,4 @@
-"""The decoder blocks of a model: where they are, what stands in for a missing one, and which of their projections share an input.
+"""The decoder blocks of a model: where they are, what takes the place of a missing one, and which of their projections share an input.
 
 Shape suffixes: B rows, T positions, D width.
 """
@@ -47,7 +47,7 @@ class Skip(nn.Module):
 
 
 def hear_hidden_states_only(block: nn.Module) -> None:
-    """Let a stand-in's forward have the hidden states as its only argument, whatever else the family gives to its blocks."""
+    """Let a placeholder's forward have the hidden states as its only argument, whatever else the family gives to its blocks."""
     block.register_forward_pre_hook(_first_argument, with_kwargs=True)
 
 

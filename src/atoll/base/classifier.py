@@ -1,4 +1,4 @@
-"""A base that tells the class of a row: its blocks frozen, and a head on them that is always trained whole.
+"""A base that tells the class of a row: its blocks frozen, and a head on them whose full weights are always trained.
 
 Shape suffixes: B rows, T positions, D width, K classes.
 """

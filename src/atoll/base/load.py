@@ -312,7 +312,7 @@ def give_freed_memory_back() -> None:
     """Have glibc map every tensor of a megabyte or more by itself, and unmap it when it is freed.
 
     Otherwise it moves that bound up to 32 MiB by itself, takes tensors from its heap, and keeps the holes: what a process then holds is
-    up to three times what it uses, and no formula foretells it. It costs time, as the kernel hands out every page anew: worth it where
+    up to three times what it uses, and no formula predicts it. It costs time, as the kernel hands out every page anew: worth it where
     memory is what is short. Elsewhere than with glibc nothing happens.
 
     Source: man 3 mallopt, M_MMAP_THRESHOLD.

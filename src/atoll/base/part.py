@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ def load_part(name: str, front: int, back: int, *, precision: str, remote_blocks
     """The base called `name` without its middle blocks, which no memory is used for: the first of them is what `remote_blocks` makes.
 
     `remote_blocks` is given inputs and outputs of all middle projections, by full name and in the order in which they run, and whether the
-    family's blocks return a tuple. The stand-in's forward gets the hidden states as its only argument.
+    family's blocks return a tuple. The placeholder's forward gets the hidden states as its only argument.
 
     Raises: BadValueError for a cut that leaves no middle block; BaseFolderError, ArchitectureError, TokenizerError, WeightsError.
     """
@@ -175,20 +175,28 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def write_part(source: str, front: int, back: int, folder: Path) -> None:
-    """Write a folder that holds a device's part of a base, for a device that has no copy.
+@dataclass(frozen=True, slots=True, eq=False)
+class PartFile:
+    """A file of a device's part of a base, made piece by piece from what the base's own files hold."""
+
+    name: str
+    num_bytes: int
+    pieces: Callable[[], Iterator[bytes]]
+    """Its bytes from the beginning, the same each time."""
+
+
+def part_files(source: str, front: int, back: int) -> tuple[PartFile, ...]:
+    """The files of a folder that holds a device's part of a base, for a device that has no copy. No weights are read yet.
 
     Raises: what load_part raises.
     """
     skeleton = _skeleton(source, front, back)
     held, whole = _held(skeleton), read_headers(skeleton.source)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in BESIDE_WEIGHTS:
-        if (skeleton.folder / name).is_file():
-            shutil.copyfile(skeleton.folder / name, folder / name)
-    _write_weights(held, folder / WEIGHTS)
+    beside = [skeleton.folder / name for name in BESIDE_WEIGHTS if (skeleton.folder / name).is_file()]
     tensors = {name: {"shape": list(header.shape), "num_bytes": header.num_bytes} for name, header in whole.tensors.items()}
-    (folder / PART).write_text(json.dumps({"front": front, "back": back, "tensors": tensors}), encoding="utf-8")
+    about = json.dumps({"front": front, "back": back, "tensors": tensors}).encode()
+    files = [PartFile(path.name, path.stat().st_size, partial(_bytes_at, path, 0, path.stat().st_size)) for path in beside]
+    return (*files, _weights_file(held), PartFile(PART, len(about), lambda: iter((about,))))
 
 
 def _skeleton(name: str, front: int, back: int, dtype: torch.dtype | None = None) -> _Skeleton:
@@ -321,14 +329,17 @@ def _put(model: PreTrainedModel, name: str, tensor: Tensor) -> None:
 
 
 def _bytes_of(tensor: StoredTensor) -> Iterator[bytes]:
-    with tensor.file.open("rb") as stream:
-        stream.seek(tensor.start)
-        left = tensor.num_bytes
-        while left > 0:
-            chunk = stream.read(min(left, _CHUNK_BYTES))
+    return _bytes_at(tensor.file, tensor.start, tensor.num_bytes)
+
+
+def _bytes_at(file: Path, start: int, num_bytes: int) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        stream.seek(start)
+        while num_bytes > 0:
+            chunk = stream.read(min(num_bytes, _CHUNK_BYTES))
             if not chunk:
-                raise weights_error(str(tensor.file), "a file that ends too early")
-            left -= len(chunk)
+                raise weights_error(str(file), "a file that ends too early")
+            num_bytes -= len(chunk)
             yield chunk
 
 
@@ -336,7 +347,7 @@ def _same_bytes(a: StoredTensor, b: StoredTensor) -> bool:
     return (a.dtype, a.shape) == (b.dtype, b.shape) and all(x == y for x, y in zip(_bytes_of(a), _bytes_of(b), strict=True))
 
 
-def _write_weights(held: Mapping[str, _Held], file: Path) -> None:
+def _weights_file(held: Mapping[str, _Held]) -> PartFile:
     """One safetensors file, wide types first, so that every tensor starts at a multiple of its own width.
 
     Source: https://github.com/huggingface/safetensors#format
@@ -349,7 +360,11 @@ def _write_weights(held: Mapping[str, _Held], file: Path) -> None:
         header[one.stored] = {"dtype": one.tensor.dtype, "shape": list(one.tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with file.open("wb") as stream:
-        stream.write(struct.pack("<Q", len(text)) + text)
+    head = struct.pack("<Q", len(text)) + text
+
+    def pieces() -> Iterator[bytes]:
+        yield head
         for one in ordered:
-            stream.writelines(_bytes_of(one.tensor))
+            yield from _bytes_of(one.tensor)
+
+    return PartFile(WEIGHTS, len(head) + end, pieces)

@@ -12,7 +12,7 @@ import click
 
 from atoll.cli.pages import bug_page, part_error, print_error
 from atoll.errors import AtollError, CommandLineError, InputError, PartError, PeerError, PlanError
-from atoll.registry.foreign import blamed
+from atoll.registry.plugins import blamed
 from atoll.runs.layout import marked_run
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130

@@ -115,7 +115,7 @@ def profile(path: Path, *, base: str = "tiny", host: HostAccess | None = None) -
 
 def _measured_speed(base: str) -> Speed:
     from atoll.base.load import load_base
-    from atoll.base.shapes import read_shapes
+    from atoll.base.read_shapes import read_shapes
     from atoll.training.speed import measure_speed
 
     return measure_speed(load_base(base), read_shapes(base))

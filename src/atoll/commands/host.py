@@ -1,9 +1,11 @@
-"""atoll host: serve a frozen base to devices; their data and adapters stay with them."""
+"""atoll host: serve a frozen base to devices, whose data and adapters stay with them; and certify one more of these."""
 
 from __future__ import annotations
 
 import json
 import logging
+import re
+import resource
 import signal
 import sys
 import threading
@@ -15,9 +17,14 @@ from atoll.base.load import Base, DeviceMap, load_base
 from atoll.base.quantize import Bits
 from atoll.config.schema import PRECISION_BITS
 from atoll.errors import BadValueError, CommandLineError
-from atoll.jobs.split import HostAccess, HostLimits, serve, start_host
-from atoll.split.certificates import HostTls, make_certificates, open_channel, server_credentials
+from atoll.jobs.split import HostAccess, serve, start_host
+from atoll.registry.plugins import load_plugin
+from atoll.split.certificates import DeviceTls, HostTls, make_certificates, open_channel, server_credentials
+from atoll.split.cut import Cut
+from atoll.split.host.audit import Audit
 from atoll.split.host.server import Host
+from atoll.split.host.tenants import HostLimits
+from atoll.split.issuer import Issuer, check_names, write_all
 from atoll.split.transport import fetch_status
 from atoll.threads import suited_threads
 
@@ -52,28 +59,75 @@ class HostSettings:
     exchange_seconds: float = 3600.0
     device_map: str | None = None
     """For a base that is larger than one accelerator: "auto", or a JSON file that gives each module its place."""
+    max_part: str | None = None
+    """FRONT,BACK: blocks that a tenant may fetch, over all its calls. None: what one cut needs, of at most half of the blocks."""
+    audit: Path | None = None
+    """Who asked for what, as JSON lines that are only ever added to."""
+    metrics_tenants: bool = False
+    """Whether the metrics name tenants."""
+    codecs: Sequence[str] = ()
+    """That devices may ask for beside those that ship; "module:object" is looked for in the current folder, then in what is installed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Certified:
+    """What a new tenant's machine is given."""
+
+    tenant: str
+    tls: DeviceTls
+
+    def to_text(self) -> str:
+        """What to copy, and how to use it."""
+        ca, cert, key = (path.name for path in (self.tls.ca, self.tls.cert, self.tls.key) if path is not None)
+        return (
+            f"wrote {self.tls.cert} and {key}: they and {ca} go to {self.tenant}'s machine, and to nobody else\n"
+            f"there: atoll edge RUN.toml --host HOST:PORT --ca {ca} --cert {cert} --key {key}"
+        )
 
 
 def host(settings: HostSettings, on_ready: Callable[[str], None], stop: threading.Event | None = None) -> None:
     """Serve until SIGINT or SIGTERM, or until `stop` is set; `on_ready` is told lines for people.
 
-    Raises: TransportError for an address or certificates that are not safe or not usable; what loading the base raises.
+    Raises: TransportError for an address or certificates that are not safe or not usable; PartError for a codec that cannot be loaded; what
+    loading the base raises.
     """
     stop = stop or stopped_by_signals()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
+    allow_open_files()
+    if settings.metrics_tenants and settings.metrics is None:
+        raise CommandLineError(
+            "--metrics-tenants goes with --metrics", where="atoll host", got="--metrics-tenants alone", expected="both", do="add --metrics"
+        )
+    max_part = _max_part(settings.max_part)
+    for codec in settings.codecs:
+        load_plugin("codec", codec, Path())
     tls = _certificates(settings, on_ready)
     # Before the base, which may take minutes to load.
     credentials = server_credentials(settings.listen, tls, insecure=settings.insecure)
+    audit = Audit(settings.audit)
     base = _base(settings)
     bits = settings.quantize if settings.quantize < 16 else PRECISION_BITS[settings.precision]
     limits = HostLimits(
         settings.max_sessions, settings.max_tokens, settings.idle_seconds, settings.merges, settings.max_tenant_sessions,
-        settings.exchange_seconds,
+        settings.exchange_seconds, max_part,
     )  # fmt: skip
-    served = serve(base, settings.model, settings.precision, bits, limits)
+    served = serve(base, settings.model, settings.precision, bits, limits, settings.codecs)
     with suited_threads(base.model.config.get_text_config().hidden_size):
-        running = start_host(served, limits, settings.listen, credentials)
+        running = start_host(served, limits, settings.listen, credentials, audit)
         _serve(running, settings, bits, tls, on_ready, stop)
+
+
+def certify(tenant: str, folder: Path, *, ca_key: Path | None = None) -> Certified:
+    """A certificate for a year by the authority whose ca.pem is in `folder`; a host with this --client-ca takes the tenant from then on.
+
+    `ca_key`: where its key is kept; None: ca.key in the same folder.
+
+    Raises: TransportError for a name that no certificate can carry, or an authority that cannot sign; OutputError where the tenant has one.
+    """
+    check_names([tenant], "tenant")
+    ca, stem = folder / "ca.pem", f"tenant-{tenant}"
+    write_all(folder, Issuer.opened(ca, ca_key or folder / "ca.key").device(stem, tenant))
+    return Certified(tenant, DeviceTls(ca, folder / f"{stem}.pem", folder / f"{stem}.key"))
 
 
 def status(host: HostAccess) -> dict[str, object]:
@@ -93,13 +147,31 @@ def _serve(running: Host, settings: HostSettings, bits: int, tls: HostTls, on_re
         if settings.metrics is not None:
             from atoll.split.host.metrics import serve_metrics
 
-            on_ready(f"metrics: http://{serve_metrics(running, settings.metrics)}/metrics")
+            on_ready(f"metrics: http://{serve_metrics(running, settings.metrics, tenants=settings.metrics_tenants)}/metrics")
         where = f"{settings.listen.rpartition(':')[0]}:{running.port}"
         secured = "no TLS" if tls.cert is None else "TLS, with device certificates" if tls.client_ca else "TLS"
         on_ready(f"serving {settings.model} at {bits} bits on {where} ({secured}); stop with Ctrl-C")
         stop.wait()
     finally:
         running.stop()
+
+
+def allow_open_files() -> None:
+    """As many as the system lets this process have: a connection is one, and the usual 1,024 are soon used up."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _max_part(given: str | None) -> Cut | None:
+    if given is None:
+        return None
+    match = re.fullmatch(r"(\d{1,9}),(\d{1,9})", given, flags=re.ASCII)
+    if match is None:
+        raise CommandLineError(
+            "--max-part is two numbers of blocks", where="atoll host", got=given, expected="FRONT,BACK, such as 1,0",
+            do="write the cut that devices use, [model] cut of their run.toml",
+        )  # fmt: skip
+    return Cut(int(match[1]), int(match[2]))
 
 
 def _base(settings: HostSettings) -> Base:

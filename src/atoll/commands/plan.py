@@ -10,7 +10,7 @@ from atoll.config.load import load
 from atoll.errors import AdapterFolderError
 from atoll.jobs.inputs import base_shapes, edge_rows, given_importance, run_labels
 from atoll.planner.edge_plan import FleetPlan
-from atoll.planner.plan import check_plan, plan_fleet
+from atoll.planner.plan_fleet import check_plan, plan_fleet
 from atoll.selection.selector import check_schedules
 
 _DOWN = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_A\.weight")

@@ -100,7 +100,7 @@ def go_on(
     job: Job, run: RunDirectory, log: EventLog, hashes: Mapping[str, object], *, resume_point: ResumePoint | None = None,
     make_backend: BackendFactory | None = None,
 ) -> RunResult:  # fmt: skip
-    """The run from its start, or from where it was `resume_point`; `hashes` are those of the job."""
+    """The run from its start, or from its `resume_point`; `hashes` are those of the job."""
     started = time.monotonic() - (0.0 if resume_point is None else resume_point.run_state.wall_seconds)
     totals = RunTotals(job)
     if resume_point is not None:
@@ -131,7 +131,7 @@ def _begin(job: Job, run: RunDirectory, log: EventLog) -> None:
 
 @dataclass(slots=True, eq=False)
 class _Run:
-    """A run on its way: keeps every round, and passes the figures on."""
+    """A run on its way: saves every round, and passes the figures on."""
 
     job: Job
     """As it was planned first, until the federated rounds are over; then as it was planned last."""

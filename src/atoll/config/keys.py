@@ -96,7 +96,8 @@ def describe(hint: Any) -> str:
     if origin is Annotated:
         named = _named_in(hint)
         if named is not None and arguments[0] is str:
-            return "one of " + ", ".join(as_toml(choice) for choice in named.choices) + f" or {REFERENCE}"
+            listed = "one of " + ", ".join(as_toml(choice) for choice in named.choices) + " or " if named.choices else ""
+            return f"{listed}{REFERENCE}"
         return describe(arguments[0]) + _limits(arguments[1:])
     if origin in (Union, UnionType):
         return " or ".join(describe(argument) for argument in arguments if argument is not NoneType)

@@ -15,8 +15,8 @@ from atoll.config.checks.conflicts import conflicts
 from atoll.config.checks.problems import problems
 from atoll.config.document import Document, read_document
 from atoll.config.fleet import with_fleet, with_profiles
+from atoll.config.named_parts import load_parts, plugin_parts
 from atoll.config.overrides import apply_overrides, is_of_edge
-from atoll.config.parts import foreign_parts, load_parts
 from atoll.config.schema import RunConfig
 from atoll.errors import InputError, ManyErrors
 
@@ -91,7 +91,7 @@ def _checked(document: Document, overrides: Sequence[str], *, environment: bool 
         raise  # not reached: a ValidationError has at least one problem
     of_parts = load_parts(config, document, environment=environment) if imports else []
     # What excludes a part is known once it is loaded.
-    knows = has_edges and not of_parts and (imports or not foreign_parts(config))
+    knows = has_edges and not of_parts and (imports or not plugin_parts(config))
     raise_all(errors + unavailable(document, ()) + of_parts + (conflicts(config, document) if knows else []))
     return LoadedConfig(config, document.path, document.text)
 

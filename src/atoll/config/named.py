@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-from atoll.registry.foreign import installed, is_reference
 from atoll.registry.parts import known, names
+from atoll.registry.plugins import installed, is_reference
 
 REFERENCE = '"module:object"'
 

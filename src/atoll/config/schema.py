@@ -60,8 +60,8 @@ class Model(Section):
     base: Text = "tiny"
     """"tiny" (built in), a folder, or a Hugging Face id."""
     task: Literal["generate", "classify"] = "generate"
-    """Predict text; or tell the class of a row ("classify"): a decoder or BERT with a head on top that is always trained whole, on edges
-    that hold the whole base. Rows are [data] text and label; scores are loss in nats per row, accuracy and macro_f1."""
+    """Predict text; or tell the class of a row ("classify"): a decoder or BERT with a head on top whose full weights are always trained, on
+    edges that hold the whole base. Rows are [data] text and label; scores are loss in nats per row, accuracy and macro_f1."""
     quantize: Literal[16, 8, 4, "auto"] = "auto"
     """Bits per weight in the blocks of a frozen base that an edge holds; the rest keeps `precision`, as all arithmetic does. "auto": the
     planner's choice, or the width of `precision` where there is no planner (plan.policy = "as-written")."""

@@ -99,7 +99,7 @@ def base_flops(
     shapes: BaseShapes, ranks: Mapping[str, int], *, num_rows: int, row_tokens: int, gradient_checkpointing: bool = False,
     remote_blocks: Container[int] = (),
 ) -> int:  # fmt: skip
-    """The frozen blocks, forward and backward, but for those that run `remote_blocks`.
+    """The frozen blocks, forward and backward, but for `remote_blocks`.
 
     A projection costs 2 n d_in d_out forward. Its weight is frozen, so that backward is the one product dx = dy W, as much again, and
     that only above the lowest adapted module: what it reads needs no gradient, nor does anything below. Attention scores are two
@@ -130,9 +130,9 @@ def adapter_flops(
     shapes: BaseShapes, ranks: Mapping[str, int], *, num_tokens: int, gradient_checkpointing: bool = False,
     remote_blocks: Container[int] = (), frozen: Mapping[str, int] = {}, factored: bool = False, num_real_tokens: int | None = None,
 ) -> int:  # fmt: skip
-    """The adapters, forward and backward: active ones (`ranks`) wherever their block runs, `frozen` ones but for blocks `remote_blocks`.
+    """The adapters, forward and backward: active ones (`ranks`) wherever their block runs, `frozen` ones but for those in `remote_blocks`.
 
-    Padding does not travel: of blocks `remote_blocks`, `num_real_tokens` of the tokens are worked on (None: all of them).
+    Padding does not travel: in `remote_blocks`, `num_real_tokens` of the tokens are worked on (None: all of them).
 
     Forward is u = A x and B u: 2 n r (d_in + d_out). Backward is twice that: gradients of A and B, of u, and of x; the last one, 2 n r
     d_in, only above the lowest active stage.
@@ -151,7 +151,7 @@ def adapter_flops(
         >>> adapter_flops(base, active, num_tokens=4, frozen={"h.1.attn.o_proj": 1}, remote_blocks={1})
         512
 
-    Checkpointing runs those in blocks that have a backward pass forward once more; blocks `remote_blocks` are not run again.
+    Checkpointing runs those in blocks that have a backward pass forward once more; `remote_blocks` are not run again.
 
         >>> adapter_flops(base, active, num_tokens=4, frozen={"h.0.attn.o_proj": 1}, gradient_checkpointing=True)
         960
@@ -163,7 +163,7 @@ def adapter_flops(
         >>> adapter_flops(base, active, num_tokens=4, remote_blocks={0}, factored=True)
         128
 
-    Of a weight that is trained whole, the gradient is one product more than the frozen base has, 2 n d_in d_out; what was learned is
+    Of a full weight, the gradient is one product more than the frozen base has, 2 n d_in d_out; what was learned is
     summed into the weight, and costs no product.
 
         >>> adapter_flops(with_full_weights(base), active, num_tokens=4)
@@ -208,7 +208,7 @@ def class_head_flops(shapes: BaseShapes, *, num_rows: int) -> int:
 
 
 def adapter_parameters(shapes: BaseShapes, ranks: Mapping[str, int]) -> int:
-    """Trainable numbers: r (d_in + d_out) summed over the modules, or d_in d_out where weights are trained whole; and a classifier's head.
+    """Trainable numbers: r (d_in + d_out) summed over the modules, or d_in d_out of full weights; and a classifier's head.
 
     >>> adapter_parameters(base, {"h.0.attn.qkv_proj": 2, "h.0.mlp.fc1": 1})
     56

@@ -48,7 +48,7 @@ class Memory:
     activation_bytes: int
     logits_bytes: int
     widened_bytes: int = 0
-    """The largest projection made wide for one product, or summed up with what it has learned where it is trained whole."""
+    """The largest projection made wide for one product, or summed up with what it has learned where its full weight is trained."""
     frozen_delta_bytes: int = 0
     """The frozen delta."""
     loading_bytes: int = 0
@@ -56,18 +56,18 @@ class Memory:
 
     @property
     def at_loading_bytes(self) -> int:
-        """The foretold peak before anything is trained."""
+        """The predicted peak before anything is trained."""
         return self.process_bytes + self.base_bytes + self.loading_bytes
 
     @property
     def at_training_bytes(self) -> int:
-        """The foretold peak of training."""
+        """The predicted peak of training."""
         held = self.process_bytes + self.base_bytes + self.adapter_bytes + self.frozen_delta_bytes
         return held + self.activation_bytes + self.logits_bytes + self.widened_bytes
 
     @property
     def num_bytes(self) -> int:
-        """The foretold peak of the whole life of the process."""
+        """The predicted peak of the whole life of the process."""
         return max(self.at_loading_bytes, self.at_training_bytes)
 
 
@@ -131,7 +131,7 @@ def _frozen_delta_bytes(shapes: BaseShapes, ranks: Mapping[str, int], activation
 
 
 def _summed_bytes(modules: Sequence[ModuleShape], ranks: Mapping[str, int], activation_bytes: int) -> int:
-    """The largest weight that is trained whole, summed up in fp32, and rounded where the arithmetic is narrower."""
+    """The largest full weight, summed up in fp32, and rounded where the arithmetic is narrower."""
     widest = max((module.num_weights for module in modules if module.full_weights and ranks.get(module.name, 0)), default=0)
     return widest * (4 + (activation_bytes if activation_bytes < 4 else 0))
 

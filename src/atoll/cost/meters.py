@@ -1,4 +1,4 @@
-"""What really happened, to stand beside what the formulas foretold."""
+"""What really happened, to stand beside what the formulas predicted."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class CountedStep:
 
 @dataclass(frozen=True, slots=True)
 class FirstStep:
-    """The FLOPs of an edge's first step, as counted and as foretold."""
+    """The FLOPs of an edge's first step, as counted and as predicted."""
 
     counted: CountedStep
     formula: Flops
@@ -169,7 +169,7 @@ def _watched_products(told: Callable[[int, tuple[Any, ...]], None]) -> AbstractC
     forward = {getattr(aten, f"_scaled_dot_product_{name}", None) for name in _FUSED_ATTENTION}
     backward = {getattr(aten, f"_scaled_dot_product_{name}_backward", None) for name in _FUSED_ATTENTION}
 
-    class ModuleStatistics(TorchDispatchMode):
+    class ProductCounter(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             out, packet = func(*args, **(kwargs or {})), func._overloadpacket
             if packet in forward:
@@ -180,7 +180,7 @@ def _watched_products(told: Callable[[int, tuple[Any, ...]], None]) -> AbstractC
                 told(known[packet](*args, **(kwargs or {}), out_val=out), args)
             return out
 
-    return ModuleStatistics()
+    return ProductCounter()
 
 
 def _attention_flops(query: Tensor, key: Tensor, value: Tensor, *, score_products: int, value_products: int) -> int:

@@ -7,12 +7,18 @@ from collections.abc import Mapping
 from atoll.config.schema import RunConfig
 from atoll.cost.traffic import WireBytes
 from atoll.shapes import BaseShapes
-from atoll.wire.accounting import ModuleSizes, killed_bytes, split_bytes
+from atoll.wire.byte_formulas import ModuleSizes, killed_bytes, split_bytes
 
 
 def remote_blocks(config: RunConfig, shapes: BaseShapes) -> range:
     """The blocks that a host runs for this run's cut."""
     return range(config.model.cut.front, shapes.num_blocks - config.model.cut.back)
+
+
+def largest_batch_tokens(config: RunConfig, train_rows: int, *, scores: bool) -> int:
+    """Padded tokens of the largest micro-batch of a run, of those that are scored too where there are any."""
+    generated = config.evaluate.max_new_tokens if config.evaluate.metrics else 0
+    return max(train_rows * config.data.max_length, config.evaluate.batch_size * (config.data.max_length + generated) if scores else 0)
 
 
 def groups(config: RunConfig, shapes: BaseShapes, ranks: Mapping[str, int]) -> list[list[ModuleSizes]]:
@@ -30,7 +36,7 @@ def step_round_trips(
     """Round trips of one optimizer step: of every exchange two for every group, one more, and one where gradients go on to front blocks.
 
     The lowest group's gradient and the end of the exchange come together, unless the device has an input gradient to send between them.
-    `ranks` are those of active modules. Where any of `killed` are the host's, they are handed over in a session that is opened first.
+    `ranks` are those of active modules. Where any of `killed` are the host's, they are sent in a session that is opened first.
     """
     turns = 2 * len(groups(config, shapes, ranks)) + 1 + _reaches_front(config, shapes, ranks)
     return num_exchanges * turns + bool(groups(config, shapes, killed))
@@ -42,7 +48,7 @@ def step_bytes(
 ) -> WireBytes:  # fmt: skip
     """One optimizer step's exchanges: `num_tokens` and `num_label_tokens` over all of them; factors travel with the first only.
 
-    `ranks` are those of active modules, `killed` those of modules that are handed over before this step; the host needs its own only.
+    `ranks` are those of active modules, `killed` those of modules that are sent before this step; the host needs its own only.
     """
     active = groups(config, shapes, ranks)
     front = _reaches_front(config, shapes, ranks)

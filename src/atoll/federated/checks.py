@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from atoll.adapters.norms import LARGEST_NORM, factor_norm, product_norm
 from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.errors import AdapterFitError, UpdateRefusedError
+from atoll.federated.aggregation.norms import LARGEST_NORM, factor_norm, product_norm
 from atoll.federated.aggregation.spool import Contribution
 from atoll.federated.figures import shown
 from atoll.federated.flower import ArrayRecord, RecordDict

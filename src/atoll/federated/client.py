@@ -10,7 +10,7 @@ from atoll.cost.meters import FirstStep, PeakMemory
 from atoll.cost.traffic import WireAccount
 from atoll.cost.work import Work
 from atoll.federated.flower import ClientApp, Context, Message, MetricRecord, RecordDict
-from atoll.federated.importance import EdgeWarmUp, answer_importance
+from atoll.federated.importance_query import EdgeWarmUp, answer_importance
 from atoll.federated.payload import (
     FROZEN_DELTA,
     get_adapter,
@@ -42,7 +42,7 @@ class EdgeWork:
     account: WireAccount = field(default_factory=WireAccount)
     """What crosses between this edge and its host; stays empty for an edge that has the whole base."""
     uploaded_bytes: int | None = None
-    """Of the edge's rows, where they were handed over and this work is done elsewhere; None: it is done on the edge."""
+    """Of the edge's rows, where they were uploaded and this work is done at the coordinator; None: it is done on the edge."""
     warm_up: EdgeWarmUp | None = None
     """How the edge scores modules when it is asked to; None: it cannot."""
     transform: Callable[[AdapterState, AdapterState, int], AdapterState] = lambda update, sent, round_number: update

@@ -11,7 +11,7 @@ from torch import Tensor
 from atoll.adapters.full_weights import FullWeightDelta
 from atoll.adapters.state import AdapterState, Kind, ModuleAdapter
 from atoll.errors import UpdateRefusedError
-from atoll.federated.aggregation.parts import Precision
+from atoll.federated.aggregation.edge_parts import Precision
 from atoll.federated.figures import MALFORMED, said
 from atoll.federated.flower import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from atoll.training.trainer import ModuleStatistics, Moments, OptimizerState

@@ -13,7 +13,7 @@ from atoll.cost.traffic import WireAccount
 from atoll.cost.work import Work
 from atoll.errors import AdapterFitError, AtollError, EdgesLostError, UpdateRefusedError
 from atoll.federated.aggregation.aggregate import Aggregate, Common, aggregate, is_too_large, joined, started
-from atoll.federated.aggregation.parts import EdgeParts, Precision, wider
+from atoll.federated.aggregation.edge_parts import EdgeParts, Precision, wider
 from atoll.federated.aggregation.robust import MEAN, Clipped, Robust, outlier
 from atoll.federated.aggregation.spool import Contribution, Spool
 from atoll.federated.checks import check_contents, check_examples, check_update
@@ -97,7 +97,7 @@ class AdapterStrategy(Strategy):
     precision: Precision = "fp32"
     """In which adapters travel."""
     robust: Robust = MEAN
-    """What bad updates are kept from."""
+    """How far one update may move the mean."""
     max_norm: float | None = None
     """Updates with a module whose product, or change, has a larger norm are refused."""
     run_id: str = ""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import datetime
 import os
 import socket
-import ssl
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -18,12 +18,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from atoll.commands.doctor import Check, DoctorReport, Status, library
 from atoll.config.load import LoadedConfig, load
-from atoll.config.parts import foreign_parts
 from atoll.errors import AtollError, FleetFolderError, InputError, ManyErrors, TransportError
-from atoll.fleet.files import CoordinatorFolder, EdgeFolder, HostFolder, Named, named_by_coordinator, named_by_edge, split_address
+from atoll.fleet.files import CoordinatorFolder, EdgeFolder, HostFolder, split_address
+from atoll.fleet.links.way import open_way, said
+from atoll.fleet.named import Named, named_by_coordinator, named_by_edge
 from atoll.jobs.backends.worker import asked_for
-from atoll.registry.foreign import files_of
-from atoll.split.certificates import CLOCK_SKEW, DeviceTls, covers, examined, open_channel
+from atoll.split.certificates import DeviceTls, covers, examined, open_channel
+from atoll.split.issuer import CLOCK_SKEW
 from atoll.split.transport import fetch_status
 
 SOON = datetime.timedelta(days=30)
@@ -31,6 +32,7 @@ SOON = datetime.timedelta(days=30)
 CALL_SECONDS = 5.0
 _COPY = "copy the folder again as `atoll fleet init` wrote it"
 _NEW = "run `atoll fleet init` again, and give every machine its new folder"
+_RENEW = "run `atoll fleet renew` where ca.key is, and copy the files that it names"
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -85,7 +87,8 @@ def _coordinator(folder: CoordinatorFolder, *, at_home: bool) -> list[Check]:
     host, _ = split_address(fleet.address, str(folder.fleet_json))
     found = [files, _private([folder.key]), *_certificate(folder.cert, folder.key, folder.ca, host)]
     found += [_public_keys(publics), *_config(folder.run_toml, fleet.edges, named_by_coordinator, at_home=at_home)]
-    return [*found, _superlink(fleet.address, folder.ca, "warn", "start it: atoll train run.toml --engine flower --fleet .")]
+    nobody, do = DeviceTls(folder.ca, None, None), "start it: atoll train run.toml --engine flower --fleet ."
+    return [*found, _superlink(fleet.address, nobody, "warn", do)]
 
 
 def _edge(folder: EdgeFolder, *, at_home: bool) -> list[Check]:
@@ -96,7 +99,8 @@ def _edge(folder: EdgeFolder, *, at_home: bool) -> list[Check]:
     found = [files, _private([folder.node_key, folder.key]), *_certificate(folder.cert, folder.key, folder.ca)]
     found += [_node_key(folder), *_config(folder.run_toml, [edge.name], lambda loaded: named_by_edge(loaded, edge.name), at_home=at_home)]
     away: Status = "fail" if at_home else "warn"
-    found.append(_superlink(edge.superlink, folder.ca, away, "start the coordinator first; or open the way there in the firewall"))
+    tls, do = DeviceTls(folder.ca, folder.cert, folder.key), "start the coordinator first; or open the way there in the firewall"
+    found.append(_superlink(edge.superlink, tls, away, do))
     return found if edge.host is None else [*found, _host_answers(folder, edge.host, away)]
 
 
@@ -136,10 +140,10 @@ def _certificate(cert: Path, key: Path, ca: Path, host: str | None = None) -> li
         certificate = examined(cert, key, ca)
     except TransportError as problem:
         found = f"{problem.what}: {problem.got} ({problem.where})"
-        return [*_clock_by(cert), Check("certificate", "fail", found, f"{problem.do}; or {_NEW}")]
+        return [*_clock_by(cert), Check("certificate", "fail", found, f"{problem.do}; or {_RENEW}")]
     left = certificate.not_valid_after_utc - _now()
     found = f"{cert.name} holds until {certificate.not_valid_after_utc:%Y-%m-%d}, {left.days} days more; signed by {ca.name}; its key fits"
-    do = _NEW if left < SOON else ""
+    do = _RENEW if left < SOON else ""
     checks = [*_clock_by(cert), Check("certificate", "warn" if do else "ok", found, do)]
     if host is None:
         return checks
@@ -252,16 +256,7 @@ def _config(run_toml: Path, edges: Sequence[str], named: Callable[[LoadedConfig]
     missing = [name for name in edges if name not in [edge.name for edge in loaded.config.edge]]
     if missing:
         return [Check("run.toml", "fail", f"no [[edge]] called {', '.join(missing)}", "give all machines the same run.toml")]
-    of_parts = [_part(part.name, run_toml.parent, away) for part in foreign_parts(loaded.config)]
-    return [Check("run.toml", "ok", f"{len(loaded.config.edge)} edges"), *(_named(one, away) for one in named(loaded)), *of_parts]
-
-
-def _part(name: str, folder: Path, away: Status) -> Check:
-    """Whether the file of a part that is not built in lies beside run.toml; it is not opened."""
-    file = next((one for one in files_of(name, folder) if one.is_file()), None)
-    if file is not None:
-        return Check(f"part {name}", "ok", f"{file.name} is there")
-    return Check(f"part {name}", away, "its file is not there", f"copy it beside run.toml, into {folder}, if you trust who wrote it")
+    return [Check("run.toml", "ok", f"{len(loaded.config.edge)} edges"), *(_named(one, away) for one in named(loaded))]
 
 
 def _named(named: Named, away: Status) -> Check:
@@ -273,23 +268,33 @@ def _named(named: Named, away: Status) -> Check:
     return Check(named.what, away, f"{named.value} is not there", f"put it at {named.path} on the machine that this folder is for")
 
 
-def _superlink(address: str, ca: Path, silent: Status, do: str) -> Check:
-    """Whether a SuperLink that this authority vouches for answers there; `silent` is the status where nobody does."""
-    host, port = split_address(address, "the SuperLink")
+def _superlink(address: str, tls: DeviceTls, silent: Status, do: str) -> Check:
+    """Whether a front of this fleet answers there, and takes the certificate, if any; `silent` is the status where nobody answers."""
     try:
-        context = ssl.create_default_context(cafile=ca)
-    except ssl.SSLError:
-        return Check("SuperLink", "fail", f"not called: {ca.name} is no certificate", f"{_COPY}; or {_NEW}")
-    try:
-        with socket.create_connection((host, port), CALL_SECONDS) as plain, context.wrap_socket(plain, server_hostname=host) as secured:
-            return Check("SuperLink", "ok", f"{address} answers over {secured.version()}, with a certificate that {ca.name} vouches for")
-    except ssl.SSLCertVerificationError as problem:
-        found = f"{address} shows a certificate that is not believed: {problem.verify_message}"
-        return Check("SuperLink", "fail", found, f"give the coordinator the certificates of this fleet; or {_NEW}")
-    except ssl.SSLError as problem:
-        return Check("SuperLink", "fail", f"{address} does not speak TLS: {problem.reason}", "mend the address, or what listens there")
-    except OSError as problem:
-        return Check("SuperLink", silent, f"not running: nobody answers at {address} ({problem.strerror or problem})", do)
+        with open_way(address, tls, seconds=CALL_SECONDS) as client:
+            answer = client.get(f"https://{address}/")
+    except TransportError as problem:
+        return Check("SuperLink", "fail", f"not called: {problem.got}", f"{_COPY}; or {_NEW}")
+    except httpx.TransportError as problem:
+        return _unanswered(address, tls, problem, silent, do)
+    if answer.status_code == httpx.codes.NOT_FOUND:  # Of this path, as it is: an edge is told so, and nobody else is told anything.
+        return Check("SuperLink", "ok", f"{address} answers, and takes this edge's certificate")
+    return Check("SuperLink", "fail", said(address, httpx.HTTPStatusError("", request=answer.request, response=answer)), _NEW)
+
+
+def _unanswered(address: str, tls: DeviceTls, problem: httpx.TransportError, silent: Status, do: str) -> Check:
+    why = str(problem)
+    hung_up = "ALERT" in why or isinstance(problem, httpx.RemoteProtocolError | httpx.ReadError)
+    if hung_up and tls.cert is None:
+        return Check("SuperLink", "ok", f"{address} answers with a certificate of this fleet, and asks for one")
+    if "CERTIFICATE_VERIFY_FAILED" in why:
+        do = f"give the coordinator the certificates of this fleet; or {_NEW}"
+        return Check("SuperLink", "fail", f"{address} shows a certificate that is not believed: {why}", do)
+    if hung_up:
+        return Check("SuperLink", "fail", f"{address} does not take this certificate: {why}", f"{_COPY}; or {_NEW}")
+    if "SSL" in why:
+        return Check("SuperLink", "fail", f"{address} does not speak TLS: {why}", "mend the address, or what listens there")
+    return Check("SuperLink", silent, f"not running: nobody answers: {said(address, problem)}", do)
 
 
 def _host_answers(folder: EdgeFolder, address: str, silent: Status) -> Check:

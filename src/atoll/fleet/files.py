@@ -1,4 +1,4 @@
-"""The folders that a fleet's machines hold: where what lies in them, fleet.json and edge.json, and what run.toml names beside them."""
+"""The folders that a fleet's machines hold: where what lies in them, and fleet.json and edge.json. Opens nothing heavy."""
 
 from __future__ import annotations
 
@@ -10,18 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from atoll.config.document import read_document
-from atoll.config.fleet import with_fleet
-from atoll.config.keys import as_toml
-from atoll.config.load import LoadedConfig, resolve_path
 from atoll.errors import FleetFolderError, TransportError
-from atoll.jobs.inputs import base_source
-from atoll.runs.files import write_text
-from atoll.tasks.rows import names_file
 
 FORMAT: Final = 1
-CONNECTION: Final = "atoll"
-"""What flower/config.toml calls the SuperLink."""
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:\s]+):(\d{1,5})")
 _HOST_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _AGAIN = "copy the folder again as `atoll fleet init` wrote it"
@@ -32,8 +23,10 @@ class FleetFile:
     """fleet.json."""
 
     address: str
-    """HOST:PORT of the SuperLink, as edges call it."""
+    """HOST:PORT, as edges call the coordinator."""
     edges: tuple[str, ...]
+    socket: str | None = None
+    """Where SuperLink listens, for a front that is somebody else's; None: a place of this user's alone, behind Atoll's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +35,7 @@ class EdgeFile:
 
     name: str
     superlink: str
-    """HOST:PORT."""
+    """HOST:PORT of the coordinator."""
     host: str | None
     """HOST:PORT of the host that keeps most of the base; None: the whole base is here."""
 
@@ -70,7 +63,7 @@ class CoordinatorFolder(MachineFolder):
 
     @property
     def cert(self) -> Path:
-        """The SuperLink's certificate."""
+        """The certificate of the front, which edges call."""
         return self.path / "superlink.pem"
 
     @property
@@ -84,9 +77,9 @@ class CoordinatorFolder(MachineFolder):
         return self.path / "fleet.json"
 
     @property
-    def flower(self) -> Path:
-        """Flower's own folder (FLWR_HOME)."""
-        return self.path / "flower"
+    def revoked(self) -> Path:
+        """The list of certificates that are believed no more."""
+        return self.path / "revoked.pem"
 
     @property
     def app(self) -> Path:
@@ -94,7 +87,7 @@ class CoordinatorFolder(MachineFolder):
         return self.path / "app"
 
     def node_public(self, edge: str) -> Path:
-        """An edge's public key, by which the SuperLink knows it."""
+        """An edge's public key, by which SuperLink knows it; without it the front knows the edge's name no more."""
         return self.path / "nodes" / f"{edge}.pub"
 
     def read(self) -> FleetFile:
@@ -102,11 +95,13 @@ class CoordinatorFolder(MachineFolder):
 
         Raises: FleetFolderError.
         """
-        values = _read(self.fleet_json, ("address", "edges"))
-        address, edges = values["address"], values["edges"]
+        values = _read(self.fleet_json, ("address", "edges"), optional=("socket",))
+        address, edges, socket = values["address"], values["edges"], values.get("socket")
         if not isinstance(edges, list) or not edges or not all(isinstance(name, str) for name in edges):
             raise _bad_file(self.fleet_json, f"edges = {json.dumps(edges)[:80]}", "a list of the edges' names")
-        return FleetFile(_address(self.fleet_json, "address", address), tuple(edges))
+        if socket is not None and not isinstance(socket, str):
+            raise _bad_file(self.fleet_json, f"socket = {json.dumps(socket)[:80]}", "the path of a socket")
+        return FleetFile(_address(self.fleet_json, "address", address), tuple(edges), socket)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +125,7 @@ class EdgeFolder(MachineFolder):
 
     @property
     def cert(self) -> Path:
-        """The certificate by which a host knows this edge."""
+        """The certificate by which coordinator and host know this edge."""
         return self.path / "client.pem"
 
     @property
@@ -178,7 +173,8 @@ class HostFolder(MachineFolder):
 
 def json_text(value: FleetFile | EdgeFile) -> str:
     """fleet.json or edge.json, as the readers above take it."""
-    return json.dumps({"format": FORMAT, **asdict(value)}, indent=2, ensure_ascii=False) + "\n"
+    fields = {key: found for key, found in asdict(value).items() if key != "socket" or found is not None}
+    return json.dumps({"format": FORMAT, **fields}, indent=2, ensure_ascii=False) + "\n"
 
 
 def split_address(text: str, where: str) -> tuple[str, int]:
@@ -201,76 +197,7 @@ def split_address(text: str, where: str) -> tuple[str, int]:
     return host, port
 
 
-def connection_toml(folder: CoordinatorFolder, address: str) -> str:
-    """Flower's settings for a SuperLink at `address`; Flower takes no relative path, so that they hold where the folder lies now."""
-    return (
-        f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = {as_toml(address)}\n'
-        f"root-certificates = {as_toml(str(folder.ca.resolve()))}\n"
-    )
-
-
-def write_connection(folder: CoordinatorFolder, address: str) -> None:
-    """Put these settings where Flower looks for them: before every start, as the folder may have been moved.
-
-    Raises: OSError.
-    """
-    folder.flower.mkdir(mode=0o700, exist_ok=True)
-    write_text(folder.flower / "config.toml", connection_toml(folder, address))
-
-
-@dataclass(frozen=True, slots=True)
-class Named:
-    """What run.toml names and a machine must have."""
-
-    what: str
-    value: str
-    """As run.toml has it; a path is relative to run.toml."""
-    path: Path | None
-    """None: a Hugging Face id, as nothing of this name lies beside run.toml."""
-
-
-def named_by_coordinator(loaded: LoadedConfig) -> list[Named]:
-    """What the coordinator's machine must have: the base, held-out rows, and what the plan and the adapter start from."""
-    config = loaded.config
-    given = {"start adapter": config.adapter.start, "importance": config.plan.importance_file}
-    files = [Named(what, value, loaded.resolve(value)) for what, value in given.items() if value is not None]
-    rows = [_rows(loaded, "held-out rows", config.data.eval)] if config.data.eval is not None else []
-    return [*_of_config(loaded), *_base(loaded), *files, *rows]
-
-
-def named_by_edge(loaded: LoadedConfig, name: str) -> list[Named]:
-    """What an edge's machine must have: the base, and its own rows, or all rows of which it trains on a share."""
-    own = next(edge.data for edge in loaded.config.edge if edge.name == name)
-    what, source = ("rows", own) if own is not None else ("all edges' rows", loaded.config.data.train)
-    rows = [_rows(loaded, what, source)] if source != "demo" else []
-    return [*_of_config(loaded), *_base(loaded), *rows]
-
-
-def _of_config(loaded: LoadedConfig) -> list[Named]:
-    """What reading run.toml opens, on every machine: the fleet file, and the profiles of all edges."""
-    document = read_document(loaded.path)
-    run = document.table.get("run")
-    fleet = run.get("fleet") if isinstance(run, Mapping) else None
-    edges = with_fleet(document)[0].table.get("edge")
-    profiles = [edge.get("profile") for edge in edges] if isinstance(edges, list) else []
-    values = [*([("fleet file", fleet)] if fleet else []), *(("profile", profile) for profile in dict.fromkeys(profiles) if profile)]
-    return [Named(what, value, resolve_path(loaded.path, value)) for what, value in values]
-
-
-def _base(loaded: LoadedConfig) -> list[Named]:
-    name = loaded.config.model.base
-    source = base_source(loaded)
-    if name == "tiny":
-        return []
-    is_path = source != name or Path(source).is_dir() or Path(source).is_absolute()
-    return [Named("base", name, Path(source) if is_path else None)]
-
-
-def _rows(loaded: LoadedConfig, what: str, source: str) -> Named:
-    return Named(what, source, loaded.resolve(source) if names_file(source, loaded.path.parent) else None)
-
-
-def _read(path: Path, keys: tuple[str, ...]) -> Mapping[str, object]:
+def _read(path: Path, keys: tuple[str, ...], optional: tuple[str, ...] = ()) -> Mapping[str, object]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as problem:
@@ -285,8 +212,8 @@ def _read(path: Path, keys: tuple[str, ...]) -> Mapping[str, object]:
         got = f"format {json.dumps(value.get('format'))}" if isinstance(value, dict) else "no object"
         do = "use the version of Atoll that wrote it, or run `atoll fleet init` again"
         raise _bad_file(path, got, f"an object of format {FORMAT}", do)
-    found, wanted = set(value) - {"format"}, set(keys)
-    if found != wanted:
+    found = set(value) - {"format"}
+    if not set(keys) <= found <= {*keys, *optional}:
         raise _bad_file(path, f"the keys {', '.join(sorted(found))}", f"the keys {', '.join(keys)}")
     return value
 

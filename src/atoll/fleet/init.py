@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
@@ -19,24 +21,19 @@ from atoll.config.document import Document, few
 from atoll.config.keys import as_toml
 from atoll.config.load import LoadedConfig, load, resolved
 from atoll.config.schema import Edge, RunConfig
+from atoll.cost.split_traffic import largest_batch_tokens
 from atoll.errors import CommandLineError, ConflictError, OutputError
-from atoll.fleet.files import (
-    CoordinatorFolder,
-    EdgeFile,
-    FleetFile,
-    Named,
-    connection_toml,
-    json_text,
-    named_by_coordinator,
-    named_by_edge,
-    split_address,
-)
+from atoll.fleet.files import EdgeFile, FleetFile, json_text, split_address
+from atoll.fleet.named import Named, named_by_coordinator, named_by_edge
 from atoll.jobs.backends.edge_policy import POLICY_FILE, policy_toml
 from atoll.runs.files import sync_folder
-from atoll.split.certificates import Issuer, check_names, is_loopback, write_new
+from atoll.split.certificates import is_loopback
+from atoll.split.issuer import Issuer, check_names, write_new
 
 _HOST = re.compile(r"(?:(?P<name>[^=]*)=)?(?P<address>\[[^\]]*\]:[^:]*|[^:\[\]]*:[^:]*)(?::(?P<edges>.*))?")
 _APP = "atoll_app"
+ISSUED = "issued.json"
+"""The numbers of all certificates that each edge was given, beside ca.key: for the day when they are revoked."""
 _LICENSE = "Apache-2.0, as Atoll itself.\n"
 
 
@@ -91,13 +88,16 @@ def init(run_toml: Path, out: Path, address: str, hosts: Sequence[str] = (), *, 
     starts = {one.name: _host_command(loaded.config, one) for one in named}
     issuer = Issuer("atoll fleet CA")
     files = {**issuer.own("ca"), "README.md": _readme(loaded, named, starts).encode()}
-    files |= _below("coordinator", _coordinator(loaded, issuer, host, FleetFile(address, edges), out))
+    files |= _below("coordinator", _coordinator(loaded, issuer, host, FleetFile(address, edges)))
     for one in named:
         files |= _below(f"hosts/{one.name}", _host(issuer, one, starts[one.name]))
     address_of = {edge: one.address for one in named for edge in one.edges}
+    issued: dict[str, list[str]] = {}
     for edge in edges:
-        found, public = _edge(loaded, issuer, EdgeFile(edge, address, address_of.get(edge)))
+        found, public = edge_files(loaded, issuer, EdgeFile(edge, address, address_of.get(edge)))
         files |= {**_below(f"edges/{edge}", found), f"coordinator/nodes/{edge}.pub": public}
+        issued[edge] = [f"{x509.load_pem_x509_certificate(found['client.pem']).serial_number:x}"]
+    files[ISSUED] = (json.dumps(issued, indent=2) + "\n").encode()
     _write(out, files)
     return WrittenFleet(out, address, edges, starts)
 
@@ -106,17 +106,17 @@ def _below(folder: str, files: Mapping[str, bytes]) -> dict[str, bytes]:
     return {f"{folder}/{name}": content for name, content in files.items()}
 
 
-def _coordinator(loaded: LoadedConfig, issuer: Issuer, host: str, fleet: FleetFile, out: Path) -> dict[str, bytes]:
+def _coordinator(loaded: LoadedConfig, issuer: Issuer, host: str, fleet: FleetFile) -> dict[str, bytes]:
     project = (
         f'[project]\nname = "atoll-fleet"\nversion = {as_toml(version("atoll"))}\nlicense = {{ file = "LICENSE" }}\ndependencies = []\n\n'
         f'[tool.flwr.app]\npublisher = "atoll"\n\n[tool.flwr.app.components]\nserverapp = "{_APP}.apps:server"\n'
-        f'clientapp = "{_APP}.apps:client"\n\n[tool.flwr.app.config]\nrelay = ""\nepoch = 0\nconfig = ""\nout = ""\nresume = false\n'
+        f'clientapp = "{_APP}.apps:client"\n\n[tool.flwr.app.config]\nconfig = ""\nout = ""\nresume = false\n'
     )
     # Flower reads this file without running it, and looks for assignments.
     apps = '"""What Flower opens."""\n\nfrom atoll.fleet import apps\n\nclient = apps.client\nserver = apps.server\n'
     return {
         **_shared(loaded, issuer), **issuer.server("superlink", "atoll coordinator", [host]), "fleet.json": json_text(fleet).encode(),
-        "flower/config.toml": connection_toml(CoordinatorFolder(out / "coordinator"), fleet.address).encode(),
+        "revoked.pem": issuer.revoked(()),
         "app/pyproject.toml": project.encode(), "app/LICENSE": _LICENSE.encode(), f"app/{_APP}/__init__.py": b"",
         f"app/{_APP}/apps.py": apps.encode(),
     }  # fmt: skip
@@ -132,7 +132,7 @@ def _host(issuer: Issuer, host: FleetHost, command: str) -> dict[str, bytes]:
     return {"ca.pem": issuer.own("ca")["ca.pem"], **issuer.server("host", "atoll host", [called]), "start.txt": f"{command}\n".encode()}
 
 
-def _edge(loaded: LoadedConfig, issuer: Issuer, edge: EdgeFile) -> tuple[dict[str, bytes], bytes]:
+def edge_files(loaded: LoadedConfig, issuer: Issuer, edge: EdgeFile) -> tuple[dict[str, bytes], bytes]:
     """An edge's folder, and the public key by which the SuperLink knows it: of the kind that Flower takes."""
     key = ec.generate_private_key(ec.SECP384R1())
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n"
@@ -150,7 +150,12 @@ def _host_command(config: RunConfig, host: FleetHost) -> str:
     parts = ["atoll host --model", shlex.quote(config.model.base), "--listen", listen]
     parts += ["--precision", config.model.precision] if config.model.precision != "fp32" else []
     parts += ["--merge"] if config.select.merges else []
-    return " ".join([*parts, "--tls-cert host.pem --tls-key host.key --client-ca ca.pem"])
+    parts += ["--tls-cert host.pem --tls-key host.key --client-ca ca.pem"]
+    # An edge gets what the run needs and no more: its own part of the base, its largest micro-batch, and one session beside one that ends.
+    rows = max(config.train.batch_size, *config.plan.batch_sizes)
+    parts += [f"--max-part {config.model.cut.front},{config.model.cut.back}"]
+    parts += [f"--max-tokens {largest_batch_tokens(config, rows, scores=True)}", "--max-tenant-sessions 2"]
+    return " ".join([*parts, f"--max-sessions {max(16, 2 * len(host.edges))}"])
 
 
 def _check(loaded: LoadedConfig) -> None:
@@ -179,10 +184,15 @@ def _check(loaded: LoadedConfig) -> None:
     check_names([edge.name for edge in config.edge], "edge")
 
 
+def must_split(config: RunConfig, edge: Edge) -> bool:
+    """Whether the edge can train against a host only."""
+    return _asked_mode(config, edge) == "split"
+
+
 def may_split(config: RunConfig, edge: Edge) -> bool:
     """Whether the edge trains against a host, or a planner may have it do so."""
     asked = _asked_mode(config, edge)
-    return asked == "split" or (asked == "auto" and config.plan.decides)
+    return must_split(config, edge) or (asked == "auto" and config.plan.decides)
 
 
 def _asked_mode(config: RunConfig, edge: Edge) -> str:
@@ -216,9 +226,7 @@ def _assigned(config: RunConfig, hosts: Sequence[FleetHost], address: str) -> tu
     return serving
 
 
-def _problems(
-    config: RunConfig, hosts: Sequence[FleetHost], serving: Sequence[FleetHost], address: str
-) -> list[tuple[str, str, str]]:
+def _problems(config: RunConfig, hosts: Sequence[FleetHost], serving: Sequence[FleetHost], address: str) -> list[tuple[str, str, str]]:
     """What was got, what expected and what to do, of each thing that is wrong."""
     found: list[tuple[str, str, str]] = []
     listed = [name for host in hosts for name in host.edges]
@@ -236,7 +244,7 @@ def _problems(
     idle = [host.name for host in serving if not host.edges]
     found += [(f"host {name}, which no edge uses", expected, "leave it out") for name in idle]
     served = {name for host in serving for name in host.edges}
-    without = [edge.name for edge in config.edge if _asked_mode(config, edge) == "split" and edge.name not in served]
+    without = [edge.name for edge in config.edge if must_split(config, edge) and edge.name not in served]
     if without:
         found.append((f"no host for {few(without)}", "a host for every edge that is split", "add --host NAME=HOST:PORT"))
     return found
@@ -245,7 +253,9 @@ def _problems(
 def _readme(loaded: LoadedConfig, hosts: Sequence[FleetHost], starts: Mapping[str, str]) -> str:
     edges = [edge.name for edge in loaded.config.edge]
     lines = ["# A fleet", "", "Written by `atoll fleet init`. Each folder goes to one machine and to nobody else; private keys are in it."]
-    lines += ["`ca.key` signs certificates: it stays with you. Certificates hold for a year; then run `atoll fleet init` again."]
+    lines += ["`ca.key` signs certificates, for as long as this fleet lasts: keep it, with this folder, on a machine that is none of these"]
+    lines += ["and mostly off, or on a disk that you take out (`--ca-key FILE` says where it is). `issued.json` says what was signed."]
+    lines += ["Certificates hold for a year: `atoll fleet renew` in good time. `atoll fleet add` and `remove` are for single edges."]
     lines += ["Paths in run.toml begin at the folder it lies in. What is named below was not copied: rows never leave their machine."]
     lines += ["Paths may be changed on a machine; all else in run.toml must be the same on all of them."]
     lines += ["", "Start in this order, each command in the machine's own folder. `atoll doctor --fleet .` says there what is missing."]

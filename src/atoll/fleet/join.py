@@ -1,4 +1,4 @@
-"""atoll fleet join: an edge's machine takes part, with a process that holds base, rows and state, and a SuperNode beside it."""
+"""atoll fleet join: an edge's machine takes part, with one process that holds base, rows and state and calls the coordinator itself."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ from pathlib import Path
 from atoll.config.load import LoadedConfig, load
 from atoll.errors import ConflictError
 from atoll.fleet.files import EdgeFile, EdgeFolder
+from atoll.fleet.links.node import serve
 from atoll.fleet.links.resident import Resident
-from atoll.fleet.links.sockets import RESIDENT, LocalServer
-from atoll.fleet.processes import Child, command, flower_environment, free_port
 from atoll.jobs.backends.edge_policy import POLICY_FILE, read_policy
 from atoll.jobs.backends.worker import Worker
 from atoll.jobs.split import HostAccess
 from atoll.report.lines import describe_event
 from atoll.runs.events import Advised, EventLog, Observer
 from atoll.split.certificates import DeviceTls
-
-_LONGEST_WAIT = 8.0
 
 
 def join(
@@ -28,16 +25,14 @@ def join(
 ) -> None:  # fmt: skip
     """Take part until `stop` is set; `tell` is told lines for people. `config`: instead of the run.toml in the folder.
 
-    Raises: FleetFolderError; what reading run.toml and the edge's rows raises; ResumeError where another process is this edge already.
+    Raises: FleetFolderError; TransportError for certificates or a proxy that are of no use; what reading run.toml and the edge's rows
+    raises; ResumeError where another process is this edge already.
     """
     edge_folder = EdgeFolder(folder)
     edge = edge_folder.read()
     with EventLog(folder / "events.jsonl", [_advice(tell)]) as log, opened(edge_folder, config, overrides, log) as resident:
-        server = LocalServer(RESIDENT, {"Answer": resident.answer})
-        try:
-            _serve(edge_folder, edge, server.address, tell, stop)
-        finally:
-            server.close()
+        tell(f"{edge.name} is ready for {edge.superlink}; stop with Ctrl-C")
+        serve(edge_folder, resident.answer, tell, stop)
 
 
 def answer_once(folder: Path, question: bytes) -> bytes:
@@ -50,7 +45,7 @@ def answer_once(folder: Path, question: bytes) -> bytes:
 
 
 def opened(folder: EdgeFolder, config: Path | None, overrides: Sequence[str], log: EventLog) -> Resident:
-    """The edge whose folder this is, with its rows read and checked; its base is loaded when a first order comes.
+    """The edge whose folder this is, with its rows read and checked; its base is loaded when a first work order comes.
 
     Raises: as `join`.
     """
@@ -66,34 +61,6 @@ def opened(folder: EdgeFolder, config: Path | None, overrides: Sequence[str], lo
 def _advice(tell: Callable[[str], None]) -> Observer:
     """Tells what an owner should know, such as orders that were refused."""
     return lambda event: tell(describe_event(event)) if isinstance(event, Advised) else None
-
-
-def _serve(folder: EdgeFolder, edge: EdgeFile, resident: str, tell: Callable[[str], None], stop: threading.Event) -> None:
-    wait = 1.0
-    node = _node(folder, edge, resident)
-    tell(f"{edge.name} is ready for {edge.superlink}; stop with Ctrl-C")
-    try:
-        while not stop.wait(0.2):
-            if node.status is None:
-                continue
-            last = (node.said().strip().splitlines() or ["no output"])[-1]
-            tell(f"the SuperNode ended with status {node.status} ({last}); it is started again in {wait:g} s; its log is {node.log}")
-            if stop.wait(wait):
-                return
-            wait = min(2 * wait, _LONGEST_WAIT)
-            node = _node(folder, edge, resident)
-    finally:
-        node.stop()
-
-
-def _node(folder: EdgeFolder, edge: EdgeFile, resident: str) -> Child:
-    home = folder.path / "flower"
-    home.mkdir(mode=0o700, exist_ok=True)
-    return Child("SuperNode", [
-        command("flower-supernode"), "--root-certificates", str(folder.ca), "--superlink", edge.superlink,
-        "--auth-supernode-private-key", str(folder.node_key), "--node-config", f'edge="{edge.name}" resident="{resident}"',
-        "--host", "127.0.0.1", "--port", str(free_port()),
-    ], folder.path / "supernode.log", flower_environment(home.resolve()))  # fmt: skip
 
 
 def _check_named(loaded: LoadedConfig, edge: EdgeFile) -> None:

@@ -1,4 +1,4 @@
-"""Processes that a fleet's commands start: Flower's own and ours. They end with who started them, however that ends."""
+"""Processes that a fleet's commands start. They end with who started them, however that ends."""
 
 from __future__ import annotations
 
@@ -13,12 +13,6 @@ from pathlib import Path
 
 from atoll.errors import HostLostError
 
-FLOWER_ENVIRONMENT = {
-    "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    # Flower looks for work once a second; its processes are short-lived, so that this is most of a round's time on a small base.
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
-    "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1",
-}  # fmt: skip
 _GRACE_SECONDS = 10.0
 _LAUNCHER = """
 import ctypes, os, signal, sys
@@ -27,17 +21,6 @@ if os.getppid() != int(sys.argv[1]):
     sys.exit(1)  # The parent is gone already.
 os.execv(sys.argv[2], sys.argv[2:])
 """
-
-
-def command(name: str) -> str:
-    """A command of this Python environment."""
-    return str(Path(sys.executable).with_name(name))
-
-
-def flower_environment(home: Path) -> dict[str, str]:
-    """For Flower's processes: its folder, nothing called home, nothing installed, and this environment's commands first."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {**os.environ, **FLOWER_ENVIRONMENT, "FLWR_HOME": str(home), "PATH": path}
 
 
 class Child:
@@ -93,25 +76,6 @@ class Child:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-
-
-def run_once(arguments: Sequence[str], environment: Mapping[str, str], seconds: float = 120.0) -> str:
-    """What a short command writes.
-
-    Raises: HostLostError where it fails.
-    """
-    try:
-        done = subprocess.run(
-            arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, timeout=seconds, check=False
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise HostLostError("a command does not end", where=" ".join(arguments[:3]), got=f"nothing in {seconds:g} s") from None
-    except OSError as problem:
-        raise HostLostError("a command cannot be run", where=arguments[0], got=problem.strerror or str(problem)) from None
-    if done.returncode:
-        said = (done.stdout + done.stderr).strip().splitlines()
-        raise HostLostError("a command failed", where=" ".join(arguments[:3]), got="; ".join(said[-3:]) or f"status {done.returncode}")
-    return done.stdout
 
 
 def free_port() -> int:

@@ -15,11 +15,10 @@ from atoll.commands.train import RunResult, train_job
 from atoll.config.load import LoadedConfig, load
 from atoll.errors import ConflictError
 from atoll.federated.flower import Grid
-from atoll.fleet.files import CoordinatorFolder, HostFolder, write_connection
+from atoll.fleet.files import CoordinatorFolder, HostFolder
 from atoll.fleet.init import init, may_split
 from atoll.fleet.links.carrier import carry
 from atoll.fleet.links.relay import FleetGrid, Relay
-from atoll.fleet.links.sockets import RELAY, LocalClient
 from atoll.fleet.processes import Child, free_port, until_ready
 from atoll.fleet.superlink import SuperLink
 from atoll.jobs.backends.backend import BackendFactory
@@ -107,8 +106,8 @@ def train_in_app(grid: Grid, config: Path, out: Path, *, resumes: bool) -> RunRe
     Raises: as `atoll.train` and `atoll.resume`; EdgesLostError where too few nodes come.
     """
     relay = Relay(ask_again=_ALONE_SECONDS)
-    with LocalClient(relay.address, RELAY) as coordinator, Progress() as progress:
-        carrier = Thread(target=carry, args=(grid, coordinator, str(relay.next_epoch()).encode()), name="atoll-carrier", daemon=True)
+    with Progress() as progress:
+        carrier = Thread(target=carry, args=(grid, relay), name="atoll-carrier", daemon=True)
         carrier.start()
         try:
 
@@ -141,13 +140,12 @@ def opened(loaded: LoadedConfig, fleet: Path | None, overrides: Sequence[str], t
         else:
             path, seconds = fleet, loaded.config.federated.round_timeout
         coordinator = CoordinatorFolder(path)
-        write_connection(coordinator, coordinator.read().address)
         link = stack.enter_context(SuperLink(coordinator, tell))
         nodes = link.nodes()
         if fleet is None:
             _start_here(loaded, path.parent, hosts, overrides, stack)
         link.carry()
-        tell(f"SuperLink on {coordinator.read().address} (TLS, node authentication); waiting for {', '.join(nodes.values())}")
+        tell(f"edges call {coordinator.read().address} (TLS, their certificates and keys); waiting for {', '.join(nodes.values())}")
         yield Fleet(link.relay, nodes, seconds)
 
 

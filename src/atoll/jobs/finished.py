@@ -14,10 +14,11 @@ from atoll.base.quantize import Bits
 from atoll.config.checks.whole_base import classes_in_a_host
 from atoll.config.document import Document, few
 from atoll.config.load import LoadedConfig, raise_all, restored
-from atoll.config.parts import foreign_parts, load_parts
+from atoll.config.named_parts import load_parts, plugin_parts
+from atoll.cost.split_traffic import largest_batch_tokens
 from atoll.errors import RunFolderError, TrustError
 from atoll.jobs.inputs import base_source
-from atoll.jobs.split import HostAccess, join, largest_batch_tokens
+from atoll.jobs.split import HostAccess, join
 from atoll.runs.layout import RunDirectory
 
 
@@ -101,7 +102,7 @@ def run_config(run: RunDirectory, *, trust: bool = False, loads_parts: bool = Fa
 
 
 def _check_trusted(run: RunDirectory, loaded: LoadedConfig, *, trust: bool) -> None:
-    foreign = foreign_parts(loaded.config)
+    foreign = plugin_parts(loaded.config)
     if foreign and not trust:
         raise TrustError(
             "this run names code that is not Atoll's", where=str(run.config_json),

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from atoll.base.shapes import read_shapes
+from atoll.base.read_shapes import read_shapes
 from atoll.config.load import LoadedConfig
 from atoll.config.schema import RunConfig
 from atoll.errors import BadValueError
 from atoll.planner.importance import Importance, read_importance
-from atoll.planner.plan import LOCAL_EDGE
+from atoll.planner.plan_fleet import LOCAL_EDGE
 from atoll.shapes import BaseShapes, with_full_weights
 from atoll.tasks.partition import partition
 from atoll.tasks.rows import RowProblem, Rows, load_rows

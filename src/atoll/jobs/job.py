@@ -8,25 +8,28 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from atoll.adapters.attach import Killed, attached
+from atoll.adapters.attach import attached
 from atoll.adapters.fresh import fresh_adapters, fresh_full_weights, head_state
+from atoll.adapters.killed import Killed
 from atoll.adapters.peft_files import load_adapter
 from atoll.adapters.state import AdapterState
 from atoll.base.load import Base
 from atoll.config.checks.whole_base import classes_in_a_host
 from atoll.config.load import LoadedConfig, load
 from atoll.config.schema import PRECISION_BITS, RunConfig
+from atoll.cost.split_traffic import largest_batch_tokens
 from atoll.errors import AdapterFitError, InfeasibleError
 from atoll.jobs.finished import loaded_base
 from atoll.jobs.inputs import EdgeRows, base_shapes, base_source, edge_rows, eval_rows, given_importance, run_labels
-from atoll.jobs.split import HostAccess, HostLimits, SplitSide, join, largest_batch_tokens, serve, start_host
+from atoll.jobs.split import HostAccess, SplitSide, join, serve, start_host
 from atoll.planner.edge_plan import EdgePlan, FleetPlan
 from atoll.planner.importance import Importance
-from atoll.planner.plan import check_plan, plan_fleet
+from atoll.planner.plan_fleet import check_plan, plan_fleet
 from atoll.runs.events import DataLoaded
 from atoll.selection.selector import ModuleSelector, check_schedules, selector_of
 from atoll.shapes import BaseShapes
 from atoll.split.host.server import Host
+from atoll.split.host.tenants import HostLimits
 from atoll.tasks.batches import BatchStream, check_packing
 from atoll.tasks.classes import examples_of, form_of
 from atoll.tasks.evaluate import check_metrics
@@ -59,7 +62,7 @@ class Participant:
     num_rows: int = 0
     """Before tokens were made of them."""
     uploaded_bytes: int = 0
-    """Of its rows, where they are handed over (mode = "cloud")."""
+    """Of its rows, where they are uploaded (mode = "cloud")."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -262,7 +265,7 @@ def _central(config: RunConfig, shapes: BaseShapes, base: Base, edges: Sequence[
 
 
 def _uploaded_bytes(edge: EdgeRows, plan: EdgePlan) -> int:
-    """Bytes of an edge's rows as JSON lines, where it hands them over."""
+    """Bytes of an edge's rows as JSON lines, where it uploads them."""
     if plan.mode != "cloud":
         return 0
     return sum(len(json.dumps(dict(edge.rows[number]), ensure_ascii=False, default=str).encode()) + 1 for number in range(len(edge.rows)))

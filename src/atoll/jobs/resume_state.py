@@ -31,7 +31,7 @@ _WHAT = {
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """Where a run stands after a round, beside what its rounds keep themselves."""
+    """The state of a run after a round, beside what its rounds save themselves."""
 
     totals: Mapping[str, Any]
     base_scores: Scores | None

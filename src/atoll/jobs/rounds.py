@@ -11,7 +11,7 @@ from typing import Protocol, Self
 from atoll.adapters.state import AdapterState
 from atoll.federated.aggregation.aggregate import Common
 from atoll.federated.flower import ConfigRecord, RecordDict
-from atoll.federated.importance import Asked, ask_importance
+from atoll.federated.importance_query import Asked, ask_importance
 from atoll.federated.payload import FROZEN_DELTA, get_adapter, put_adapter
 from atoll.federated.store import read_record, write_record
 from atoll.federated.strategy import AdapterStrategy, EdgeResult, Observer, RoundResult
@@ -19,7 +19,7 @@ from atoll.jobs.backends.backend import BackendFactory, WorkOrder
 from atoll.jobs.backends.in_process import InProcessBackend, aggregation_of, precision_of, robust_of
 from atoll.jobs.clock import clock_of
 from atoll.jobs.job import Job, Participant
-from atoll.planner.plan import steps_per_round
+from atoll.planner.plan_fleet import steps_per_round
 from atoll.runs.events import EdgeDropped, EdgeFinished, EventLog, Phase, PhaseStarted, RoundFinished, RoundStarted, UpdateClipped
 
 _COMMON, _STEPS, _STATES = "common.state", "steps.json", "edges"
@@ -29,7 +29,7 @@ class RoundCallback(Protocol):
     """Who is told what the rounds cost and what came out of them."""
 
     def add(self, result: RoundResult, simulated_seconds: float | None, rounds: Rounds) -> None:
-        """A round ended; these `rounds` can be kept as they are now."""
+        """A round ended; these `rounds` can be saved as they are now."""
 
     def drop(self, edge: str) -> None:
         """A round went on without this edge."""
@@ -141,8 +141,8 @@ class Rounds:
         """Go on from what `save` wrote by a job with the same plan."""
         record = read_record(folder / _COMMON)
         self._strategy.common = Common(get_adapter(record), get_adapter(record, FROZEN_DELTA) if FROZEN_DELTA in record else None)
-        kept = json.loads((folder / _STEPS).read_text(encoding="utf-8"))
-        self._strategy.rounds_before, self._steps_before = kept["rounds"], Counter(kept["steps"])
+        saved = json.loads((folder / _STEPS).read_text(encoding="utf-8"))
+        self._strategy.rounds_before, self._steps_before = saved["rounds"], Counter(saved["steps"])
         self._backend.restore(folder / _STATES)
         self._assign_work()
 

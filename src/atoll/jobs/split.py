@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 
 import grpc
+import torch
 
 from atoll.base.blocks import blocks_path, sizes_of, trace
 from atoll.base.load import Base
@@ -18,22 +20,22 @@ from atoll.config.schema import RunConfig
 from atoll.registry.parts import names
 from atoll.remote_blocks import RemoteBlocksPlaceholder
 from atoll.split.certificates import DeviceTls, open_channel
-from atoll.split.conversation import Transport
+from atoll.split.counted_stream import Transport
 from atoll.split.cut import Cut
+from atoll.split.device.base_part import fetch_part
 from atoll.split.device.blocks import RemoteBlocks
 from atoll.split.device.client import Client, Terms
-from atoll.split.device.parts import fetch_part
+from atoll.split.host.audit import Audit
 from atoll.split.host.compute_queue import ComputeQueue
 from atoll.split.host.middle import shared_view
 from atoll.split.host.server import Host
 from atoll.split.host.session import Served
+from atoll.split.host.tenants import HostLimits
 from atoll.split.transport import ClientTransport, SlowLink, SlowTransport
 from atoll.wire.handshake import PROTOCOL, HostFacts, block_of
 
 Sizes = Mapping[str, tuple[int, int]]
 MAX_RANK = 1024
-KEPT_CUTS = 16
-"""Digests are kept for so many cuts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,21 +45,6 @@ class HostAccess:
     address: str
     tls: DeviceTls = field(default_factory=lambda: DeviceTls(None, None, None))
     insecure: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class HostLimits:
-    """What a host bears."""
-
-    max_sessions: int = 16
-    max_tokens: int = 16_384
-    """Padded tokens of one micro-batch."""
-    idle_seconds: float = 600.0
-    merges: bool = False
-    """Whether devices may have killed modules merged: a copy of a weight for each of them, in every session."""
-    max_tenant_sessions: int | None = None
-    """Of devices whose certificates have the same name; without certificates all are one tenant. None: as many as of all together."""
-    exchange_seconds: float = 3600.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,29 +68,35 @@ def serve(base: Base, source: str, precision: str, bits: int, limits: HostLimits
     traced = trace(base.model)
     num_blocks = len(base.model.get_submodule(blocks_path(base.model)))  # type: ignore[arg-type]
     sizes = {name: sizes_of(base.model.get_submodule(name)) for group in traced.groups for name in group}
-    tokenizer = tokenizer_digest(base.tokenizer)
+    tokenizer, one_at_a_time = tokenizer_digest(base.tokenizer), Lock()
 
-    @lru_cache(KEPT_CUTS)
+    @cache
     def digest(cut: Cut) -> str:
         return part_digest(source, cut.front, cut.back)
+
+    def base_digest(cut: Cut) -> str:
+        with one_at_a_time:  # Else two that ask at once would both read the base.
+            return digest(cut)
 
     def facts(cut: Cut) -> HostFacts:
         middle = range(cut.front, num_blocks - cut.back)
         return HostFacts(
-            protocol=PROTOCOL, atoll_version=version("atoll"), base_digest=digest(cut) if len(middle) else "",
-            tokenizer_digest=tokenizer, num_blocks=num_blocks,
+            protocol=PROTOCOL, atoll_version=version("atoll"), tokenizer_digest=tokenizer, num_blocks=num_blocks,
             modules={name: size for name, size in sizes.items() if block_of(name) in middle},
             codecs=tuple(dict.fromkeys((*names("codec"), *codecs))), wire_modes=("dense", "factored"), precision=precision,
             kinds=("lora", "bottleneck"),
             max_tokens=limits.max_tokens, max_rank=MAX_RANK, killed=("offload", "merge") if limits.merges and bits >= 16 else ("offload",),
         )  # fmt: skip
 
-    return Served(base, source, traced, facts, bits, limits.idle_seconds, ComputeQueue(), limits.exchange_seconds)
+    queue = ComputeQueue(torch.cuda.synchronize) if base.model.device.type == "cuda" else ComputeQueue()
+    return Served(base, source, traced, facts, base_digest, bits, limits.idle_seconds, queue, limits.exchange_seconds)
 
 
-def start_host(served: Served, limits: HostLimits, listen: str, credentials: grpc.ServerCredentials | None) -> Host:
+def start_host(
+    served: Served, limits: HostLimits, listen: str, credentials: grpc.ServerCredentials | None, audit: Audit | None = None
+) -> Host:
     """A host that listens."""
-    host = Host(served, limits.max_sessions, listen, credentials, limits.max_tenant_sessions)
+    host = Host(served, limits, listen, credentials, audit)
     host.start()
     return host
 
@@ -145,12 +138,6 @@ def join(base_name: str, config: RunConfig, access: HostAccess, max_tokens: int)
     client.blocks = blocks
     clients.append(client)
     return SplitSide(base, client, blocks, channel)
-
-
-def largest_batch_tokens(config: RunConfig, train_rows: int, *, scores: bool) -> int:
-    """Padded tokens of the largest micro-batch of a run, of those that are scored too where there are any."""
-    generated = config.evaluate.max_new_tokens if config.evaluate.metrics else 0
-    return max(train_rows * config.data.max_length, config.evaluate.batch_size * (config.data.max_length + generated) if scores else 0)
 
 
 def with_fetched_base(loaded: LoadedConfig, access: HostAccess, folder: Path) -> LoadedConfig:

@@ -11,7 +11,7 @@ from atoll.cost.formulas import adapter_parameters
 from atoll.cost.meters import FirstStep
 from atoll.cost.traffic import WireAccount
 from atoll.cost.work import Work
-from atoll.federated.importance import Asked, EdgeScores
+from atoll.federated.importance_query import Asked, EdgeScores
 from atoll.federated.strategy import EdgeResult, RoundResult
 from atoll.jobs.clock import clock_of
 from atoll.jobs.job import Job

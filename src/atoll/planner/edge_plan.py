@@ -35,9 +35,9 @@ class EdgePlan:
     """Per round, with every row at full length and every token a label: an upper bound. None where no speed or link is declared.
     Where there is a frozen delta, that of the last round."""
     up_bytes: int
-    """Per round, with every module active; rows that an edge hands over are not counted."""
+    """Per round, with every module active; rows that an edge uploads are not counted."""
     down_bytes: int
-    """Per round; Where there is a frozen delta, in the last one."""
+    """Per round; where there is a frozen delta, in the last one."""
     binding: Binding
     """The declared limits that decided something, if any did."""
     why: str
@@ -134,6 +134,6 @@ class Span:
     @property
     def down_bytes(self) -> int:
         """The same, to the edges."""
-        # The frozen delta is not the same in every round; where rows are handed over, nothing is sent.
+        # The frozen delta is not the same in every round; where rows are uploaded, nothing is sent.
         alike = [plan.down_bytes - self.frozen_delta.last_bytes for plan in self.plans if plan.mode != "cloud"]
         return self.num_rounds * sum(alike) + len(alike) * self.frozen_delta.down_bytes

@@ -46,7 +46,7 @@ class Setting:
 
     @property
     def memory(self) -> Memory:
-        """The foretold peak by its parts."""
+        """The predicted peak by its parts."""
         return training_memory(
             self.shapes, self.ranks, num_rows=self.batch_size, row_tokens=self.row_tokens, num_label_tokens=self.num_label_tokens,
             bits=self.bits, activation_bytes=self.activation_bytes or self.bits // 8,
@@ -56,7 +56,7 @@ class Setting:
 
     @property
     def peak_bytes(self) -> int:
-        """The foretold peak."""
+        """The predicted peak."""
         return self.memory.num_bytes
 
 

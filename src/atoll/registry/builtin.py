@@ -37,26 +37,26 @@ register(
     "|parameter x gradient|, over the cost of training the weight", {"per_parameter": True},
 )  # fmt: skip
 
-_AGGREGATION = "atoll.federated.aggregation"
+_RULES = "atoll.federated.aggregation.rules"
 _PRODUCTS = {"works_on_products": True, "averages_bottlenecks": True}
 register(
-    "aggregation", "exact-svd", f"{_AGGREGATION}.exact_svd:ExactSvd", "The exact mean of products B A, cut to the common rank (FlexLoRA)",
+    "aggregation", "exact-svd", f"{_RULES}.exact_svd:ExactSvd", "The exact mean of products B A, cut to the common rank (FlexLoRA)",
     {**_PRODUCTS, "takes_robust_means": True, "sends_best_rank": True},
 )  # fmt: skip
 register(
-    "aggregation", "delta-svd", f"{_AGGREGATION}.exact_svd:DeltaSvd",
+    "aggregation", "delta-svd", f"{_RULES}.exact_svd:DeltaSvd",
     "The same of what edges changed of what they were sent, added to what was there", {**_PRODUCTS, "sends_best_rank": True},
 )  # fmt: skip
 register(
-    "aggregation", "stack", f"{_AGGREGATION}.stack:Stack", "The exact mean as a frozen delta, and new adapters every round (FLoRA)",
+    "aggregation", "stack", f"{_RULES}.stack:Stack", "The exact mean as a frozen delta, and new adapters every round (FLoRA)",
     {"works_on_products": True, "keeps_frozen_delta": True, "starts_anew": True},
 )  # fmt: skip
 register(
-    "aggregation", "zero-pad", f"{_AGGREGATION}.zero_pad:ZeroPad", "A and B averaged apart, padded with zeros (HetLoRA)",
+    "aggregation", "zero-pad", f"{_RULES}.zero_pad:ZeroPad", "A and B averaged apart, padded with zeros (HetLoRA)",
     {"averages_bottlenecks": True, "pads": True},
 )  # fmt: skip
 register(
-    "aggregation", "residual", f"{_AGGREGATION}.residual:Residual", "That, and what it misses as a frozen delta (FedEx-LoRA)",
+    "aggregation", "residual", f"{_RULES}.residual:Residual", "That, and what it misses as a frozen delta (FedEx-LoRA)",
     {"keeps_frozen_delta": True, "pads": True},
 )  # fmt: skip
 
@@ -71,7 +71,7 @@ register("reader", "jsonl", f"{_READERS}:JsonLines", "A JSON object a line", {"s
 register("reader", "json", f"{_READERS}:Json", "A list of JSON objects", {"suffixes": (".json", ".json.gz")})
 register("reader", "parquet", f"{_READERS}:Parquet", "Columns as pyarrow reads them", {"suffixes": (".parquet",)})
 
-_METRICS = "atoll.tasks.scoring.metrics"
+_METRICS = "atoll.tasks.scoring.builtin_metrics"
 register("metric", "exact_match", f"{_METRICS}:ExactMatch", "Share of texts equal to one of their references")
 register("metric", "bleu", f"{_METRICS}:Bleu", "Corpus BLEU by sacrebleu, 0 to 100")
 register("metric", "rouge", f"{_METRICS}:Rouge", "F-measures rouge1, rouge2 and rougeL")

@@ -33,7 +33,7 @@ _ALL = (
         {"decides": False, "grows": False},
     ),
     Kind(
-        "importance", "plan.importance", "atoll.importances", "atoll.training.importance:ImportanceScore",
+        "importance", "plan.importance", "atoll.importances", "atoll.training.importance_score:ImportanceScore",
         ("factors", "take", "score"), {"least_steps": 1, "per_parameter": False},
     ),
     Kind(

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from atoll.registry.parts import names
 from atoll.report.activity import Choice, EdgeActivity, block_of, read_activities, short_labels
 from atoll.report.costs import draw_costs
-from atoll.report.importance import draw_importance, read_importance_table
+from atoll.report.importance_map import draw_importance, read_importance_table
 from atoll.runs.layout import RunDirectory
 from atoll.runs.summary import read_summary
 
@@ -84,7 +85,9 @@ def _modules_figure(own: EdgeActivity, variation: str) -> Figure:
         image = _draw_scores(panels[1], own, observed)
         figure.colorbar(image, ax=panels[1], pad=0.01, aspect=40)
     if observed:
-        panels[1].set_title(_SCORES.get(own.policy, _SCORES.get(variation, "variation in the window")), loc="left")
+        measured = _SCORES.get(own.policy, _SCORES.get(variation, "variation in the window"))
+        # What somebody else's policy looks at is its own to say.
+        panels[1].set_title(measured if own.policy in names("policy") else f"scores that {own.policy} chose by", loc="left")
     for panel in panels:
         _module_axis(panel, own.modules, rows_inches)
     _legend(figure, kept=len(observed) > 1)

@@ -15,7 +15,8 @@ def status_table(status: Mapping[str, Any]) -> Table:
     """One row for each session; what the host is below."""
     rows = [
         (
-            session["session"], session["tenant"] or "-", format_seconds(session["seconds"]), session["tokens"],
+            session["session"], session["tenant"] or "-", format_seconds(session["seconds"]),
+            str(session["tokens"]), str(session["positions"]), format_seconds(session["compute_seconds"]),
             format_bytes(int(session["received_bytes"])), format_bytes(int(session["sent_bytes"])),
         )
         for session in status["open"]
@@ -26,4 +27,4 @@ def status_table(status: Mapping[str, Any]) -> Table:
         "memory": format_bytes(int(status["resident_bytes"])),
         "up": format_seconds(status["uptime_seconds"]),
     }
-    return plain_table("host", ("session", "tenant", "since", "tokens", "received", "sent"), rows, notes)
+    return plain_table("host", ("session", "tenant", "since", "tokens", "positions", "compute", "received", "sent"), rows, notes)

@@ -8,8 +8,10 @@ from typing import TextIO
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from atoll.printable import printable
 from atoll.runs.summary import Scores, Summary
 from atoll.units import format_seconds
 
@@ -74,14 +76,18 @@ def scores_table(rows: Sequence[tuple[str, Scores]], title: str) -> Table:
 
 
 def plain_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes: Mapping[str, str] | None = None) -> Table:
-    """Text cells under a header; columns after the first to the right, notes below."""
-    caption = "\n".join(f"{name}: {text}" for name, text in (notes or {}).items()) or None
+    """Text cells under a header; columns after the first to the right, notes below. The text may be a peer's: it is shown as it is."""
+    caption = "\n".join(_plain(f"{name}: {text}") for name, text in (notes or {}).items()) or None
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left", pad_edge=False)
     for number, name in enumerate(header):
         table.add_column(name, justify="right" if number else "left", no_wrap=number < len(header) - 1)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(_plain, row))
     return table
+
+
+def _plain(text: str) -> str:
+    return escape(printable(text))
 
 
 def _number(value: float | None, name: str) -> str:

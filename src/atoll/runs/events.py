@@ -148,7 +148,7 @@ class ModulesChosen(Event):
 
 @dataclass(frozen=True, slots=True)
 class EdgeFinished(Event):
-    """An edge's part of a round is done and its update handed over."""
+    """An edge's part of a round is done and its update sent."""
 
     phase: Phase
     round: int

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atoll.selection.pool import PoolModule
-from atoll.wire.accounting import ModuleSizes, WireMode, encoded_bytes, split_bytes
+from atoll.wire.byte_formulas import ModuleSizes, WireMode, encoded_bytes, split_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 Source: DLoRA (Gao and Zhang, EMNLP Findings 2024, arXiv 2404.05182). Known of it: the monitored quantity is the l2-norm variation of each
 module (Fig. 3); modules below a threshold are killed early, and killed ones are revived at the end of an epoch. What is not known is an
-option of [select], with a default that is Atoll's own. What happens to a killed module is the trainer's to do.
+option of [select], with a default that is Atoll's own. What becomes of a killed module: adapters/killed.py.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from atoll.config.schema import Select
+from atoll.selection.choose_by_score import by_score
 from atoll.selection.policy import Choice, ScoreKind
 from atoll.selection.pool import PoolModule
 from atoll.selection.schedule import Schedule, window_steps
-from atoll.selection.threshold import by_score
 
 
 class EarlyKill:

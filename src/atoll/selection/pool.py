@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from atoll.config.schema import RunConfig
 from atoll.cost.split_traffic import remote_blocks
 from atoll.shapes import BaseShapes
-from atoll.wire.accounting import ModuleSizes
+from atoll.wire.byte_formulas import ModuleSizes
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
-import os
-import re
 import socket
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +15,12 @@ from pathlib import Path
 import grpc
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat, load_pem_private_key
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
-from atoll.errors import OutputError, TransportError
+from atoll.errors import TransportError
+from atoll.split.issuer import Issuer, check_names, general_name, write_all
 from atoll.split.transport import OPTIONS
 
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-VALID = datetime.timedelta(days=365)
-CLOCK_SKEW = datetime.timedelta(hours=1)
-"""New certificates hold from so long ago, for machines whose clock is behind."""
-_TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _EVERYWHERE = ("", "0.0.0.0", "::")
 _DIRECT = ("grpc.enable_http_proxy", 0)
 
@@ -77,7 +67,9 @@ def open_channel(address: str, tls: DeviceTls, *, insecure: bool) -> grpc.Channe
         # A proxy named in the environment would carry plain text off this machine.
         return grpc.insecure_channel(address, options=(*OPTIONS, _DIRECT))
     key, cert = pair or (None, None)
-    return grpc.secure_channel(address, grpc.ssl_channel_credentials(_authority(tls.ca), key, cert), options=OPTIONS)
+    # No proxy reaches this machine's own loopback.
+    options = (*OPTIONS, _DIRECT) if is_loopback(address) else OPTIONS
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(_authority(tls.ca), key, cert), options=options)
 
 
 def server_credentials(listen: str, tls: HostTls, *, insecure: bool) -> grpc.ServerCredentials | None:
@@ -129,7 +121,7 @@ def covers(certificate: x509.Certificate, host: str) -> bool:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         return False
-    return _san(host) in names
+    return general_name(host) in names
 
 
 def _signed(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
@@ -152,141 +144,10 @@ def make_certificates(folder: Path, hosts: Sequence[str], tenants: Sequence[str]
     files = {**issuer.own("ca"), **issuer.server("host", "atoll host", called)}
     for tenant in tenants:
         files |= issuer.device(f"tenant-{tenant}", tenant)
-    _write_all(folder, files)
+    write_all(folder, files)
     ca = folder / "ca.pem"
     devices = {tenant: DeviceTls(ca, folder / f"tenant-{tenant}.pem", folder / f"tenant-{tenant}.key") for tenant in tenants}
     return Made(folder / "ca.key", HostTls(folder / "host.pem", folder / "host.key", ca), devices)
-
-
-class Issuer:
-    """A new authority, which signs certificates that hold for a year from now; certificates and keys come as the contents of files."""
-
-    def __init__(self, common_name: str) -> None:
-        self._start, self._key = datetime.datetime.now(datetime.UTC) - CLOCK_SKEW, ec.generate_private_key(ec.SECP256R1())
-        self._name = _name(common_name)
-        self._certificate = self._sign(self._name, self._key, [
-            (x509.BasicConstraints(ca=True, path_length=0), True), (_key_usage(ca=True), True),
-        ])  # fmt: skip
-
-    def own(self, stem: str) -> dict[str, bytes]:
-        """The authority's own certificate and key: STEM.pem, STEM.key."""
-        return {f"{stem}.pem": _pem(self._certificate), f"{stem}.key": _pem(self._key)}
-
-    def server(self, stem: str, common_name: str, hosts: Sequence[str]) -> dict[str, bytes]:
-        """STEM.pem and STEM.key of who is called by these names and addresses, or over loopback.
-
-        Raises: TransportError for a name that no certificate can carry.
-        """
-        names = x509.SubjectAlternativeName([_san(name) for name in dict.fromkeys((*LOOPBACK_NAMES, *hosts))])
-        return self._issue(stem, common_name, ExtendedKeyUsageOID.SERVER_AUTH, names)
-
-    def device(self, stem: str, tenant: str) -> dict[str, bytes]:
-        """STEM.pem and STEM.key of a device that a host knows as this tenant."""
-        return self._issue(stem, tenant, ExtendedKeyUsageOID.CLIENT_AUTH, None)
-
-    def _issue(self, stem: str, common_name: str, usage: ObjectIdentifier, names: x509.SubjectAlternativeName | None) -> dict[str, bytes]:
-        key = ec.generate_private_key(ec.SECP256R1())
-        certificate = self._sign(_name(common_name), key, [
-            (x509.BasicConstraints(ca=False, path_length=None), True), (_key_usage(ca=False), True),
-            (x509.ExtendedKeyUsage([usage]), False), *([(names, False)] if names else []),
-        ])  # fmt: skip
-        return {f"{stem}.pem": _pem(certificate), f"{stem}.key": _pem(key)}
-
-    def _sign(
-        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, extensions: Sequence[tuple[x509.ExtensionType, bool]]
-    ) -> x509.Certificate:
-        builder = x509.CertificateBuilder(
-            self._name, subject, key.public_key(), x509.random_serial_number(), self._start, self._start + VALID, [
-                x509.Extension(x509.SubjectKeyIdentifier.oid, False, x509.SubjectKeyIdentifier.from_public_key(key.public_key())),
-                x509.Extension(
-                    x509.AuthorityKeyIdentifier.oid, False, x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
-                ),
-            ],
-        )  # fmt: skip
-        for extension, critical in extensions:
-            builder = builder.add_extension(extension, critical)
-        return builder.sign(self._key, hashes.SHA256())
-
-
-def _name(common_name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-
-
-def _key_usage(*, ca: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not ca, content_commitment=False, key_encipherment=False, data_encipherment=False, key_agreement=False,
-        key_cert_sign=ca, crl_sign=ca, encipher_only=False, decipher_only=False,
-    )  # fmt: skip
-
-
-def _san(host: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(host.strip("[]")))
-    except ValueError:
-        pass
-    if not re.fullmatch(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", host):
-        raise TransportError(
-            "a name that no certificate can carry", where="host", got=host, expected="a host name or an IP address, without a port",
-            do="write names of other alphabets as xn--...",
-        )  # fmt: skip
-    return x509.DNSName(host)
-
-
-def check_names(names: Sequence[str], kind: str) -> None:
-    """Whether certificates, and files or folders of these names, can be told apart; `kind` says whose they are: "tenant".
-
-    Raises: TransportError.
-    """
-    bad = [name for name in names if not _TENANT.fullmatch(name)]
-    # Files of two must differ on every file system.
-    bad += [name for name, count in Counter(name.lower() for name in names).items() if count > 1]
-    if bad:
-        raise TransportError(
-            "a name must be one that a certificate and a file can carry", where=kind, got=repr(bad[0]),
-            expected="1 to 64 letters, digits, dots, dashes and underscores, no two alike", do="choose another name",
-        )  # fmt: skip
-
-
-def _pem(thing: x509.Certificate | ec.EllipticCurvePrivateKey) -> bytes:
-    if isinstance(thing, x509.Certificate):
-        return thing.public_bytes(Encoding.PEM)
-    return thing.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
-def write_new(path: Path, content: bytes) -> None:
-    """A file that was not there before, whole or not at all; a *.key is its owner's alone from the start.
-
-    Raises: OSError.
-    """
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if path.suffix == ".key" else 0o644)
-    try:
-        with open(handle, "wb") as file:
-            file.write(content)
-    except OSError:
-        path.unlink()
-        raise
-
-
-def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
-    """All of them or none."""
-    there = [name for name in files if os.path.lexists(folder / name)]
-    if there:
-        raise OutputError(
-            "certificates are never overwritten", where=str(folder / there[0]), got="a file", expected="no file of this name",
-            do="name another folder, or move the files away",
-        )  # fmt: skip
-    written: list[Path] = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            write_new(folder / name, content)
-            written.append(folder / name)
-    except OSError as problem:
-        for path in written:
-            path.unlink()
-        raise OutputError(
-            "certificates cannot be written", where=str(folder), got=problem.strerror or str(problem), do="name another folder"
-        ) from None  # fmt: skip
 
 
 def _check_plain(address: str, what: str, missing: str, insecure: bool) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import grpc
 
 from atoll.errors import HostLostError
-from atoll.split.conversation import Transport
+from atoll.printable import printable
+from atoll.split.counted_stream import Transport
 from atoll.wire import protocol_pb2 as pb
 
 SERVICE = "atoll.split.v1.Split"
@@ -185,7 +186,7 @@ class ServerTransport:
 
     @contextmanager
     def _full(self) -> Iterator[None]:
-        # What the session then waits for to go on, such as its turn to compute, is not the device's time.
+        # What the session then waits for to go on, such as a slot to compute in, is not the device's time.
         with self.waiting(), self._device_time():
             yield
 
@@ -207,7 +208,7 @@ class Alarm:
         self._deadlines: list[list[float]] = []
         self._closed = threading.Event()
         self.rang = False
-        threading.Thread(target=self._statistics, name="atoll-alarm", daemon=True).start()
+        threading.Thread(target=self._run, name="atoll-alarm", daemon=True).start()
 
     @contextmanager
     def within(self, seconds: float) -> Iterator[None]:
@@ -223,7 +224,7 @@ class Alarm:
         """Stop watching."""
         self._closed.set()
 
-    def _statistics(self) -> None:
+    def _run(self) -> None:
         while not self._closed.wait(0.5):
             if any(deadline[0] < time.monotonic() for deadline in tuple(self._deadlines)):
                 self.rang = True
@@ -350,14 +351,16 @@ def lost(got: str, do: str = "see that the host runs and can be reached") -> Hos
 
 
 def lost_call(code: grpc.StatusCode | None, details: str | None) -> HostLostError:
-    """What ended a call, in words."""
-    details = details or ""
+    """What ended a call, in words; the details may be the other side's own."""
+    details = "; ".join(printable(line.strip()) for line in (details or "").splitlines())
     if code is None or code is grpc.StatusCode.OK:
         return lost("the stream ended")
     if code is grpc.StatusCode.CANCELLED:
         return lost("the host ended the session, which was slow or silent for longer than it allows")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return lost(f"the host has too many calls at once ({details})", "try again later, or start the host with more sessions")
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        return lost(f"the host does not know this device: {details}", "give a certificate that the host's owner made for this device")
     if code is grpc.StatusCode.UNAVAILABLE and ("failed to connect" in details or "resol" in details):
         for part, meaning, do in _REASONS:
             if part in details:

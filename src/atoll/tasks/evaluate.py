@@ -19,7 +19,7 @@ from atoll.tasks.classes import evaluate_classes, examples_of
 from atoll.tasks.readers.nearest import did_you_mean
 from atoll.tasks.rows import Rows
 from atoll.tasks.scoring.answers import HeldOutAnswers
-from atoll.tasks.scoring.metrics import slot_values
+from atoll.tasks.scoring.builtin_metrics import slot_values
 from atoll.tasks.text import TextForm
 from atoll.tasks.tokens import Examples, pad_id
 from atoll.threads import suited_threads

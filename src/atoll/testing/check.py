@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from atoll.registry.foreign import is_reference, load_foreign
 from atoll.registry.kinds import KINDS
 from atoll.registry.parts import known, register
+from atoll.registry.plugins import is_reference, load_plugin
 from atoll.testing.federation import check_aggregation, check_transform
 from atoll.testing.law import Subject
 from atoll.testing.planning import check_planner
@@ -42,5 +42,5 @@ def _named(kind: str, part: str | type) -> str:
         register(kind, name, part, origin=Path(part.__module__))
         return name
     if known(kind, part) is None or is_reference(part):
-        load_foreign(kind, part, Path())
+        load_plugin(kind, part, Path())
     return part

@@ -10,7 +10,7 @@ from atoll.adapters.full_weights import FullWeightDelta
 from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.errors import AtollError
 from atoll.federated.aggregation.aggregate import Aggregate, Aggregator, Common
-from atoll.federated.aggregation.parts import EdgeParts
+from atoll.federated.aggregation.edge_parts import EdgeParts
 from atoll.federated.aggregation.spool import Contribution
 from atoll.privacy.transform import UpdateContext, transformed
 from atoll.testing.law import Subject

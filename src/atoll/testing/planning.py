@@ -5,7 +5,7 @@ from __future__ import annotations
 from atoll.config.schema import RunConfig
 from atoll.errors import InfeasibleError, PartError
 from atoll.planner.edge_plan import FleetPlan
-from atoll.planner.plan import plan_fleet
+from atoll.planner.plan_fleet import plan_fleet
 from atoll.shapes import BaseShapes, ModuleShape
 from atoll.testing.law import Subject
 

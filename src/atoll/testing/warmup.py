@@ -7,7 +7,7 @@ import math
 import torch
 
 from atoll.testing.law import Subject
-from atoll.training.importance import WarmUpModule
+from atoll.training.importance_score import WarmUpModule
 
 _MODULES = ({"size": (6, 5), "rank": 2}, {"size": (3, 9), "rank": 3})
 

@@ -1,4 +1,4 @@
-"""Checks of codecs: as many bytes as are foretold, back within the bound, and no more of them than the other side has room for."""
+"""Checks of codecs: as many bytes as are predicted, back within the bound, and no more of them than the other side has room for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from atoll.errors import ProtocolError
 from atoll.testing.law import Subject
-from atoll.wire.codec import decode, encode, error_bound
+from atoll.wire.encoding import decode, encode, error_bound
 
 _SHAPES = ((1,), (5,), (3, 5), (1, 64), (2, 3, 8), (0, 4))
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)

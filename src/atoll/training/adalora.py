@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from atoll.seeding import stream
-from atoll.training.importance import WarmUpModule
+from atoll.training.importance_score import WarmUpModule
 
 ORTHOGONALITY = 0.1
 """gamma: weight of |P^T P - I|_F + |Q Q^T - I|_F, summed over the modules, in what is minimised."""

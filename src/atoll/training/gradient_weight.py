@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from atoll.adapters.fresh import fresh_adapters
-from atoll.training.importance import WarmUpModule
+from atoll.training.importance_score import WarmUpModule
 
 
 class GradientWeight:

@@ -24,8 +24,8 @@ from atoll.errors import AdapterFitError
 from atoll.registry.parts import make
 from atoll.seeding import stream
 from atoll.threads import suited_threads
-from atoll.training.importance import ImportanceScore, WarmUpModule
-from atoll.training.local import checkpointing
+from atoll.training.importance_score import ImportanceScore, WarmUpModule
+from atoll.training.local_trainer import checkpointing
 from atoll.training.step import clip, fill_gradients, report_of
 from atoll.training.trainer import Batches, StepReport
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from atoll.adapters.attach import Attached, Killed
+from atoll.adapters.attach import Attached
+from atoll.adapters.killed import Killed
 from atoll.adapters.layers import LowRankPair
-from atoll.adapters.movement import MOVEMENTS
 from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.selection.selector import ModuleSelector, StepTokens
+from atoll.training.movement import MOVEMENTS
 from atoll.training.trainer import ActiveSetChange, ModuleStatistics, StepReport
 
 

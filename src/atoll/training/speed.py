@@ -21,7 +21,7 @@ from atoll.shapes import BaseShapes
 from atoll.tasks.batches import Batch, pad_batch
 from atoll.tasks.tokens import Example
 from atoll.threads import suited_threads
-from atoll.training.local import LocalTrainer
+from atoll.training.local_trainer import LocalTrainer
 from atoll.training.trainer import FitPlan, StepReport, TrainState
 
 ROWS, ROW_TOKENS, RANK, ALPHA = 8, 128, 8, 16.0

@@ -55,7 +55,7 @@ class Dialogue:
         """Number of the exchange that runs or comes next."""
         self.groups: tuple[tuple[str, ...], ...] = ()
         """Active modules by group, from Welcome."""
-        self._factored, self._max_tokens = False, 0
+        self._factored, self._max_tokens, self._codec = False, 0, ""
         self._ranks: dict[str, int] = {}
         """Of trained modules."""
         self._killed_ranks: list[int] = []
@@ -109,7 +109,7 @@ class Dialogue:
         self._factored = message.body.wire_mode == "factored"
         self._ranks = {module.name: module.rank for module in message.body.modules if not module.killed}
         self._killed_ranks = [module.rank for module in message.body.modules if module.killed]
-        self._max_tokens = message.body.max_tokens
+        self._max_tokens, self._codec = message.body.max_tokens, message.body.codec
         return "welcome"
 
     def _welcome(self, message: Message) -> State:
@@ -123,10 +123,8 @@ class Dialogue:
         return "killed" if self._killed_ranks else "forward"
 
     def _killed(self, message: Message) -> State:
-        self._check_tensors(message, [size for rank in self._killed_ranks for size in ((rank, None), (None, rank))])
-        codecs = {tensor.codec for tensor in message.tensors}
-        if codecs != {"fp32"}:
-            self._refuse("killed modules in another codec", ", ".join(sorted(codecs)), "fp32, whatever the session's codec")
+        # Sent once and evaluated for a whole epoch: what the session's codec loses would count in every step.
+        self._check_tensors(message, [size for rank in self._killed_ranks for size in ((rank, None), (None, rank))], "fp32")
         return "forward"
 
     def _forward(self, message: Message) -> State:
@@ -173,7 +171,11 @@ class Dialogue:
             rank, d_out = self._ranks[name], self._d_out[name]
             sizes += [(self._now.num_tokens, rank), (rank, d_out)] if self._factored else [(self._now.num_tokens, d_out)]
         self._check_tensors(message, sizes)
-        return "input_gradient" if message.body.want_input_gradient else self._backwards()
+        if not message.body.want_input_gradient:
+            return self._backwards()
+        if self._group == 0 and not self._now.want_front_gradient:
+            self._refuse("a gradient asked for that leads nowhere", "want_input_gradient for group 0", "want_front_gradient before")
+        return "input_gradient"
 
     def _input_gradient(self, message: Message) -> State:
         self._check_tensors(message, [(self._now.num_tokens, self._now.d_in[self._group])])
@@ -198,9 +200,10 @@ class Dialogue:
             self._refuse("a micro-batch of another size than agreed", f"{forward.rows} rows of {forward.positions} positions",
                          f"1 to {self._max_tokens} positions in all")  # fmt: skip
         lengths = np.array(forward.lengths or [forward.positions] * forward.rows, dtype=np.int64)
-        if len(lengths) != forward.rows or lengths.max() > forward.positions or lengths.min() < 1:
+        # Positions that no row fills would cost the host as much as tokens do.
+        if len(lengths) != forward.rows or lengths.max() != forward.positions or lengths.min() < 1:
             self._refuse("row lengths that do not fit their rows", f"{len(lengths)} lengths up to {lengths.max()}",
-                         f"{forward.rows} lengths of 1 to {forward.positions}")  # fmt: skip
+                         f"{forward.rows} lengths of 1 to {forward.positions}, which is the longest one")  # fmt: skip
         if len(forward.position_ids) not in (0, num_positions):
             self._refuse("position ids that do not fit the rows", f"{len(forward.position_ids)}", f"{num_positions} or none")
         wanted = np.array(forward.wanted, dtype=np.int64)
@@ -214,7 +217,8 @@ class Dialogue:
         num_tokens = int(lengths.sum())
         return _Exchange(forward.train, forward.want_front_gradient, num_tokens, len(wanted) or num_tokens, 0, [])
 
-    def _check_tensors(self, message: Message, sizes: Sequence[tuple[Size, Size]]) -> None:
+    def _check_tensors(self, message: Message, sizes: Sequence[tuple[Size, Size]], codec: str | None = None) -> None:
+        """Tensors of these sizes, in the session's codec or in this one."""
         shapes = [tensor.shape for tensor in message.tensors]
         fits = len(shapes) == len(sizes) and all(
             len(shape) == 2 and all(entry > 0 and size in (None, entry) for size, entry in zip(wanted, shape, strict=True))
@@ -223,6 +227,9 @@ class Dialogue:
         if not fits:
             expected = ", ".join(f"({', '.join('any' if size is None else str(size) for size in pair)})" for pair in sizes) or "no tensors"
             self._refuse(f"tensors of {message.kind} that do not fit", ", ".join(map(str, shapes[:8])) or "none", expected)
+        others = {tensor.codec for tensor in message.tensors} - {codec or self._codec}
+        if others:
+            self._refuse(f"tensors of {message.kind} in another codec than agreed", ", ".join(sorted(others)), codec or self._codec)
 
     def _refuse(self, what: str, got: str, expected: str) -> NoReturn:
         raise ProtocolError(

@@ -12,8 +12,8 @@ from xxhash import xxh3_64
 
 from atoll.errors import FrameError
 from atoll.wire import protocol_pb2 as pb
-from atoll.wire.accounting import encoded_bytes
-from atoll.wire.codec import Encoded
+from atoll.wire.byte_formulas import encoded_bytes
+from atoll.wire.encoding import Encoded
 
 Kind = Literal[
     "hello", "welcome", "refusal", "forward", "input", "output", "hidden", "hidden_gradient", "gradient", "input_gradient", "finished",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from atoll.errors import HostLostError, HostRefusedError
+from atoll.printable import printable
 from atoll.wire import protocol_pb2 as pb
 
 PROTOCOL: Final = 2
@@ -16,15 +17,16 @@ REFUSAL_CODES: Final = ("unfit", "busy", "frame", "dialogue", "failed")
 """Refusal.code: Hello does not fit; no room for a session; damaged bytes; a message not allowed; a fault of the host."""
 TRANSIENT_CODES: Final = ("busy", "frame")
 """What another try may mend."""
+_SHOWN: Final = 300
+"""Of a value that the other side sent, so much is repeated to it or shown."""
 
 
 @dataclass(frozen=True, slots=True)
 class HostFacts:
-    """What a host serves."""
+    """What a host serves, but for the digest of the base, which takes a while to work out."""
 
     protocol: int
     atoll_version: str
-    base_digest: str
     tokenizer_digest: str
     num_blocks: int
     """Of the whole base."""
@@ -50,21 +52,25 @@ class _Misfit:
     do: str
 
 
-def check_hello(hello: pb.Hello, facts: HostFacts) -> pb.Refusal | None:
-    """The first field that does not fit, with both values; None where all fit. Versions of Atoll may differ, of the protocol not."""
-    for misfit in _misfits(hello, facts):
+def check_hello(hello: pb.Hello, facts: HostFacts, base_digest: Callable[[], str]) -> pb.Refusal | None:
+    """The first field that does not fit, with both values; None where all fit. Versions of Atoll may differ, of the protocol not.
+
+    The digest of the base comes last, and `base_digest` is asked only where everything else fits: it may read a large part of the base.
+    """
+    for misfit in _misfits(hello, facts, base_digest):
         return pb.Refusal(
-            code="unfit", field=misfit.field, host_value=misfit.host_value, device_value=misfit.device_value, do=misfit.do,
+            code="unfit", field=misfit.field, host_value=misfit.host_value, device_value=_shown(misfit.device_value), do=misfit.do,
         )  # fmt: skip
     return None
 
 
 def refusal_error(refusal: pb.Refusal, host: str) -> HostRefusedError | HostLostError:
     """What the device's user sees of a refusal by the host at this address; HostLostError where another try may mend it."""
-    fits_not = refusal.code == "unfit"
-    what = f"the host refused: {refusal.field} does not fit" if fits_not else f"the host ended the session: {refusal.field or refusal.code}"
+    fits_not, field = refusal.code == "unfit", _shown(refusal.field or refusal.code)
+    what = f"the host refused: {field} does not fit" if fits_not else f"the host ended the session: {field}"
     leaf = HostLostError if refusal.code in TRANSIENT_CODES else HostRefusedError
-    return leaf(what, where=host, got=refusal.device_value or refusal.code, expected=refusal.host_value, do=refusal.do)
+    got, expected, do = map(_shown, (refusal.device_value or refusal.code, refusal.host_value, refusal.do))
+    return leaf(what, where=host, got=got, expected=expected, do=do)
 
 
 def block_of(module: str) -> int | None:
@@ -72,11 +78,15 @@ def block_of(module: str) -> int | None:
     return next((int(part) for part in module.split(".") if part.isdecimal()), None)
 
 
-def _misfits(hello: pb.Hello, facts: HostFacts) -> Iterator[_Misfit]:
+def _shown(text: str) -> str:
+    """What the other side wrote, on one line, cut off where it is very long."""
+    return printable(text[:_SHOWN])
+
+
+def _misfits(hello: pb.Hello, facts: HostFacts, base_digest: Callable[[], str]) -> Iterator[_Misfit]:
     if hello.protocol != facts.protocol:
         yield _Misfit("protocol", str(facts.protocol), str(hello.protocol), "install the same version of Atoll on both sides")
     for name, host, device, do in (
-        ("base_digest", facts.base_digest, hello.base_digest, "use the base that the host serves, or another host"),
         ("tokenizer_digest", facts.tokenizer_digest, hello.tokenizer_digest, "use the tokenizer of the host's base"),
         ("precision", facts.precision, hello.precision, f'set model.precision = "{facts.precision}"'),
     ):
@@ -96,6 +106,9 @@ def _misfits(hello: pb.Hello, facts: HostFacts) -> Iterator[_Misfit]:
         do = "lower train.batch_size, evaluate.batch_size or data.max_length, or start the host with a larger --max-tokens"
         yield _Misfit("max_tokens", f"1 to {facts.max_tokens}", str(hello.max_tokens), do)
     yield from _module_misfits(hello, facts)
+    digest = base_digest()
+    if hello.base_digest != digest:
+        yield _Misfit("base_digest", digest, hello.base_digest, "use the base that the host serves, or another host")
 
 
 def _module_misfits(hello: pb.Hello, facts: HostFacts) -> Iterator[_Misfit]:

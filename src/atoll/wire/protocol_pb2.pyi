@@ -291,7 +291,7 @@ class StatusReply(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., atoll_version: _Optional[str] = ..., base_digest: _Optional[str] = ..., tokenizer_digest: _Optional[str] = ..., num_blocks: _Optional[int] = ..., bits: _Optional[int] = ..., precision: _Optional[str] = ..., codecs: _Optional[_Iterable[str]] = ..., wire_modes: _Optional[_Iterable[str]] = ..., adapter_kinds: _Optional[_Iterable[str]] = ..., max_tokens: _Optional[int] = ..., max_rank: _Optional[int] = ..., sessions: _Optional[int] = ..., max_sessions: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., resident_bytes: _Optional[int] = ..., open: _Optional[_Iterable[_Union[SessionStatus, _Mapping]]] = ...) -> None: ...
 
 class SessionStatus(_message.Message):
-    __slots__ = ("session", "tenant", "seconds", "tokens", "exchanges", "sent_bytes", "received_bytes")
+    __slots__ = ("session", "tenant", "seconds", "tokens", "exchanges", "sent_bytes", "received_bytes", "positions", "compute_seconds")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
@@ -299,6 +299,8 @@ class SessionStatus(_message.Message):
     EXCHANGES_FIELD_NUMBER: _ClassVar[int]
     SENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     session: str
     tenant: str
     seconds: float
@@ -306,4 +308,6 @@ class SessionStatus(_message.Message):
     exchanges: int
     sent_bytes: int
     received_bytes: int
-    def __init__(self, session: _Optional[str] = ..., tenant: _Optional[str] = ..., seconds: _Optional[float] = ..., tokens: _Optional[int] = ..., exchanges: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ...) -> None: ...
+    positions: int
+    compute_seconds: float
+    def __init__(self, session: _Optional[str] = ..., tenant: _Optional[str] = ..., seconds: _Optional[float] = ..., tokens: _Optional[int] = ..., exchanges: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., positions: _Optional[int] = ..., compute_seconds: _Optional[float] = ...) -> None: ...

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +13,8 @@ from atoll.federated.grid import EDGE_FAILED
 from atoll.fleet.links import carrier
 from atoll.fleet.links.frames import PROBLEM, Frame
 from atoll.fleet.links.relay import FleetGrid, Relay
-from atoll.fleet.links.sockets import RELAY, LocalClient
 
-from tests.fleet.links.serverapp import Answers, FakeGrid, ServerAppThread
+from tests.fleet.links.carrying import Answers, Carrying, FakeGrid
 
 NODES = {11: "north", 2**63 + 5: "south", 7: "west"}
 OFFLINE = Error(5, "the node is offline")
@@ -28,13 +26,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def lost() -> threading.Event:
-    return threading.Event()
-
-
-@pytest.fixture
-def relay(lost: threading.Event) -> Iterator[Relay]:
-    found = Relay(lost.set, ask_again=0.2, ask_lost=0.05)
+def relay() -> Iterator[Relay]:
+    found = Relay(ask_again=0.2, ask_lost=0.05)
     yield found
     found.close()
 
@@ -63,7 +56,7 @@ def waiting_files(relay: Relay) -> list[Path]:
 
 
 def test_every_node_is_asked_and_its_answer_is_its_own(relay: Relay) -> None:
-    ServerAppThread(relay, FakeGrid(echo))
+    Carrying(relay, FakeGrid(echo))
     assert sorted(map(told, ask_all(relay))) == [(name, name) for name in sorted(NODES.values())]  # type: ignore[type-var]
     assert not waiting_files(relay)
 
@@ -74,7 +67,7 @@ def test_content_crosses_bit_for_bit_and_nodes_keep_their_order(relay: Relay) ->
     def back(content: RecordDict, node: int, times: int) -> Answers:
         return [RecordDict({**content, "times": MetricRecord({"x": 0.1})})]
 
-    ServerAppThread(relay, FakeGrid(back))
+    Carrying(relay, FakeGrid(back))
     grid = FleetGrid(relay, NODES)
     assert list(grid.get_node_ids()) == list(NODES)
     sent = RecordDict({"arrays": ArrayRecord({"a": Array("bfloat16", (len(data) // 2,), "raw", data)})})
@@ -90,7 +83,7 @@ def test_answers_come_as_they_are_there(relay: Relay) -> None:
     def one_waits(content: RecordDict, node: int, times: int) -> Answers:
         return echo(content, node, times) if node != 11 or done.is_set() else []
 
-    ServerAppThread(relay, FakeGrid(one_waits))
+    Carrying(relay, FakeGrid(one_waits))
     replies = ask_all(relay)
     assert {told(next(replies))[0], told(next(replies))[0]} == {"south", "west"}
     assert len(waiting_files(relay)) == 1, "what was answered waits no more"
@@ -100,7 +93,7 @@ def test_answers_come_as_they_are_there(relay: Relay) -> None:
 
 
 def test_answers_that_nobody_has_taken_wait_in_files(relay: Relay) -> None:
-    ServerAppThread(relay, FakeGrid(echo))
+    Carrying(relay, FakeGrid(echo))
     replies = ask_all(relay)
     first = next(replies)
     until(lambda: not relay._open)
@@ -112,7 +105,7 @@ def test_answers_that_nobody_has_taken_wait_in_files(relay: Relay) -> None:
 @pytest.mark.parametrize("lose", [[], [OFFLINE]])
 def test_what_was_lost_is_asked_again(relay: Relay, lose: Answers) -> None:
     grid = FakeGrid(lambda content, node, times: lose if times < 3 else echo(content, node, times))
-    ServerAppThread(relay, grid)
+    Carrying(relay, grid)
     replies = list(ask_all(relay))
     assert {told(reply)[0] for reply in replies} == set(NODES.values())
     assert all(reply.content.config_records["answer"]["times"] >= 3 for reply in replies)  # type: ignore[operator]
@@ -125,7 +118,7 @@ def test_after_many_errors_one_more_loss_does_not_wait_long(relay: Relay) -> Non
         return [OFFLINE] if times < 8 else [] if times == 8 else echo(content, node, times)
 
     grid = FakeGrid(away)
-    ServerAppThread(relay, grid)
+    Carrying(relay, grid)
     (reply,) = FleetGrid(relay, NODES).send_and_receive([question(7)], timeout=20)
     assert reply.content.config_records["answer"]["times"] == 9
     assert grid.sent.count(7) == 9, "one plan for every question, however often it is lost"
@@ -133,9 +126,9 @@ def test_after_many_errors_one_more_loss_does_not_wait_long(relay: Relay) -> Non
 
 def test_a_message_that_flower_does_not_take_is_tried_again(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
     grid, push = FakeGrid(echo), FakeGrid.push_messages
-    refusals: list[list[str | None]] = [[], [None]]
+    refusals: list[list[str | None]] = [[], [None], [""]]
     monkeypatch.setattr(grid, "push_messages", lambda messages: refusals.pop() if refusals else push(grid, messages))
-    thread = ServerAppThread(relay, grid)
+    thread = Carrying(relay, grid)
     assert [told(reply)[0] for reply in FleetGrid(relay, NODES).send_and_receive([question(7)], timeout=20)] == ["west"]
     relay.close()
     assert thread.ended()
@@ -148,22 +141,21 @@ def test_an_answer_counts_once(relay: Relay) -> None:
         return echo(content, node, times) * 2
 
     grid = FakeGrid(twice)
-    ServerAppThread(relay, grid)
+    Carrying(relay, grid)
     for _ in range(2):
         assert len(list(ask_all(relay))) == len(NODES)
-    with LocalClient(relay.address, RELAY) as late:
-        late.ask("Reply", Frame(1, 11, "train", "1", RecordDict()).to_bytes())
-        late.ask("Reply", Frame(999, 11, "train", "1", RecordDict()).to_bytes())
+    relay.reply(Frame(1, 11, "train", "1", RecordDict()))
+    relay.reply(Frame(999, 11, "train", "1", RecordDict()))
     assert not relay._answers
 
 
 def test_what_an_edge_says_went_wrong_comes_as_its_error(relay: Relay) -> None:
-    ServerAppThread(relay, FakeGrid(lambda *_: [RecordDict({PROBLEM: ConfigRecord({"page": "error A403: other sizes"})})]))
+    Carrying(relay, FakeGrid(lambda *_: [RecordDict({PROBLEM: ConfigRecord({"page": "error A403: other sizes"})})]))
     for reply in ask_all(relay):
         assert (reply.error.code, reply.error.reason) == (EDGE_FAILED, "error A403: other sizes")
 
 
-def test_an_answer_that_atoll_did_not_write_ends_neither_the_serverapp_nor_the_question(relay: Relay) -> None:
+def test_an_answer_that_atoll_did_not_write_ends_neither_the_carrying_nor_the_question(relay: Relay) -> None:
     grid = FakeGrid(echo)
     push = grid.push_messages
 
@@ -175,7 +167,7 @@ def test_an_answer_that_atoll_did_not_write_ends_neither_the_serverapp_nor_the_q
         return ids
 
     grid.push_messages = foreign  # type: ignore[method-assign,assignment]
-    thread = ServerAppThread(relay, grid)
+    thread = Carrying(relay, grid)
     replies = {NODES[reply.metadata.src_node_id]: reply for reply in ask_all(relay)}
     assert "did not write" in replies["west"].error.reason
     assert told(replies["north"]) == ("north", "north")
@@ -198,7 +190,7 @@ def test_an_answer_that_cannot_be_read_is_an_answer_and_nobody_is_waited_for(rel
         return ids
 
     grid.push_messages = foreign  # type: ignore[method-assign,assignment]
-    ServerAppThread(relay, grid)
+    Carrying(relay, grid)
     replies = {NODES[reply.metadata.src_node_id]: reply for reply in ask_all(relay, timeout=None)}
     assert "W802" in replies["west"].error.reason
     assert ("longer than it may be" in replies["west"].error.reason) == (len(data) == 2**23)
@@ -211,54 +203,32 @@ def test_an_answer_may_be_as_long_as_its_question_and_some_more(relay: Relay) ->
         data = content.array_records["a"]["x"].data
         return [RecordDict({"a": ArrayRecord({"x": Array("uint8", (len(data),), "x", data)}), "more": ConfigRecord({"text": "x" * 2**20})})]
 
-    ServerAppThread(relay, FakeGrid(larger))
+    Carrying(relay, FakeGrid(larger))
     content = RecordDict({"a": ArrayRecord({"x": Array("uint8", (2**23,), "x", bytes(2**23))})})
     (reply,) = FleetGrid(relay, NODES).send_and_receive([Message(content, 7, "train", group_id="1")], timeout=20)
     assert set(reply.content) == {"a", "more"}
 
 
-def test_a_serverapp_that_dies_is_told_and_the_next_one_gets_all_that_is_open(relay: Relay, lost: threading.Event) -> None:
+def test_when_carrying_breaks_the_next_one_gets_all_that_is_open(relay: Relay) -> None:
     silent = FakeGrid(lambda content, node, times: echo(content, node, times) if node == 7 else [])
-    first = ServerAppThread(relay, silent)
+    first = Carrying(relay, silent)
     replies = ask_all(relay)
     assert told(next(replies))[0] == "west"
-    assert relay.is_served
     silent.is_broken = True
-    assert lost.wait(10)
     assert first.ended()
-    assert not relay.is_served
-    lost.clear()
     grid = FakeGrid(echo)
-    ServerAppThread(relay, grid)
+    Carrying(relay, grid)
     assert {told(reply)[0] for reply in replies} == {"north", "south"}
     assert 7 not in grid.sent, "it has answered"
-    assert not lost.is_set()
-
-
-def test_the_serverapp_before_gets_nothing_and_ends_without_a_word(relay: Relay, lost: threading.Event) -> None:
-    old_grid = FakeGrid(echo)
-    old = ServerAppThread(relay, old_grid)
-    until(lambda: relay.is_served)
-    grid = FakeGrid(echo)
-    ServerAppThread(relay, grid)
-    assert len(list(ask_all(relay))) == len(NODES)
-    assert old.ended()
-    assert not old_grid.sent
-    assert not lost.is_set()
-    with LocalClient(relay.address, RELAY) as again:
-        assert list(again.stream("Messages", b"1")) == []
 
 
 def test_after_the_timeout_what_is_open_is_let_go_and_late_answers_do_not_count(relay: Relay) -> None:
-    late: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     grid = FakeGrid(lambda content, node, times: echo(content, node, times) if node == 7 else [])
-    ServerAppThread(relay, grid)
+    Carrying(relay, grid)
     replies = ask_all(relay, timeout=1.0)
     assert [told(reply)[0] for reply in replies] == ["west"]
     assert not waiting_files(relay)
-    late.put(Frame(1, 11, "train", "1", RecordDict()).to_bytes())
-    with LocalClient(relay.address, RELAY) as client:
-        client.ask("Reply", late.get())
+    relay.reply(Frame(1, 11, "train", "1", RecordDict()))
     sent = len(grid.sent)
     (reply,) = FleetGrid(relay, NODES).send_and_receive([question(7, "next")], timeout=20)
     assert told(reply) == ("west", "next")
@@ -267,7 +237,7 @@ def test_after_the_timeout_what_is_open_is_let_go_and_late_answers_do_not_count(
 
 def test_what_is_not_taken_is_let_go(relay: Relay) -> None:
     """Whoever counts answers failed meanwhile."""
-    ServerAppThread(relay, FakeGrid(lambda content, node, times: echo(content, node, times) if node != 11 else []))
+    Carrying(relay, FakeGrid(lambda content, node, times: echo(content, node, times) if node != 11 else []))
     replies = FleetGrid(relay, NODES).send_and_receive([question(node) for node in NODES], timeout=20)
     next(iter(replies))
     replies.close()  # type: ignore[attr-defined]
@@ -278,7 +248,7 @@ def test_what_is_not_taken_is_let_go(relay: Relay) -> None:
 
 def test_pulling_takes_what_is_there_and_leaves_the_rest_asked(relay: Relay) -> None:
     done = threading.Event()
-    ServerAppThread(relay, FakeGrid(lambda content, node, times: echo(content, node, times) if node == 7 or done.is_set() else []))
+    Carrying(relay, FakeGrid(lambda content, node, times: echo(content, node, times) if node == 7 or done.is_set() else []))
     grid = FleetGrid(relay, NODES)
     ids = list(grid.push_messages([question(node, name) for node, name in NODES.items()]))
     found: list[Message] = []
@@ -289,19 +259,18 @@ def test_pulling_takes_what_is_there_and_leaves_the_rest_asked(relay: Relay) -> 
     assert {told(reply)[0] for reply in found} == set(NODES.values())
 
 
-def test_closing_ends_the_serverapp_and_leaves_no_file(lost: threading.Event) -> None:
-    relay = Relay(lost.set)
-    thread = ServerAppThread(relay, FakeGrid(lambda *_: []))
+def test_closing_ends_the_carrying_and_leaves_no_file() -> None:
+    relay, grid = Relay(), FakeGrid(lambda *_: [])
+    thread = Carrying(relay, grid)
     relay.ask(question(7))
-    folder, socket = Path(relay._folder.name), Path(relay.address.removeprefix("unix:"))
+    folder = Path(relay._folder.name)
     assert folder.stat().st_mode & 0o077 == 0
-    until(lambda: relay.is_served)
+    until(lambda: bool(grid.sent))
     relay.close()
     relay.close()
     assert thread.ended()
-    assert not lost.is_set(), "nothing was lost"
+    relay.reply(Frame(1, 7, "train", "1", RecordDict()))
     assert not folder.exists()
-    assert not socket.parent.exists()
 
 
 def until(check: Callable[[], bool]) -> None:

@@ -20,9 +20,10 @@ from atoll.jobs.backends.in_process import edge_work
 from atoll.jobs.backends.work_orders import SentOrder
 from atoll.jobs.backends.worker import Worker
 from atoll.jobs.job import prepare
-from atoll.jobs.split import HostAccess, HostLimits, serve, start_host
+from atoll.jobs.split import HostAccess, serve, start_host
 from atoll.planner.edge_plan import EdgePlan
 from atoll.runs.events import EventLog
+from atoll.split.host.tenants import HostLimits
 
 RUN = """
 [run]

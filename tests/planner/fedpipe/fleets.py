@@ -15,7 +15,7 @@ from atoll.planner.costs import Costs, costs_of
 from atoll.planner.edge_plan import EdgePlan, FleetPlan
 from atoll.planner.feasibility import Setting
 from atoll.planner.importance import Importance
-from atoll.planner.plan import plan_fleet
+from atoll.planner.plan_fleet import plan_fleet
 from atoll.shapes import BaseShapes
 
 from tests.planner.fedpipe.bases import base

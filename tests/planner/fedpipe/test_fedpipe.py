@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from atoll.errors import InfeasibleError
 from atoll.planner.edge_plan import EdgePlan
 from atoll.planner.fedpipe.search import EdgeSearch
-from atoll.planner.plan import plan_fleet
+from atoll.planner.plan_fleet import plan_fleet
 from atoll.planner.request import EdgeRequest
 
 from tests.planner.fedpipe.bases import base

@@ -1,15 +1,20 @@
-"""A run that is on many machines: `atoll fleet init` and `join`."""
+"""A run that is on many machines: `atoll fleet init` and `join`, and members that come and go."""
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from atoll.cli.options import RunFile, Sets
+from atoll.cli.options import CaKey, RunFile, Sets
 from atoll.cli.parsing import command, command_with_commands
 from atoll.cli.showing import tell
+
+WholeFleet = Annotated[Path, typer.Option("--fleet", metavar="DIR", help="What `atoll fleet init` wrote.")]
 
 
 def fleet(context: typer.Context) -> None:
@@ -50,7 +55,56 @@ def join(
 
     DIR is one that `atoll fleet init` wrote for an edge. The base and the rows stay in this process from round to round.
     """
-    from atoll.commands.host import stopped_by_signals
     from atoll.fleet.join import join as take_part
 
-    take_part(folder, tell, config=config, overrides=tuple(sets or ()), stop=stopped_by_signals())
+    # Also in the middle of a round, which is trained again from the state before.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):
+        take_part(folder, tell, config=config, overrides=tuple(sets or ()), stop=threading.Event())
+
+
+@command(commands)
+def add(
+    name: Annotated[str, typer.Argument(metavar="NAME", hidden=True)],
+    folder: WholeFleet = Path("fleet"),
+    config: Annotated[Path | None, typer.Option("--config", metavar="RUN.toml", help="With the edge in it, for all machines.")] = None,
+    host: Annotated[str | None, typer.Option("--host", metavar="HOST:PORT", help="The host of an edge that may split.")] = None,
+    ca_key: CaKey = None,
+) -> None:
+    """Write the folder of one more edge.
+
+    NAME is an [[edge]] of run.toml. The coordinator's folder learns its key.
+    """
+    from atoll.fleet.members import add as add_member
+
+    print(add_member(folder, name, config=config, host=host, ca_key=ca_key).to_text())
+
+
+@command(commands)
+def renew(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", hidden=True)] = None,
+    folder: WholeFleet = Path("fleet"),
+    ca_key: CaKey = None,
+) -> None:
+    """New certificates for all machines, or for NAME.
+
+    They hold for a year. NAME is "coordinator", an edge or a host. Those before stay good until they end.
+    """
+    from atoll.fleet.members import renew as renew_member
+
+    print(renew_member(folder, name, ca_key=ca_key).to_text())
+
+
+@command(commands)
+def remove(
+    name: Annotated[str, typer.Argument(metavar="NAME", hidden=True)],
+    folder: WholeFleet = Path("fleet"),
+    ca_key: CaKey = None,
+) -> None:
+    """Revoke an edge's certificates and forget its key.
+
+    The coordinator keeps NAME out as soon as its folder has the new list; it need not be started again.
+    """
+    from atoll.fleet.members import remove as remove_member
+
+    print(remove_member(folder, name, ca_key=ca_key).to_text())

@@ -1,4 +1,4 @@
-"""Most of the base on another machine: `atoll host`, `edge` and `status`."""
+"""Most of the base on another machine: `atoll host`, with `certify`, `edge` and `status`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from atoll.cli.options import MODEL, Access, Insecure, NewRun, Output, RunFile, Sets
-from atoll.cli.parsing import command
+from atoll.cli.options import MODEL, Access, CaKey, Insecure, NewRun, Output, RunFile, Sets
+from atoll.cli.parsing import command, command_with_commands
 from atoll.cli.showing import show_training
 from atoll.errors import CommandLineError
 
@@ -80,6 +80,14 @@ class Serving:
     device_map: Annotated[
         str | None, typer.Option("--device-map", metavar="MAP", help='Over several accelerators: "auto", or a JSON file.')
     ] = None
+    max_part: Annotated[
+        str | None, typer.Option("--max-part", metavar="FRONT,BACK", help="Blocks a tenant may fetch. Default: one cut's.")
+    ] = None
+    audit: Annotated[Path | None, typer.Option("--audit", metavar="FILE", help="Add there who asked for what, as lines of JSON.")] = None
+    metrics_tenants: Annotated[bool, typer.Option("--metrics-tenants", help="With --metrics: for each certificate name, too.")] = False
+    codecs: Annotated[
+        list[str] | None, typer.Option("--codec", metavar="NAME", help="One that is not Atoll's, beside those; may be repeated.")
+    ] = None
 
     def __post_init__(self) -> None:
         if str(self.quantize) not in _BITS or self.precision not in _PRECISIONS:
@@ -98,7 +106,6 @@ class Serving:
             )  # fmt: skip
 
 
-@command(commands)
 def host(serving: Serving) -> None:
     """Serve a frozen base to edges.
 
@@ -108,8 +115,27 @@ def host(serving: Serving) -> None:
     from atoll.commands.host import HostSettings
     from atoll.commands.host import host as serve
 
-    settings = HostSettings(**{**asdict(serving), "tenants": tuple(serving.tenants or ())})
+    settings = HostSettings(**{**asdict(serving), "tenants": tuple(serving.tenants or ()), "codecs": tuple(serving.codecs or ())})
     serve(settings, lambda line: print(line, flush=True))
+
+
+hosts = command_with_commands(host)
+commands.add_typer(hosts)
+
+
+@command(hosts)
+def certify(
+    tenant: Annotated[str, typer.Argument(metavar="NAME", hidden=True)],
+    folder: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where ca.pem is; the certificate is written there.")] = Path(),
+    ca_key: CaKey = None,
+) -> None:
+    """Write a certificate for one more tenant.
+
+    By the authority that `atoll host --make-certificates DIR` made; NAME is how hosts with its ca.pem as --client-ca know the tenant.
+    """
+    from atoll.commands.host import certify as write_certificate
+
+    print(write_certificate(tenant, folder, ca_key=ca_key).to_text())
 
 
 @command(commands)

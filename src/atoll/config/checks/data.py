@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from atoll.config.checks.conflict import conflict
+from atoll.config.checks.page import conflict
 from atoll.config.document import Document, Location
 from atoll.config.keys import as_toml
 from atoll.config.schema import RunConfig

@@ -77,11 +77,11 @@ def _unknown(raw: Location, value: object, document: Document) -> UnknownKeyErro
         return _unknown_section(name, value, document)
     known = [key.name for key in keys().values() if key.section == section]
     likely = nearest(name, known)
-    remote_blocks = _home(name)
+    home = _home(name)
     if likely:
         do = f"did you mean {likely}?"
-    elif remote_blocks:
-        do = f"did you mean {remote_blocks}?"
+    elif home:
+        do = f"did you mean {home}?"
     else:
         do = f"take {name} out, or write one of the keys above"
     title = f"[[{section}]]" if section == "edge" else f"[{section}]"

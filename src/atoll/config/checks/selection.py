@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from atoll.config.checks.conflict import conflict
+from atoll.config.checks.page import conflict
 from atoll.config.document import Document
 from atoll.config.keys import as_toml
 from atoll.config.schema import RunConfig

@@ -14,15 +14,15 @@ import torch
 
 from atoll.adapters.full_weights import FullWeightDelta
 from atoll.adapters.low_rank import row_length
-from atoll.adapters.norms import LARGEST_NORM, largest_norm
 from atoll.adapters.state import AdapterState
 from atoll.errors import AdapterFitError, PartError, UpdateRefusedError
+from atoll.federated.aggregation.norms import LARGEST_NORM, largest_norm
 from atoll.federated.aggregation.robust import MEAN, Clipped, Robust, clip_updates, combined_full_weights, combined_product
 from atoll.federated.aggregation.rule import AggregationRule, Merged, ModuleInRound, ModuleSum
+from atoll.federated.aggregation.rules.stack import new_adapter
+from atoll.federated.aggregation.rules.zero_pad import ZeroPad
 from atoll.federated.aggregation.spool import Contribution, Spool
-from atoll.federated.aggregation.stack import new_adapter
 from atoll.federated.aggregation.sums import FullWeightSum
-from atoll.federated.aggregation.zero_pad import ZeroPad
 from atoll.registry.parts import make, trait
 
 

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from atoll.adapters.full_weights import FullWeightDelta
 from atoll.adapters.low_rank import squared_norm
-from atoll.adapters.norms import largest_norm
 from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.config.checks.federation import rules_with
 from atoll.errors import AdapterFitError
+from atoll.federated.aggregation.norms import largest_norm
 from atoll.federated.aggregation.spool import Contribution, Spool
 from atoll.registry.parts import trait
 

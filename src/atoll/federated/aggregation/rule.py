@@ -15,7 +15,7 @@ import torch
 
 from atoll.adapters.low_rank import leading_factors, row_length
 from atoll.adapters.state import Kind, ModuleAdapter
-from atoll.federated.aggregation.parts import at_rank
+from atoll.federated.aggregation.edge_parts import at_rank
 from atoll.federated.aggregation.sums import Factors, Product
 
 
@@ -87,8 +87,9 @@ class AggregationRule(Protocol):
 
     Its class may say: `keeps_frozen_delta` (edges are sent a part that they evaluate and do not train), `starts_anew` (adapters begin from
     zero in every round, so that no optimizer state lives on), `works_on_products` (updates may be clipped, as changes of products),
-    `sends_best_rank` (an edge of smaller rank is sent the best approximation, not the first rows), `averages_bottlenecks` (it also does
-    with adapters that have no product).
+    `takes_robust_means` (the median or trimmed mean of products may stand in its place), `sends_best_rank` (an edge of smaller rank is sent
+    the best approximation, not the first rows), `averages_bottlenecks` (it also does with adapters that have no product), `pads` (A and B
+    are averaged apart: a frozen delta holds no more than that misses).
     """
 
     def begin(self, module: ModuleInRound) -> ModuleSum:

@@ -112,7 +112,7 @@ class Spool:
             return _head(file)["scalings"][name] * (up_OR.double() @ down_RI.double())
 
     def full_weight_rows(self, edge: str, name: str, side: str, start: int, stop: int) -> Tensor:
-        """Some rows of the "change" or "bias" of a module that is trained whole.
+        """Some rows of the "change" or "bias" of a module whose full weight is trained.
 
         Shapes: (stop - start, ...), fp64.
         """

@@ -1,66 +1,46 @@
-"""What a fleet's ServerApp does: push what the coordinator streams, and bring it every reply."""
+"""Between the coordinator's relay and Flower's grid: what is asked is pushed, and every reply is brought back."""
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Iterator
-
-import grpc
+from collections.abc import Iterable
+from typing import Protocol
 
 from atoll.errors import ProtocolError
-from atoll.federated.flower import Grid, Message
+from atoll.federated.flower import Message
 from atoll.fleet.links.frames import PROBLEM, Frame, packed, unpacked
-from atoll.fleet.links.sockets import LocalClient
+from atoll.fleet.links.relay import Relay
 
 _POLL_SECONDS = 0.3
 
 
-def carry(grid: Grid, coordinator: LocalClient, epoch: bytes) -> None:
-    """Push what the coordinator streams, and hand it every reply as it comes."""
-    waiting: queue.Queue[bytes | None] = queue.Queue()
-    threading.Thread(target=_read, args=(coordinator.stream("Messages", epoch), waiting), daemon=True).start()
+class Carries(Protocol):
+    """What of Flower's grid is needed."""
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Their numbers."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """The replies that are there."""
+
+
+def carry(grid: Carries, relay: Relay) -> None:
+    """Push what is due at the relay, and hand it every reply as it comes, until the relay is closed; whatever is open is asked anew first.
+
+    Raises: what the grid raises where SuperLink is gone.
+    """
+    relay.ask_all_again()
     pending: dict[str, Frame] = {}
-    ended = False
-    while not ended:
-        for data in _taken(waiting):
-            if data is None:
-                ended = True
-                break
-            frame = Frame.from_bytes(data)
+    while not relay.is_closed:
+        for frame in relay.due(_POLL_SECONDS):
             message = Message(packed(frame.content), frame.node, frame.kind, group_id=frame.group)
-            message_id = next(iter(grid.push_messages([message])), None)
-            if message_id is None:  # Too large, or for a node that is not known yet: Flower raises nothing then.
-                _tell(coordinator, frame.answered(problem="SuperLink does not take the message", is_lost=True))
-                continue
-            # Only who asked is needed for the answer.
-            pending[message_id] = frame.answered()
+            if message_id := next(iter(grid.push_messages([message])), None):
+                pending[message_id] = frame.answered()  # Only who was asked is needed for the answer.
+            else:  # Too large, or for a node that is not known yet: Flower raises nothing then.
+                relay.reply(frame.answered(problem="SuperLink does not take the message", is_lost=True))
         for reply in grid.pull_messages(list(pending)) if pending else ():
-            asked = pending.pop(reply.metadata.reply_to_message_id, None)
-            if asked is not None:
-                _tell(coordinator, _answer(asked, reply))
-
-
-def _tell(coordinator: LocalClient, answer: Frame) -> None:
-    coordinator.ask("Reply", answer.to_bytes(), timeout=60)
-
-
-def _read(stream: Iterator[bytes], waiting: queue.Queue[bytes | None]) -> None:
-    try:
-        for data in stream:
-            waiting.put(data)
-    except grpc.RpcError:
-        pass  # The coordinator is gone: another will start another run.
-    waiting.put(None)
-
-
-def _taken(waiting: queue.Queue[bytes | None]) -> Iterator[bytes | None]:
-    try:
-        yield waiting.get(timeout=_POLL_SECONDS)
-        while True:
-            yield waiting.get_nowait()
-    except queue.Empty:
-        return
+            question = pending.pop(reply.metadata.reply_to_message_id, None)
+            if question is not None:
+                relay.reply(_answer(question, reply))
 
 
 def _answer(frame: Frame, reply: Message) -> Frame:

@@ -1,4 +1,4 @@
-"""The coordinator's grid in a fleet: messages go to Flower's ServerApp, which another process runs and which may be lost and come again.
+"""The coordinator's grid in a fleet: messages go to whoever carries them to SuperLink, who may be lost and come again.
 
 What was asked waits in files, and so do answers, so that memory does not grow with edges. What gets no answer is asked again. An answer
 counts once: whichever comes first.
@@ -9,17 +9,14 @@ from __future__ import annotations
 import heapq
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import grpc
 
 from atoll.federated.flower import Error, Message, RecordDict
 from atoll.federated.grid import EDGE_FAILED, CoordinatorGrid, numbered
 from atoll.federated.payload import num_bytes
 from atoll.fleet.links.frames import ANSWER_BYTES, Frame, page_of
-from atoll.fleet.links.sockets import RELAY, LocalServer
 from atoll.scratch import scratch_folder
 
 ASK_AGAIN_SECONDS = 10.0
@@ -42,12 +39,10 @@ class _Open:
 
 
 class Relay:
-    """Where ServerApps of a fleet come for messages and bring answers. The last one that came is the one that counts."""
+    """Where questions wait to be carried, and answers to be taken."""
 
-    def __init__(
-        self, on_lost: Callable[[], None] = lambda: None, *, ask_again: float = ASK_AGAIN_SECONDS, ask_lost: float = LOST_SECONDS
-    ) -> None:
-        self._on_lost, self._ask_again, self._ask_lost = on_lost, ask_again, ask_lost
+    def __init__(self, *, ask_again: float = ASK_AGAIN_SECONDS, ask_lost: float = LOST_SECONDS) -> None:
+        self._ask_again, self._ask_lost = ask_again, ask_lost
         self._folder = scratch_folder("atoll-asked-")
         self._open: dict[int, _Open] = {}
         self._due: list[tuple[float, int]] = []
@@ -55,26 +50,12 @@ class Relay:
         self._changed = threading.Condition()
         self._answers: dict[int, _Open] = {}
         """Questions with answers that nobody has taken yet, in the order these came."""
-        self._number, self._epoch, self._closed, self._served = 0, 0, False, False
-        self._server = LocalServer(RELAY, {"Reply": self._reply}, {"Messages": self._messages})
+        self._number, self._closed = 0, False
 
     @property
-    def address(self) -> str:
-        """Of the socket."""
-        return self._server.address
-
-    @property
-    def is_served(self) -> bool:
-        """Whether the last ServerApp has come, and is here."""
-        return self._served
-
-    def next_epoch(self) -> int:
-        """The number that the next ServerApp has to show; those before it get no more messages."""
-        with self._changed:
-            self._epoch += 1
-            self._served = False
-            self._changed.notify_all()
-            return self._epoch
+    def is_closed(self) -> bool:
+        """Whether nothing is carried any more."""
+        return self._closed
 
     def ask(self, message: Message) -> int:
         """Have a message delivered; its number."""
@@ -117,27 +98,42 @@ class Relay:
                         asked.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Let the ServerApp end; may be called twice."""
+        """Let whoever carries end; may be called twice."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._server.close()
         self._folder.cleanup()
 
-    def _reply(self, data: bytes) -> bytes:
-        frame = Frame.from_bytes(data)
+    def ask_all_again(self) -> None:
+        """All that is open is due, as whoever carried it is gone."""
         with self._changed:
-            asked = self._open.get(frame.number)
+            for waiting in sorted(self._open):
+                self._plan(waiting, 0.0)
+
+    def due(self, seconds: float) -> Iterator[Frame]:
+        """The questions that are due now; where none is, those that are within so long."""
+        deadline = time.monotonic() + seconds
+        while (number := self._next_due(deadline)) is not None:
+            deadline = 0.0
+            try:
+                data = (Path(self._folder.name) / f"{number}.frame").read_bytes()
+            except FileNotFoundError:
+                continue  # Answered since, or let go.
+            yield Frame.from_bytes(data)
+
+    def reply(self, frame: Frame) -> None:
+        """Take an answer; one to a question that is open no more does not count."""
+        with self._changed:
+            asked = None if self._closed else self._open.get(frame.number)
             if asked is not None and frame.is_lost:
                 self._plan(frame.number, self._ask_lost)
             elif asked is not None:
                 # In place of the question, in one step: it may be read at this moment.
                 answer = asked.path.with_suffix(".answer")
-                answer.write_bytes(data)
+                answer.write_bytes(frame.to_bytes())
                 asked.path.unlink()
                 self._answers[frame.number] = replace(self._open.pop(frame.number), path=answer)
                 self._changed.notify_all()
-        return b""
 
     def _plan(self, number: int, seconds: float) -> None:
         """Ask after so long, whatever was planned before; from there on with patience, as at first."""
@@ -146,34 +142,9 @@ class Relay:
         heapq.heappush(self._due, (asked.due, number))
         self._changed.notify_all()
 
-    def _messages(self, shown: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-        """What is due, as long as this ServerApp is the last one; a new one is told all that is open."""
-        epoch = int(shown)
+    def _next_due(self, deadline: float) -> int | None:
         with self._changed:
-            if epoch != self._epoch:
-                return
-            self._served = True
-            for waiting in sorted(self._open):
-                self._plan(waiting, 0.0)
-        if not context.add_callback(lambda: self._ended(epoch)):
-            self._ended(epoch)  # It has gone already, and nobody is called any more.
-        while (number := self._next_due(epoch, context)) is not None:
-            try:
-                yield (Path(self._folder.name) / f"{number}.frame").read_bytes()
-            except FileNotFoundError:
-                continue  # Answered since.
-
-    def _ended(self, epoch: int) -> None:
-        with self._changed:
-            lost = epoch == self._epoch and not self._closed
-            self._served = self._served and not lost
-            self._changed.notify_all()
-        if lost:
-            self._on_lost()
-
-    def _next_due(self, epoch: int, context: grpc.ServicerContext) -> int | None:
-        with self._changed:
-            while epoch == self._epoch and not self._closed and context.is_active():
+            while not self._closed:
                 now = time.monotonic()
                 while self._due and not self._holds(*self._due[0]):
                     heapq.heappop(self._due)
@@ -184,7 +155,9 @@ class Relay:
                     heapq.heappush(self._due, (asked.due, number))
                     asked.wait *= 2
                     return number
-                self._changed.wait(self._due[0][0] - now if self._due else 1.0)
+                if now >= deadline:
+                    return None
+                self._changed.wait(min(deadline, self._due[0][0] if self._due else deadline) - now)
             return None
 
     def _holds(self, due: float, number: int) -> bool:

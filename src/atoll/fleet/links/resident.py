@@ -83,7 +83,7 @@ class Resident:
             except AtollError as problem:
                 return question.answered(problem=problem.page()).to_bytes()
             except OSError as problem:
-                full = OutputError("this edge cannot keep its state", where=str(self._folder), got=str(problem), do="free some space")
+                full = OutputError("this edge cannot save its state", where=str(self._folder), got=str(problem), do="free some space")
                 return question.answered(problem=full.page()).to_bytes()
             except MALFORMED as problem:  # torch's, as for memory, or the message's: asked again, it would fail again.
                 failed = PeerError("this edge cannot do its part", got=said(problem), do="give it more memory, or a smaller batch")
@@ -192,7 +192,7 @@ def _kept(path: Path) -> RecordDict:
         return read_record(path)
     except MALFORMED as problem:
         raise RunFolderError(
-            "what this edge kept of a round is damaged", where=str(path), got=said(problem),
+            "the state that this edge saved of a round is damaged", where=str(path), got=said(problem),
             expected="the file as it was written", do=f"delete {path.parent}: the edge goes on from the round before",
         ) from None  # fmt: skip
 

@@ -15,7 +15,7 @@ from atoll.runs.events import EventLog, Phase
 
 @dataclass(frozen=True, slots=True)
 class WorkOrder:
-    """What one edge is to do from the next round on, until another order comes."""
+    """What one edge is to do from the next round on, until another work order comes."""
 
     edge: str
     plan: EdgePlan
@@ -42,13 +42,13 @@ class Backend(Protocol):
         """What carries messages to these nodes and back."""
 
     def give(self, job: Job, edges: Sequence[Participant], orders: Sequence[WorkOrder]) -> None:
-        """Have each of the edges follow its order, by the plan of `job`; one order for each edge."""
+        """Have each of the edges follow its work order, by the plan of `job`; one for each edge."""
 
     def work_order_record(self, node: int) -> ConfigRecord | None:
-        """What a message must bring to this node of its order; None where the edge has it already."""
+        """What a message must bring to this node of its work order; None where the edge has it already."""
 
     def save(self, folder: Path) -> None:
-        """Keep in this new folder, or wherever the edges are, what they go on from after this round."""
+        """Save in this new folder, or wherever the edges are, what they go on from after this round."""
 
     def restore(self, folder: Path) -> None:
         """Let the edges go on from what `save` wrote, and from nothing else."""

@@ -11,11 +11,11 @@ from pydantic import Field, ValidationError
 from atoll.config.document import Document, nearest, read_document
 from atoll.config.keys import as_toml
 from atoll.config.load import raise_all, tuples
-from atoll.config.parts import wrong_key
+from atoll.config.named_parts import wrong_key
 from atoll.config.quantities import Bytes, Seconds
 from atoll.config.schema import PRECISION_BITS, Edge, RunConfig, Section
 from atoll.errors import BadValueError, InputError, UnknownKeyError
-from atoll.planner.plan import steps_per_round
+from atoll.planner.plan_fleet import steps_per_round
 from atoll.registry.parts import find
 
 POLICY_FILE, POLICY_SECTION = "policy.toml", "edge-policy"

@@ -19,7 +19,7 @@ from atoll.jobs.finished import loaded_base
 from atoll.jobs.inputs import base_shapes, base_source, check_labels, eval_rows, given_importance
 from atoll.jobs.job import Job, Participant, block_ranks, fresh_start, given_start, participant, with_head
 from atoll.planner.edge_plan import FleetPlan, LeftOut
-from atoll.planner.plan import check_plan, plan_fleet
+from atoll.planner.plan_fleet import check_plan, plan_fleet
 from atoll.selection.selector import schedule_of
 from atoll.shapes import BaseShapes
 from atoll.tasks.classes import form_of
@@ -27,7 +27,7 @@ from atoll.tasks.evaluate import check_metrics
 from atoll.units import format_seconds
 
 CAPABILITIES, TEXT = "capabilities", "text"
-"""Flower's name for the question what an edge has, and of the record that answers it; key of the text in this record, and in orders."""
+"""Flower's name for the question what an edge has, and of the record that answers it; key of the text there and in work orders."""
 _MOST_TOLD = 20
 """Edges of which it is told why they cannot take part."""
 
@@ -59,11 +59,11 @@ class FleetBackend:
         return self._grid
 
     def give(self, job: Job, edges: Sequence[Participant], orders: Sequence[WorkOrder]) -> None:
-        """Have each order go with the next message to its edge."""
+        """Have each work order go with the next message to its edge."""
         self._orders = {order.edge: ConfigRecord({TEXT: to_text(order, job.plan.pool, job.base.labels, job.run_id)}) for order in orders}
 
     def work_order_record(self, node: int) -> ConfigRecord | None:
-        """The order of this node's edge."""
+        """The work order of this node's edge."""
         return self._orders[self._nodes[node]]
 
     def save(self, folder: object) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from atoll.adapters.state import AdapterState
 from atoll.cost.traffic import WireAccount
-from atoll.federated.aggregation.parts import Precision
+from atoll.federated.aggregation.edge_parts import Precision
 from atoll.federated.aggregation.robust import MEAN, Robust
 from atoll.federated.client import EdgeWork, client_app
 from atoll.federated.flower import ConfigRecord
 from atoll.federated.grid import InProcessGrid
-from atoll.federated.importance import EdgeWarmUp
+from atoll.federated.importance_query import EdgeWarmUp
 from atoll.federated.store import EdgeStates
 from atoll.jobs.backends.backend import WorkOrder
 from atoll.jobs.job import Job, Participant
@@ -22,7 +22,7 @@ from atoll.privacy.transform import UpdateContext, transformed
 from atoll.registry.parts import trait
 from atoll.runs.events import EventLog, HostLost, ModulesChosen, Phase, StepDone
 from atoll.training.importance_warmup import ModuleScores, WarmUp, warm_up
-from atoll.training.local import LocalTrainer
+from atoll.training.local_trainer import LocalTrainer
 from atoll.training.trainer import FitPlan, StepReport
 
 
@@ -52,7 +52,7 @@ class InProcessBackend:
         return self._grid
 
     def give(self, job: Job, edges: Sequence[Participant], orders: Sequence[WorkOrder]) -> None:
-        """Make each edge's work by its order."""
+        """Make each edge's work by its work order."""
         for edge, order in zip(edges, orders, strict=True):
             self._works[edge.name] = edge_work(job, edge, order, self._log)
 
@@ -65,7 +65,7 @@ class InProcessBackend:
         self._states.save(folder)
 
     def restore(self, folder: Path) -> None:
-        """Go on from states that were kept."""
+        """Go on from states that were saved."""
         self._states.restore(folder)
 
     def close(self) -> None:
@@ -185,6 +185,6 @@ def precision_of(job: Job, phase: Phase) -> Precision:
 
 
 def robust_of(job: Job, phase: Phase) -> Robust:
-    """What bad updates are kept from: of the federation alone, as `aggregation_of`."""
+    """How far one update may move the mean: of the federation alone, as `aggregation_of`."""
     federated = job.config.federated
     return Robust(federated.combine, federated.trim, federated.clip_update) if phase == "federated" else MEAN

@@ -1,4 +1,4 @@
-"""An order as text, for an edge on another machine; and texts of other machines, read strictly."""
+"""A work order as text, for an edge on another machine; and texts of other machines, read strictly."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SENT_ORDER = TypeAdapter(SentOrder)
 
 
 def to_text(order: WorkOrder, pool: Sequence[str], labels: Sequence[str], run_id: str) -> str:
-    """The order as JSON; equal orders are equal texts. What a plan says to people stays here."""
+    """The work order as JSON; equal ones are equal texts. What a plan says to people stays here."""
     told = {field.name: getattr(order, field.name) for field in fields(order)}
     told["plan"] = replace(order.plan, why="", prices=()).to_json()
     return json.dumps({"order": told, "pool": list(pool), "labels": list(labels), "run_id": run_id}, sort_keys=True)

@@ -17,6 +17,7 @@ from atoll.base.load import Base
 from atoll.base.part import stored_digest
 from atoll.config.load import LoadedConfig, resolved
 from atoll.config.schema import PRECISION_BITS, RunConfig
+from atoll.cost.split_traffic import largest_batch_tokens
 from atoll.errors import HostRefusedError
 from atoll.jobs.backends.edge_policy import EdgePolicy
 from atoll.jobs.backends.order_checks import OrderChecks
@@ -24,7 +25,7 @@ from atoll.jobs.backends.work_orders import SentOrder, read_strictly
 from atoll.jobs.finished import loaded_base
 from atoll.jobs.inputs import base_shapes, base_source, edge_rows, labels_of
 from atoll.jobs.job import Job, Participant, alone, participant
-from atoll.jobs.split import HostAccess, SplitSide, join, largest_batch_tokens
+from atoll.jobs.split import HostAccess, SplitSide, join
 from atoll.planner.edge_plan import EdgePlan, FleetPlan
 from atoll.tasks.batches import check_packing
 from atoll.tasks.classes import examples_of, form_of
@@ -74,7 +75,7 @@ def asked_for(config: RunConfig) -> str:
 
 
 class Worker:
-    """One edge's side of a run. A base is loaded when an order first asks for it, and let go when an order asks for another."""
+    """One edge's side of a run. A base is loaded when a work order first asks for it, and let go when one asks for another."""
 
     def __init__(self, loaded: LoadedConfig, edge: str, host: HostAccess | None = None, policy: EdgePolicy | None = None) -> None:
         self._loaded, self._name, self._host = alone(loaded, edge), edge, host
@@ -115,7 +116,7 @@ class Worker:
             self._checks.check_adapter(adapter, sent)
 
     def work(self, sent: SentOrder) -> tuple[Job, Participant]:
-        """All that the edge's part of the run needs, by this order.
+        """All that the edge's part of the run needs, by this work order.
 
         Raises: what loading a base raises; HostRefusedError where blocks are to run in a host and none is known.
         """

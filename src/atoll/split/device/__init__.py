@@ -1,1 +1,1 @@
-"""The device's side: the stand-in for the blocks that it does not have, and the way to the host that has them."""
+"""The device's side: the placeholder for the blocks that it does not have, and the way to the host that has them."""

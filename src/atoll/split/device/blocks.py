@@ -1,4 +1,4 @@
-"""The device's part of a step: a stand-in for the middle blocks, which runs them in the host and its own adapters here.
+"""The device's part of a step: a placeholder for the middle blocks, which runs them in the host and its own adapters here.
 
 Shape suffixes: B rows, T positions, N real tokens, D width, I inputs and O outputs of a module, R rank.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from atoll.adapters.layers import LowRankPair
 from atoll.errors import PeerError
 from atoll.remote_blocks import Layout, RemoteBlocksPlaceholder
-from atoll.split.conversation import Conversation, tensors_of
+from atoll.split.counted_stream import CountedStream, check_shapes, tensors_of
 from atoll.split.cut import gather, real_positions, spread
 from atoll.wire import protocol_pb2 as pb
 from atoll.wire.frames import Message
@@ -29,7 +29,7 @@ Groups = tuple[tuple[str, ...], ...]
 class Session:
     """An open session: who may speak, and what the host and the device agreed on."""
 
-    conversation: Conversation
+    stream: CountedStream
     groups: Groups
     """Active modules in execution order, those that read the same tensor together."""
     factored: bool
@@ -73,7 +73,7 @@ class RemoteBlocks(RemoteBlocksPlaceholder):
         layout = self.layout or Layout(lengths=(h_BTD.shape[1],) * h_BTD.shape[0])
         # Without an adapter of its own, what comes out needs a gradient only where what goes in does.
         anchor = self._anchor if self.adapters else None
-        out: Tensor = _Away.apply(h_BTD, anchor, self, layout, torch.is_grad_enabled())
+        out: Tensor = _RemoteMiddle.apply(h_BTD, anchor, self, layout, torch.is_grad_enabled())
         return (out, None) if self.returns_tuple else out
 
     def open(self) -> Session:
@@ -89,13 +89,13 @@ class RemoteBlocks(RemoteBlocksPlaceholder):
         """Say goodbye, if there is anybody to say it to."""
         if self.session is not None:
             with suppress(PeerError):  # A host that is gone needs no goodbye.
-                self.session.conversation.send(pb.Bye())
+                self.session.stream.send(pb.Bye())
         self.drop()
 
     def drop(self) -> None:
         """Forget the session."""
         if self.session is not None:
-            self.session.conversation.transport.close()
+            self.session.stream.transport.close()
         self.session = None
 
     def exchange(self, h_BTD: Tensor, layout: Layout, *, train: bool, front_gradient: bool) -> Exchange:
@@ -115,7 +115,7 @@ class RemoteBlocks(RemoteBlocksPlaceholder):
         return [] if known else factors
 
 
-class _Away(torch.autograd.Function):
+class _RemoteMiddle(torch.autograd.Function):
     """The middle blocks as one function. Gradients by the adapters go straight to them: they are no inputs of it."""
 
     @staticmethod
@@ -151,7 +151,7 @@ class Exchange:
         self, blocks: RemoteBlocks, session: Session, h_BTD: Tensor, layout: Layout, wanted_N: Tensor | None, *, train: bool,
         front_gradient: bool,
     ) -> None:  # fmt: skip
-        self.session, self.number, self.layout = session, session.conversation.dialogue.exchange, layout
+        self.session, self.number, self.layout = session, session.stream.dialogue.exchange, layout
         self.train, self.front_gradient = train, front_gradient
         self._pairs: Mapping[str, Any] = blocks.adapters
         self._blocks = blocks
@@ -163,11 +163,14 @@ class Exchange:
 
     def forward(self, h_BTD: Tensor) -> Tensor:
         """Hidden states out of the last middle block, at the wanted positions; zeros elsewhere."""
-        conversation = self.session.conversation
+        stream = self.session.stream
         factors = self._blocks.new_factors(self.session) if self.session.factored else []
-        conversation.send(self._request(bool(factors)), [gather(h_BTD, self._real), *factors])
+        stream.send(self._request(bool(factors)), [gather(h_BTD, self._real), *factors])
         for number, names in enumerate(self.session.groups):
-            (x_NI,) = self._tensors(self._receive("input"))
+            message = self._receive("input")
+            # Of all that a host sends this alone has a width that the dialogue cannot know.
+            check_shapes(message, [(sum(self.layout.lengths), self._blocks.sizes[names[0]][0])])
+            (x_NI,) = self._tensors(message)
             wants = self.train and (number > 0 or self.front_gradient)
             with torch.set_grad_enabled(self.train):
                 x_NI.requires_grad_(wants)
@@ -175,7 +178,7 @@ class Exchange:
                 # Cut in two, so that the gradient by u is made once for both that need it.
                 cut = [low.detach().requires_grad_(self.train) for low in lows]
                 parts = lows if self.session.factored else [self._pairs[name].high(u) for name, u in zip(names, cut, strict=True)]
-            conversation.send(pb.Output(exchange=self.number, group=number), [part.detach() for part in parts])
+            stream.send(pb.Output(exchange=self.number, group=number), [part.detach() for part in parts])
             if self.train:
                 self._passed.append(_Passed(x_NI, lows, cut, parts))
         (hidden_ND,) = self._tensors(self._receive("hidden"))
@@ -183,8 +186,8 @@ class Exchange:
 
     def backward(self, g_BTD: Tensor) -> Tensor | None:
         """Add the adapters' gradients to them; the gradient by the hidden states that were sent, where it was asked for."""
-        conversation = self.session.conversation
-        conversation.send(pb.HiddenGradient(exchange=self.number), [gather(g_BTD, self._wanted)])
+        stream = self.session.stream
+        stream.send(pb.HiddenGradient(exchange=self.number), [gather(g_BTD, self._wanted)])
         for number in reversed(range(len(self.session.groups))):
             message = self._receive("gradient")
             grads = self._tensors(message)
@@ -194,7 +197,7 @@ class Exchange:
             if message.body.want_input_gradient:
                 # What the host waits for goes first; the adapters' own gradients are made while it works.
                 (grad_NI,) = torch.autograd.grad(passed.lows, passed.x_NI, low_grads, retain_graph=True)
-                conversation.send(pb.InputGradient(exchange=self.number, group=number), [grad_NI])
+                stream.send(pb.InputGradient(exchange=self.number, group=number), [grad_NI])
             torch.autograd.backward(passed.lows, low_grads, inputs=[pair.down_RI for pair in pairs])
             if factored:
                 for pair, up_RO in zip(pairs, grads[1::2], strict=True):
@@ -213,7 +216,7 @@ class Exchange:
         )  # fmt: skip
 
     def _receive(self, kind: str) -> Message:
-        message = self.session.conversation.receive()
+        message = self.session.stream.receive()
         if message.kind == "refusal":
             raise refusal_error(message.body, self.session.host)
         assert message.kind == kind, "the dialogue allows nothing else"

@@ -1,4 +1,4 @@
-"""Reach a host from the device: open sessions, come back after a loss, and keep the accounts of what crossed."""
+"""Reach a host from the device: open sessions, come back after a loss, and count what crossed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from atoll.cost.traffic import WireAccount
-from atoll.errors import FrameError, HostLostError
-from atoll.split.conversation import Conversation, Transport
+from atoll.errors import FrameError, HostLostError, ProtocolError
+from atoll.printable import printable
+from atoll.split.counted_stream import CountedStream, Transport
 from atoll.split.cut import Cut
 from atoll.split.device.blocks import Given, RemoteBlocks, Session
 from atoll.wire import protocol_pb2 as pb
-from atoll.wire.accounting import largest_message_bytes
+from atoll.wire.byte_formulas import largest_message_bytes
 from atoll.wire.dialogue import Dialogue
 from atoll.wire.handshake import PROTOCOL, refusal_error
 
@@ -55,33 +56,39 @@ class Client:
 
         Raises: HostRefusedError, HostLostError, ProtocolError.
         """
-        conversation = Conversation(Dialogue("device"), self._transport(), self._terms.codec)
-        conversation.sent_bytes, conversation.received_bytes = self.account.sent, self.account.received
+        stream = CountedStream(Dialogue("device"), self._transport(), self._terms.codec)
+        stream.sent_bytes, stream.received_bytes = self.account.sent, self.account.received
         try:
-            groups = self._greet(conversation, adapters)
+            groups = self._greet(stream, adapters)
         except BaseException:
-            conversation.transport.close()  # Else its threads and the stream would outlast what failed.
+            stream.transport.close()  # Else its threads and the stream would outlast what failed.
             raise
-        return Session(conversation, groups, self._terms.mode == "factored", self._host)
+        return Session(stream, groups, self._terms.mode == "factored", self._host)
 
-    def _greet(self, conversation: Conversation, adapters: Given) -> tuple[tuple[str, ...], ...]:
+    def _greet(self, stream: CountedStream, adapters: Given) -> tuple[tuple[str, ...], ...]:
         terms, pairs, killed = self._terms, adapters.trained, adapters.killed
         modules = [pb.Module(name=name, rank=pair.size[2]) for name, pair in pairs.items()]
         how = "merge" if adapters.merges else "offload"
         modules += [pb.Module(name=name, rank=pair.size[2], killed=how, scaling=pair.scaling) for name, pair in killed.items()]
-        conversation.send(pb.Hello(
+        stream.send(pb.Hello(
             protocol=PROTOCOL, atoll_version=terms.atoll_version, base_digest=terms.base_digest, tokenizer_digest=terms.tokenizer_digest,
             cut_front=terms.cut.front, cut_back=terms.cut.back, adapter_kind=terms.kind, modules=modules, wire_mode=terms.mode,
             codec=terms.codec, precision=terms.precision, max_tokens=terms.max_tokens,
         ))  # fmt: skip
-        answer = conversation.receive()
+        answer = stream.receive()
         if answer.kind == "refusal":
             raise refusal_error(answer.body, self._host)
         groups = tuple(tuple(group.modules) for group in answer.body.groups)
         sizes = [[pairs[name].size for name in names] for names in groups]
-        conversation.allow(largest_message_bytes(sizes, terms.d_model, terms.max_tokens))
+        widths = [sorted({d_in for d_in, _, _ in group}) for group in sizes]
+        if any(len(each) > 1 for each in widths):
+            raise ProtocolError(
+                "the host puts modules together that do not read the same", where=self._host, got=f"groups with inputs of {widths}",
+                expected="one width for each group", do="use the same base on both sides; if it stays so, do not trust this host",
+            )  # fmt: skip
+        stream.allow(largest_message_bytes(sizes, terms.d_model, terms.max_tokens))
         if killed:
-            conversation.send(pb.Killed(), [matrix for pair in killed.values() for matrix in (pair.down_RI, pair.up_OR)], "fp32")
+            stream.send(pb.Killed(), [matrix for pair in killed.values() for matrix in (pair.down_RI, pair.up_OR)], "fp32")
         return groups
 
     def end(self) -> None:
@@ -106,6 +113,6 @@ class Client:
                 until = time.monotonic() + self._patience if until is None else until
                 if time.monotonic() + pause > until:
                     raise
-                self.on_lost(problem.got or problem.what)
+                self.on_lost(printable(problem.got or problem.what))
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)

@@ -113,8 +113,7 @@ def _fetch(channel: grpc.Channel, clock: Callable[[], float]) -> tuple[int, floa
             if seconds > DOWNLOAD_SECONDS or num_bytes >= DOWNLOAD_BYTES:
                 break
     except grpc.RpcError as problem:
-        why = (problem.details() or str(problem.code())).splitlines()[0]
-        return num_bytes, seconds, f"the host did not send its base: {why}"
+        return num_bytes, seconds, f"the host did not send its base: {lost_call(problem.code(), problem.details()).got}"
     finally:
         call.cancel()
     return num_bytes, seconds, ""

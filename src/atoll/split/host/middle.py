@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -80,9 +80,9 @@ class Middle:
 
     def __init__(
         self, model: PreTrainedModel, cut: Cut, groups: Sequence[Sequence[str]], *, returns_tuple: bool, factored: bool, peer: Peer,
-        killed: Sequence[KilledModule] = (),
+        killed: Sequence[KilledModule] = (), pause: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        self._model = model
+        self._model, self._pause = model, pause
         self._embedding_width = int(model.get_input_embeddings().embedding_dim)  # type: ignore[arg-type]
         self._takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
         self._anchor = torch.zeros((), device=model.device, requires_grad=True)
@@ -167,6 +167,15 @@ class Middle:
         leave = blocks[last].forward
         blocks[last].forward = lambda *args, **kwargs: self._leave(leave(*args, **kwargs))
         self._replaced = list({id(block): block for block in (blocks[first], blocks[last])}.values())
+        for number in range(first + 1, last + 1):
+            blocks[number].register_forward_pre_hook(self._pause_before)
+
+    def _pause_before(self, _: nn.Module, args: tuple[Any, ...]) -> None:
+        """Between two blocks others may compute, on the way there and on the way back."""
+        self._pause()
+        h_BTD: Tensor = args[0]
+        if h_BTD.requires_grad:
+            h_BTD.register_hook(lambda _: self._pause())
 
     def _leave(self, out: Any) -> Any:
         end = out[0] if isinstance(out, tuple) else out

@@ -5,54 +5,64 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import grpc
 
 from atoll.cost.meters import resident_bytes
-from atoll.errors import TransportError
-from atoll.split.conversation import Conversation
+from atoll.errors import AtollError, TransportError
+from atoll.split.counted_stream import CountedStream
 from atoll.split.cut import Cut
-from atoll.split.host.metrics import HostAccount, NoRoom
-from atoll.split.host.parts import Parts
+from atoll.split.host.audit import Audit
+from atoll.split.host.base_part import AT_ONCE, AT_ONCE_OF_TENANT, PartLimit, Parts
+from atoll.split.host.host_account import HostAccount, NoRoom
 from atoll.split.host.session import HostSession, Served, SessionFigures
-from atoll.split.transport import OPTIONS, SERVICE, ServerTransport
+from atoll.split.host.tenants import Call, Door, HostLimits
+from atoll.split.transport import OPTIONS, SERVICE, Alarm, ServerTransport
 from atoll.wire import protocol_pb2 as pb
 from atoll.wire.dialogue import Dialogue
 from atoll.wire.frames import Message, Packer
 
 STOP_SECONDS = 2.0
 HELLO_SECONDS = 10.0
-ONE_AT_A_PORT = ("grpc.so_reuseport", 0)
-"""Else two hosts could listen on one port, and a device would meet now the one, now the other."""
+STATUS_SECONDS = 60.0
+"""A device may pad its request to time the link."""
+STATUS_AT_ONCE, STATUS_AT_ONCE_OF_TENANT = 8, 2
+SERVER_OPTIONS = (
+    # Else two hosts could listen on one port, and a device would meet now the one, now the other.
+    ("grpc.so_reuseport", 0),
+    # From the first byte of a connection to the last of TLS and of HTTP/2's greeting; gRPC's own limit is two minutes.
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    # Of one connection. More are waited with by the caller.
+    ("grpc.max_concurrent_streams", 32),
+    # A connection without a call is closed; gRPC's clients make another when they need one.
+    ("grpc.max_connection_idle_ms", 300_000),
+)
 log = logging.getLogger(__name__)
 
 
 class Host:
-    """Serves until `stop`. `credentials` None: without TLS. `max_tenant_sessions` None: a tenant may have all sessions."""
+    """Serves until `stop`. `credentials` None: without TLS."""
 
     def __init__(
-        self, served: Served, max_sessions: int, listen: str, credentials: grpc.ServerCredentials | None,
-        max_tenant_sessions: int | None = None,
-    ) -> None:  # fmt: skip
-        self._served, self._max_sessions = served, max_sessions
-        self.account, self._started = HostAccount(max_sessions, max_tenant_sessions), time.monotonic()
+        self, served: Served, limits: HostLimits, listen: str, credentials: grpc.ServerCredentials | None, audit: Audit | None = None
+    ) -> None:
+        self._served, self._limits, self._audit = served, limits, audit or Audit(None)
+        self.account, self._started = HostAccount(limits), time.monotonic()
         self._threads: set[threading.Thread] = set()
         self._at_stop: list[Callable[[], None]] = []
-        # A few more threads than sessions, so that a device beyond the limit is told so, and status is answered, while all are busy.
-        workers = max_sessions + 8
-        self._server = grpc.server(
-            ThreadPoolExecutor(workers, thread_name_prefix="atoll-grpc"), options=(*OPTIONS, ONE_AT_A_PORT), maximum_concurrent_rpcs=workers
+        parts = Parts(served.source, PartLimit(served.facts(Cut(0, 0)).num_blocks, limits.max_part), served.compute_queue, self._audit)
+        # As many again as there are sessions may wait for room, or be told that there is none.
+        most_of_tenant = 2 * (limits.max_tenant_sessions or limits.max_sessions) + 2
+        self._doors = (
+            Door("Train", self._train, 2 * limits.max_sessions + 8, most_of_tenant, self._audit),
+            Door("Part", parts.serve, AT_ONCE, AT_ONCE_OF_TENANT, self._audit),
+            Door("Status", self._status, STATUS_AT_ONCE, STATUS_AT_ONCE_OF_TENANT, self._audit),
         )
-        handlers = {
-            "Part": grpc.unary_stream_rpc_method_handler(Parts(served.source).serve, request_deserializer=pb.PartRequest.FromString),
-            "Train": grpc.stream_stream_rpc_method_handler(self._train),
-            "Status": grpc.unary_unary_rpc_method_handler(
-                self._status, request_deserializer=pb.StatusRequest.FromString, response_serializer=pb.StatusReply.SerializeToString
-            ),
-        }
+        # Every door has threads of its own; of these only calls of unknown methods would make use.
+        self._server = grpc.server(ThreadPoolExecutor(1, thread_name_prefix="atoll-grpc"), options=(*OPTIONS, *SERVER_OPTIONS))
+        handlers = {door.name: door.handler() for door in self._doors}
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
         try:
             self.port = self._server.add_insecure_port(listen) if credentials is None else self._server.add_secure_port(listen, credentials)
@@ -65,15 +75,21 @@ class Host:
     def start(self) -> None:
         """Begin to serve; returns at once."""
         self._server.start()
+        self._audit.note("host started", "", "", {"port": self.port})
 
     def stop(self) -> None:
         """End all sessions; their devices find the host gone and wait for it."""
         self._server.stop(STOP_SECONDS).wait()
+        for door in self._doors:
+            door.close()
         for thread in tuple(self._threads):
-            thread.join(STOP_SECONDS)
+            if thread.is_alive():  # Not so where its session is opened at this very moment, to find the call at its end.
+                thread.join(STOP_SECONDS)
         for action in self._at_stop:
             action()
         self._at_stop.clear()
+        self._audit.note("host stopped", "", "", {})
+        self._audit.close()
 
     def at_stop(self, action: Callable[[], None]) -> None:
         """Do this when the host stops."""
@@ -83,55 +99,83 @@ class Host:
         """What the host serves and how busy it is; with a tenant, the list of sessions is only of that tenant's."""
         facts, totals, now = self._served.facts(Cut(0, 0)), self.account.totals(), time.monotonic()
         return pb.StatusReply(
-            protocol=facts.protocol, atoll_version=facts.atoll_version, base_digest=facts.base_digest,
+            protocol=facts.protocol, atoll_version=facts.atoll_version, base_digest=self._served.base_digest(Cut(0, 0)),
             tokenizer_digest=facts.tokenizer_digest, num_blocks=facts.num_blocks, bits=self._served.bits, precision=facts.precision,
             codecs=facts.codecs, wire_modes=facts.wire_modes, adapter_kinds=facts.kinds, max_tokens=facts.max_tokens,
-            max_rank=facts.max_rank, sessions=totals.sessions, max_sessions=self._max_sessions,
+            max_rank=facts.max_rank, sessions=totals.sessions, max_sessions=self._limits.max_sessions,
             uptime_seconds=now - self._started, tokens=totals.tokens, tokens_per_second=self.account.tokens_per_second(),
             resident_bytes=resident_bytes(), open=[_session_status(figures, now) for figures in self.account.sessions(tenant)],
         )  # fmt: skip
 
-    def _train(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
+    def _train(self, call: Call) -> Iterator[bytes]:
+        figures = self.account.open(call.tenant)
+        yield from self._busy(call, figures) if isinstance(figures, NoRoom) else self._session(call, figures).outbox
+
+    def _busy(self, call: Call, no_room: NoRoom) -> Iterator[bytes]:
+        self._audit.note("session refused", call.tenant, call.peer, {"code": "busy", "field": no_room.field})
+        refusal = pb.Refusal(
+            code="busy", field=no_room.field, host_value=f"at most {no_room.limit}", device_value="one more", do=no_room.do
+        )
+        alarm = Alarm(call.context.cancel)
+        try:
+            with alarm.within(HELLO_SECONDS):
+                yield from Packer().frames(Message(refusal))
+        finally:
+            alarm.close()
+
+    def _session(self, call: Call, figures: SessionFigures) -> ServerTransport:
+        """The transport of a session that now runs in a thread of its own."""
         # Until it has said who it is, a device has less time.
-        transport = ServerTransport(requests, context.cancel, min(HELLO_SECONDS, self._served.idle_seconds))
-        if not context.add_callback(transport.close):
+        transport = ServerTransport(call.requests, call.context.cancel, min(HELLO_SECONDS, self._served.idle_seconds))
+        if not call.context.add_callback(transport.close):
             transport.close()  # The device is gone already, and nobody else would end the transport's thread.
-        conversation = Conversation(Dialogue("host"), transport, "fp32")
-        figures = self.account.open(tenant_of(context))
-        if isinstance(figures, NoRoom):
-            yield from Packer().frames(Message(pb.Refusal(
-                code="busy", field=figures.field, host_value=f"at most {figures.limit}", device_value="one more", do=figures.do
-            )))  # fmt: skip
-            return
-        name = f"atoll-session-{figures.session}"
-        thread = threading.Thread(target=self._run, args=(conversation, transport, figures), name=name, daemon=True)
+        stream = CountedStream(Dialogue("host"), transport, "fp32")
+
+        def run() -> None:
+            self._audit.note("session opened", call.tenant, call.peer, {"session": figures.session})
+            try:
+                HostSession(self._served, stream, figures).run()
+            finally:
+                code = "idle" if transport.silent else figures.refusal
+                self.account.end(figures, code)
+                self._threads.discard(threading.current_thread())
+                self._audit.note("session ended", call.tenant, call.peer, _told(figures, code))
+                log.info("session of %s ended: %s", call.tenant or "a device without a certificate", _told(figures, code))
+
+        thread = threading.Thread(target=run, name=f"atoll-session-{figures.session}", daemon=True)
         self._threads.add(thread)
         thread.start()
-        yield from transport.outbox
+        return transport
 
-    def _run(self, conversation: Conversation, transport: ServerTransport, figures: SessionFigures) -> None:
-        log.info("session %s opened by %s", figures.session, figures.tenant or "a device without a certificate")
+    def _status(self, call: Call) -> Iterator[bytes]:
+        alarm = Alarm(call.context.cancel)
         try:
-            HostSession(self._served, conversation, figures).run()
+            with alarm.within(STATUS_SECONDS):
+                call.request(pb.StatusRequest)
+                self._audit.note("status", call.tenant, call.peer, {})
+                # Whoever shows a certificate sees its own sessions only.
+                yield self.status(call.tenant or None).SerializeToString()
+        except AtollError as problem:
+            call.context.abort(grpc.StatusCode.INVALID_ARGUMENT, problem.page())
         finally:
-            self.account.end(figures, "idle" if transport.silent else figures.refusal)
-            self._threads.discard(threading.current_thread())
-            log.info("session %s ended after %d tokens", figures.session, figures.num_tokens)
+            alarm.close()
 
-    def _status(self, request: Any, context: Any) -> Any:
-        # Whoever shows a certificate sees its own sessions only, though it may have no name.
-        return self.status(tenant_of(context) if context.peer_identities() else None)
+
+def _told(figures: SessionFigures, code: str) -> dict[str, object]:
+    """What the logs say of a session that ended."""
+    told: dict[str, object] = {
+        "session": figures.session, "seconds": round(time.monotonic() - figures.started_seconds, 3), "tokens": figures.num_tokens,
+        "positions": figures.num_positions, "exchanges": figures.num_exchanges, "compute_seconds": round(figures.compute_seconds, 3),
+        "sent_bytes": figures.sent_bytes, "received_bytes": figures.received_bytes,
+    }  # fmt: skip
+    if figures.cut is not None:
+        told |= {"front": figures.cut.front, "back": figures.cut.back}
+    return told | ({"code": code, "field": figures.refused_field} if code else {})
 
 
 def _session_status(figures: SessionFigures, now: float) -> pb.SessionStatus:
     return pb.SessionStatus(
         session=figures.session, tenant=figures.tenant, seconds=now - figures.started_seconds, tokens=figures.num_tokens,
         exchanges=figures.num_exchanges, sent_bytes=figures.sent_bytes, received_bytes=figures.received_bytes,
+        positions=figures.num_positions, compute_seconds=figures.compute_seconds,
     )  # fmt: skip
-
-
-def tenant_of(context: Any) -> str:
-    """The name in the device's certificate; empty where it has none."""
-    auth: Mapping[str, Any] = context.auth_context()
-    names = auth.get("x509_common_name") or ()
-    return str(next(iter(names), b"").decode("utf-8", "replace")) if names else ""

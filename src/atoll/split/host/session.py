@@ -5,10 +5,13 @@ Shape suffixes: N real tokens, D width, I inputs of a module.
 
 from __future__ import annotations
 
+import logging
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -18,17 +21,19 @@ from atoll.adapters.state import ModuleAdapter
 from atoll.base.blocks import Trace
 from atoll.base.load import Base
 from atoll.errors import AtollError, FrameError, HostLostError, ProtocolError
+from atoll.printable import printable
 from atoll.remote_blocks import Layout
-from atoll.split.conversation import Conversation, tensors_of
+from atoll.split.counted_stream import CountedStream, check_shapes, tensors_of
 from atoll.split.cut import Cut
-from atoll.split.host.compute_queue import ComputeQueue
+from atoll.split.host.compute_queue import ComputeQueue, Turns
 from atoll.split.host.middle import KilledModule, Middle
+from atoll.split.transport import lost
 from atoll.wire import protocol_pb2 as pb
-from atoll.wire.accounting import largest_message_bytes
-from atoll.wire.frames import Message
+from atoll.wire.byte_formulas import largest_message_bytes
 from atoll.wire.handshake import HostFacts, check_hello
 
 Groups = Sequence[Sequence[str]]
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -38,13 +43,20 @@ class SessionFigures:
     session: str
     tenant: str
     started_seconds: float = field(default_factory=time.monotonic)
+    cut: Cut | None = None
+    """As its Hello says."""
     num_tokens: int = 0
+    num_positions: int = 0
+    """Tokens and padding."""
     num_exchanges: int = 0
+    compute_seconds: float = 0.0
     received_bytes: int = 0
     sent_bytes: int = 0
-    """Both as of the last exchange."""
+    """All three as of the last exchange."""
     refusal: str = ""
     """Code of the refusal that ended it; empty: none."""
+    refused_field: str = ""
+    """What that was about."""
     on_tokens: Callable[[int], None] = lambda num_tokens: None
     """Told of every exchange's tokens."""
 
@@ -58,7 +70,9 @@ class Served:
     """Where the base lies, for devices that ask for their part of it."""
     trace: Trace
     facts: Callable[[Cut], HostFacts]
-    """What a device with this cut must agree with."""
+    """What a device with this cut must agree with, all but the digest of the base."""
+    base_digest: Callable[[Cut], str]
+    """Digest of what a device with this cut holds; the first time for a cut, that much of the base is read."""
     bits: int
     idle_seconds: float
     """How long a device may be silent."""
@@ -75,25 +89,29 @@ class Served:
 class DevicePeer:
     """The device as the middle blocks see it: sends, waits and checks sizes. While it waits, other sessions compute."""
 
-    def __init__(self, conversation: Conversation, groups: Groups, facts: HostFacts, ranks: Mapping[str, int], served: Served) -> None:
-        self._conversation, self._queue, self._model = conversation, served.compute_queue, served.base.model
+    def __init__(
+        self, stream: CountedStream, groups: Groups, facts: HostFacts, ranks: Mapping[str, int], served: Served, turns: Turns
+    ) -> None:
+        self._stream, self._turns, self._model = stream, turns, served.base.model
         self._groups, self._sizes, self._ranks = groups, facts.modules, ranks
         self.factored = False
-        self.exchange, self.num_tokens = 0, 0
+        self.exchange, self.num_tokens, self.num_positions = 0, 0, 0
 
     def receive(self, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """The tensors of the next message, which must have these shapes.
 
         Raises: ProtocolError, FrameError, HostLostError.
         """
-        with self._queue.release():
-            message = self._conversation.receive()
+        with self._turns.release():
+            message = self._stream.receive()
+        if message.kind == "bye":
+            raise lost("the device ended the session within an exchange")
         check_shapes(message, shapes)
         return tensors_of(message, self._model.dtype, self._model.device)
 
     def send(self, body: Any, tensors: Sequence[Tensor]) -> None:
         """Send a message."""
-        self._conversation.send(body, tensors)
+        self._stream.send(body, tensors)
 
     def send_input(self, group: int, x_NI: Tensor) -> None:
         """Send what a group's modules read."""
@@ -120,61 +138,62 @@ class DevicePeer:
 class HostSession:
     """One device's session, from Hello to the end; runs in a thread of its own."""
 
-    def __init__(self, served: Served, conversation: Conversation, figures: SessionFigures) -> None:
-        self._served, self._conversation, self._figures = served, conversation, figures
+    def __init__(self, served: Served, stream: CountedStream, figures: SessionFigures) -> None:
+        self._served, self._stream, self._figures = served, stream, figures
 
     def run(self) -> None:
-        """Serve the device until it says goodbye or fails. A fault of the device is told to it and never leaves this session."""
+        """Serve the device until it says goodbye or fails. Whatever goes wrong is told to it and never leaves this session."""
         try:
-            self._serve()
-        except HostLostError:
-            pass  # The device is gone, and nobody is left to be told.
-        except AtollError as problem:
-            code = "frame" if isinstance(problem, FrameError) else "dialogue"
-            self._refuse(pb.Refusal(
-                code=code, field=problem.what, host_value=problem.expected, device_value=problem.got, do=problem.do
-            ))  # fmt: skip
-        except Exception:
-            self._refuse(pb.Refusal(code="failed", do="look into the host's log"))
-            raise  # A fault of the host's own: it ends this thread with a traceback, and not the host.
+            with self._served.compute_queue.session(self._figures.tenant) as turns, _Boundary(self._refuse):
+                try:
+                    self._serve(turns)
+                finally:
+                    self._count_use(turns)
         finally:
-            self._count_bytes()
-            self._conversation.transport.close()
+            self._stream.transport.close()
 
-    def _serve(self) -> None:
-        hello = self._conversation.receive().body
-        self._conversation.transport.left_seconds = self._served.idle_seconds  # Who has greeted has more time.
-        cut = Cut(hello.cut_front, hello.cut_back)
+    def _serve(self, turns: Turns) -> None:
+        message = self._stream.receive()
+        if message.kind == "bye":
+            return
+        hello = message.body
+        self._stream.transport.left_seconds = self._served.idle_seconds  # Who has greeted has more time.
+        cut = self._figures.cut = Cut(hello.cut_front, hello.cut_back)
         facts = self._served.facts(cut)
-        refusal = check_hello(hello, facts)
+
+        def digest() -> str:
+            with turns.slot():  # Reading the base is work like other work, and some cuts are asked for by nobody but to make some.
+                return self._served.base_digest(cut)
+
+        refusal = check_hello(hello, facts, digest)
         if refusal is not None:
             self._refuse(refusal)
             return
         ranks = {module.name: module.rank for module in hello.modules if not module.killed}
         groups = [kept for group in self._served.trace.groups if (kept := [name for name in group if name in ranks])]
-        self._conversation.codec = hello.codec
-        peer = DevicePeer(self._conversation, groups, facts, ranks, self._served)
+        self._stream.codec = hello.codec
+        peer = DevicePeer(self._stream, groups, facts, ranks, self._served, turns)
         peer.factored = hello.wire_mode == "factored"
-        self._conversation.send(pb.Welcome(
+        self._stream.send(pb.Welcome(
             session=self._figures.session, atoll_version=facts.atoll_version, groups=[pb.Group(modules=names) for names in groups],
             bits=self._served.bits, max_tokens=facts.max_tokens, idle_seconds=self._served.idle_seconds,
         ))  # fmt: skip
         widths = [[(*facts.modules[name], ranks[name]) for name in group] for group in groups]
         killed = [(*facts.modules[module.name], module.rank) for module in hello.modules if module.killed]
         max_tokens = min(hello.max_tokens, facts.max_tokens)
-        self._conversation.allow(largest_message_bytes(widths, self._served.width, max_tokens, killed=killed))
-        self._conversation.transport.idle_seconds = self._served.idle_seconds
+        self._stream.allow(largest_message_bytes(widths, self._served.width, max_tokens, killed=killed))
+        self._stream.transport.idle_seconds = self._served.idle_seconds
         killed_modules = self._killed(hello, facts)
         if killed_modules is None:
             return
-        with self._served.compute_queue.slot():  # Merging is a computation like others.
+        with turns.slot():  # Merging is a computation like others.
             middle = Middle(
                 self._served.base.model, cut, groups, returns_tuple=self._served.trace.returns_tuple, factored=peer.factored, peer=peer,
-                killed=killed_modules,
+                killed=killed_modules, pause=turns.pause,
             )  # fmt: skip
         try:
-            while self._exchange(peer, middle):
-                self._count(peer.num_tokens)
+            while self._exchange(peer, middle, turns):
+                self._count(peer, turns)
         finally:
             middle.close()
 
@@ -183,8 +202,8 @@ class HostSession:
         modules = [module for module in hello.modules if module.killed]
         if not modules:
             return []
-        self._conversation.transport.left_seconds = self._served.idle_seconds
-        message = self._conversation.receive()
+        self._stream.transport.left_seconds = self._served.idle_seconds
+        message = self._stream.receive()
         if message.kind != "killed":
             return None
         sizes = [(facts.modules[module.name], module.rank) for module in modules]
@@ -197,26 +216,26 @@ class HostSession:
         ]
 
     def _refuse(self, refusal: Any) -> None:
-        self._figures.refusal = refusal.code
+        self._figures.refusal, self._figures.refused_field = refusal.code, refusal.field
         with suppress(AtollError):  # The device stopped listening, or the dialogue is over: then there is nobody to tell.
-            self._conversation.send(refusal)
+            self._stream.send(refusal)
 
-    def _exchange(self, peer: DevicePeer, middle: Middle) -> bool:
+    def _exchange(self, peer: DevicePeer, middle: Middle, turns: Turns) -> bool:
         """The next exchange, of which nothing is held when this returns; False where the device said goodbye."""
-        transport = self._conversation.transport
+        transport = self._stream.transport
         transport.left_seconds = self._served.idle_seconds
-        message = self._conversation.receive()
+        message = self._stream.receive()
         if message.kind != "forward":
             return False
         transport.left_seconds = self._served.exchange_seconds
         request, model = message.body, self._served.base.model
         layout = self._layout(request)
-        peer.exchange, peer.num_tokens = request.exchange, sum(layout.lengths)
+        peer.exchange, peer.num_tokens, peer.num_positions = request.exchange, sum(layout.lengths), request.rows * request.positions
         shapes = [(peer.num_tokens, self._served.width), *(peer.factor_shapes() if request.has_factors else [])]
         check_shapes(message, shapes)
         try:
-            with self._served.compute_queue.slot():
-                transport.waiting = self._served.compute_queue.release
+            with turns.slot():
+                transport.waiting = turns.release
                 h_ND, *factors = tensors_of(message, model.dtype, model.device)
                 middle.take_factors(factors)
                 front_gradient = request.train and request.want_front_gradient
@@ -247,27 +266,40 @@ class HostSession:
         at = places.view(request.rows, request.positions) if len(places) else None
         return Layout(lengths, wanted if len(wanted) else None, at)
 
-    def _count(self, num_tokens: int) -> None:
+    def _count(self, peer: DevicePeer, turns: Turns) -> None:
         figures = self._figures
-        figures.num_tokens += num_tokens
+        figures.num_tokens += peer.num_tokens
+        figures.num_positions += peer.num_positions
         figures.num_exchanges += 1
-        figures.on_tokens(num_tokens)
-        self._count_bytes()
+        figures.on_tokens(peer.num_tokens)
+        self._count_use(turns)
 
-    def _count_bytes(self) -> None:
-        self._figures.received_bytes = self._conversation.received_bytes.total()
-        self._figures.sent_bytes = self._conversation.sent_bytes.total()
-
-
-def check_shapes(message: Message, shapes: Sequence[tuple[int, ...]]) -> None:
-    """Whether the message's tensors have these shapes, where the dialogue cannot know them.
-
-    Raises: ProtocolError.
-    """
-    got = [encoded.shape for encoded in message.tensors]
-    if got != list(shapes):
-        raise ProtocolError(f"tensors of a {message.kind} message", got=_shapes(got), expected=_shapes(shapes))
+    def _count_use(self, turns: Turns) -> None:
+        self._figures.received_bytes = self._stream.received_bytes.total()
+        self._figures.sent_bytes = self._stream.sent_bytes.total()
+        self._figures.compute_seconds = turns.seconds
 
 
-def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:
-    return ", ".join("x".join(map(str, shape)) for shape in shapes) or "none"
+class _Boundary:
+    """A context in which every exception ends: `refuse` tells the device of it, the host's log of faults of its own."""
+
+    def __init__(self, refuse: Callable[[Any], None]) -> None:
+        self._refuse = refuse
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None) -> bool:
+        match problem:
+            case HostLostError():
+                pass  # The device is gone, and nobody is left to be told.
+            case AtollError():
+                self._refuse(pb.Refusal(
+                    code="frame" if isinstance(problem, FrameError) else "dialogue", field=problem.what, host_value=problem.expected,
+                    device_value=problem.got, do=problem.do,
+                ))  # fmt: skip
+            case Exception():
+                lines = "".join(traceback.format_exception(problem)).splitlines()
+                log.error("a session fails\n%s", "\n".join(map(printable, lines)))
+                self._refuse(pb.Refusal(code="failed", do="look into the host's log"))
+        return isinstance(problem, Exception)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from atoll.errors import ProtocolError
-from atoll.wire.accounting import encoded_bytes, is_codec
+from atoll.wire.byte_formulas import encoded_bytes, is_codec
 from atoll.wire.codecs import codec_of
 from atoll.wire.tensors import bytes_tensor
 

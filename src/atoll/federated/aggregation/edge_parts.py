@@ -32,7 +32,7 @@ class EdgeParts:
         self._made: dict[tuple[str, int], ModuleAdapter] = {}
 
     def of(self, ranks: Mapping[str, int]) -> AdapterState:
-        """The modules that `ranks` names, scaled by the run's alpha over the edge's rank, and all that is trained whole.
+        """The modules that `ranks` names, scaled by the run's alpha over the edge's rank, and all full weights.
 
         By a rule that sends the best rank, the best approximation of each; otherwise the first rows of A and columns of B; in fp32, rounded
         to what travels, so that both sides know the same numbers.

@@ -59,7 +59,7 @@ def largest_message_bytes(
     """Bytes of the largest message that a session of these groups may need, in any mode and codec, its header included.
 
     The hidden states with all factors, or a group's outputs and gradients, in fp32: int8 with its scales is no larger but for one value.
-    Or the `killed` modules, all handed over at once.
+    Or the `killed` modules, all sent at once.
 
         >>> largest_message_bytes([[(8, 8, 2), (8, 8, 2)]], 8, 10)
         1049548

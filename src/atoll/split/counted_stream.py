@@ -10,8 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from atoll.wire.codec import decode, encode
+from atoll.errors import ProtocolError
 from atoll.wire.dialogue import Dialogue
+from atoll.wire.encoding import decode, encode
 from atoll.wire.frames import Assembler, Message, Packer
 
 GREETING_BYTES = 2**21
@@ -38,7 +39,7 @@ class Transport(Protocol):
         """End the session; the other side's read fails."""
 
 
-class Conversation:
+class CountedStream:
     """Speaks the dialogue over a transport. `sent_bytes` and `received_bytes` count whole frames by message kind."""
 
     def __init__(self, dialogue: Dialogue, transport: Transport, codec: str) -> None:
@@ -81,3 +82,20 @@ class Conversation:
 def tensors_of(message: Message, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
     """The tensors of a message, decoded."""
     return [decode(encoded, dtype=dtype, device=device) for encoded in message.tensors]
+
+
+def check_shapes(message: Message, shapes: Sequence[tuple[int, ...]]) -> None:
+    """Whether the message's tensors have these shapes, where the dialogue cannot know them.
+
+    Raises: ProtocolError.
+    """
+    got = [encoded.shape for encoded in message.tensors]
+    if got != list(shapes):
+        raise ProtocolError(
+            f"tensors of a {message.kind} message", got=_shapes(got), expected=_shapes(shapes),
+            do="use the same base and the same version of Atoll on both sides",
+        )  # fmt: skip
+
+
+def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:
+    return ", ".join("x".join(map(str, shape)) for shape in shapes) or "none"

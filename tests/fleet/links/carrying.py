@@ -1,24 +1,22 @@
-"""A ServerApp in a thread, on a grid that answers from a function; either can be let die."""
+"""Messages carried in a thread, on a grid that answers from a function; either can be let die."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
-
-import grpc
 
 from atoll.federated.flower import Error, Message, RecordDict
 from atoll.federated.grid import numbered
 from atoll.fleet.links.carrier import carry
 from atoll.fleet.links.frames import packed, unpacked
 from atoll.fleet.links.relay import Relay
-from atoll.fleet.links.sockets import RELAY, LocalClient
 
 Answers = Sequence[RecordDict | Error]
 
 
 class FakeGrid:
-    """Flower's grid between a ServerApp and edges: `answers` says what comes of a message's content, node and how often it was sent."""
+    """Flower's grid between the relay and edges: `answers` says what comes of a message's content, node and how often it was sent."""
 
     def __init__(self, answers: Callable[[RecordDict, int, int], Answers]) -> None:
         self._answers = answers
@@ -50,20 +48,17 @@ class FakeGrid:
             raise ConnectionError("SuperLink is gone")
 
 
-class ServerAppThread:
+class Carrying:
     """Carries for a relay until this ends, or the grid breaks."""
 
     def __init__(self, relay: Relay, grid: FakeGrid) -> None:
-        self._relay, self._grid, self._epoch = relay, grid, relay.next_epoch()
+        self._relay, self._grid = relay, grid
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        try:
-            with LocalClient(self._relay.address, RELAY) as coordinator:
-                carry(self._grid, coordinator, str(self._epoch).encode())  # type: ignore[arg-type]
-        except (ConnectionError, grpc.RpcError):  # As Flower: it ends.
-            pass
+        with contextlib.suppress(ConnectionError):
+            carry(self._grid, self._relay)  # type: ignore[arg-type]
 
     def ended(self) -> bool:
         """Whether it ends by itself."""

@@ -10,15 +10,15 @@ import sys
 import pytest
 
 from atoll.registry.parts import names
-from atoll.wire import accounting
-from atoll.wire.accounting import split_bytes
+from atoll.wire import byte_formulas
+from atoll.wire.byte_formulas import split_bytes
 
 from tests.wire.talk import D_MODEL, NUM_TOKENS, SIZES, WANTED, Talk
 
 
 def test_the_worked_examples_hold() -> None:
-    assert doctest.testmod(accounting).failed == 0
-    assert doctest.testmod(accounting).attempted > 3
+    assert doctest.testmod(byte_formulas).failed == 0
+    assert doctest.testmod(byte_formulas).attempted > 3
 
 
 @pytest.mark.parametrize(("mode", "codec", "front"), list(itertools.product(("dense", "factored"), names("codec"), (False, True))))
@@ -48,5 +48,5 @@ def test_sharing_saves_the_copies_of_x_and_dx() -> None:
 
 
 def test_planning_can_count_without_torch() -> None:
-    script = "import sys, atoll.wire.accounting; sys.exit(any(name in sys.modules for name in ('torch', 'google.protobuf', 'xxhash')))"
+    script = "import sys, atoll.wire.byte_formulas; sys.exit(any(name in sys.modules for name in ('torch', 'google.protobuf', 'xxhash')))"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

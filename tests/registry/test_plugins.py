@@ -11,7 +11,7 @@ import pytest
 from atoll.cli.app import main
 from atoll.config.load import load
 from atoll.errors import BadValueError, ConflictError, InputError, ManyErrors, PartError, UnknownKeyError
-from atoll.registry import foreign
+from atoll.registry import plugins
 from atoll.registry.kinds import KINDS
 from atoll.registry.parts import find, make, names, register, trait
 
@@ -94,7 +94,7 @@ def test_a_file_that_was_edited_is_what_counts(tmp_path: Path) -> None:
 ])  # fmt: skip
 def test_what_does_not_load_is_one_page(text: str, got: str, do: str, tmp_path: Path) -> None:
     (tmp_path / "broken_module.py").write_text(text)
-    foreign.sys.modules.pop("broken_module", None)
+    plugins.sys.modules.pop("broken_module", None)
     (error,) = refused(config(tmp_path, '[evaluate]\nmetrics = ["broken_module:Length"]\n'))
     assert isinstance(error, PartError)
     assert got in error.got
@@ -181,7 +181,7 @@ def test_an_installed_entry_point_goes_by_its_own_name(tmp_path: Path, monkeypat
     reference = write_part(tmp_path, "policy", "from_package")
     monkeypatch.syspath_prepend(str(tmp_path))
     points = [EntryPoint("first-ones", reference, "atoll.policies"), EntryPoint("snip", reference, "atoll.policies")]
-    monkeypatch.setattr(foreign, "entry_points", lambda group: [point for point in points if point.group == group])
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [point for point in points if point.group == group])
     folder = tmp_path / "own"
     folder.mkdir()
     load(config(folder, '[select]\npolicy = "first-ones"\n[options.first-ones]\ncount = 2\n'))

@@ -6,23 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from atoll.config.document import Document, Location, nearest
 from atoll.config.keys import as_toml, describe, keys
 from atoll.config.schema import RunConfig
 from atoll.errors import BadValueError, ConflictError, InputError, PartError, UnknownKeyError
-from atoll.registry.foreign import is_foreign, load_foreign
 from atoll.registry.parts import find
-
-
-class Options(BaseModel):
-    """What a part is told beside: its class names a subclass as `Options`, and is made with an instance of it.
-
-    Frozen, unknown keys refused, a description under every field, as the sections of run.toml.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, strict=True, allow_inf_nan=False)
+from atoll.registry.plugins import is_plugin, load_plugin
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +40,17 @@ def named_parts(config: RunConfig) -> list[NamedPart]:
     return found
 
 
-def foreign_parts(config: RunConfig) -> list[NamedPart]:
+def plugin_parts(config: RunConfig) -> list[NamedPart]:
     """Those of them that are not built in."""
-    return [part for part in named_parts(config) if is_foreign(part.kind, part.name)]
+    return [part for part in named_parts(config) if is_plugin(part.kind, part.name)]
 
 
 def load_parts(config: RunConfig, document: Document, *, environment: bool = True) -> list[InputError]:
     """Load what is not built in, from the folder of the file or the environment, and check the options of all; what is wrong with them."""
     errors: list[InputError] = []
-    for part in foreign_parts(config):
+    for part in plugin_parts(config):
         try:
-            load_foreign(part.kind, part.name, document.path.parent, environment=environment)
+            load_plugin(part.kind, part.name, document.path.parent, environment=environment)
         except PartError as error:
             error.where = document.where(part.location)
             errors.append(error)

@@ -36,12 +36,12 @@ def installed(kind: str) -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=KINDS[kind].group) if point.name not in names(kind)}
 
 
-def is_foreign(kind: str, name: str) -> bool:
+def is_plugin(kind: str, name: str) -> bool:
     """Whether a name, which may be any text, is not that of a built-in part."""
     return name not in names(kind)
 
 
-def load_foreign(kind: str, name: str, folder: Path, *, environment: bool = True) -> Part:
+def load_plugin(kind: str, name: str, folder: Path, *, environment: bool = True) -> Part:
     """Import the part of this name and register it: from the folder first, then, where that may be, from the environment.
 
     Raises: PartError where it is not found, does not import, or is not what its kind must be.

@@ -10,8 +10,8 @@ import torch
 from atoll.adapters.low_rank import singular_factors
 from atoll.adapters.state import ModuleAdapter
 from atoll.federated.aggregation.rule import Merged, ModuleInRound, ModuleSum, adapter_of
+from atoll.federated.aggregation.rules.zero_pad import PaddedModule
 from atoll.federated.aggregation.sums import Factors
-from atoll.federated.aggregation.zero_pad import PaddedModule
 
 
 class Residual:

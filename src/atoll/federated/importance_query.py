@@ -11,7 +11,7 @@ from atoll.cost.meters import PeakMemory
 from atoll.cost.traffic import WireAccount
 from atoll.cost.work import Work
 from atoll.errors import AdapterFitError, EdgesLostError, UpdateRefusedError
-from atoll.federated.aggregation.parts import Precision
+from atoll.federated.aggregation.edge_parts import Precision
 from atoll.federated.checks import check_contents, check_examples
 from atoll.federated.figures import counter, finite_number, reading, shown, whole_number, work_of
 from atoll.federated.flower import ConfigRecord, Grid, Message, MessageType, MetricRecord, RecordDict

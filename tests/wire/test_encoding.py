@@ -10,7 +10,7 @@ from torch import Tensor
 
 from atoll.errors import ProtocolError
 from atoll.registry.parts import names
-from atoll.wire.codec import Encoded, decode, encode, encoded_bytes, error_bound, raw
+from atoll.wire.encoding import Encoded, decode, encode, encoded_bytes, error_bound, raw
 
 SHAPES = st.lists(st.integers(0, 5), min_size=1, max_size=3).map(tuple)
 LARGEST = torch.finfo(torch.float32).max

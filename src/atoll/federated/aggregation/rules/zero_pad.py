@@ -9,7 +9,7 @@ import torch
 
 from atoll.adapters.low_rank import squared_norm
 from atoll.adapters.state import ModuleAdapter
-from atoll.federated.aggregation.parts import spare_rows, unequal_widths
+from atoll.federated.aggregation.edge_parts import spare_rows, unequal_widths
 from atoll.federated.aggregation.rule import Merged, ModuleInRound, ModuleSum
 from atoll.federated.aggregation.sums import Factors, PaddedSum, ProductSum
 

@@ -1,0 +1,237 @@
+"""atoll fleet add, renew and remove: certificates and keys of single members, in the folder that holds the whole fleet."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cryptography import x509
+
+from atoll.config.load import load
+from atoll.errors import CommandLineError, ConflictError, FleetFolderError, OutputError
+from atoll.fleet.files import CoordinatorFolder, EdgeFile, EdgeFolder, FleetFile, HostFolder, json_text, split_address
+from atoll.fleet.init import ISSUED, edge_files, may_split, must_split
+from atoll.jobs.backends.edge_policy import POLICY_FILE
+from atoll.runs.files import sync_folder
+from atoll.split.issuer import VALID, Issuer, check_names, write_all, write_new
+
+COORDINATOR = "coordinator"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What was done, and what each machine has to be given for it."""
+
+    done: str
+    copies: Mapping[str, Sequence[str]]
+    """Files by the machine whose folder they are in."""
+    notes: Sequence[str] = ()
+
+    def to_text(self) -> str:
+        """For people: the files to copy, unless this folder is where the machine runs."""
+        lines = [self.done]
+        if self.copies:
+            lines.append("copy, to machines that do not run in this folder:")
+            lines += [f"  {machine:<24} {', '.join(names)}" for machine, names in self.copies.items()]
+        return "\n".join([*lines, *self.notes])
+
+
+class WholeFleet:
+    """The folder that `atoll fleet init` wrote, with the authority's key, which may be kept elsewhere.
+
+    Raises: FleetFolderError; TransportError where the authority cannot sign.
+    """
+
+    def __init__(self, folder: Path, ca_key: Path | None = None) -> None:
+        self.path, self.coordinator = folder, CoordinatorFolder(folder / COORDINATOR)
+        self.fleet = self.coordinator.read()
+        self.issuer = Issuer.opened(folder / "ca.pem", ca_key or folder / "ca.key")
+
+    def edge(self, name: str) -> EdgeFolder:
+        """An edge's folder."""
+        return EdgeFolder(self.path / "edges" / name)
+
+    def hosts(self) -> list[HostFolder]:
+        """All hosts' folders."""
+        return [HostFolder(path) for path in sorted(self.path.glob("hosts/*/"))]
+
+    def serials(self, name: str) -> set[int]:
+        """The numbers of all certificates that this name was given."""
+        now = {_certificate(self.edge(name).cert).serial_number} if self.edge(name).cert.exists() else set()
+        return {int(number, 16) for number in self._issued().get(name, [])} | now
+
+    def record(self, name: str) -> None:
+        """Keep the number of the certificate that the edge has now, for the day when all of its are revoked."""
+        known = self._issued()
+        known[name] = sorted({*known.get(name, []), f"{_certificate(self.edge(name).cert).serial_number:x}"})
+        put(self.path / ISSUED, (json.dumps(known, indent=2) + "\n").encode())
+
+    def revoked(self) -> set[int]:
+        """The numbers of certificates that are believed no more."""
+        path = self.coordinator.revoked
+        return {one.serial_number for one in x509.load_pem_x509_crl(path.read_bytes())} if path.exists() else set()
+
+    def keep(self, fleet: FleetFile) -> None:
+        """Write fleet.json."""
+        put(self.coordinator.fleet_json, json_text(fleet).encode())
+
+    def _issued(self) -> dict[str, list[str]]:
+        path = self.path / ISSUED
+        found: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return found
+
+
+def add(folder: Path, name: str, *, config: Path | None = None, host: str | None = None, ca_key: Path | None = None) -> Change:
+    """Write the folder of one more edge, and make its key known to the coordinator.
+
+    `config`: a run.toml that has the edge, for all machines; None: the coordinator's has it already. `host`: HOST:PORT, where it may split.
+
+    Raises: as `WholeFleet`; ConflictError, CommandLineError, TransportError for an edge that cannot be; OutputError.
+    """
+    whole = WholeFleet(folder, ca_key)
+    check_names([*whole.fleet.edges, name], "edge")
+    loaded = load(config or whole.coordinator.run_toml)
+    found = next((edge for edge in loaded.config.edge if edge.name == name), None)
+    if found is None:
+        raise ConflictError(
+            "run.toml does not know this edge", where=str(loaded.path), got=", ".join(edge.name for edge in loaded.config.edge),
+            expected=name, do=f'add [[edge]] with name = "{name}", and give the file: --config RUN.toml',
+        )  # fmt: skip
+    if host is not None:
+        split_address(host, "--host")
+    if (host is None and must_split(loaded.config, found)) or (host is not None and not may_split(loaded.config, found)):
+        raise CommandLineError(
+            "this edge and this host do not go together", where="--host", got=host or "no host",
+            expected=f"a host for an edge that is split, which {name} {'is' if host is None else 'is not'}",
+            do="add --host HOST:PORT" if host is None else "leave --host away, or change the edge's mode",
+        )  # fmt: skip
+    files, public = edge_files(loaded, whole.issuer, EdgeFile(name, whole.fleet.address, host))
+    if (whole.edge(name).path / POLICY_FILE).exists():  # Of an edge that was removed: its owner's to change, not ours.
+        del files[POLICY_FILE]
+    write_all(whole.edge(name).path, files)
+    put(whole.coordinator.node_public(name), public)
+    whole.keep(replace(whole.fleet, edges=(*whole.fleet.edges, name)))
+    whole.record(name)
+    copies = {f"edges/{name}": ["the whole folder"], COORDINATOR: ["fleet.json", f"nodes/{name}.pub"]}
+    if config is not None:
+        content = loaded.path.read_bytes()
+        for label in (COORDINATOR, *(f"edges/{edge}" for edge in whole.fleet.edges)):
+            put(folder / label / "run.toml", content)
+            copies[label] = [*copies.get(label, []), "run.toml"]
+    return Change(f"{name} is an edge of this fleet, from the next run on", copies, ["start it there: atoll fleet join ."])
+
+
+def renew(folder: Path, name: str | None = None, *, ca_key: Path | None = None) -> Change:
+    """New certificates and keys of one member ("coordinator", an edge or a host), or of all and, before it ends, of the authority.
+
+    Those they had stay good until they end: whoever must be kept out is removed, and added again.
+
+    Raises: as `WholeFleet`; FleetFolderError for a name that nobody has; OutputError.
+    """
+    whole = WholeFleet(folder, ca_key)
+    machines = _machines(whole)
+    if name is not None and name not in {path.name for path in machines}:
+        raise FleetFolderError(
+            "nobody in this fleet has this name", where=str(folder), got=name, expected=", ".join(path.name for path in machines),
+            do="mend the name, or leave it away for all",
+        )  # fmt: skip
+    copies: dict[str, list[str]] = {}
+    issuer, soon = whole.issuer, datetime.datetime.now(datetime.UTC) + VALID
+    if name is None and issuer.end < soon:
+        issuer = issuer.renewed()
+        for path in (folder, *machines):
+            put(path / "ca.pem", issuer.own("ca")["ca.pem"])
+        put(whole.coordinator.revoked, issuer.revoked(whole.revoked()))
+        copies = {str(path.relative_to(folder)): ["ca.pem"] for path in machines}
+        copies[COORDINATOR] += ["revoked.pem"]
+    for path, make in machines.items():
+        if name is None or path.name == name:
+            files = make(issuer)
+            for file, content in files.items():
+                put(path / file, content)
+            label = str(path.relative_to(folder))
+            copies[label] = [*copies.get(label, []), *files]
+            if path.parent.name == "edges":
+                whole.record(path.name)
+    until = min(soon, issuer.end)
+    notes = ["start hosts and coordinator again after that; edges call with the new one when they are started again"]
+    return Change(f"renewed until {until:%Y-%m-%d}: {name or 'all'}", copies, notes)
+
+
+def remove(folder: Path, name: str, *, ca_key: Path | None = None) -> Change:
+    """Revoke all certificates that an edge was given, and forget its key; the front of a coordinator in this folder obeys at once.
+
+    Raises: as `WholeFleet`; FleetFolderError for a name that no edge has, or the last edge's; OutputError.
+    """
+    whole = WholeFleet(folder, ca_key)
+    left = tuple(edge for edge in whole.fleet.edges if edge != name)
+    if len(left) == len(whole.fleet.edges) or not left:
+        raise FleetFolderError(
+            "this edge cannot be removed", where=str(whole.coordinator.fleet_json), got=name,
+            expected=f"one of {', '.join(whole.fleet.edges)}, and another that stays", do="mend the name",
+        )  # fmt: skip
+    edge, ended = whole.edge(name), whole.serials(name)
+    put(whole.coordinator.revoked, whole.issuer.revoked(whole.revoked() | ended))
+    whole.coordinator.node_public(name).unlink(missing_ok=True)
+    whole.keep(replace(whole.fleet, edges=left))
+    had_host = edge.edge_json.exists() and edge.read().host is not None
+    for path in (edge.cert, edge.key, edge.node_key, edge.node_public, edge.edge_json, edge.ca, edge.run_toml):
+        path.unlink(missing_ok=True)
+    notes = ["delete nodes/" + name + ".pub there; SuperLink forgets the key within a second, or at the next start"]
+    if had_host:
+        notes.append("its host has no list: it believes the edge's certificate until that ends, unless it is given another --client-ca")
+    done = f"{name} is of this fleet no more: {len(ended)} certificates revoked"
+    return Change(done, {COORDINATOR: ["revoked.pem", "fleet.json"]}, notes)
+
+
+def put(path: Path, content: bytes) -> None:
+    """A file in place of another, whole or not at all; a *.key is its owner's alone from the start.
+
+    Raises: OutputError.
+    """
+    stage = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        write_new(stage, content)
+        os.replace(stage, path)
+        sync_folder(path.parent)
+    except OSError as problem:
+        stage.unlink(missing_ok=True)
+        raise OutputError(
+            "a file of the fleet cannot be written", where=str(path), got=problem.strerror or str(problem), do="mend its permissions"
+        ) from None  # fmt: skip
+
+
+def _machines(whole: WholeFleet) -> dict[Path, Callable[[Issuer], dict[str, bytes]]]:
+    """Every machine's folder, with what makes its certificate and key anew: for the addresses that its present one is for."""
+    found: dict[Path, Callable[[Issuer], dict[str, bytes]]] = {}
+
+    def server(path: Path, cert: Path, who: str) -> None:
+        found[path] = lambda issuer: issuer.server(cert.stem, who, _addresses(cert))
+
+    server(whole.coordinator.path, whole.coordinator.cert, "atoll coordinator")
+    for host in whole.hosts():
+        server(host.path, host.cert, "atoll host")
+    for name in whole.fleet.edges:
+        found[whole.edge(name).path] = lambda issuer, name=name: issuer.device("client", name)  # type: ignore[misc]
+    return found
+
+
+def _certificate(path: Path) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError) as problem:
+        raise FleetFolderError(
+            "a certificate of the fleet cannot be read", where=str(path), got=str(problem), expected="as `atoll fleet init` wrote it",
+            do="bring it back from a copy",
+        ) from None  # fmt: skip
+
+
+def _addresses(cert: Path) -> list[str]:
+    names = _certificate(cert).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    addresses: list[ipaddress.IPv4Address | ipaddress.IPv6Address] = names.get_values_for_type(x509.IPAddress)  # type: ignore[assignment]
+    return [*names.get_values_for_type(x509.DNSName), *map(str, addresses)]

@@ -1,0 +1,206 @@
+"""An authority's own work: certificates for machines and tenants, their renewal, and the list of those that are revoked."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
+
+from atoll.errors import OutputError, TransportError
+
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+VALID = datetime.timedelta(days=365)
+AUTHORITY_VALID = datetime.timedelta(days=3650)
+"""An authority's own certificate is on every machine, so that it is not renewed along with the others."""
+CLOCK_SKEW = datetime.timedelta(hours=1)
+"""New certificates hold from so long ago, for machines whose clock is behind."""
+TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class Issuer:
+    """An authority, which signs certificates that hold for a year from now; certificates and keys come as the contents of files."""
+
+    def __init__(self, common_name: str, key: ec.EllipticCurvePrivateKey | None = None) -> None:
+        """A new authority, or the same under a certificate of its own that holds longer, where its `key` is given."""
+        self._start, self._key = datetime.datetime.now(datetime.UTC) - CLOCK_SKEW, key or ec.generate_private_key(ec.SECP256R1())
+        self._name, self._end = _name(common_name), self._start + AUTHORITY_VALID
+        self._certificate = self._sign(self._name, self._key, [
+            (x509.BasicConstraints(ca=True, path_length=0), True), (_key_usage(ca=True), True),
+        ])  # fmt: skip
+
+    @classmethod
+    def opened(cls, cert: Path, key: Path) -> Issuer:
+        """The authority whose files these are.
+
+        Raises: TransportError for files that are none.
+        """
+        try:
+            certificate = x509.load_pem_x509_certificate(cert.read_bytes())
+            private = load_pem_private_key(key.read_bytes(), password=None)
+            if not isinstance(private, ec.EllipticCurvePrivateKey) or private.public_key() != certificate.public_key():
+                raise ValueError("the key is of another certificate")
+        except (OSError, ValueError, TypeError) as problem:
+            raise TransportError(
+                "no authority that could sign", where=f"{cert}, {key}", got=str(problem) or type(problem).__name__,
+                expected="ca.pem and ca.key, as they were made together", do="bring ca.key back from where it is kept",
+            ) from None  # fmt: skip
+        issuer = cls.__new__(cls)
+        issuer._start, issuer._key = datetime.datetime.now(datetime.UTC) - CLOCK_SKEW, private
+        issuer._name, issuer._end, issuer._certificate = certificate.subject, certificate.not_valid_after_utc, certificate
+        return issuer
+
+    @property
+    def end(self) -> datetime.datetime:
+        """Until when its own certificate holds; nothing that it signs holds longer."""
+        return self._end
+
+    def renewed(self) -> Issuer:
+        """The same authority, name and key, under a new certificate: what it signed before stays good."""
+        (name,) = self._name.get_attributes_for_oid(NameOID.COMMON_NAME)
+        return Issuer(str(name.value), self._key)
+
+    def own(self, stem: str) -> dict[str, bytes]:
+        """The authority's own certificate and key: STEM.pem, STEM.key."""
+        return {f"{stem}.pem": _pem(self._certificate), f"{stem}.key": _pem(self._key)}
+
+    def server(self, stem: str, common_name: str, hosts: Sequence[str]) -> dict[str, bytes]:
+        """STEM.pem and STEM.key of who is called by these names and addresses, or over loopback.
+
+        Raises: TransportError for a name that no certificate can carry.
+        """
+        names = x509.SubjectAlternativeName([general_name(name) for name in dict.fromkeys((*LOOPBACK_NAMES, *hosts))])
+        return self._issue(stem, common_name, ExtendedKeyUsageOID.SERVER_AUTH, names)
+
+    def device(self, stem: str, tenant: str) -> dict[str, bytes]:
+        """STEM.pem and STEM.key of a device that a host, or a fleet's front, knows as this tenant."""
+        return self._issue(stem, tenant, ExtendedKeyUsageOID.CLIENT_AUTH, None)
+
+    def revoked(self, serials: Iterable[int]) -> bytes:
+        """The list of certificates that are to be believed no more (a CRL, in PEM); it holds as long as the authority."""
+        now = datetime.datetime.now(datetime.UTC)
+        builder = x509.CertificateRevocationListBuilder(self._name, self._start, max(self._end, now))
+        for serial in sorted(set(serials)):
+            builder = builder.add_revoked_certificate(x509.RevokedCertificateBuilder(serial, now).build())
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+    def _issue(self, stem: str, common_name: str, usage: ObjectIdentifier, names: x509.SubjectAlternativeName | None) -> dict[str, bytes]:
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = self._sign(_name(common_name), key, [
+            (x509.BasicConstraints(ca=False, path_length=None), True), (_key_usage(ca=False), True),
+            (x509.ExtendedKeyUsage([usage]), False), *([(names, False)] if names else []),
+        ])  # fmt: skip
+        return {f"{stem}.pem": _pem(certificate), f"{stem}.key": _pem(key)}
+
+    def _sign(
+        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, extensions: Sequence[tuple[x509.ExtensionType, bool]]
+    ) -> x509.Certificate:
+        end = self._end if subject == self._name else min(self._start + VALID, self._end)
+        builder = x509.CertificateBuilder(
+            self._name, subject, key.public_key(), x509.random_serial_number(), self._start, end, [
+                x509.Extension(x509.SubjectKeyIdentifier.oid, False, x509.SubjectKeyIdentifier.from_public_key(key.public_key())),
+                x509.Extension(
+                    x509.AuthorityKeyIdentifier.oid, False, x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+                ),
+            ],
+        )  # fmt: skip
+        for extension, critical in extensions:
+            builder = builder.add_extension(extension, critical)
+        return builder.sign(self._key, hashes.SHA256())
+
+
+def general_name(host: str) -> x509.GeneralName:
+    """A host name or an IP address as certificates carry it.
+
+    Raises: TransportError for a name that no certificate can carry.
+    """
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host.strip("[]")))
+    except ValueError:
+        pass
+    if not re.fullmatch(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", host):
+        raise TransportError(
+            "a name that no certificate can carry", where="host", got=host, expected="a host name or an IP address, without a port",
+            do="write names of other alphabets as xn--...",
+        )  # fmt: skip
+    return x509.DNSName(host)
+
+
+def check_names(names: Sequence[str], kind: str) -> None:
+    """Whether certificates, and files or folders of these names, can be told apart; `kind` says whose they are: "tenant".
+
+    Raises: TransportError.
+    """
+    bad = [name for name in names if not TENANT.fullmatch(name)]
+    # Files of two must differ on every file system.
+    bad += [name for name, count in Counter(name.lower() for name in names).items() if count > 1]
+    if bad:
+        raise TransportError(
+            "a name must be one that a certificate and a file can carry", where=kind, got=repr(bad[0]),
+            expected="1 to 64 letters, digits, dots, dashes and underscores, no two alike", do="choose another name",
+        )  # fmt: skip
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """A file that was not there before, whole or not at all; a *.key is its owner's alone from the start.
+
+    Raises: OSError.
+    """
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if path.suffix == ".key" else 0o644)
+    try:
+        with open(handle, "wb") as file:
+            file.write(content)
+    except OSError:
+        path.unlink()
+        raise
+
+
+def write_all(folder: Path, files: Mapping[str, bytes]) -> None:
+    """All of them, none of which was there, or none.
+
+    Raises: OutputError.
+    """
+    there = [name for name in files if os.path.lexists(folder / name)]
+    if there:
+        raise OutputError(
+            "certificates are never overwritten", where=str(folder / there[0]), got="a file", expected="no file of this name",
+            do="name another folder, or move the files away",
+        )  # fmt: skip
+    written: list[Path] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            write_new(folder / name, content)
+            written.append(folder / name)
+    except OSError as problem:
+        for path in written:
+            path.unlink()
+        raise OutputError(
+            "certificates cannot be written", where=str(folder), got=problem.strerror or str(problem), do="name another folder"
+        ) from None  # fmt: skip
+
+
+def _name(common_name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+
+
+def _key_usage(*, ca: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not ca, content_commitment=False, key_encipherment=False, data_encipherment=False, key_agreement=False,
+        key_cert_sign=ca, crl_sign=ca, encipher_only=False, decipher_only=False,
+    )  # fmt: skip
+
+
+def _pem(thing: x509.Certificate | ec.EllipticCurvePrivateKey) -> bytes:
+    if isinstance(thing, x509.Certificate):
+        return thing.public_bytes(Encoding.PEM)
+    return thing.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
