@@ -274,7 +274,7 @@ class Federated(Section):
     the median of the round's norms. Needs aggregation = "exact-svd", "delta-svd" or "stack"."""
     max_norm: Annotated[float, Field(gt=0)] | None = None
     """An update with a module whose product B A (or change of a full weight) has a larger Frobenius norm is refused; none: 1000, from where
-    on fp32 could not hold what others train on. Training moves a module by 1 to 30."""
+    on fp32 could not hold what others train on. Runs that are well come to some ten."""
     late: Literal["wait", "cut", "drop"] = "wait"
     """An edge that by declared speed and link cannot finish by plan.round_deadline is waited for, stops at the last step that it can
     finish, or is left out of the round. Where plan.policy = "fedpipe", ranks are cut before steps are."""

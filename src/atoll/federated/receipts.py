@@ -42,8 +42,7 @@ class Ask:
         if receipt is None:
             raise UpdateRefusedError(
                 "an update without a receipt", where=where, got=shown(list(reply)) if reply else "an empty answer",
-                expected="the question repeated",
-                do="run the same version of Atoll everywhere",
+                expected="the question repeated", do="run the same version of Atoll everywhere",
             )  # fmt: skip
         for key, expected in {**self._record(), "edge": self.edge}.items():
             if receipt.get(key) != expected:
