@@ -87,10 +87,9 @@ def aggregate(
             for contribution in spool:
                 aggregator.add(contribution, sent(contribution.edge))
             found = aggregator.finish()
+        return replace(found, clipped=clipped)
     except torch.linalg.LinAlgError as problem:  # type: ignore[attr-defined]
         raise _not_finite("a product", str(problem)) from None
-    _check_finite(found.common)
-    return replace(found, clipped=clipped)
 
 
 def is_too_large(common: Common, most: float | None) -> bool:
@@ -202,5 +201,6 @@ def _joined_parts(common: Common, parts: Mapping[str, Merged], changes: Mapping[
     if added:
         frozen_delta = (AdapterState("lora", frozen_delta.modules if frozen_delta else {}) + AdapterState("lora", added)).compacted()
     missed, exact = sum(part.missed for part in parts.values()), sum(part.exact for part in parts.values())
-    state = AdapterState(common.trained.kind, trained, {**common.trained.full_weights, **changes})
-    return Aggregate(Common(state, frozen_delta), missed / exact if exact else 0.0)
+    whole = Common(AdapterState(common.trained.kind, trained, {**common.trained.full_weights, **changes}), frozen_delta)
+    _check_finite(whole)
+    return Aggregate(whole, missed / exact if exact else 0.0)

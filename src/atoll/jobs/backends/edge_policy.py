@@ -26,8 +26,8 @@ _EXAMPLES: Final[Mapping[str, object]] = {
 }  # fmt: skip
 _HEAD = """\
 # What this edge does for a coordinator at most. What run.toml in this folder says holds in any case: an order beyond it, or beyond this
-# file, is refused, and both sides are told. These are the limits of run.toml until you narrow them; `atoll fleet join` reads them when it
-# starts.
+# file, is refused, and both sides are told. These limits are those that run.toml had when this was written, and stay when run.toml changes:
+# then change them, too, or take a line out. `atoll fleet join` reads them when it starts.
 """
 
 
