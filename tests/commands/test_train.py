@@ -57,7 +57,7 @@ def result(folder: Path) -> atoll.RunResult:
 def test_an_adapter_names_its_base_and_no_place_on_this_machine(folder: Path, result: atoll.RunResult, base: str, name: str) -> None:
     assert public_name(RunConfig(model=Model(base=base or str(folder / "model")))) == name
     for file in result.run_dir.rglob("adapter_config.json"):
-        assert json.loads(file.read_text())["base_model_name_or_path"] == "./model"
+        assert json.loads(file.read_text())["base_model_name_or_path"] == "base"
         assert str(folder) not in file.read_text()
 
 
@@ -68,7 +68,7 @@ def test_a_run_is_for_its_user_alone(result: atoll.RunResult) -> None:
 
 def test_an_adapter_folder_may_be_named_by_text(folder: Path, result: atoll.RunResult) -> None:
     sets = ['data.prompt="{a}"', 'data.completion="{b}"', "data.eval_rows=4"]
-    scores = atoll.evaluate(model=str(folder / "model"), adapter=str(result.adapter), data=str(folder / "eval.csv"), overrides=sets)
+    scores = atoll.evaluate(model=str(folder / "base"), adapter=str(result.adapter), data=str(folder / "eval.csv"), overrides=sets)
     assert set(scores) == {"base", "adapted"}
 
 
