@@ -37,6 +37,8 @@ def test_an_edge_ends_when_asked_to_in_the_middle_of_a_round(
     number: signal.Signals, atoll: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, passed = signal.getsignal(signal.SIGTERM), list[str]()
+    # A shell starts what it puts in the background with SIGINT ignored, the tests too.
+    interrupted = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def trains(*arguments: object, **options: object) -> None:
         signal.raise_signal(number)
@@ -47,4 +49,5 @@ def test_an_edge_ends_when_asked_to_in_the_middle_of_a_round(
         done = atoll("fleet", "join", "anywhere")
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, interrupted)
     assert (done.status, done.out, done.err, passed) == (0, "", "", [])

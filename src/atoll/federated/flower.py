@@ -24,8 +24,5 @@ logging.getLogger("flwr").setLevel(logging.WARNING)
 
 
 def assume_identity(run_id: int, node_id: int) -> None:
-    """Act as this task of this run, unless Flower has said which one this process is: its Message constructor asks who is speaking."""
-    try:
-        TaskIdentity.run_id  # noqa: B018
-    except RuntimeError:
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, node_id, 0
+    """Act as this node of this run from here on: Flower's Message constructor asks the process who is speaking."""
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, node_id, 0
