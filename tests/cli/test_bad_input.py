@@ -169,6 +169,7 @@ LINES = (
     BadLine(("host",), ("C107", "missing option '--model'")),
     BadLine(("host", "--model", "tiny", "--quantize", "3"), ("C107", "--quantize 3", "16, 8 or 4")),
     BadLine(("host", "--model", "tiny", "--tenant", "north"), ("C107", "--tenant goes with --make-certificates")),
+    BadLine(("host", "--model", "tiny", "--crl", "revoked.pem"), ("C107", "--crl goes with --client-ca")),
     BadLine(("host", "--model", "tiny", "--max-tenant-sessions", "2"), ("C107", "needs certificates", "--client-ca")),
     BadLine(("host", "--model", "tiny", "--max-part", "1"), ("C107", "two numbers", "FRONT,BACK")),
     BadLine(("host", "--model", "tiny", "--metrics-tenants"), ("C107", "--metrics-tenants goes with --metrics")),

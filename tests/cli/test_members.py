@@ -30,6 +30,10 @@ def test_members_come_and_go(tmp_path: Path, atoll: Callable[..., object]) -> No
     done = atoll("host", "certify", "guest", "--dir", fleet, "--ca-key", str(key))
     assert done.status == 0
     assert (tmp_path / "fleet" / "tenant-guest.pem").exists()
+    done = atoll("host", "revoke", "guest", "--dir", fleet, "--ca-key", str(key))
+    assert done.status == 0
+    assert "guest is out" in done.out
+    assert not (tmp_path / "fleet" / "tenant-guest.pem").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -60,6 +60,7 @@ class LoopbackFleet:
             assert self._host is not None
             folder = fleet / "hosts" / HOST
             secured = ["--tls-cert", str(folder / "host.pem"), "--tls-key", str(folder / "host.key"), "--client-ca", str(folder / "ca.pem")]
+            secured += ["--crl", str(folder / "revoked.pem")]
             return ["host", "--model", "tiny", "--listen", self._host, *secured]
         if name != COORDINATOR:
             return ["fleet", "join", str(fleet / "edges" / name), "--config", str(self._config)]

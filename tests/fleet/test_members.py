@@ -81,8 +81,8 @@ def test_an_edge_is_removed_and_may_come_again(folder: Path) -> None:
     assert admission.refusal(first) == admission.refusal(second) == "its certificate is revoked"
     remove(folder, "north")
     remove(folder, "west")
-    revoked = x509.load_pem_x509_crl(coordinator.revoked.read_bytes())
-    assert len(list(revoked)) == 4
+    for reader in (folder / COORDINATOR, folder / "hosts" / "gpu"):
+        assert len(list(x509.load_pem_x509_crl((reader / "revoked.pem").read_bytes()))) == 4
 
 
 @pytest.mark.parametrize("name", ["north", "gpu", COORDINATOR, None])

@@ -20,6 +20,7 @@ from atoll.split.host.audit import Audit
 from atoll.split.host.server import Host
 from atoll.split.host.session import Served
 from atoll.split.host.tenants import HostLimits
+from atoll.split.revocation import Revoked
 from atoll.split.transport import ClientTransport
 from atoll.wire import protocol_pb2 as pb
 
@@ -49,7 +50,8 @@ def running(
     """The host, served; when it has stopped, none of its threads is left, nor of its devices."""
     before = set(threading.enumerate())
     limits = HostLimits(max_sessions=max_sessions, max_tenant_sessions=max_tenant_sessions, max_part=max_part)
-    running = Host(host, limits, LOOPBACK, server_credentials(LOOPBACK, tls, insecure=False), Audit(audit))
+    revoked = Revoked(tls.revoked, tls.client_ca) if tls.revoked and tls.client_ca else None
+    running = Host(host, limits, LOOPBACK, server_credentials(LOOPBACK, tls, insecure=False), Audit(audit), revoked)
     running.start()
     try:
         yield running

@@ -10,16 +10,21 @@ from pathlib import Path
 
 import grpc
 import pytest
+import torch
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat, load_pem_private_key
 from cryptography.x509.oid import NameOID
 from cryptography.x509.verification import PolicyBuilder, Store
 
+from atoll.commands.host import certify, revoke
 from atoll.errors import HostLostError, OutputError, TransportError
 from atoll.split import issuer as issuing
 from atoll.split.certificates import DeviceTls, HostTls, Made, is_loopback, make_certificates, open_channel, server_credentials
+from atoll.split.device.blocks import Session
 from atoll.split.issuer import Issuer
+from atoll.split.revocation import Revoked, listed
 from atoll.split.transport import fetch_status
+from atoll.wire import protocol_pb2 as pb
 from atoll.wire.handshake import PROTOCOL
 
 from tests.split.running import OPEN, PLAIN, channel_to, llama_host, running, session_on, wait_until
@@ -44,6 +49,12 @@ def failure(channel: grpc.Channel) -> str:
     with pytest.raises(HostLostError) as caught:
         fetch_status(channel, SECONDS)
     return caught.value.page()
+
+
+def exchange(session: Session) -> str:
+    """The kind of the host's answer to a forward pass."""
+    session.stream.send(pb.Forward(rows=2, positions=3, lengths=[3, 1]), [torch.zeros(4, 32)])
+    return session.stream.receive().kind
 
 
 def test_tls_without_client_certificates(made: Made) -> None:
@@ -92,6 +103,47 @@ def test_a_certificate_that_names_nobody_is_no_tenants(subject: x509.Name, tmp_p
         assert not host.account.totals_by_tenant()
         with channel_to(host, device_of(issuer, tmp_path, named("Klinik Süd"), monkeypatch)) as channel, session_on(channel):
             assert [session.tenant for session in host.status().open] == ["Klinik Süd"]
+
+
+def test_a_revoked_certificate_is_out_at_once(tmp_path: Path) -> None:
+    """From the next call on, and in a session that is open; the other tenant goes on."""
+    made = make_certificates(tmp_path, [], ["north", "south"])
+    with (
+        running(llama_host(), tls=made.host) as host, channel_to(host, made.devices["north"]) as north,
+        channel_to(host, made.devices["south"]) as south, session_on(south) as other, session_on(north) as session,
+    ):
+        told = revoke("north", tmp_path)
+        assert f"{told.crl}" in told.to_text()
+        with pytest.raises(HostLostError) as caught:
+            exchange(session)
+        assert "its certificate is revoked" in caught.value.page()
+        assert "the host does not know this device: its certificate is revoked" in failure(north)
+        assert exchange(other) == "hidden"
+        wait_until(lambda: [one.tenant for one in host.status().open] == ["south"])
+    assert certify("north", tmp_path).tls == made.devices["north"]
+    with running(llama_host(), tls=made.host) as host, channel_to(host, made.devices["north"]) as north:
+        assert fetch_status(north, SECONDS).base_digest == "base"
+
+
+def test_what_is_revoked_must_be_the_tenants(made: Made, foreign: Made) -> None:
+    folder = made.ca_key.parent
+    for cert in (folder / "tenant-south.pem", foreign.devices["north"].cert, folder / "host.key", folder / "absent.pem"):
+        with pytest.raises(TransportError, match="not the tenant's certificate"):
+            revoke("north", folder, cert=cert)
+    assert not listed(folder / "revoked.pem")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"-----BEGIN X509 CRL-----\n", Issuer("another").revoked(())])
+def test_a_list_that_is_no_list_lets_nobody_in(content: bytes | None, tmp_path: Path) -> None:
+    made = make_certificates(tmp_path, [], ["north"])
+    path = tmp_path / "revoked.pem"
+    with running(llama_host(), tls=made.host) as host, channel_to(host, made.devices["north"]) as north:
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        assert "revoked.pem" in failure(north)
+    with pytest.raises(TransportError, match="cannot be used"):
+        Revoked(path, tmp_path / "ca.pem").check()
 
 
 def test_a_device_without_the_right_certificate_is_not_let_in(made: Made, foreign: Made) -> None:
@@ -232,7 +284,7 @@ def test_files_of_new_certificates(made: Made) -> None:
     assert made.host.key is not None
     folder = made.host.key.parent
     names = {"ca.pem", "ca.key", "host.pem", "host.key", "tenant-north.pem", "tenant-north.key", "tenant-south.pem", "tenant-south.key"}
-    assert {path.name for path in folder.iterdir()} == names
+    assert {path.name for path in folder.iterdir()} == names | {"revoked.pem"}
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.glob("*.key")} == {0o600}
     for tenant, device in made.devices.items():
         assert device.cert is not None

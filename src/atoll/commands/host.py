@@ -16,15 +16,17 @@ from pathlib import Path
 from atoll.base.load import Base, DeviceMap, load_base
 from atoll.base.quantize import Bits
 from atoll.config.schema import PRECISION_BITS
-from atoll.errors import BadValueError, CommandLineError
+from atoll.errors import BadValueError, CommandLineError, OutputError
 from atoll.jobs.split import HostAccess, serve, start_host
 from atoll.registry.plugins import load_plugin
+from atoll.runs.files import write_bytes
 from atoll.split.certificates import DeviceTls, HostTls, make_certificates, open_channel, server_credentials
 from atoll.split.cut import Cut
 from atoll.split.host.audit import Audit
 from atoll.split.host.server import Host
 from atoll.split.host.tenants import HostLimits
 from atoll.split.issuer import Issuer, check_names, write_all
+from atoll.split.revocation import Revoked, listed
 from atoll.split.transport import fetch_status
 from atoll.threads import suited_threads
 
@@ -44,6 +46,8 @@ class HostSettings:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     client_ca: Path | None = None
+    crl: Path | None = None
+    """Certificates by `client_ca` that are believed no more; read again when the file changes."""
     insecure: bool = False
     make_certificates: Path | None = None
     tenants: Sequence[str] = ()
@@ -85,6 +89,22 @@ class Certified:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """Who is a tenant no more."""
+
+    tenant: str
+    serial: int
+    crl: Path
+
+    def to_text(self) -> str:
+        """What was done, and which hosts obey."""
+        return (
+            f"{self.tenant} is out: its certificate {self.serial:x} is on {self.crl}\n"
+            f"a host with --crl {self.crl} obeys at once; copy the file to others"
+        )
+
+
 def host(settings: HostSettings, on_ready: Callable[[str], None], stop: threading.Event | None = None) -> None:
     """Serve until SIGINT or SIGTERM, or until `stop` is set; `on_ready` is told lines for people.
 
@@ -104,6 +124,7 @@ def host(settings: HostSettings, on_ready: Callable[[str], None], stop: threadin
     tls = _certificates(settings, on_ready)
     # Before the base, which may take minutes to load.
     credentials = server_credentials(settings.listen, tls, insecure=settings.insecure)
+    revoked = _revoked(tls)
     audit = Audit(settings.audit)
     base = _base(settings)
     bits = settings.quantize if settings.quantize < 16 else PRECISION_BITS[settings.precision]
@@ -113,7 +134,7 @@ def host(settings: HostSettings, on_ready: Callable[[str], None], stop: threadin
     )  # fmt: skip
     served = serve(base, settings.model, settings.precision, bits, limits, settings.codecs)
     with suited_threads(base.model.config.get_text_config().hidden_size):
-        running = start_host(served, limits, settings.listen, credentials, audit)
+        running = start_host(served, limits, settings.listen, credentials, audit, revoked)
         _serve(running, settings, bits, tls, on_ready, stop)
 
 
@@ -128,6 +149,28 @@ def certify(tenant: str, folder: Path, *, ca_key: Path | None = None) -> Certifi
     ca, stem = folder / "ca.pem", f"tenant-{tenant}"
     write_all(folder, Issuer.opened(ca, ca_key or folder / "ca.key").device(stem, tenant))
     return Certified(tenant, DeviceTls(ca, folder / f"{stem}.pem", folder / f"{stem}.key"))
+
+
+def revoke(tenant: str, folder: Path, *, cert: Path | None = None, ca_key: Path | None = None) -> Revocation:
+    """Put the tenant's certificate on the list in `folder`, and forget the files of it that are there; `cert`: where else it is kept.
+
+    Raises: TransportError where the authority cannot sign, or the certificate is not by it or another tenant's; OutputError.
+    """
+    check_names([tenant], "tenant")
+    ca, crl, own = folder / "ca.pem", folder / "revoked.pem", folder / f"tenant-{tenant}.pem"
+    issuer = Issuer.opened(ca, ca_key or folder / "ca.key")
+    serial = issuer.serial_of(cert or own, tenant)
+    try:
+        write_bytes(crl, issuer.revoked({*listed(crl), serial}))
+    except OSError as problem:
+        raise OutputError(
+            "the list of revoked certificates cannot be written", where=str(crl), got=problem.strerror or str(problem),
+            do="mend its permissions",
+        ) from None  # fmt: skip
+    if cert is None:
+        own.unlink()
+        own.with_suffix(".key").unlink(missing_ok=True)
+    return Revocation(tenant, serial, crl)
 
 
 def status(host: HostAccess) -> dict[str, object]:
@@ -205,10 +248,22 @@ def _no_device_map(given: str, got: str) -> BadValueError:
 
 def _certificates(settings: HostSettings, on_ready: Callable[[str], None]) -> HostTls:
     if settings.make_certificates is None:
-        return HostTls(settings.tls_cert, settings.tls_key, settings.client_ca)
+        return HostTls(settings.tls_cert, settings.tls_key, settings.client_ca, settings.crl)
     made = make_certificates(settings.make_certificates, [settings.listen.rpartition(":")[0]], settings.tenants)
     on_ready(f"wrote a development CA and certificates to {settings.make_certificates}; a device needs ca.pem and its own pair")
-    return made.host if settings.tenants else replace(made.host, client_ca=None)
+    return made.host if settings.tenants else replace(made.host, client_ca=None, revoked=None)
+
+
+def _revoked(tls: HostTls) -> Revoked | None:
+    if tls.revoked is None:
+        return None
+    if tls.client_ca is None:
+        raise CommandLineError(
+            "--crl goes with --client-ca", where="atoll host", got="--crl alone", expected="both", do="add the CA that signed the list"
+        )
+    revoked = Revoked(tls.revoked, tls.client_ca)
+    revoked.check()
+    return revoked
 
 
 def stopped_by_signals() -> threading.Event:

@@ -25,6 +25,7 @@ from atoll.fleet.named import Named, named_by_coordinator, named_by_edge
 from atoll.jobs.backends.worker import asked_for
 from atoll.split.certificates import DeviceTls, covers, examined, open_channel
 from atoll.split.issuer import CLOCK_SKEW
+from atoll.split.revocation import Revoked, listed
 from atoll.split.transport import fetch_status
 
 SOON = datetime.timedelta(days=30)
@@ -81,11 +82,12 @@ def _coordinator(folder: CoordinatorFolder, *, at_home: bool) -> list[Check]:
     fleet = folder.read()
     publics = [folder.node_public(name) for name in fleet.edges]
     app = [folder.app / "pyproject.toml", folder.app / "LICENSE", folder.app / "atoll_app" / "apps.py"]
-    files = _files(folder.path, [folder.run_toml, folder.ca, folder.cert, folder.key, *publics, *app])
+    files = _files(folder.path, [folder.run_toml, folder.ca, folder.cert, folder.key, folder.revoked, *publics, *app])
     if files.status == "fail":
         return [files]
     host, _ = split_address(fleet.address, str(folder.fleet_json))
     found = [files, _private([folder.key]), *_certificate(folder.cert, folder.key, folder.ca, host)]
+    found += [_list(folder.revoked, folder.ca)]
     found += [_public_keys(publics), *_config(folder.run_toml, fleet.edges, named_by_coordinator, at_home=at_home)]
     nobody, do = DeviceTls(folder.ca, None, None), "start it: atoll train run.toml --engine flower --fleet ."
     return [*found, _superlink(fleet.address, nobody, "warn", do)]
@@ -105,8 +107,19 @@ def _edge(folder: EdgeFolder, *, at_home: bool) -> list[Check]:
 
 
 def _host(folder: HostFolder) -> list[Check]:
-    files = _files(folder.path, [folder.ca, folder.cert, folder.key, folder.start])
-    return [files] if files.status == "fail" else [files, _private([folder.key]), *_certificate(folder.cert, folder.key, folder.ca)]
+    files = _files(folder.path, [folder.ca, folder.cert, folder.key, folder.revoked, folder.start])
+    if files.status == "fail":
+        return [files]
+    return [files, _private([folder.key]), *_certificate(folder.cert, folder.key, folder.ca), _list(folder.revoked, folder.ca)]
+
+
+def _list(revoked: Path, ca: Path) -> Check:
+    """Whether the list of revoked certificates is the authority's: by another one nobody would be let in."""
+    try:
+        Revoked(revoked, ca).check()
+    except TransportError as problem:
+        return Check("revoked certificates", "fail", problem.got, problem.do)
+    return Check("revoked certificates", "ok", f"{len(listed(revoked)) or 'none'}")
 
 
 def _files(folder: Path, paths: Sequence[Path]) -> Check:

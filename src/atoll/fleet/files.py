@@ -166,6 +166,11 @@ class HostFolder(MachineFolder):
         return self.path / "host.key"
 
     @property
+    def revoked(self) -> Path:
+        """The list of certificates that are believed no more."""
+        return self.path / "revoked.pem"
+
+    @property
     def start(self) -> Path:
         """The command that starts it."""
         return self.path / "start.txt"

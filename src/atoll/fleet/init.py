@@ -129,7 +129,8 @@ def _shared(loaded: LoadedConfig, issuer: Issuer) -> dict[str, bytes]:
 
 def _host(issuer: Issuer, host: FleetHost, command: str) -> dict[str, bytes]:
     called, _ = split_address(host.address, "--host")
-    return {"ca.pem": issuer.own("ca")["ca.pem"], **issuer.server("host", "atoll host", [called]), "start.txt": f"{command}\n".encode()}
+    files = {"ca.pem": issuer.own("ca")["ca.pem"], "revoked.pem": issuer.revoked(()), "start.txt": f"{command}\n".encode()}
+    return {**files, **issuer.server("host", "atoll host", [called])}
 
 
 def edge_files(loaded: LoadedConfig, issuer: Issuer, edge: EdgeFile) -> tuple[dict[str, bytes], bytes]:
@@ -150,7 +151,7 @@ def _host_command(config: RunConfig, host: FleetHost) -> str:
     parts = ["atoll host --model", shlex.quote(config.model.base), "--listen", listen]
     parts += ["--precision", config.model.precision] if config.model.precision != "fp32" else []
     parts += ["--merge"] if config.select.merges else []
-    parts += ["--tls-cert host.pem --tls-key host.key --client-ca ca.pem"]
+    parts += ["--tls-cert host.pem --tls-key host.key --client-ca ca.pem --crl revoked.pem"]
     # An edge gets what the run needs and no more: its own part of the base, its largest micro-batch, and one session beside one that ends.
     rows = max(config.train.batch_size, *config.plan.batch_sizes)
     parts += [f"--max-part {config.model.cut.front},{config.model.cut.back}"]

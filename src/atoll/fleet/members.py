@@ -5,8 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,8 +16,9 @@ from atoll.errors import CommandLineError, ConflictError, FleetFolderError, Outp
 from atoll.fleet.files import CoordinatorFolder, EdgeFile, EdgeFolder, FleetFile, HostFolder, json_text, split_address
 from atoll.fleet.init import ISSUED, edge_files, may_split, must_split
 from atoll.jobs.backends.edge_policy import POLICY_FILE
-from atoll.runs.files import sync_folder
-from atoll.split.issuer import VALID, Issuer, check_names, write_all, write_new
+from atoll.runs.files import write_bytes
+from atoll.split.issuer import VALID, Issuer, check_names, write_all
+from atoll.split.revocation import listed
 
 COORDINATOR = "coordinator"
 
@@ -71,10 +71,13 @@ class WholeFleet:
         known[name] = sorted({*known.get(name, []), f"{_certificate(self.edge(name).cert).serial_number:x}"})
         put(self.path / ISSUED, (json.dumps(known, indent=2) + "\n").encode())
 
-    def revoked(self) -> set[int]:
-        """The numbers of certificates that are believed no more."""
-        path = self.coordinator.revoked
-        return {one.serial_number for one in x509.load_pem_x509_crl(path.read_bytes())} if path.exists() else set()
+    def revoke(self, serials: Iterable[int]) -> dict[str, list[str]]:
+        """Write the list anew, with these too, for the coordinator and all hosts; returns what each of their machines is given."""
+        content = self.issuer.revoked(listed(self.coordinator.revoked) | set(serials))
+        readers: tuple[CoordinatorFolder | HostFolder, ...] = (self.coordinator, *self.hosts())
+        for reader in readers:
+            put(reader.revoked, content)
+        return {str(reader.path.relative_to(self.path)): [reader.revoked.name] for reader in readers}
 
     def keep(self, fleet: FleetFile) -> None:
         """Write fleet.json."""
@@ -141,30 +144,29 @@ def renew(folder: Path, name: str | None = None, *, ca_key: Path | None = None) 
             do="mend the name, or leave it away for all",
         )  # fmt: skip
     copies: dict[str, list[str]] = {}
-    issuer, soon = whole.issuer, datetime.datetime.now(datetime.UTC) + VALID
-    if name is None and issuer.end < soon:
-        issuer = issuer.renewed()
+    soon = datetime.datetime.now(datetime.UTC) + VALID
+    if name is None and whole.issuer.end < soon:
+        whole.issuer = whole.issuer.renewed()
         for path in (folder, *machines):
-            put(path / "ca.pem", issuer.own("ca")["ca.pem"])
-        put(whole.coordinator.revoked, issuer.revoked(whole.revoked()))
-        copies = {str(path.relative_to(folder)): ["ca.pem"] for path in machines}
-        copies[COORDINATOR] += ["revoked.pem"]
+            put(path / "ca.pem", whole.issuer.own("ca")["ca.pem"])
+        listing = whole.revoke(())
+        copies = {label: ["ca.pem", *listing.get(label, [])] for label in (str(path.relative_to(folder)) for path in machines)}
     for path, make in machines.items():
         if name is None or path.name == name:
-            files = make(issuer)
+            files = make(whole.issuer)
             for file, content in files.items():
                 put(path / file, content)
             label = str(path.relative_to(folder))
             copies[label] = [*copies.get(label, []), *files]
             if path.parent.name == "edges":
                 whole.record(path.name)
-    until = min(soon, issuer.end)
+    until = min(soon, whole.issuer.end)
     notes = ["start hosts and coordinator again after that; edges call with the new one when they are started again"]
     return Change(f"renewed until {until:%Y-%m-%d}: {name or 'all'}", copies, notes)
 
 
 def remove(folder: Path, name: str, *, ca_key: Path | None = None) -> Change:
-    """Revoke all certificates that an edge was given, and forget its key; the front of a coordinator in this folder obeys at once.
+    """Revoke all certificates that an edge was given, and forget its key; a coordinator and hosts in this folder obey at once.
 
     Raises: as `WholeFleet`; FleetFolderError for a name that no edge has, or the last edge's; OutputError.
     """
@@ -176,17 +178,14 @@ def remove(folder: Path, name: str, *, ca_key: Path | None = None) -> Change:
             expected=f"one of {', '.join(whole.fleet.edges)}, and another that stays", do="mend the name",
         )  # fmt: skip
     edge, ended = whole.edge(name), whole.serials(name)
-    put(whole.coordinator.revoked, whole.issuer.revoked(whole.revoked() | ended))
+    copies = whole.revoke(ended)
     whole.coordinator.node_public(name).unlink(missing_ok=True)
     whole.keep(replace(whole.fleet, edges=left))
-    had_host = edge.edge_json.exists() and edge.read().host is not None
     for path in (edge.cert, edge.key, edge.node_key, edge.node_public, edge.edge_json, edge.ca, edge.run_toml):
         path.unlink(missing_ok=True)
-    notes = ["delete nodes/" + name + ".pub there; SuperLink forgets the key within a second, or at the next start"]
-    if had_host:
-        notes.append("its host has no list: it believes the edge's certificate until that ends, unless it is given another --client-ca")
-    done = f"{name} is of this fleet no more: {len(ended)} certificates revoked"
-    return Change(done, {COORDINATOR: ["revoked.pem", "fleet.json"]}, notes)
+    notes = [f"delete nodes/{name}.pub at the coordinator; SuperLink forgets the key within a second, or at the next start"]
+    copies[COORDINATOR] += ["fleet.json"]
+    return Change(f"{name} is of this fleet no more: {len(ended)} certificates revoked", copies, notes)
 
 
 def put(path: Path, content: bytes) -> None:
@@ -194,13 +193,9 @@ def put(path: Path, content: bytes) -> None:
 
     Raises: OutputError.
     """
-    stage = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        write_new(stage, content)
-        os.replace(stage, path)
-        sync_folder(path.parent)
+        write_bytes(path, content, 0o600 if path.suffix == ".key" else 0o644)
     except OSError as problem:
-        stage.unlink(missing_ok=True)
         raise OutputError(
             "a file of the fleet cannot be written", where=str(path), got=problem.strerror or str(problem), do="mend its permissions"
         ) from None  # fmt: skip

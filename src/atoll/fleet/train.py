@@ -155,7 +155,7 @@ def _start_here(
     """A host, if there is one, and all edges, as processes of their own."""
     atoll = [sys.executable, "-m", "atoll"]
     for place, address in hosts.items():
-        secured = ["--tls-cert", str(place.cert), "--tls-key", str(place.key), "--client-ca", str(place.ca)]
+        secured = ["--tls-cert", str(place.cert), "--tls-key", str(place.key), "--client-ca", str(place.ca), "--crl", str(place.revoked)]
         host = Child("the host", [
             *atoll, "host", "--model", base_source(loaded), "--listen", address, "--merge", *secured
         ], place.path / "host.log")  # fmt: skip

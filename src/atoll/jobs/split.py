@@ -31,6 +31,7 @@ from atoll.split.host.middle import shared_view
 from atoll.split.host.server import Host
 from atoll.split.host.session import Served
 from atoll.split.host.tenants import HostLimits
+from atoll.split.revocation import Revoked
 from atoll.split.transport import ClientTransport, SlowLink, SlowTransport
 from atoll.wire.handshake import PROTOCOL, HostFacts, block_of
 
@@ -93,10 +94,11 @@ def serve(base: Base, source: str, precision: str, bits: int, limits: HostLimits
 
 
 def start_host(
-    served: Served, limits: HostLimits, listen: str, credentials: grpc.ServerCredentials | None, audit: Audit | None = None
-) -> Host:
+    served: Served, limits: HostLimits, listen: str, credentials: grpc.ServerCredentials | None, audit: Audit | None = None,
+    revoked: Revoked | None = None,
+) -> Host:  # fmt: skip
     """A host that listens."""
-    host = Host(served, limits, listen, credentials, audit)
+    host = Host(served, limits, listen, credentials, audit, revoked)
     host.start()
     return host
 

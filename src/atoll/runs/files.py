@@ -12,10 +12,15 @@ from pathlib import Path
 
 def write_text(path: Path, text: str) -> None:
     """Put `text` at `path`; a crash at any moment leaves the old file or the new one, never half of one."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes, mode: int = 0o666) -> None:
+    """The same of bytes; `mode` is the file's from the start, less what the umask takes."""
     stage = path.with_name(f".{path.name}.{os.getpid()}.stage")
     try:
-        with stage.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with open(os.open(stage, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(stage, path)

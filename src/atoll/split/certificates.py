@@ -43,6 +43,8 @@ class HostTls:
     key: Path | None
     client_ca: Path | None
     """Who must have signed every device's certificate; None: devices need none."""
+    revoked: Path | None = None
+    """The list (a CRL) of certificates by `client_ca` that are believed no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +143,13 @@ def make_certificates(folder: Path, hosts: Sequence[str], tenants: Sequence[str]
     issuer = Issuer("atoll development CA")
     # A host that listens on all addresses is called by its machine's name.
     called = [socket.gethostname() if host.strip("[]") in _EVERYWHERE else host for host in hosts]
-    files = {**issuer.own("ca"), **issuer.server("host", "atoll host", called)}
+    files = {**issuer.own("ca"), **issuer.server("host", "atoll host", called), "revoked.pem": issuer.revoked(())}
     for tenant in tenants:
         files |= issuer.device(f"tenant-{tenant}", tenant)
     write_all(folder, files)
     ca = folder / "ca.pem"
     devices = {tenant: DeviceTls(ca, folder / f"tenant-{tenant}.pem", folder / f"tenant-{tenant}.key") for tenant in tenants}
-    return Made(folder / "ca.key", HostTls(folder / "host.pem", folder / "host.key", ca), devices)
+    return Made(folder / "ca.key", HostTls(folder / "host.pem", folder / "host.key", ca, folder / "revoked.pem"), devices)
 
 
 def _check_plain(address: str, what: str, missing: str, insecure: bool) -> None:

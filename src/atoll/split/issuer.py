@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
@@ -92,6 +93,23 @@ class Issuer:
         for serial in sorted(set(serials)):
             builder = builder.add_revoked_certificate(x509.RevokedCertificateBuilder(serial, now).build())
         return builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+    def serial_of(self, cert: Path, tenant: str) -> int:
+        """The number of a tenant's certificate.
+
+        Raises: TransportError for a file that is none, or one that this authority did not give to this tenant.
+        """
+        try:
+            found = x509.load_pem_x509_certificate(cert.read_bytes())
+            found.verify_directly_issued_by(self._certificate)
+            if found.subject != _name(tenant):
+                raise ValueError(f"a certificate for {found.subject.rfc4514_string()}")
+        except (OSError, ValueError, TypeError, InvalidSignature) as problem:
+            raise TransportError(
+                "not the tenant's certificate", where=str(cert), got=str(problem) or "signed by another authority",
+                expected=f"the certificate that this authority gave to {tenant}", do="give it with --certificate FILE",
+            ) from None  # fmt: skip
+        return found.serial_number
 
     def _issue(self, stem: str, common_name: str, usage: ObjectIdentifier, names: x509.SubjectAlternativeName | None) -> dict[str, bytes]:
         key = ec.generate_private_key(ec.SECP256R1())

@@ -9,6 +9,7 @@ import queue
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -72,6 +73,9 @@ class Front:
     def __enter__(self) -> Front:
         for thread in self._threads:
             thread.start()
+        while not self._server.started:
+            assert self._threads[0].is_alive()
+            time.sleep(0.01)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -186,12 +190,13 @@ def test_a_body_may_be_as_large_as_its_path_needs(path: str, told: bool, front: 
 @pytest.mark.parametrize("sent", [b"", b"POST /v1/fleet/pull-messages HTTP/1.1\r\nhost: a\r\n", b"POST " + b"a" * 100_000])
 def test_a_head_that_does_not_end_is_cut_off(sent: bytes, opened: Callable[[Limits], Front]) -> None:
     with opened(replace(Limits(), head_seconds=0.3)).connected() as connection:
-        connection.sendall(sent)
+        with contextlib.suppress(OSError):  # It may be cut off while it is still being sent.
+            connection.sendall(sent)
         assert ends(connection)
 
 
 def test_a_second_head_that_does_not_end_is_cut_off_too(opened: Callable[[Limits], Front]) -> None:
-    with opened(replace(Limits(), head_seconds=0.3)).connected() as connection:
+    with opened(replace(Limits(), head_seconds=2.0)).connected() as connection:
         connection.sendall(b"POST /v1/fleet/pull-messages HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n")
         assert connection.recv(12) == b"HTTP/1.1 200"
         connection.sendall(b"POST /v1")
@@ -199,7 +204,7 @@ def test_a_second_head_that_does_not_end_is_cut_off_too(opened: Callable[[Limits
 
 
 def test_a_body_that_stops_is_cut_off(opened: Callable[[Limits], Front]) -> None:
-    front = opened(replace(Limits(), idle_seconds=0.3))
+    front = opened(replace(Limits(), idle_seconds=2.0))
     with front.connected() as connection:
         connection.sendall(b"POST /v1/fleet/pull-messages HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nbody")
         assert ends(connection)
@@ -269,7 +274,11 @@ def damage(front: Front) -> None:
     front.folder.revoked.write_bytes(Issuer("another").revoked(()))
 
 
-@pytest.mark.parametrize("do", [revoke, forget, damage])
+def lose(front: Front) -> None:
+    front.folder.revoked.unlink()
+
+
+@pytest.mark.parametrize("do", [revoke, forget, damage, lose])
 def test_what_is_revoked_is_kept_out_at_once(do: Callable[[Front], None], front: Front) -> None:
     """On a connection that is open, and on a new one; the other edge goes on, unless the list itself is not to be believed."""
     with front.client() as client, front.client("south") as other:
@@ -278,7 +287,7 @@ def test_what_is_revoked_is_kept_out_at_once(do: Callable[[Front], None], front:
         assert front.post(client).status_code == 403
         with pytest.raises(httpx.TransportError):
             front.post(client)
-        assert front.post(other).status_code == (403 if do is damage else 200)
+        assert front.post(other).status_code == (403 if do in (damage, lose) else 200)
 
 
 def test_a_log_grows_by_so_many_lines_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,12 +296,6 @@ def test_a_log_grows_by_so_many_lines_a_minute(monkeypatch: pytest.MonkeyPatch) 
     assert sum(sparing.filter(record) for _ in range(1000)) == 120
     now[0] += 60
     assert sparing.filter(record)
-
-
-def test_a_fleet_of_old_has_no_list(front: Front) -> None:
-    front.folder.revoked.unlink()
-    with front.client() as client:
-        assert front.post(client).status_code == 200
 
 
 @pytest.mark.parametrize("name", ["guest", "../north", "north\n", "", "north\0", "a" * 65])

@@ -18,6 +18,8 @@ from atoll.errors import CommandLineError
 commands = typer.Typer()
 _BITS, _PRECISIONS = ("16", "8", "4"), ("fp32", "bf16")
 
+AuthorityFolder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where ca.pem is, with what it signs.")]
+
 
 def _one_of(values: Sequence[str]) -> Callable[[], list[str]]:
     """For the shell's completion, where wrong values have an answer of our own."""
@@ -53,6 +55,9 @@ class Serving:
     tls_cert: Annotated[Path | None, typer.Option("--tls-cert", metavar="FILE", help="The host's certificate: turns TLS on.")] = None
     tls_key: Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="The key of --tls-cert.")] = None
     client_ca: Annotated[Path | None, typer.Option("--client-ca", metavar="FILE", help="Take only devices that this CA signed.")] = None
+    crl: Annotated[
+        Path | None, typer.Option("--crl", metavar="FILE", help="With --client-ca: believe no certificate on this list.")
+    ] = None
     make_certificates: Annotated[
         Path | None, typer.Option("--make-certificates", metavar="DIR", help="Write and use a development CA and certificates.")
     ] = None
@@ -126,7 +131,7 @@ commands.add_typer(hosts)
 @command(hosts)
 def certify(
     tenant: Annotated[str, typer.Argument(metavar="NAME", hidden=True)],
-    folder: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where ca.pem is; the certificate is written there.")] = Path(),
+    folder: AuthorityFolder = Path(),
     ca_key: CaKey = None,
 ) -> None:
     """Write a certificate for one more tenant.
@@ -136,6 +141,24 @@ def certify(
     from atoll.commands.host import certify as write_certificate
 
     print(write_certificate(tenant, folder, ca_key=ca_key).to_text())
+
+
+@command(hosts)
+def revoke(
+    tenant: Annotated[str, typer.Argument(metavar="NAME", hidden=True)],
+    folder: AuthorityFolder = Path(),
+    cert: Annotated[
+        Path | None, typer.Option("--certificate", metavar="FILE", help="The tenant's. Default: DIR/tenant-NAME.pem.")
+    ] = None,
+    ca_key: CaKey = None,
+) -> None:
+    """Keep a tenant out from now on.
+
+    Its certificate goes on DIR/revoked.pem, which hosts read with --crl while they run.
+    """
+    from atoll.commands.host import revoke as put_on_list
+
+    print(put_on_list(tenant, folder, cert=cert, ca_key=ca_key).to_text())
 
 
 @command(commands)

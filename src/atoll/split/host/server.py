@@ -19,6 +19,7 @@ from atoll.split.host.base_part import AT_ONCE, AT_ONCE_OF_TENANT, PartLimit, Pa
 from atoll.split.host.host_account import HostAccount, NoRoom
 from atoll.split.host.session import HostSession, Served, SessionFigures
 from atoll.split.host.tenants import Call, Door, HostLimits
+from atoll.split.revocation import Revoked
 from atoll.split.transport import OPTIONS, SERVICE, Alarm, ServerTransport
 from atoll.wire import protocol_pb2 as pb
 from atoll.wire.dialogue import Dialogue
@@ -43,11 +44,12 @@ log = logging.getLogger(__name__)
 
 
 class Host:
-    """Serves until `stop`. `credentials` None: without TLS."""
+    """Serves until `stop`. `credentials` None: without TLS; `revoked`: whose certificates are believed no more."""
 
     def __init__(
-        self, served: Served, limits: HostLimits, listen: str, credentials: grpc.ServerCredentials | None, audit: Audit | None = None
-    ) -> None:
+        self, served: Served, limits: HostLimits, listen: str, credentials: grpc.ServerCredentials | None, audit: Audit | None = None,
+        revoked: Revoked | None = None,
+    ) -> None:  # fmt: skip
         self._served, self._limits, self._audit = served, limits, audit or Audit(None)
         self.account, self._started = HostAccount(limits), time.monotonic()
         self._threads: set[threading.Thread] = set()
@@ -56,9 +58,9 @@ class Host:
         # As many again as there are sessions may wait for room, or be told that there is none.
         most_of_tenant = 2 * (limits.max_tenant_sessions or limits.max_sessions) + 2
         self._doors = (
-            Door("Train", self._train, 2 * limits.max_sessions + 8, most_of_tenant, self._audit),
-            Door("Part", parts.serve, AT_ONCE, AT_ONCE_OF_TENANT, self._audit),
-            Door("Status", self._status, STATUS_AT_ONCE, STATUS_AT_ONCE_OF_TENANT, self._audit),
+            Door("Train", self._train, 2 * limits.max_sessions + 8, most_of_tenant, self._audit, revoked),
+            Door("Part", parts.serve, AT_ONCE, AT_ONCE_OF_TENANT, self._audit, revoked),
+            Door("Status", self._status, STATUS_AT_ONCE, STATUS_AT_ONCE_OF_TENANT, self._audit, revoked),
         )
         # Every door has threads of its own; of these only calls of unknown methods would make use.
         self._server = grpc.server(ThreadPoolExecutor(1, thread_name_prefix="atoll-grpc"), options=(*OPTIONS, *SERVER_OPTIONS))

@@ -1,4 +1,4 @@
-"""Who may call a host, and how much at a time: asked before a call keeps a thread."""
+"""Who may call a host, and how much at a time: asked before a call keeps a thread, and whenever it is answered."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError, Message
 from atoll.errors import ProtocolError
 from atoll.split.cut import Cut
 from atoll.split.host.audit import Audit
+from atoll.split.revocation import Revoked
 from atoll.split.transport import lost
 
 Asked = TypeVar("Asked", bound=Message)
@@ -70,11 +71,44 @@ class Call:
             raise ProtocolError("a request that cannot be read", got=str(problem), expected=kind.__name__) from None
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a caller's certificate says."""
+
+    name: str | None
+    """Empty without a certificate, None where it has no usable one."""
+    serial: int = 0
+
+    @classmethod
+    def by(cls, auth: Mapping[str, Any]) -> Shown:
+        """By gRPC's authentication context.
+
+        Not gRPC's own word for the name, which ends at a NUL: a certificate for "north\\0 & sons" would be one for "north".
+        """
+        pem = next(iter(auth.get("x509_pem_cert") or ()), None)
+        return cls("") if pem is None else _shown(bytes(pem))
+
+
+@lru_cache(1024)
+def _shown(pem: bytes) -> Shown:
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+        names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    except ValueError:
+        return Shown(None)
+    name = names[0].value if len(names) == 1 else b""
+    is_usable = isinstance(name, str) and name.isprintable() and name.strip() == name and 1 <= len(name) <= NAME_CHARACTERS
+    return Shown(str(name) if is_usable else None, certificate.serial_number)
+
+
 class Door:
     """One method of the service. It has threads of its own, so that no other method can take them all."""
 
-    def __init__(self, name: str, answer: Callable[[Call], Iterator[bytes]], most: int, most_of_tenant: int, audit: Audit) -> None:
+    def __init__(
+        self, name: str, answer: Callable[[Call], Iterator[bytes]], most: int, most_of_tenant: int, audit: Audit, revoked: Revoked | None
+    ) -> None:
         self.name, self._answer, self._most, self._most_of_tenant, self._audit = name, answer, most, most_of_tenant, audit
+        self._revoked = revoked
         self._calls, self._lock = Counter[str](), threading.Lock()
         self._threads = ThreadPoolExecutor(most + SPARE, thread_name_prefix=f"atoll-grpc-{name.lower()}")
 
@@ -89,17 +123,26 @@ class Door:
         self._threads.shutdown(wait=False)
 
     def _enter(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
-        tenant = certified_name(context.auth_context())
+        shown = Shown.by(context.auth_context())
+        tenant = shown.name
         if tenant is None:
             self._refuse(context, "", grpc.StatusCode.UNAUTHENTICATED, _NAMELESS)
+        elif why := self._distrust(shown):
+            self._refuse(context, tenant, grpc.StatusCode.UNAUTHENTICATED, why)
         elif not self._count_in(tenant):
             self._refuse(context, tenant, grpc.StatusCode.RESOURCE_EXHAUSTED, f"too many calls of {self.name} at a time")
         else:
             try:
-                yield from self._answer(Call(tenant, context.peer(), requests, context))
+                for answer in self._answer(Call(tenant, context.peer(), requests, context)):
+                    if why := self._distrust(shown):
+                        self._refuse(context, tenant, grpc.StatusCode.UNAUTHENTICATED, why)
+                    yield answer
             finally:
                 with self._lock:
                     self._calls[tenant] -= 1
+
+    def _distrust(self, shown: Shown) -> str | None:
+        return None if self._revoked is None else self._revoked.refusal(shown.serial)
 
     def _refuse(self, context: Any, tenant: str, code: grpc.StatusCode, why: str) -> None:
         """End the call by a status, for which no thread waits until the caller has read it."""
@@ -112,23 +155,3 @@ class Door:
             fits = self._calls.total() < self._most and (not tenant or self._calls[tenant] < self._most_of_tenant)
             self._calls[tenant] += fits
             return fits
-
-
-def certified_name(auth: Mapping[str, Any]) -> str | None:
-    """The name in a caller's certificate, by gRPC's authentication context; empty without a certificate, None where it has no usable one.
-
-    Not gRPC's own word for it, which ends at a NUL: a certificate for "north\\0 & sons" would be one for "north".
-    """
-    pem = next(iter(auth.get("x509_pem_cert") or ()), None)
-    return "" if pem is None else _name_in(bytes(pem))
-
-
-@lru_cache(1024)
-def _name_in(pem: bytes) -> str | None:
-    try:
-        names = x509.load_pem_x509_certificate(pem).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    except ValueError:
-        return None
-    name = names[0].value if len(names) == 1 else b""
-    is_usable = isinstance(name, str) and name.isprintable() and name.strip() == name and 1 <= len(name) <= NAME_CHARACTERS
-    return str(name) if is_usable else None
