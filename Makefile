@@ -8,13 +8,15 @@ READY := $(VENV)/.installed
 # Waiting threads that spin make every step several times slower as soon as two processes share the cores.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help demo test lint check bench bench-quick clean install
+.PHONY: help demo test lint check bench bench-quick lock audit sbom clean install
 
 help:
 	@echo "make demo    train, compare and save an adapter on the built-in base and data"
 	@echo "make test    lint, types, import contracts and all tests"
 	@echo "make lint    the first three only"
 	@echo "make bench   the benchmarks, side by side with their references; make bench-quick only sees whether they run"
+	@echo "make lock    exact versions and hashes of what the image installs, anew from pyproject.toml and constraints.txt"
+	@echo "make audit   known vulnerabilities of these; make sbom writes their list in CycloneDX's form to build/"
 	@echo "make clean   remove the virtual environment and everything that can be made again"
 
 demo: $(READY)
@@ -36,6 +38,19 @@ bench bench-quick: $(READY)
 	$(PIP) --editable '.[bench]'
 	@rm -rf build/quick
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script $(SIZE) || test $$? = 77 || exit 1; done
+
+# For all systems and Pythons that the image may have. INDEX=URL: where else packages come from, such as torch's own index for CPUs.
+lock: $(READY)
+	$(BIN)/uv pip compile --quiet --upgrade pyproject.toml --extra host --constraint constraints.txt --universal --python-version 3.11 \
+		--generate-hashes --no-annotate --custom-compile-command "make lock" $(if $(INDEX),--index-strategy unsafe-best-match --index $(INDEX)) \
+		--output-file deploy/lock.txt
+
+audit: $(READY)
+	$(BIN)/python scripts/audit.py
+
+sbom: $(READY)
+	@mkdir -p build
+	$(BIN)/uv tool run --from cyclonedx-bom==7.5.0 cyclonedx-py requirements deploy/lock.txt --output-reproducible --output-file build/sbom.json
 
 clean:
 	rm -rf $(VENV) build src/atoll.egg-info .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis
