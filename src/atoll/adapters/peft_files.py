@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from atoll.adapters.full_weights import FullWeightDelta
 from atoll.adapters.state import AdapterState, Kind, ModuleAdapter
 from atoll.errors import AdapterFolderError
+from atoll.parsed import parse_json
 
 CONFIG_FILE, WEIGHTS_FILE, LABELS_FILE = "adapter_config.json", "adapter_model.safetensors", "labels.json"
 _PEFT_TYPE: dict[Kind, str] = {"lora": "LORA", "bottleneck": "ATOLL_BOTTLENECK"}
@@ -66,7 +67,7 @@ def read_labels(folder: Path) -> tuple[str, ...]:
     if not path.is_file():
         return ()
     try:
-        named = json.loads(path.read_text(encoding="utf-8"))["id2label"]
+        named = parse_json(path.read_text(encoding="utf-8"))["id2label"]
         return tuple(str(named[str(number)]) for number in range(len(named)))
     except (ValueError, KeyError, TypeError) as problem:
         got = f"{type(problem).__name__}: {problem}"
@@ -159,7 +160,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         found = f"folders with an adapter beside it: {', '.join(siblings[:5])}" if siblings else "no such file"
         raise _folder_error(folder, f"there is no {CONFIG_FILE}", got=found, expected="a PEFT adapter folder")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as problem:
         raise _folder_error(folder, f"{CONFIG_FILE} is not JSON", got=str(problem), expected="the file as PEFT wrote it") from None
     if not isinstance(config, dict):

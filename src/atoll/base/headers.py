@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from atoll.errors import BaseFolderError, InputError, WeightsError
+from atoll.parsed import parse_json
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PART = "atoll_part.json"
@@ -149,7 +149,7 @@ def _read_safetensors(file: Path) -> dict[str, StoredTensor]:
         if header_bytes > min(size_bytes - 8, _LARGEST_HEADER_BYTES):
             raise _broken(file, f"{size_bytes} bytes, too short for its own header")
         try:
-            header = json.loads(stream.read(header_bytes))
+            header = parse_json(stream.read(header_bytes))
             tensors = {
                 name: _stored(file, 8 + header_bytes, entry) for name, entry in header.items() if name != "__metadata__"
             }  # fmt: skip
@@ -226,7 +226,7 @@ def _is_whole(folder: Path) -> bool:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
         raise BaseFolderError(
             f"{file.name} cannot be read", where=str(file), got=str(problem), expected="a JSON object",

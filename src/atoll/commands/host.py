@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import resource
@@ -18,6 +17,7 @@ from atoll.base.quantize import Bits
 from atoll.config.schema import PRECISION_BITS
 from atoll.errors import BadValueError, CommandLineError, OutputError
 from atoll.jobs.split import HostAccess, serve, start_host
+from atoll.parsed import parse_json
 from atoll.registry.plugins import load_plugin
 from atoll.runs.files import write_bytes
 from atoll.split.certificates import DeviceTls, HostTls, make_certificates, open_channel, server_credentials
@@ -231,7 +231,7 @@ def _device_map(given: str) -> DeviceMap:
     if given == "auto":
         return "auto"
     try:
-        value = json.loads(Path(given).read_text(encoding="utf-8"))
+        value = parse_json(Path(given).read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
         raise _no_device_map(given, str(problem)) from None
     if not isinstance(value, dict) or not value or not all(type(place) in (int, str) for place in value.values()):

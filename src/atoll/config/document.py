@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from atoll.errors import ConfigFileError
+from atoll.parsed import parse_toml
 
 Location = tuple[str | int, ...]  # ("train", "learning_rate"), ("edge", 1, "memory")
 _HEADER = re.compile(r"\s*(\[\[?)\s*([^\[\]#]+?)\s*\]\]?\s*(?:#.*)?")
@@ -65,7 +66,7 @@ def read_document(path: Path) -> Document:
     """
     text = _read_text(path)
     try:
-        return Document(path, text, tomllib.loads(text))
+        return Document(path, text, parse_toml(text))
     except tomllib.TOMLDecodeError as error:
         raise _syntax_error(path, text, str(error)) from None
 

@@ -17,6 +17,7 @@ from atoll.config.keys import as_toml
 from atoll.config.quantities import BitsPerSecond, Bytes, FlopsPerSecond, SecondsOrZero
 from atoll.config.schema import Section
 from atoll.errors import ConfigFileError, ConflictError, InputError, UnknownKeyError
+from atoll.parsed import parse_json
 
 PROFILE_VERSION: Final = 1
 _FLEET: Location = ("run", "fleet")
@@ -109,13 +110,13 @@ def read_profile(path: Path, where: str) -> Profile:
     """
     do = f"{_MEASURE} {path.name}"
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise _missing("profile", where, path, "*.json", do) from None
     except OSError as problem:
         got = f"{path}: {problem.strerror or problem}"
         raise ConfigFileError("the profile cannot be read", where=where, got=got, expected="a file", do="check the path") from None
-    except (ValueError, RecursionError) as problem:
+    except ValueError as problem:
         got = f"{path}: {problem}"
         raise ConfigFileError("the profile is not JSON", where=where, got=got, expected="JSON in UTF-8", do=do) from None
     version = value.get("version") if isinstance(value, dict) else None

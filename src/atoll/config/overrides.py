@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from atoll.config.document import Document, Location, few, nearest, split_dotted
 from atoll.config.keys import OPTIONS, keys
 from atoll.errors import InputError, OverrideError
+from atoll.parsed import parse_toml
 
 _FORM = "--set section.key=value, or --set edge.NAME.key=value"
 _METHOD = "method="
@@ -119,8 +119,8 @@ def _edge_location(name: str, where: str, table: dict[str, object]) -> Location:
 
 def _value(path: str, raw: str) -> object:
     try:
-        parsed = tomllib.loads(f"value = {raw}")
-    except tomllib.TOMLDecodeError:
+        parsed = parse_toml(f"value = {raw}")
+    except ValueError:
         return raw
     value = parsed["value"] if set(parsed) == {"value"} else raw
     key = keys().get(path)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from atoll.errors import FleetFolderError, TransportError
+from atoll.parsed import parse_json
 
 FORMAT: Final = 1
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:\s]+):(\d{1,5})")
@@ -204,7 +205,7 @@ def split_address(text: str, where: str) -> tuple[str, int]:
 
 def _read(path: Path, keys: tuple[str, ...], optional: tuple[str, ...] = ()) -> Mapping[str, object]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except OSError as problem:
         got = f"no file {path.name}" if isinstance(problem, FileNotFoundError) else problem.strerror or str(problem)
         raise FleetFolderError(

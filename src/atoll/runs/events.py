@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import IO, Literal, Self
 
 from atoll.errors import ResumeError, RunFolderError
+from atoll.parsed import parse_json
 from atoll.runs.files import finite
 
 Phase = Literal["federated", "local-only", "central", "homogeneous", "warm-up", "evaluate"]
@@ -288,7 +289,10 @@ def read_events(path: Path) -> Iterator[dict[str, object]]:
         raise RunFolderError("the run has no readable event log", where=str(path), got=got, expected="events.jsonl", do=do) from None
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            yield json.loads(line)
+            event = parse_json(line)
+            if not isinstance(event, dict):
+                raise ValueError
+            yield event
         except ValueError:
             what, where = "an event cannot be read", f"{path}, line {number}"
             do = "the file was changed after it was written; take the line out"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from atoll.errors import OutputError, RunFolderError
+from atoll.parsed import parse_json
 from atoll.runs.files import write_json, write_text
 
 _NOTE = "run directory: "
@@ -161,7 +161,7 @@ def read_object(path: Path) -> dict[str, object]:
     Raises: RunFolderError if it is missing or is not one.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         do = "the run may have been stopped before it wrote the file; run `atoll train` again"
         raise RunFolderError(f"the run has no {path.name}", where=str(path), got="no such file", expected="a JSON file", do=do) from None
