@@ -149,7 +149,7 @@ def test_a_profile_fills_what_the_edge_does_not_declare(tmp_path: Path) -> None:
     ("value", "got"),
     [
         ("{", "Expecting"),
-        ("[" * 100_000, "recursion"),
+        ("[" * 100_000, "nested"),
         ("[1]", "no object"),
         ({**MEASURED, "version": 2}, "version 2"),
         ({"memory": 3}, "version null"),

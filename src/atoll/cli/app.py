@@ -56,6 +56,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 do="type it in the shell that is to complete",
             )  # fmt: skip
         status = parsed() if callable(parsed) else parsed
-        sys.stdout.flush()
         boundary.status = status if isinstance(status, int) else 0
     return boundary.status

@@ -143,7 +143,9 @@ class Output:
         def show(value: object) -> None:
             from atoll.runs.files import finite
 
-            print(json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False), file=stdout)
+            # JSON's own escapes are readable in every encoding.
+            is_utf = (stdout.encoding or "utf-8").lower().startswith("utf")
+            print(json.dumps(finite(value), indent=2, ensure_ascii=not is_utf, allow_nan=False), file=stdout)
 
         with contextlib.redirect_stdout(sys.stderr) if self.as_json else contextlib.nullcontext():
             yield show

@@ -106,7 +106,7 @@ class Revocation:
 
 
 def host(settings: HostSettings, on_ready: Callable[[str], None], stop: threading.Event | None = None) -> None:
-    """Serve until SIGINT or SIGTERM, or until `stop` is set; `on_ready` is told lines for people.
+    """Serve until SIGINT, SIGTERM or SIGHUP, or until `stop` is set; `on_ready` is told lines for people.
 
     Raises: TransportError for an address or certificates that are not safe or not usable; PartError for a codec that cannot be loaded; what
     loading the base raises.
@@ -267,8 +267,9 @@ def _revoked(tls: HostTls) -> Revoked | None:
 
 
 def stopped_by_signals() -> threading.Event:
-    """What SIGINT and SIGTERM set from now on."""
+    """What SIGINT, SIGTERM and SIGHUP set from now on, unless whoever started this process had them ignored."""
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda *_: stop.set())
     return stop

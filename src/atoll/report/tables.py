@@ -24,10 +24,12 @@ def print_table(table: Table, stream: TextIO) -> None:
     if stream.isatty():
         Console(file=stream).print(table)
     else:
-        text = io.StringIO()
+        # In the stream's own encoding, so that rich draws with what it has.
+        text = io.TextIOWrapper(io.BytesIO(), encoding=stream.encoding or "utf-8", errors="backslashreplace", write_through=True)
         Console(file=text, width=200, no_color=True, highlight=False).print(table)
+        text.seek(0)
         # rich fills every line with spaces to the table's width.
-        print("\n".join(line.rstrip() for line in text.getvalue().splitlines() if line.strip()), file=stream)
+        print("\n".join(line.rstrip() for line in text.read().splitlines() if line.strip()), file=stream)
 
 
 def comparison_table(summary: Summary) -> Table | None:

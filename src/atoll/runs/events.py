@@ -289,10 +289,7 @@ def read_events(path: Path) -> Iterator[dict[str, object]]:
         raise RunFolderError("the run has no readable event log", where=str(path), got=got, expected="events.jsonl", do=do) from None
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            event = parse_json(line)
-            if not isinstance(event, dict):
-                raise ValueError
-            yield event
+            yield parse_json(line)
         except ValueError:
             what, where = "an event cannot be read", f"{path}, line {number}"
             do = "the file was changed after it was written; take the line out"

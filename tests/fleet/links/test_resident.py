@@ -417,14 +417,32 @@ def test_a_full_disk_is_a_page_and_the_round_is_trained_again_later(
     train(edge, job, here, 2, 3)
 
 
-def test_torch_without_memory_is_a_page(edge: Edge, job: Job, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("problem", "told", "do"), [
+    (RuntimeError("out of memory: tried to allocate 7 GB"), "tried to allocate 7 GB", "give it more memory"),
+    (MemoryError(), "MemoryError", "give it more memory"),
+    (IndexError("index out of range in self"), "IndexError: index out of range in self", "traceback.txt"),
+    *((kind("patient Anna"), kind.__name__, "traceback.txt") for kind in (
+        ValueError, KeyError, TypeError, AttributeError, AssertionError, ZeroDivisionError, ImportError, EOFError, Exception, StopIteration,
+    )),
+])  # fmt: skip
+def test_whatever_goes_wrong_at_an_edge_is_told_to_both_sides_at_once(
+    problem: Exception, told: str, do: str, edge: Edge, job: Job, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """And no row with it, which the message of another library's exception may quote."""
     def fails(*_: object) -> None:
-        raise RuntimeError("out of memory: tried to allocate 7 GB")
+        raise problem
 
     with monkeypatch.context() as patch:
         patch.setattr(Worker, "work", fails)
         answer = edge.answer(asks(job, 1, here[0][0]), 1)
-    assert "7 GB" in str(answer.problem)
+    page = str(answer.problem)
+    assert "this edge cannot do its part" in page
+    assert told in page
+    assert do in page
+    assert "test_resident.py, line" in page
+    assert "Anna" not in page
+    assert page in str(edge.events("advised")[-1]["advice"])
+    assert type(problem).__name__ in (edge.folder / "traceback.txt").read_text()
     train(edge, job, here, 1)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import threading
 from pathlib import Path
 from typing import Annotated
@@ -58,7 +57,6 @@ def join(
     from atoll.fleet.join import join as take_part
 
     # Also in the middle of a round, which is trained again from the state before.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
         take_part(folder, tell, config=config, overrides=tuple(sets or ()), stop=threading.Event())
 

@@ -11,6 +11,7 @@ import json
 import shutil
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,8 @@ KEPT_ROUNDS = 3
 KEPT_RUNS = 4
 """Of which the last rounds are kept: any of them may be resumed."""
 _RUN_ID, _COORDINATOR = 1, 0
+_WITHOUT_ROWS = (RuntimeError, IndexError, MemoryError)
+"""As torch raises them: of sizes, devices and memory."""
 _STATE, _ANSWER, _QUESTION = "state.record", "answer.record", "question.txt"
 
 
@@ -85,9 +88,21 @@ class Resident:
             except OSError as problem:
                 full = OutputError("this edge cannot save its state", where=str(self._folder), got=str(problem), do="free some space")
                 return question.answered(problem=full.page()).to_bytes()
-            except MALFORMED as problem:  # torch's, as for memory, or the message's: asked again, it would fail again.
-                failed = PeerError("this edge cannot do its part", got=said(problem), do="give it more memory, or a smaller batch")
-                return question.answered(problem=failed.page()).to_bytes()
+            except Exception as problem:  # torch's, a library's or our own: asked again, it would fail again.
+                return question.answered(problem=self._failed(problem).page()).to_bytes()
+
+    def _failed(self, problem: Exception) -> PeerError:
+        """What the coordinator is told; the edge's log says it too, and where the traceback is."""
+        kept = self._folder.with_name("traceback.txt")
+        kept.write_text("".join(traceback.format_exception(problem)), encoding="utf-8")
+        place = traceback.extract_tb(problem.__traceback__)[-1]
+        # What other libraries say may quote a row.
+        got = said(problem) if isinstance(problem, _WITHOUT_ROWS) else type(problem).__name__
+        is_memory = isinstance(problem, MemoryError) or "memory" in str(problem)
+        do = "give it more memory, or a smaller batch" if is_memory else f"see {kept.name} in this edge's folder"
+        failed = PeerError("this edge cannot do its part", where=f"{Path(place.filename).name}, line {place.lineno}", got=got, do=do)
+        self._log.append(Advised(self._worker.name, f"{failed.page()}\n  traceback {kept}"))
+        return failed
 
     def _check_size(self, num_bytes: int) -> None:
         most = self._worker.policy.bytes
