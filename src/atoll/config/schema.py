@@ -342,8 +342,7 @@ class Evaluate(Section):
     choices: Text | None = None
     """Column holding the list of possible completions (choice_accuracy)."""
     answer: Text | None = None
-    """Column holding the correct choice, as its text or its number from 0 (choice_accuracy). Where choices are numbers and it could be
-    either, the row's completion decides."""
+    """Column holding the correct choice, as its text or its number from 0; if it could be both, completions decide (choice_accuracy)."""
     labels: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
     """The possible completions of every row (label_accuracy); none: those seen in the held-out rows. Of a classifier, its classes in
     order; none: those of all training rows, sorted."""
