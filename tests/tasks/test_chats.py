@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from atoll.errors import TokenizerError
-from atoll.tasks.chat import as_messages, chat_closing, chat_prompt, chat_segments, extras_of, question_prompt, with_answer
+from atoll.tasks.chat import as_messages, chat_closing, chat_prompt, chat_segments, extras_of, last_alone, question_prompt, with_answer
 from atoll.tasks.chats.template import NO_EXTRAS, page
 from atoll.tasks.rows import RowProblem
 
@@ -145,8 +145,18 @@ def test_what_ends_an_answer(kind: str, closing: str) -> None:
 
 @pytest.mark.parametrize("kind", ["thinks in the last turn", "leaves thoughts out"])
 def test_the_last_turn_alone_may_carry_loss(kind: str) -> None:
-    (said,) = spoken(ROWS["thought"], with_template(TEMPLATES[kind]), only_last=True)
+    (said,) = spoken(ROWS["thought"], with_template(TEMPLATES[kind]), learned=last_alone(ROWS["thought"]))
     assert said.endswith("<think>ah</think>so<e>")
+
+
+@pytest.mark.parametrize("kind", ["ends every turn", "marks answers", "ends no turn"])
+def test_each_turn_may_carry_loss_alone(kind: str) -> None:
+    tokenizer, messages = with_template(TEMPLATES[kind]), ROWS["two"]
+    first, last = WANTED[kind]["two"]
+    assert spoken(messages, tokenizer, learned=[True, True, False, False]) == [first]
+    assert spoken(messages, tokenizer, learned=[False, False, False, True]) == [last]
+    with pytest.raises(RowProblem):
+        spoken(messages, tokenizer, learned=[True, False, True, False])
 
 
 def test_settings_of_a_template_come_from_the_row() -> None:

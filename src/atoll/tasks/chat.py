@@ -75,9 +75,10 @@ def chat_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase,
 
 
 def chat_segments(
-    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, extras: Extras = NO_EXTRAS, *, only_last: bool = False
+    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, extras: Extras = NO_EXTRAS, *, learned: Sequence[bool] | None = None
 ) -> tuple[Segment, ...]:  # fmt: skip
-    """The conversation in pieces, with loss on the assistant's turns, or its last one alone, up to and including what ends them.
+    """The conversation in pieces, with loss on the assistant's turns up to and including what ends them; with `learned`, on those of the
+    messages that it names alone.
 
     Raises: RowProblem where the template refuses the messages, leaves something out, or writes turns otherwise than they were said;
     TokenizerError where there is no template, or a broken or endless one.
@@ -86,7 +87,7 @@ def chat_segments(
     for name in extras.settings:
         if not re.search(rf"\b{re.escape(name)}\b", template):
             raise RowProblem(f"{name}, which the chat template does not know", "variables of the template", "chat_template_kwargs")
-    found = spoken_page(_accepted(messages, tokenizer, extras), tokenizer, extras, only_last=only_last)
+    found = spoken_page(_accepted(messages, tokenizer, extras), tokenizer, extras, learned)
     segments, at = list[Segment](), 0
     for start, stop in found.places:
         segments += [Segment(found.text[at:start], False), Segment(found.text[start:stop], True)]
@@ -120,6 +121,11 @@ def chat_closing(tokenizer: PreTrainedTokenizerBase) -> str:
     except RowProblem:
         return ""
     return [segment.text for segment in spoken if segment.has_loss][-1].rpartition("!")[2]
+
+
+def last_alone(messages: Sequence[Message]) -> list[bool]:
+    """Which of the messages is the assistant's last."""
+    return [i == _last_answer(messages) for i in range(len(messages))]
 
 
 def last_answer(messages: Sequence[Message]) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from atoll.config.schema import Data
 from atoll.errors import BadValueError, ColumnError, ConflictError
-from atoll.tasks.chat import Segment, as_messages, chat_closing, chat_prompt, chat_segments, extras_of, last_answer, with_answer
+from atoll.tasks.chat import Segment, as_messages, chat_closing, chat_prompt, chat_segments, extras_of, last_alone, last_answer, with_answer
 from atoll.tasks.readers.nearest import did_you_mean
 from atoll.tasks.rows import RowProblem
 
@@ -102,7 +102,7 @@ class TextForm:
         """
         if self.kind == "messages":
             messages = as_messages(row.get(self.messages), self.messages)
-            return chat_segments(messages, tokenizer, extras_of(row), only_last=self.only_last)
+            return chat_segments(messages, tokenizer, extras_of(row), learned=last_alone(messages) if self.only_last else None)
         assert self.completion is not None
         answer = Segment(self.completion.render(row), True)
         return (answer,) if self.kind == "text" else (Segment(self.prompt_text(row, tokenizer), False), answer)
@@ -114,7 +114,7 @@ class TextForm:
         """
         if self.kind == "messages":
             answered = with_answer(as_messages(row.get(self.messages), self.messages), completion)
-            return chat_segments(answered, tokenizer, extras_of(row), only_last=True)
+            return chat_segments(answered, tokenizer, extras_of(row), learned=last_alone(answered))
         return (Segment(self.prompt_text(row, tokenizer), False), Segment(completion, True))
 
     def prompt_text(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -44,18 +44,23 @@ class Page:
 
 
 def spoken_page(
-    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, extras: Extras, *, only_last: bool = False
+    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, extras: Extras, learned: Sequence[bool] | None = None
 ) -> Page:  # fmt: skip
-    """The page with the places of the assistant's turns, or of its last one alone, each up to and including what ends it.
+    """The page with the places of the assistant's turns, each up to and including what ends it; with `learned`, of those messages alone.
 
     Raises: RowProblem where they cannot be told exactly, or where the template leaves out something of the row; as page.
     """
-    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"][-1 if only_last else 0 :]
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    turns = [i for i in answers if learned is None or learned[i]]
+    if not turns:
+        raise RowProblem("no answer of the assistant that is to be learned", "at least one", "")
     if marks_answers(template_of(tokenizer, extras)):
         text, marked = marked_page(messages, tokenizer, extras)
-        found = Page(text, tuple(_merged(marked))[-1 if only_last else 0 :])
-        if not found.places:
-            raise RowProblem("a conversation in which the template marks nothing as said by the assistant", "a {% generation %} part", "")
+        places = list(_merged(marked))
+        if not places or len(places) != len(answers) != len(turns):
+            got = f"{len(places)} parts that the template marks as said by the assistant, and {len(answers)} answers"
+            raise RowProblem(got, "a {% generation %} part for every answer", "")
+        found = Page(text, tuple(places if turns == answers else [places[answers.index(i)] for i in turns]))
     else:
         text = page(messages, tokenizer, extras)
         places = [(_start(messages, i, text, tokenizer, extras), _end(messages, i, text, tokenizer, extras)) for i in turns]
