@@ -96,14 +96,15 @@ def chat_segments(
 
 
 def question_prompt(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What a model of chats is given for what a user says, or for the JSON text of messages; a prompt that a template has already written
-    stays as it is.
+    """What a model of chats is given for what a user says, or for the JSON text of messages; a prompt that is already written as the
+    template does it stays as it is, behind the template's begin token.
 
     Raises: as chat_segments.
     """
-    asked = opening(_accepted(({"role": "user", "content": "?"},), tokenizer, NO_EXTRAS), tokenizer, NO_EXTRAS).rpartition("?")[2]
-    if asked.strip() and text.endswith(asked):
-        return text
+    written = opening(_accepted(({"role": "user", "content": "?"},), tokenizer, NO_EXTRAS), tokenizer, NO_EXTRAS)
+    if written.rpartition("?")[2].strip() and text.endswith(written.rpartition("?")[2]):
+        begin = str(tokenizer.bos_token or "")
+        return begin + text if written.startswith(begin) and not text.startswith(begin) else text
     messages: tuple[Message, ...] = ({"role": "user", "content": text},)
     if text.lstrip().startswith("[{"):
         with suppress(json.JSONDecodeError, RowProblem):
