@@ -46,6 +46,8 @@ TEMPLATES = {
     "if m.tool_calls else '') }}<e>" + END + ASK,
     "marks answers": HEAD + "<|{{ m.role }}|>{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<e>{% endgeneration %}"
     "{% else %}{{ m.content }}<e>{% endif %}{% endfor %}" + ASK,
+    "marks all but the end": HEAD + "<|{{ m.role }}|>{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
+    "{% else %}{{ m.content }}{% endif %}<e>{% endfor %}" + ASK,
     "takes parts": HEAD + "<|{{ m.role }}|>{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}<e>"
     + END + ASK,
     "drops users": HEAD + "{% if m.role == 'assistant' %}<|assistant|>{{ m.content }}<e>{% endif %}{% endfor %}" + ASK,
@@ -98,7 +100,7 @@ WANTED: dict[str, dict[str, list[str]]] = {
     | {"reasoning": ["(hm)yo<e>"], "first": ["yo<e>", "()so<e>"]},
     "writes calls": PLAIN | THOUGHT | {"call": ['(rain{"c": "x"})<e>', "yo<e>"]},
     "takes calls as text": PLAIN | THOUGHT | {"call": ['{"c": "x"}rain<e>', "yo<e>"]},
-    "marks answers": PLAIN | THOUGHT, "takes parts": PLAIN | THOUGHT, "drops users": {},
+    "marks answers": PLAIN | THOUGHT, "marks all but the end": {}, "takes parts": PLAIN | THOUGHT, "drops users": {},
     "refuses systems": {name: said for name, said in (PLAIN | THOUGHT).items() if name != "system"}, "sets systems aside": PLAIN | THOUGHT,
 }  # fmt: skip
 

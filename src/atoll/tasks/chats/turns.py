@@ -61,6 +61,11 @@ def spoken_page(
             got = f"{len(places)} parts that the template marks as said by the assistant, and {len(answers)} answers"
             raise RowProblem(got, "a {% generation %} part for every answer", "")
         found = Page(text, tuple(places if turns == answers else [places[answers.index(i)] for i in turns]))
+        if len(places) == len(answers) and (number := _unclosed(found, messages, turns)):
+            raise RowProblem(
+                f"message {number}, of which the template marks as said by the assistant all but what ends the turn", 
+                "what ends a turn within {% generation %}: else nothing would end an answer", "",
+            )  # fmt: skip
     else:
         text = page(messages, tokenizer, extras)
         places = [(_start(messages, i, text, tokenizer, extras), _end(messages, i, text, tokenizer, extras)) for i in turns]
@@ -137,8 +142,7 @@ def _closed(
 
     Where it does not (GLM-4), what ends a turn is the token that begins the next one; the last turn gets that of a user.
     """
-    last = [(_THINK.split(said(messages[i]))[-1].strip(), place) for i, place in zip(turns, found.places, strict=True)]
-    if not any(content and found.text[start:stop].rstrip().endswith(content) for content, (start, stop) in last):
+    if not _unclosed(found, messages, turns):
         return found
     text, places = found.text, list[tuple[int, int]]()
     if turns[-1] == len(messages) - 1:
@@ -153,6 +157,15 @@ def _closed(
             )  # fmt: skip
         places.append((start, stop + len(token)))
     return Page(text, tuple(places))
+
+
+def _unclosed(found: Page, messages: Sequence[Message], turns: Sequence[int]) -> int:
+    """The first of the turns, counted from 1, that ends with what is said; 0 where something follows that in all of them."""
+    for i, (start, stop) in zip(turns, found.places, strict=True):
+        content = _THINK.split(said(messages[i]))[-1].strip()
+        if content and found.text[start:stop].rstrip().endswith(content):
+            return i + 1
+    return 0
 
 
 def _first_special(text: str, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -11,12 +11,12 @@ import numpy as np
 from atoll.base.load import Base
 from atoll.config.schema import Evaluate
 from atoll.errors import EmptyDataError
-from atoll.tasks.rows import Rows
+from atoll.tasks.rows import RowProblem, Rows
 from atoll.tasks.scoring.generation import ends_of, generate_greedy
 from atoll.tasks.scoring.likelihood import Question, log_likelihoods
 from atoll.tasks.scoring.ranking import Ranking
 from atoll.tasks.text import TextForm
-from atoll.tasks.tokens import begin_ids, encode, encode_texts, with_begin
+from atoll.tasks.tokens import begin_ids, encode, encode_texts, skip_or_raise, with_begin
 
 
 @dataclass(eq=False)
@@ -73,17 +73,21 @@ class HeldOutAnswers:
 
         Raises: EmptyDataError.
         """
-        form, tokenizer, found = self.form, self.base.tokenizer, list(rankings)
+        form, tokenizer, found, questions = self.form, self.base.tokenizer, list[Ranking](), list[Question]()
+        for ranking in rankings:
+            try:
+                segments = [form.segments_with(self.rows[ranking.row], completion, tokenizer) for completion in ranking.completions]
+            except RowProblem as problem:
+                skip_or_raise(self.rows, ranking.row, problem)
+                continue
+            encoded = encode(segments, tokenizer, frame=form.adds_special_tokens)
+            start = encoded[0].answer_start
+            found.append(ranking)
+            questions.append(Question(tuple(encoded[0].token_ids[:start]), tuple(tuple(one.token_ids[start:]) for one in encoded)))
         if not found:
             raise EmptyDataError(
                 "no row has completions to choose from", where=self.rows.name, got="0 usable rows", expected="at least one",
                 do='set on_bad_row = "error" in [data] to see what is wrong with them',
             )  # fmt: skip
-        questions = []
-        for ranking in found:
-            segments = [form.segments_with(self.rows[ranking.row], completion, tokenizer) for completion in ranking.completions]
-            encoded = encode(segments, tokenizer, frame=form.adds_special_tokens)
-            start = encoded[0].answer_start
-            questions.append(Question(tuple(encoded[0].token_ids[:start]), tuple(tuple(one.token_ids[start:]) for one in encoded)))
         scores = log_likelihoods(self.base.model, questions, batch_size=self.settings.batch_size, max_length=self.max_length)
         return float(np.mean([int(np.argmax(score)) == ranking.truth for score, ranking in zip(scores, found, strict=True)]))
