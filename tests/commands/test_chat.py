@@ -9,6 +9,7 @@ import pytest
 
 import atoll
 from atoll.commands import generate as command
+from atoll.errors import BadValueError
 
 from tests.conftest import random_model
 from tests.run_files import write_run
@@ -35,7 +36,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 def a_run(folder: Path, row: dict[str, object], **data: object) -> atoll.RunResult:
     tokenizer = letters_tokenizer()
     tokenizer.chat_template = "<s>{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|system|>{% endfor %}" + (
-        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+        "{% if add_generation_prompt %}<|assistant|>{{ loud }}{% endif %}"
     )
     tokenizer.save_pretrained(folder / "base")
     random_model("llama").save_pretrained(folder / "base")
@@ -47,6 +48,8 @@ def a_run(folder: Path, row: dict[str, object], **data: object) -> atoll.RunResu
     ("prompt", "wanted"),
     [
         ("hi", QUESTION), (QUESTION, QUESTION), (QUESTION.removeprefix("<s>"), QUESTION), ('[{"role": "user", "content": "hi"}]', QUESTION),
+        ('{"messages": [{"role": "user", "content": "hi"}], "chat_template_kwargs": {"loud": "!"}}', QUESTION + "!"),
+        ("[1]", QUESTION.replace("hi", "[1]")), ("{", QUESTION.replace("hi", "{")),
         ('[{"role": "system", "content": "s"}, {"role": "user", "content": "hi"}]', "<s><|system|>s<|system|>" + QUESTION[3:]),
     ],
 )  # fmt: skip
@@ -60,3 +63,13 @@ def test_a_run_on_prompts_goes_on_from_the_prompt(tmp_path: Path, given: list[tu
     for prompt in ("hi", "<s>hi"):
         atoll.generate(run, prompt)
     assert given == [("<s>hi", "")] * 2
+
+
+def test_variables_of_the_template_hold_in_training_and_after_it(tmp_path: Path, given: list[tuple[str, str]]) -> None:
+    talk = {"messages": [CHAT["messages"][0], {"role": "assistant", "content": "!yo"}]}
+    run = a_run(tmp_path, talk, chat_template_kwargs='{"loud": "!"}')
+    atoll.generate(run.run_dir, "hi")
+    assert given == [(QUESTION + "!", "<|system|>")]
+    for wrong in ("{", "[1]", '{"tools": []}'):
+        with pytest.raises(BadValueError, match="object of variables"):
+            a_run(tmp_path / "wrong", CHAT, chat_template_kwargs=wrong)

@@ -138,7 +138,7 @@ def test_loss_falls_on_what_the_model_says(kind: str, row: str) -> None:
     [
         ("ends every turn", "<e>\n"), ("ends the page with one more", "<e>\n</s>"), ("ends the last turn otherwise", "</s>"),
         ("needs no opening", "</s>"), ("ends no turn", "<|user|>"), ("ends in plain text", " END\n"), ("marks answers", "<e>"),
-        ("thinks in the last turn", "<e>"), ("takes parts", "<e>"), ("opens with a thought", ""),
+        ("thinks in the last turn", "<e>"), ("takes parts", "<e>"), ("opens with a thought", "<e>"),
     ],
 )  # fmt: skip
 def test_what_ends_an_answer(kind: str, closing: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -15,6 +16,7 @@ from atoll.runs.layout import RunDirectory
 from atoll.tasks.chat import chat_closing, question_prompt
 from atoll.tasks.rows import RowProblem
 from atoll.tasks.scoring.generation import generate_greedy
+from atoll.tasks.text import chat_settings
 from atoll.tasks.tokens import begin_ids, encode_texts, with_begin
 
 
@@ -36,7 +38,8 @@ def generate(run_dir: str | Path, prompt: str, *, max_new_tokens: int = 64, host
     tokenizer, closing = finished.base.tokenizer, ""
     try:
         if is_chat(finished):
-            prompt, closing = _as_chat(prompt, tokenizer), chat_closing(tokenizer)
+            settings = chat_settings(finished.loaded.config.data)
+            prompt, closing = _as_chat(prompt, tokenizer, settings), chat_closing(tokenizer, settings)
         ids = encode_texts([prompt], tokenizer)[0]
         ids = ids if closing else with_begin(ids, begin_ids(tokenizer))
         with attached(finished.base.model, finished.adapter):
@@ -47,9 +50,9 @@ def generate(run_dir: str | Path, prompt: str, *, max_new_tokens: int = 64, host
         finished.close()
 
 
-def _as_chat(prompt: str, tokenizer: PreTrainedTokenizerBase) -> str:
+def _as_chat(prompt: str, tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, object]) -> str:
     try:
-        return question_prompt(prompt, tokenizer)
+        return question_prompt(prompt, tokenizer, settings)
     except RowProblem as problem:
         raise BadValueError(
             "the chat template does not take the prompt", where="PROMPT", got=problem.got, expected=problem.expected,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
 
+from atoll.parsed import parse_json
 from atoll.tasks.chats.template import NO_EXTRAS, Extras, Message, page, template_of
 from atoll.tasks.chats.turns import REASONING, opening, said, spoken_page
 from atoll.tasks.rows import RowProblem
@@ -17,6 +18,7 @@ from atoll.tasks.rows import RowProblem
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+NO_SETTINGS: Mapping[str, object] = {}
 _OWN_NAMES = {"messages", "tools", "documents", "add_generation_prompt"}
 
 
@@ -42,8 +44,8 @@ def as_messages(value: object, column: str) -> tuple[Message, ...]:
     return messages
 
 
-def extras_of(row: Mapping[str, object]) -> Extras:
-    """What a row's columns tools, documents and chat_template_kwargs, or the JSON texts of them, give a template.
+def extras_of(row: Mapping[str, object], settings: Mapping[str, object] = NO_SETTINGS) -> Extras:
+    """What a row's columns tools, documents and chat_template_kwargs, or the JSON texts of them, give a template, beside `settings`.
 
     Raises: RowProblem.
     """
@@ -54,10 +56,10 @@ def extras_of(row: Mapping[str, object]) -> Extras:
             raise RowProblem(repr(value)[:60], "a list of objects, or the JSON text of one", name)
         given[name] = list(value) if isinstance(value, list) and value else None
     name = "chat_template_kwargs"
-    settings = _without_nulls(_parsed(row.get(name), "an object", name)) or {}
-    if not isinstance(settings, dict) or _OWN_NAMES & set(settings):
-        raise RowProblem(repr(settings)[:60], "an object of the template's own variables, as {\"enable_thinking\": false}", name)
-    return Extras(given["tools"], given["documents"], settings)
+    own = _without_nulls(_parsed(row.get(name), "an object", name)) or {}
+    if not isinstance(own, dict) or _OWN_NAMES & set(own):
+        raise RowProblem(repr(own)[:60], 'an object of the template\'s own variables, as {"enable_thinking": false}', name)
+    return Extras(given["tools"], given["documents"], {**settings, **own})
 
 
 def with_answer(messages: Sequence[Message], answer: str) -> tuple[Message, ...]:
@@ -95,33 +97,41 @@ def chat_segments(
     return (*segments, Segment(found.text[at:], False))
 
 
-def question_prompt(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What a model of chats is given for what a user says, or for the JSON text of messages; a prompt that is already written as the
-    template does it stays as it is, behind the template's begin token.
+def question_prompt(text: str, tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, object] = NO_SETTINGS) -> str:
+    """What a model of chats is given for what a user says; or for JSON, a list of messages or a row with messages, tools and the like.
+
+    A prompt that is already written as the template does it stays as it is, behind the template's begin token.
 
     Raises: as chat_segments.
     """
-    written = opening(_accepted(({"role": "user", "content": "?"},), tokenizer, NO_EXTRAS), tokenizer, NO_EXTRAS)
+    messages: Sequence[Message] = ({"role": "user", "content": "?"},)
+    extras = Extras(settings=settings)
+    written = opening(_accepted(messages, tokenizer, extras), tokenizer, extras)
     if written.rpartition("?")[2].strip() and text.endswith(written.rpartition("?")[2]):
         begin = str(tokenizer.bos_token or "")
         return begin + text if written.startswith(begin) and not text.startswith(begin) else text
-    messages: tuple[Message, ...] = ({"role": "user", "content": text},)
-    if text.lstrip().startswith("[{"):
-        with suppress(json.JSONDecodeError, RowProblem):
-            messages = tuple(_message(message, number, "") for number, message in enumerate(json.loads(text), start=1))
-    return opening(_accepted(messages, tokenizer, NO_EXTRAS), tokenizer, NO_EXTRAS)
+    messages = ({"role": "user", "content": text},)
+    with suppress(ValueError):
+        given = parse_json(text)
+        row = given if isinstance(given, dict) else {"messages": given}
+        listed = row.get("messages")
+        if isinstance(listed, list) and listed and all(isinstance(message, dict) for message in listed):
+            messages = [_message(message, number, "messages") for number, message in enumerate(listed, start=1)]
+            extras = extras_of(row, settings)
+    return opening(_accepted(messages, tokenizer, extras), tokenizer, extras)
 
 
-def chat_closing(tokenizer: PreTrainedTokenizerBase) -> str:
+def chat_closing(tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, object] = NO_SETTINGS) -> str:
     """What the template writes behind an answer, such as "<|im_end|>"; nothing where it cannot be told.
 
     Raises: TokenizerError.
     """
-    try:
-        spoken = chat_segments(({"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}), tokenizer)
-    except RowProblem:
-        return ""
-    return [segment.text for segment in spoken if segment.has_loss][-1].rpartition("!")[2]
+    probe, extras = ({"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}), Extras(settings=settings)
+    with suppress(RowProblem):
+        return [segment.text for segment in chat_segments(probe, tokenizer, extras) if segment.has_loss][-1].rpartition("!")[2]
+    with suppress(RowProblem):  # A template that wants reasoning, for one, writes the end of a turn all the same.
+        return page(_accepted(probe, tokenizer, extras), tokenizer, extras).rpartition("!")[2]
+    return ""
 
 
 def last_alone(messages: Sequence[Message]) -> list[bool]:
@@ -161,9 +171,9 @@ def _parsed(value: object, expected: str, column: str) -> object:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value) if value.strip() else None
-    except json.JSONDecodeError as problem:
-        raise RowProblem(f"broken JSON at character {problem.pos}: {problem.msg}", expected, column) from None
+        return parse_json(value) if value.strip() else None
+    except ValueError as problem:
+        raise RowProblem(f"broken JSON: {problem}"[:120], expected, column) from None
 
 
 def _accepted(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, extras: Extras) -> Sequence[Message]:
@@ -206,8 +216,8 @@ def _call_in_form(call: object, *, as_text: bool) -> object:
         return {**call, "arguments": json.dumps(given, ensure_ascii=False)}
     if not as_text and isinstance(given, str):
         try:
-            parsed = json.loads(given)
-        except json.JSONDecodeError:
+            parsed = parse_json(given)
+        except ValueError:
             return call
         return {**call, "arguments": parsed} if isinstance(parsed, dict) else call
     return call

@@ -188,22 +188,24 @@ def _check_whole(
     messages: Sequence[Message], found: Page, turns: Sequence[int], extras: Extras, tokenizer: PreTrainedTokenizerBase
 ) -> None:  # fmt: skip
     """Whether all that the row says stands on the page, and what the assistant says among what it is trained to say."""
-    ends = [0, *(at for place in found.places for at in place), len(found.text)]
-    parts = [found.text[start:stop] for start, stop in itertools.pairwise(ends)]
-    read, spoken, at = "".join(parts[::2]), "".join(parts[1::2]), 0
-    for number, message in enumerate(messages, start=1):
-        if message["role"] == "assistant" and number - 1 not in turns:
+    text, places = found.text, dict(zip(turns, found.places, strict=True)) if len(turns) == len(found.places) else {}
+    ends = [0, *(at for place in found.places for at in place), len(text)]
+    read = "".join(text[start:stop] for start, stop in list(itertools.pairwise(ends))[::2])
+    for i, message in enumerate(messages):
+        if message["role"] == "assistant" and i not in turns:
             continue  # Read before the answer in the form that the model meets, which may leave out what it thought.
-        is_answer, ends = message["role"] == "assistant", [at]
+        start, stop = places.get(i, (ends[1], ends[-2]))
         for key, piece in _pieces(message):
-            where = spoken.find(piece, at) if is_answer else read.find(piece)
-            if where < 0 and (is_answer or not _matters(messages, number - 1, key, found.text, tokenizer, extras)):
+            if message["role"] == "assistant":
+                # The prompt may begin what the assistant says, as "<think>".
+                is_there = text.find(piece, max(start - len(piece) + 1, 0), stop) >= 0
+            else:
+                is_there = piece in read or _matters(messages, i, key, text, tokenizer, extras)
+            if not is_there:
                 raise RowProblem(
-                    f"message {number}, of whose {key} the chat template leaves something out: {piece[:60]!r}",
+                    f"message {i + 1}, of whose {key} the chat template leaves something out: {piece[:60]!r}",
                     "a template that writes all that the row says, or a row without it", "",
                 )  # fmt: skip
-            ends.append(where + len(piece))
-        at = max(ends) if is_answer else at
     for name, given in (("tools", extras.tools), ("documents", extras.documents)):
         if given and not re.search(rf"\b{name}\b", template_of(tokenizer, extras)):
             raise RowProblem(f"{name}, which the chat template does not write", f"a template that takes {name}, or a row without", name)
