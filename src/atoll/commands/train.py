@@ -252,7 +252,7 @@ def _resolved(job: Job, hashes: Mapping[str, object]) -> dict[str, object]:
     folder = str(job.loaded.path.resolve().parent)
     return {
         "config": resolved(job.config), "folder": folder, "has_host": job.has_host, "run_id": job.run_id, "hashes": hashes,
-        "versions": versions(), **named,
+        "form": None if job.form is None else job.form.kind, "versions": versions(), **named,
     }  # fmt: skip
 
 

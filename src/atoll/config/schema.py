@@ -88,6 +88,10 @@ class Data(Section):
     """Column that holds a row's class (task = "classify"), beside text."""
     messages: Text | None = None
     """Column of chat messages (role, content); rendered by the tokenizer's chat template, loss on the answers. Instead of the others."""
+    train_on: Literal["all", "last"] = "all"
+    """Of chats: loss on every answer, or on the last one alone, as the others may be written without their reasoning once more follows."""
+    chat_template_kwargs: Text | None = None
+    """Variables of the chat template as JSON, '{"enable_thinking": false}'; a row's own column of this name adds to them."""
     max_length: Annotated[int, Field(ge=2)] = 256
     """Tokens; longer rows are cut, and counted in an event."""
     train_rows: Annotated[int, Field(ge=1)] | None = None
@@ -143,8 +147,7 @@ class Select(Section):
     norms, norm of the change of B A (lora), or mean norm of its gradient per root of the number: Adam moves every parameter at about the
     same speed, so that the others tell modules apart less well (docs/log.md)."""
     threshold: Literal["keep", "mean", "absolute", "budget"] = "keep"
-    """Keep the share `keep`, what moves more than mean_factor times the mean, more than least_variation, or the modules that move most
-    in all within a byte budget."""
+    """Keep the share `keep`, what moves more than mean_factor times the mean or than least_variation, or most within a byte budget."""
     mean_factor: Annotated[float, Field(gt=0)] = 1.0
     """For threshold = "mean"."""
     least_variation: Annotated[float, Field(gt=0)] | None = None
@@ -340,10 +343,9 @@ class Evaluate(Section):
     choices: Text | None = None
     """Column holding the list of possible completions (choice_accuracy)."""
     answer: Text | None = None
-    """Column holding the correct choice, as its text or its number from 0 (choice_accuracy)."""
+    """Column holding the correct choice, as its text or its number from 0; if it could be both, completions decide (choice_accuracy)."""
     labels: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
-    """The possible completions of every row (label_accuracy); none: those seen in the held-out rows. Of a classifier, its classes in
-    order; none: those of all training rows, sorted."""
+    """The possible completions of rows (label_accuracy), or a classifier's classes in order; none: those that occur, sorted."""
 
 
 class Edge(Section):

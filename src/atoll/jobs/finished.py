@@ -54,6 +54,14 @@ def open_run(run_dir: Path, host: HostAccess | None = None, *, trust: bool = Fal
     return FinishedRun(run, loaded, base, adapter, close)
 
 
+def is_chat(finished: FinishedRun) -> bool:
+    """Whether the run was trained on chat messages.
+
+    Raises: RunFolderError for a config.json that cannot be read.
+    """
+    return finished.run.read_config().get("form") == "messages" or finished.loaded.config.data.messages is not None
+
+
 def loaded_base(loaded: LoadedConfig, labels: Sequence[str], bits: Bits | None = None) -> Base:
     """The whole base that a config names; with `labels`, as a classifier.
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import date, time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Literal
 
 from atoll.config.schema import Data
 from atoll.errors import BadValueError, ColumnError, ConflictError
-from atoll.tasks.chat import Segment, as_messages, chat_prompt, chat_segments, last_answer, with_answer
+from atoll.tasks.chat import Segment, as_messages, chat_closing, chat_prompt, chat_segments, extras_of, last_alone, last_answer, with_answer
 from atoll.tasks.readers.nearest import did_you_mean
 from atoll.tasks.rows import RowProblem
 
@@ -85,6 +85,10 @@ class TextForm:
     without_input: Template | None = None
     """The prompt of rows whose column "input" is empty (instruction data)."""
     messages: str = ""
+    only_last: bool = False
+    """Of messages: whether the assistant's last turn alone carries loss."""
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """Of messages: variables of the chat template, beside those of a row."""
     classes: Classes | None = None
     """With kind "text": what is told of the whole text, instead of predicting it."""
 
@@ -99,7 +103,9 @@ class TextForm:
         Raises: RowProblem; TokenizerError where messages meet a tokenizer without a chat template.
         """
         if self.kind == "messages":
-            return chat_segments(as_messages(row.get(self.messages), self.messages), tokenizer)
+            messages = as_messages(row.get(self.messages), self.messages)
+            learned = last_alone(messages) if self.only_last else None
+            return chat_segments(messages, tokenizer, extras_of(row, self.settings), learned=learned)
         assert self.completion is not None
         answer = Segment(self.completion.render(row), True)
         return (answer,) if self.kind == "text" else (Segment(self.prompt_text(row, tokenizer), False), answer)
@@ -110,7 +116,8 @@ class TextForm:
         Raises: RowProblem, ConflictError, TokenizerError.
         """
         if self.kind == "messages":
-            return chat_segments(with_answer(as_messages(row.get(self.messages), self.messages), completion), tokenizer)
+            answered = with_answer(as_messages(row.get(self.messages), self.messages), completion)
+            return chat_segments(answered, tokenizer, extras_of(row, self.settings), learned=last_alone(answered))
         return (Segment(self.prompt_text(row, tokenizer), False), Segment(completion, True))
 
     def prompt_text(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -119,7 +126,7 @@ class TextForm:
         Raises: RowProblem; ConflictError for plain text, which has no prompt.
         """
         if self.kind == "messages":
-            return chat_prompt(as_messages(row.get(self.messages), self.messages), tokenizer)
+            return chat_prompt(as_messages(row.get(self.messages), self.messages), tokenizer, extras_of(row, self.settings))
         if self.prompt is None:
             raise ConflictError(
                 "plain text has no prompt to answer", where="[data] text", got="text", expected="prompt and completion, or messages",
@@ -138,6 +145,13 @@ class TextForm:
         assert self.completion is not None
         return self.completion.render(row)
 
+    def closing(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """What ends an answer, where that is not the tokenizer's end token but what a chat template writes.
+
+        Raises: TokenizerError.
+        """
+        return chat_closing(tokenizer, self.settings) if self.kind == "messages" else ""
+
     def as_completion(self, answer: str) -> str:
         """A label or choice as a completion: put in the place of the completion template's column where it has exactly one."""
         if self.kind == "completion" and self.completion is not None and len(set(self.completion.columns)) == 1:
@@ -153,13 +167,31 @@ def text_form(data: Data, columns: Sequence[str]) -> TextForm:
     _check_combination(data)
     if data.messages is not None:
         check_column(data.messages, columns, "[data] messages")
-        return TextForm("messages", messages=data.messages)
+        return _as_asked(TextForm("messages", messages=data.messages), data)
     if data.text is not None:
         return TextForm("text", completion=_used(parse_template(data.text, columns, "[data] text"), "[data] text"))
     if data.prompt is not None and data.completion is not None:
         prompt = parse_template(data.prompt, columns, "[data] prompt")
         return TextForm("completion", prompt, _used(parse_template(data.completion, columns, "[data] completion"), "[data] completion"))
-    return _usual_form(columns)
+    return _as_asked(_usual_form(columns), data)
+
+
+def chat_settings(data: Data) -> Mapping[str, object]:
+    """[data] chat_template_kwargs as an object.
+
+    Raises: BadValueError.
+    """
+    try:
+        return extras_of({"chat_template_kwargs": data.chat_template_kwargs}).settings
+    except RowProblem as problem:
+        raise BadValueError(
+            "this is no object of variables of a chat template", where="[data] chat_template_kwargs", got=problem.got,
+            expected=problem.expected, do="write them as JSON",
+        ) from None  # fmt: skip
+
+
+def _as_asked(form: TextForm, data: Data) -> TextForm:
+    return replace(form, only_last=data.train_on == "last", settings=chat_settings(data)) if form.kind == "messages" else form
 
 
 def parse_template(template: str, columns: Sequence[str], where: str) -> Template:
