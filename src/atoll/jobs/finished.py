@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from atoll.adapters.peft_files import load_adapter, read_labels
+from atoll.adapters.peft_files import check_adapter, load_adapter, read_labels
 from atoll.adapters.state import AdapterState
 from atoll.base.classifier import load_classifier
 from atoll.base.load import Base, load_base
@@ -16,8 +16,9 @@ from atoll.config.document import Document, few
 from atoll.config.load import LoadedConfig, raise_all, restored
 from atoll.config.named_parts import load_parts, plugin_parts
 from atoll.cost.split_traffic import largest_batch_tokens
-from atoll.errors import RunFolderError, TrustError
+from atoll.errors import InputError, RunFolderError, TrustError
 from atoll.jobs.inputs import base_source
+from atoll.jobs.results.trained_on import check_trained_on
 from atoll.jobs.split import HostAccess, join
 from atoll.runs.layout import RunDirectory
 
@@ -35,11 +36,12 @@ class FinishedRun:
     """Ends the session with the host, where there is one."""
 
 
-def open_run(run_dir: Path, host: HostAccess | None = None, *, trust: bool = False) -> FinishedRun:
+def open_run(run_dir: Path, host: HostAccess | None = None, *, trust: bool = False, other_base: bool = False) -> FinishedRun:
     """The run at `run_dir`, with its base loaded; with a `host`, the device's part of it alone.
 
     Raises: TrustError where it names code and `trust` does not say that it may; RunFolderError where it is no run directory or has no
-    adapter yet; what load_base and load_adapter raise.
+    adapter yet; OtherBaseError where the base's weights are not those of the run, and `other_base` does not say that they may; what
+    load_base, load_adapter and check_adapter raise.
     """
     run = RunDirectory.open(run_dir)
     # Of all parts, only a codec is needed to go on with what a run left.
@@ -51,6 +53,13 @@ def open_run(run_dir: Path, host: HostAccess | None = None, *, trust: bool = Fal
         )  # fmt: skip
     adapter = load_adapter(run.adapter)
     base, close = base_of(loaded, host, read_labels(run.adapter))
+    try:
+        if not other_base:
+            check_trained_on(run, base, loaded.config)
+        check_adapter(run.adapter, base.model)
+    except InputError:
+        close()
+        raise
     return FinishedRun(run, loaded, base, adapter, close)
 
 
