@@ -135,8 +135,8 @@ def test_every_field_of_this_peft_is_in_the_tables() -> None:
     fields = {field.name for field in dataclasses.fields(LoraConfig)}
     assert fields == set(FIELDS), "say in peft_rules/fields.py what becomes of it, and show it below"
     assert fields == (EXACT.keys() | REFUSED.keys()) & fields
-    for name in FIELDS:
-        assert f"| `{name}` |" in table()
+    page = Path(__file__).parents[2] / "docs" / "compatibility.md"
+    assert table() in page.read_text(encoding="utf-8"), "write table() of peft_rules/fields.py there"
 
 
 @pytest.mark.parametrize(

@@ -234,12 +234,12 @@ def _score(job: Job, state: AdapterState | None, row: str, log: EventLog) -> Sco
 
 
 def _save(job: Job, state: AdapterState, folder: Path) -> None:
-    check_result(job.base, state, job.config)
+    check_result(job.base, state, job.loaded)
     write_folder(folder, lambda stage: _write_adapter(job, state, stage))
 
 
 def _write_adapter(job: Job, state: AdapterState, folder: Path) -> None:
-    form = written_form(job.base, job.config)
+    form = written_form(job.base, job.loaded)
     try:
         save_adapter(
             state, folder, base_name=form.base_name, transposed=form.transposed, head=form.head, labels=form.labels,

@@ -9,7 +9,7 @@ from pathlib import Path
 from atoll.base.read_shapes import read_shapes
 from atoll.config.load import LoadedConfig
 from atoll.config.schema import RunConfig
-from atoll.errors import BadValueError
+from atoll.errors import BadValueError, BaseFolderError
 from atoll.planner.importance import Importance, read_importance
 from atoll.planner.plan_fleet import LOCAL_EDGE
 from atoll.shapes import BaseShapes, with_full_weights
@@ -28,21 +28,41 @@ class EdgeRows:
 
 
 def base_source(loaded: LoadedConfig) -> str:
-    """The base as given: "tiny", a folder (paths are relative to run.toml), or a hub id."""
+    """The base as given: "tiny", a folder (paths are relative to run.toml, and to nothing else), or a hub id.
+
+    Raises: BaseFolderError for a hub id that is also a folder where Atoll was started, which libraries would take instead.
+    """
     name = loaded.config.model.base
-    folder = loaded.resolve(name)
-    is_path = folder.is_dir() or name.startswith((".", "~")) or Path(name).is_absolute() or name.count("/") > 1
-    return str(folder) if is_path and name != "tiny" else name
+    if _is_folder(loaded):
+        return str(loaded.resolve(name))
+    if name != "tiny" and Path(name).exists():
+        raise BaseFolderError(
+            "the base is not beside run.toml, but in the folder where Atoll was started", where=f"[model] base = {name!r}",
+            got=f"{name} in {Path.cwd()}, and none in {loaded.path.resolve().parent}",
+            expected="a path from the folder of run.toml, or a hub id",
+            do="write the path from run.toml's folder, or one from the root; for a model of the hub start Atoll in another folder",
+        )  # fmt: skip
+    return name
 
 
-def public_name(config: RunConfig) -> str:
-    """The base as others may know it, in an adapter's own files: as run.toml names it; of a place on this machine, its last name alone.
+def _is_folder(loaded: LoadedConfig) -> bool:
+    name = loaded.config.model.base
+    looks_local = name.startswith((".", "~")) or Path(name).is_absolute() or name.count("/") > 1
+    return name != "tiny" and (looks_local or loaded.resolve(name).is_dir())
+
+
+def public_name(loaded: LoadedConfig) -> str:
+    """The base as others may know it, in an adapter's own files: a hub id as it is; a folder as run.toml names it, of a place on this
+    machine the last name alone, and never so that a hub could be asked for it.
 
     It is what PEFT's Auto classes load the base by: a hub id does for everybody, a relative path where the reader has it, too. Whoever
     gives PeftModel a base, as `atoll.load` does, needs none of it.
     """
-    name = config.model.base
-    return Path(name).name if name.startswith("~") or Path(name).is_absolute() else name
+    name = loaded.config.model.base
+    if not _is_folder(loaded):
+        return name
+    path = Path(name)
+    return f"./{path.name}" if name.startswith("~") or path.is_absolute() else name if name.startswith(".") else f"./{name}"
 
 
 def base_shapes(loaded: LoadedConfig, num_classes: int) -> BaseShapes:

@@ -160,7 +160,7 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | N
         if config.adapter.start is not None:
             check_adapter(loaded.resolve(config.adapter.start), base.model)
         if only is None:
-            check_result(base, start, config)
+            check_result(base, start, loaded)
         if config.data.batching == "pack":
             check_packing(base.model, config.data.max_length)
         # Edges that name the same file have the same rows, and the same examples.

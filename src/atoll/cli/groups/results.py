@@ -87,7 +87,8 @@ def merge(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="An absent or empty folder for the merged model.")],
     *,
     dtype: Annotated[
-        Literal["as-stored", "fp32", "bf16", "fp16"], typer.Option("--dtype", help="Type of the weights; as-stored: of the base's files.")
+        Literal["as-stored", "fp32", "bf16", "fp16"],
+        typer.Option("--dtype", show_default=False, help="Type of the weights; default: as-stored."),
     ] = "as-stored",
     other_base: OtherBase = False,
 ) -> None:

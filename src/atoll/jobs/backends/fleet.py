@@ -200,6 +200,6 @@ def _prepared(
     start = with_head(given or fresh_start(config, shapes, plan), base)
     if config.adapter.start is not None:
         check_adapter(loaded.resolve(config.adapter.start), base.model)
-    check_result(base, start, config)
+    check_result(base, start, loaded)
     bases = {PRECISION_BITS[config.model.precision]: base}
     return Job(loaded, base, bases, shapes, form, edges, None, held_out, plan, start, (), False, None, None)
