@@ -98,10 +98,11 @@ class AdaptedEmbedding(LowRankPair):
     def forward(self, ids: Tensor) -> Tensor:
         """Shapes: (...) to (..., outputs)."""
         y: Tensor = self.base(ids)
-        u = nn.functional.embedding(ids, self.down_RI.T.to(y.dtype))
+        base: Any = self._innermost()
+        u = nn.functional.embedding(ids, self.down_RI.T.to(y.dtype), padding_idx=base.padding_idx)
         z = self.high((u.relu() if self.kind == "bottleneck" else u) * self.scaling)
         # Some families scale the embedding itself by a factor, and PEFT the pair beside it.
-        scale = getattr(self._innermost(), "embed_scale", None)
+        scale = getattr(base, "embed_scale", None)
         return y + z if scale is None else y + z * torch.as_tensor(scale, device=z.device).to(z.dtype)
 
     def _innermost(self) -> nn.Module:
@@ -158,7 +159,7 @@ def merged(name: str, base: nn.Module, pair: LowRankPair) -> nn.Module:
 
     Raises: AdapterFitError for a quantized module, or a bottleneck adapter, which has no product.
     """
-    if not _is_plain(base) or pair.kind != "lora":
+    if not (_is_plain(base) or isinstance(base, nn.Embedding)) or pair.kind != "lora":
         raise AdapterFitError(
             f"the adapter of {name} cannot be merged", got=f"{pair.kind} adapter of a {type(base).__name__}",
             expected="a lora adapter of a module in full precision", do='write killed = "offload" in [select]',

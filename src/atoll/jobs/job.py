@@ -367,7 +367,8 @@ def fresh_start(config: RunConfig, shapes: BaseShapes, plan: FleetPlan) -> Adapt
     sizes = {module.name: (module.d_in, module.d_out) for module in shapes.modules}
     if config.adapter.kind == "full":
         return fresh_full_weights(sizes, ranks)
-    return fresh_adapters(config.adapter.kind, sizes, ranks, config.adapter.alpha, config.run.seed)
+    embeddings = {module.name for module in shapes.modules if module.outside == "embedding"}
+    return fresh_adapters(config.adapter.kind, sizes, ranks, config.adapter.alpha, config.run.seed, embeddings)
 
 
 def check_fits(state: AdapterState, sizes: Mapping[str, tuple[int, int]], where: str) -> None:
