@@ -67,6 +67,32 @@ def test_a_result_is_used_with_the_base_it_was_trained_on(use: str, moved: Path)
     USES[use](moved / "run", moved / "after", other_base=True)
 
 
+@pytest.mark.parametrize("use", USES)
+def test_a_base_that_was_moved_is_named(use: str, moved: Path) -> None:
+    (moved / "base").rename(moved / "elsewhere")
+    with pytest.raises(BaseFolderError):
+        USES[use](moved / "run", moved / "out")
+    place = str(moved / "elsewhere")
+    given: dict[str, object] = {"overrides": [f"model.base={place}"]} if use == "evaluate" else {"model": place}
+    USES[use](moved / "run", moved / "out", **given)
+
+
+def test_an_adapter_in_a_runs_folder_is_of_its_base(moved: Path) -> None:
+    def evaluate(adapter: Path, **given: Any) -> object:
+        rows = {"data": str(moved / "rows.jsonl"), "overrides": ["data.max_length=16"]}
+        return atoll.evaluate(model=str(moved / "base"), adapter=adapter, **rows, **given)  # type: ignore[arg-type]
+
+    checkpoint = next((moved / "run" / "checkpoints").iterdir())
+    assert evaluate(moved / "run" / "adapter") == evaluate(checkpoint)
+    change(moved, lambda tensors: tensors["model.norm.weight"].add_(1e-3))
+    for adapter in (moved / "run" / "adapter", checkpoint):
+        with pytest.raises(OtherBaseError):
+            evaluate(adapter)
+        evaluate(adapter, other_base=True)
+    shutil.copytree(moved / "run" / "adapter", moved / "alone")
+    evaluate(moved / "alone")
+
+
 def test_older_runs_kept_one_hash(moved: Path) -> None:
     file = moved / "run" / "config.json"
     values = json.loads(file.read_text())

@@ -16,6 +16,7 @@ from atoll.config.schema import RunConfig
 from atoll.errors import ConflictError, EmptyDataError
 from atoll.jobs.finished import base_of, open_run, run_config
 from atoll.jobs.inputs import eval_rows, run_labels
+from atoll.jobs.results.trained_on import check_trained_on, run_of
 from atoll.jobs.split import HostAccess
 from atoll.runs.events import Evaluated, Event, EventLog, PhaseStarted
 from atoll.runs.layout import RunDirectory
@@ -52,7 +53,7 @@ def evaluate(
     if run_dir is not None:
         subject = _of_run(Path(run_dir), data, overrides, host, trust=trust, other_base=other_base)
     else:
-        subject = _of_model(model, adapter, data, overrides, host)
+        subject = _of_model(model, adapter, data, overrides, host, other_base=other_base)
     settings, max_length = subject.config.evaluate, subject.config.data.max_length
     scores: dict[str, Mapping[str, float]] = {}
     try:
@@ -77,12 +78,12 @@ def _of_run(
     run = RunDirectory.open(run_dir)
     loaded = _with(run_config(run, trust=trust), data, overrides)
     rows, form = _rows(loaded, read_labels(run.adapter))
-    finished = open_run(run_dir, host, trust=trust, other_base=other_base)
+    finished = open_run(run_dir, host, trust=trust, other_base=other_base, overrides=overrides)
     return _Subject(finished.base, finished.adapter, loaded.config, rows, form, finished.close)
 
 
 def _of_model(
-    model: str | None, adapter: str | Path | None, data: str | None, overrides: Sequence[str], host: HostAccess | None
+    model: str | None, adapter: str | Path | None, data: str | None, overrides: Sequence[str], host: HostAccess | None, *, other_base: bool
 ) -> _Subject:
     if model is None:
         got, do = "neither a run directory nor --model", "atoll evaluate RUN_DIR"
@@ -98,6 +99,9 @@ def _of_model(
     base, close = base_of(given, host, labels)
     if folder is not None:
         check_adapter(folder, base.model)
+        run = run_of(folder)
+        if run is not None and not other_base and run_config(run, trust=True).config.model.precision == given.config.model.precision:
+            check_trained_on(run, base, given.config)
     return _Subject(base, state, given.config, rows, form, close)
 
 

@@ -23,11 +23,12 @@ MergedDtype = Literal["as-stored", "fp32", "bf16", "fp16"]
 
 
 def merge(
-    run_dir: str | Path, *, out: str | Path, trust: bool = False, other_base: bool = False, dtype: MergedDtype = "as-stored"
-) -> Path:
+    run_dir: str | Path, *, out: str | Path, trust: bool = False, other_base: bool = False, dtype: MergedDtype = "as-stored",
+    model: str | None = None,
+) -> Path:  # fmt: skip
     """Write the merged model and its tokenizer to `out`, whole or not at all, and return the folder.
 
-    Each weight is of the type that it has in the base's files, or all of `dtype`.
+    Each weight is of the type that it has in the base's files, or all of `dtype`. `model` is where the base is now, if it was moved.
 
     Raises: TrustError where the run names code and `trust` does not say that it may; OtherBaseError where the base's weights are not those
     of the run, and `other_base` does not say that they may; OutputError where `out` is not absent or empty; AdapterFitError for adapters
@@ -39,21 +40,21 @@ def merge(
             "the folder to write to is not empty", where=str(target), got="something there already", expected="a new or empty folder",
             do="give another folder with --out",
         )  # fmt: skip
-    finished = open_run(Path(run_dir), trust=trust, other_base=other_base)
+    finished = open_run(Path(run_dir), trust=trust, other_base=other_base, model=model)
     if finished.adapter.kind != "lora":
         raise AdapterFitError(
             "a bottleneck adapter cannot be merged", where=str(finished.run.adapter), got=finished.adapter.kind, expected="lora",
             do="use the run with atoll generate or atoll.load; its relu has no place in a weight",
         )  # fmt: skip
-    model = finished.base.model
+    whole = finished.base.model
     with torch.no_grad():
-        merge_into(model, finished.adapter)
-        _narrow(model, base_source(finished.loaded), dtype)
+        merge_into(whole, finished.adapter)
+        _narrow(whole, base_source(finished.loaded), dtype)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(f".{target.name}-", target.parent) as stage:
             folder = Path(stage) / "model"
-            model.save_pretrained(folder)
+            whole.save_pretrained(folder)
             finished.base.tokenizer.save_pretrained(folder)
             folder.rename(target)
     except OSError as problem:
@@ -81,8 +82,8 @@ def _narrow(model: PreTrainedModel, source: str, dtype: MergedDtype) -> None:
         config.dtype = common
 
 
-def load(run_dir: str | Path, *, trust: bool = False, other_base: bool = False) -> PeftModel:
-    """The run's base with its adapter, in eval mode.
+def load(run_dir: str | Path, *, trust: bool = False, other_base: bool = False, model: str | None = None) -> PeftModel:
+    """The run's base with its adapter, in eval mode. `model` is where the base is now, if it was moved.
 
     Raises: TrustError where the run names code and `trust` does not say that it may; OtherBaseError where the base's weights are not those
     of the run, and `other_base` does not say that they may; RunFolderError; AdapterFitError for bottleneck adapters, which PEFT does not
@@ -90,7 +91,7 @@ def load(run_dir: str | Path, *, trust: bool = False, other_base: bool = False) 
     """
     from peft import PeftModel
 
-    finished = open_run(Path(run_dir), trust=trust, other_base=other_base)
+    finished = open_run(Path(run_dir), trust=trust, other_base=other_base, model=model)
     if finished.adapter.kind != "lora":
         raise AdapterFitError(
             "PEFT has no bottleneck adapter", where=str(finished.run.adapter), got=finished.adapter.kind, expected="lora",

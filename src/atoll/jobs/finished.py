@@ -13,7 +13,7 @@ from atoll.base.load import Base, load_base
 from atoll.base.quantize import Bits
 from atoll.config.checks.whole_base import classes_in_a_host
 from atoll.config.document import Document, few
-from atoll.config.load import LoadedConfig, raise_all, restored
+from atoll.config.load import LoadedConfig, changed, raise_all, restored
 from atoll.config.named_parts import load_parts, plugin_parts
 from atoll.cost.split_traffic import largest_batch_tokens
 from atoll.errors import InputError, RunFolderError, TrustError
@@ -36,8 +36,13 @@ class FinishedRun:
     """Ends the session with the host, where there is one."""
 
 
-def open_run(run_dir: Path, host: HostAccess | None = None, *, trust: bool = False, other_base: bool = False) -> FinishedRun:
+def open_run(
+    run_dir: Path, host: HostAccess | None = None, *, trust: bool = False, other_base: bool = False, model: str | None = None,
+    overrides: Sequence[str] = (),
+) -> FinishedRun:  # fmt: skip
     """The run at `run_dir`, with its base loaded; with a `host`, the device's part of it alone.
+
+    `model` is where the base is now, if it was moved; a path begins at the current folder. `overrides` change the config that held.
 
     Raises: TrustError where it names code and `trust` does not say that it may; RunFolderError where it is no run directory or has no
     adapter yet; OtherBaseError where the base's weights are not those of the run, and `other_base` does not say that they may; what
@@ -45,7 +50,8 @@ def open_run(run_dir: Path, host: HostAccess | None = None, *, trust: bool = Fal
     """
     run = RunDirectory.open(run_dir)
     # Of all parts, only a codec is needed to go on with what a run left.
-    loaded = run_config(run, trust=trust, loads_parts=host is not None)
+    moved = [] if model is None else [f"model.base={Path(model).expanduser().absolute() if Path(model).expanduser().exists() else model}"]
+    loaded = changed(run_config(run, trust=trust, loads_parts=host is not None), [*overrides, *moved])
     if not run.adapter.is_dir():
         raise RunFolderError(
             "the run has no adapter", where=str(run.path), got="a run that did not end", expected="a finished run, with adapter/",

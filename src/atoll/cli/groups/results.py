@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from atoll.cli.options import MODEL, Access, OtherBase, Output, ReadRun, Run, Sets
+from atoll.cli.options import MODEL, Access, Moved, OtherBase, Output, ReadRun, Run, Sets
 from atoll.cli.parsing import command
 from atoll.errors import CommandLineError
 
@@ -68,6 +68,7 @@ def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", hidden=True)],
     *,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Longest answer.")] = 64,
+    model: Moved = None,
     other_base: OtherBase = False,
     access: Access,
 ) -> None:
@@ -78,7 +79,8 @@ def generate(
     from atoll.commands.generate import generate as answer
 
     given = access.opened()
-    print(answer(run.run_dir, prompt, max_new_tokens=max_new_tokens, host=given, trust=run.trust, other_base=other_base))
+    more = {"trust": run.trust, "other_base": other_base}
+    print(answer(run.run_dir, prompt, max_new_tokens=max_new_tokens, host=given, model=model, **more))
 
 
 @command(commands)
@@ -90,6 +92,7 @@ def merge(
         Literal["as-stored", "fp32", "bf16", "fp16"],
         typer.Option("--dtype", show_default=False, help="Type of the weights; default: as-stored."),
     ] = "as-stored",
+    model: Moved = None,
     other_base: OtherBase = False,
 ) -> None:
     """Base and adapter as one Hugging Face model folder.
@@ -98,7 +101,8 @@ def merge(
     """
     from atoll.commands.merge import merge as write_model
 
-    print(f"wrote {write_model(run.run_dir, out=out, trust=run.trust, other_base=other_base, dtype=dtype)}")
+    written = write_model(run.run_dir, out=out, trust=run.trust, other_base=other_base, dtype=dtype, model=model)
+    print(f"wrote {written}")
 
 
 def _score_rows(scores: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float | None]]]:

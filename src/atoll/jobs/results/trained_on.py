@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from atoll.base.blocks import blocks_path
 from atoll.base.load import Base
@@ -29,6 +30,12 @@ def base_hashes(base: Base, config: RunConfig, digest: str | None = None) -> dic
     cut, blocks = config.model.cut, list(base.model.get_submodule(path).children())
     middle = tuple(f"{path}.{number}." for number in range(cut.front, len(blocks) - cut.back))
     return {BASE: digest, PART: base.digest(without=middle)}
+
+
+def run_of(adapter: Path) -> RunDirectory | None:
+    """The run whose folder an adapter lies in: its result, that of an edge, or a checkpoint."""
+    found = (RunDirectory(folder) for folder in list(adapter.resolve().parents)[:3])
+    return next((run for run in found if run.config_json.is_file() and run.events_path.is_file()), None)
 
 
 def check_trained_on(run: RunDirectory, base: Base, config: RunConfig) -> None:
