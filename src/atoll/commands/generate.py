@@ -20,13 +20,18 @@ from atoll.tasks.text import chat_settings
 from atoll.tasks.tokens import begin_ids, encode_texts, with_begin
 
 
-def generate(run_dir: str | Path, prompt: str, *, max_new_tokens: int = 64, host: HostAccess | None = None, trust: bool = False) -> str:
+def generate(
+    run_dir: str | Path, prompt: str, *, max_new_tokens: int = 64, host: HostAccess | None = None, trust: bool = False,
+    other_base: bool = False, model: str | None = None,
+) -> str:  # fmt: skip
     """The greedy continuation of `prompt` by the run's base with its adapter; with a `host`, most of the base is there.
 
     A run that was trained on chats answers `prompt` as what a user says, or as the JSON text of messages, in its chat template.
+    `model` is where the base is now, if it was moved.
 
     Raises: TrustError where the run names code and `trust` does not say that it may; RunFolderError and what loading the base and the
-    adapter raise; ConflictError for a classifier.
+    adapter raise; OtherBaseError where the base's weights are not those of the run, and `other_base` does not say that they may;
+    ConflictError for a classifier.
     """
     labels = read_labels(RunDirectory.open(Path(run_dir)).adapter)
     if labels:
@@ -34,7 +39,7 @@ def generate(run_dir: str | Path, prompt: str, *, max_new_tokens: int = 64, host
             "a classifier writes no text", where=str(run_dir), got="a run that classifies: " + ", ".join(labels[:5]),
             expected='a run with task = "generate"', do="use atoll evaluate, or load adapter/ with PEFT to tell the classes of rows",
         )  # fmt: skip
-    finished = open_run(Path(run_dir), host, trust=trust)
+    finished = open_run(Path(run_dir), host, trust=trust, other_base=other_base, model=model)
     tokenizer, closing = finished.base.tokenizer, ""
     try:
         if is_chat(finished):

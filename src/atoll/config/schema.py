@@ -58,7 +58,7 @@ class Model(Section):
     """[model] the frozen base."""
 
     base: Text = "tiny"
-    """"tiny" (built in), a folder, or a Hugging Face id."""
+    """"tiny" (built in), a folder, or a Hugging Face id. A folder's path begins at the folder of this file, wherever Atoll is started."""
     task: Literal["generate", "classify"] = "generate"
     """Predict text; or tell the class of a row ("classify"): a decoder or BERT with a head on top whose full weights are always trained, on
     edges that hold the whole base. Rows are [data] text and label; scores are loss in nats per row, accuracy and macro_f1."""
@@ -115,7 +115,8 @@ class Adapter(Section):
     """Low-rank pair B A x, or a parallel bottleneck B relu(A x); or ("full") the weights of the targets themselves, of which rank, alpha
     and dropout say nothing: for comparison. Biases, norms and embeddings stay frozen; weight_decay draws a weight towards the base's."""
     targets: Text | Annotated[tuple[Text, ...], Field(min_length=1)] = "all-linear"
-    """Last names of modules (["q_proj", "v_proj"]), or "attention", "mlp", "all-linear"."""
+    """Last names of modules (["q_proj", "v_proj"]), or "attention", "mlp", "all-linear". Of kind "lora" embedding and head, too, where they
+    are named: ["all-linear", "embed_tokens", "lm_head"]."""
     rank: Annotated[int, Field(ge=1)] = 8
     """Width of every adapter, unless an edge names its own."""
     alpha: Annotated[float, Field(gt=0)] = 16

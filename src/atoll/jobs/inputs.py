@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from atoll.adapters.targets import named_outside
 from atoll.base.read_shapes import read_shapes
 from atoll.config.load import LoadedConfig
 from atoll.config.schema import RunConfig
-from atoll.errors import BadValueError
+from atoll.errors import AdapterFolderError, BadValueError, BaseFolderError
 from atoll.planner.importance import Importance, read_importance
 from atoll.planner.plan_fleet import LOCAL_EDGE
-from atoll.shapes import BaseShapes, with_full_weights
+from atoll.shapes import BaseShapes, with_full_weights, with_outside
 from atoll.tasks.partition import partition
 from atoll.tasks.rows import RowProblem, Rows, load_rows
 from atoll.tasks.text import as_text, check_column
 from atoll.tasks.tokens import skip_or_raise
+
+_DOWN = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(embedding_A|A\.weight)")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,21 +32,41 @@ class EdgeRows:
 
 
 def base_source(loaded: LoadedConfig) -> str:
-    """The base as given: "tiny", a folder (paths are relative to run.toml), or a hub id."""
+    """The base as given: "tiny", a folder (paths are relative to run.toml, and to nothing else), or a hub id.
+
+    Raises: BaseFolderError for a hub id that is also a folder where Atoll was started, which libraries would take instead.
+    """
     name = loaded.config.model.base
-    folder = loaded.resolve(name)
-    is_path = folder.is_dir() or name.startswith((".", "~")) or Path(name).is_absolute() or name.count("/") > 1
-    return str(folder) if is_path and name != "tiny" else name
+    if _is_folder(loaded):
+        return str(loaded.resolve(name))
+    if name != "tiny" and Path(name).exists():
+        raise BaseFolderError(
+            "the base is not beside run.toml, but in the folder where Atoll was started", where=f"[model] base = {name!r}",
+            got=f"{name} in {Path.cwd()}, and none in {loaded.path.resolve().parent}",
+            expected="a path from the folder of run.toml, or a hub id",
+            do="write the path from run.toml's folder, or one from the root; for a model of the hub start Atoll in another folder",
+        )  # fmt: skip
+    return name
 
 
-def public_name(config: RunConfig) -> str:
-    """The base as others may know it, in an adapter's own files: as run.toml names it; of a place on this machine, its last name alone.
+def _is_folder(loaded: LoadedConfig) -> bool:
+    name = loaded.config.model.base
+    looks_local = name.startswith((".", "~")) or Path(name).is_absolute() or name.count("/") > 1
+    return name != "tiny" and (looks_local or loaded.resolve(name).is_dir())
+
+
+def public_name(loaded: LoadedConfig) -> str:
+    """The base as others may know it, in an adapter's own files: a hub id as it is; a folder as run.toml names it, of a place on this
+    machine the last name alone, and never so that a hub could be asked for it.
 
     It is what PEFT's Auto classes load the base by: a hub id does for everybody, a relative path where the reader has it, too. Whoever
     gives PeftModel a base, as `atoll.load` does, needs none of it.
     """
-    name = config.model.base
-    return Path(name).name if name.startswith("~") or Path(name).is_absolute() else name
+    name = loaded.config.model.base
+    if not _is_folder(loaded):
+        return name
+    path = Path(name)
+    return f"./{path.name}" if name.startswith("~") or path.is_absolute() else name if name.startswith(".") else f"./{name}"
 
 
 def base_shapes(loaded: LoadedConfig, num_classes: int) -> BaseShapes:
@@ -50,8 +74,16 @@ def base_shapes(loaded: LoadedConfig, num_classes: int) -> BaseShapes:
 
     Raises: BaseFolderError, WeightsError, ArchitectureError.
     """
-    shapes = read_shapes(base_source(loaded), num_classes or None)
-    return with_full_weights(shapes) if loaded.config.adapter.kind == "full" else shapes
+    shapes, adapter = read_shapes(base_source(loaded), num_classes or None), loaded.config.adapter
+    if adapter.kind != "lora":
+        return with_full_weights(shapes) if adapter.kind == "full" else shapes
+    if adapter.start is None:
+        return with_outside(shapes, named_outside(adapter.targets, shapes.outside))
+    try:
+        return with_outside(shapes, start_ranks(loaded.resolve(adapter.start)))
+    except AdapterFolderError:
+        # Who reads the folder says what is wrong with it; of a fleet, an edge need not have it.
+        return with_outside(shapes, {module.name for module in shapes.outside})
 
 
 def run_labels(config: RunConfig, parts: Iterable[Rows]) -> tuple[str, ...]:
@@ -144,3 +176,27 @@ def _load(loaded: LoadedConfig, source: str, limit: int | None) -> Rows:
         source, base_dir=loaded.path.parent, limit=limit, on_bad_row=config.data.on_bad_row, reader=config.data.reader,
         options=config.options_of(config.data.reader),
     )  # fmt: skip
+
+
+def start_ranks(folder: Path) -> dict[str, int]:
+    """Rank by module of an adapter folder, from the header of its weights.
+
+    Raises: AdapterFolderError.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    file = folder / "adapter_model.safetensors"
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            matches = {key: match for key in tensors.keys() if (match := _DOWN.fullmatch(key))}  # noqa: SIM118  not a mapping
+            ranks = {match["module"]: tensors.get_slice(key).get_shape()[0] for key, match in matches.items()}
+    except (OSError, SafetensorError) as problem:
+        ranks, got = {}, str(problem)
+    else:
+        got = "no LoRA matrices"
+    if not ranks:
+        raise AdapterFolderError(
+            "the adapter to start from cannot be read", where=str(file), got=got, expected="an adapter folder as PEFT writes it",
+            do="give the folder that holds adapter_config.json and adapter_model.safetensors in [adapter] start",
+        )  # fmt: skip
+    return ranks

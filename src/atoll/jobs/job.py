@@ -11,7 +11,7 @@ from pathlib import Path
 from atoll.adapters.attach import attached
 from atoll.adapters.fresh import fresh_adapters, fresh_full_weights, head_state
 from atoll.adapters.killed import Killed
-from atoll.adapters.peft_files import load_adapter
+from atoll.adapters.peft_files import check_adapter, load_adapter
 from atoll.adapters.state import AdapterState
 from atoll.base.load import Base
 from atoll.config.checks.whole_base import classes_in_a_host
@@ -21,6 +21,7 @@ from atoll.cost.split_traffic import largest_batch_tokens
 from atoll.errors import AdapterFitError, InfeasibleError
 from atoll.jobs.finished import loaded_base
 from atoll.jobs.inputs import EdgeRows, base_shapes, base_source, edge_rows, eval_rows, given_importance, run_labels
+from atoll.jobs.results.adapter import check_result
 from atoll.jobs.split import HostAccess, SplitSide, join, serve, start_host
 from atoll.planner.edge_plan import EdgePlan, FleetPlan
 from atoll.planner.importance import Importance
@@ -156,6 +157,10 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | N
             for killed in (Killed(), *([Killed(tuple(start.modules), "merge")] if config.select.merges else [])):
                 with attached(split.base.model, start, killed=killed):
                     split.blocks.open()
+        if config.adapter.start is not None:
+            check_adapter(loaded.resolve(config.adapter.start), base.model)
+        if only is None:
+            check_result(base, start, loaded)
         if config.data.batching == "pack":
             check_packing(base.model, config.data.max_length)
         # Edges that name the same file have the same rows, and the same examples.
@@ -362,7 +367,8 @@ def fresh_start(config: RunConfig, shapes: BaseShapes, plan: FleetPlan) -> Adapt
     sizes = {module.name: (module.d_in, module.d_out) for module in shapes.modules}
     if config.adapter.kind == "full":
         return fresh_full_weights(sizes, ranks)
-    return fresh_adapters(config.adapter.kind, sizes, ranks, config.adapter.alpha, config.run.seed)
+    embeddings = {module.name for module in shapes.modules if module.outside == "embedding"}
+    return fresh_adapters(config.adapter.kind, sizes, ranks, config.adapter.alpha, config.run.seed, embeddings)
 
 
 def check_fits(state: AdapterState, sizes: Mapping[str, tuple[int, int]], where: str) -> None:
