@@ -27,6 +27,10 @@ class ModuleShape:
     """Whether its weight itself is trained, and not an adapter beside it."""
     outside: Literal["", "embedding", "head"] = ""
     """What it is where it is in no block: its weight counts with what blocks do not have, `block` is one below or above theirs."""
+    takes_adapter: bool = True
+    """Whether something can be put beside it; of some projections the family reads the weight itself."""
+    narrows: bool = True
+    """Whether it can be kept in fewer bits; a projection of a class of its own cannot."""
 
     @property
     def last_name(self) -> str:
@@ -85,6 +89,10 @@ class BaseShapes:
     """Whether these have biases."""
     outside: tuple[ModuleShape, ...] = ()
     """Embedding and head, where an adapter could be put on them."""
+    without_adapter: tuple[str, ...] = ()
+    """Full names of matrices inside the blocks that nothing can be put beside: experts in one tensor, routers, what a kernel reads."""
+    num_wide: int = 0
+    """Numbers of those that `bits` do not narrow: all but linear modules."""
 
     @property
     def num_head_parameters(self) -> int:

@@ -137,6 +137,9 @@ class Strange(nn.Module):
         self.few = nn.ModuleList(nn.Identity() for _ in range(min(num_blocks, 1)))
         self.blocks = nn.ModuleList(nn.ModuleDict({"experts": nn.ModuleList(nn.Identity() for _ in range(9))}) for _ in range(num_blocks))
 
+    def get_decoder(self) -> nn.Module:
+        return self
+
 
 def test_blocks_of_an_unknown_family_are_the_longest_list() -> None:
     assert blocks_path(Strange(3)) == "blocks"  # type: ignore[arg-type]

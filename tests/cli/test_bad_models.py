@@ -66,7 +66,7 @@ MODELS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "weights not safetensors": (lambda m: (m / "model.safetensors").write_bytes(b"\0" * 64), ("B304", "model.safetensors")),
     "a block missing": (
         lambda m: change_weights(m / "model.safetensors", lambda t: [t.pop(n) for n in list(t) if "layers.1." in n]),
-        ("B304", "blocks"),
+        ("B304", "layers.1."),
     ),
     "a norm missing": (
         lambda m: change_weights(m / "model.safetensors", lambda t: t.pop("model.norm.weight")), ("B304", "model.norm.weight"),

@@ -112,8 +112,9 @@ def test_only_lora_adapters_are_merged() -> None:
 
 def test_a_rank_is_bounded_by_the_module_too() -> None:
     facts = replace(FACTS, max_rank=100)
-    assert check(hello(modules=[(Q1, 6)]), facts) is None
-    assert check(hello(modules=[(Q1, 7)]), facts).host_value == "1 to 6"
+    widest = max(MODULES[Q1])
+    assert check(hello(modules=[(Q1, widest)]), facts) is None
+    assert check(hello(modules=[(Q1, widest + 1)]), facts).host_value == f"1 to {widest}"
 
 
 def test_a_refusal_becomes_the_error_that_the_user_sees() -> None:

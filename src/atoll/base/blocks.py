@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from atoll.base.families import FAMILIES
+from atoll.base.skeleton.build import body_of, text_path_of
 from atoll.errors import ArchitectureError
 
 _TOKENS = 4
+_ORDINARY = ("FalconLinear",)
+"""Projections of a class of their family's own that compute W x + b all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,9 @@ def blocks_path(model: PreTrainedModel) -> str:
     Raises: ArchitectureError where the model has no list of blocks.
     """
     family = FAMILIES.get(model.config.model_type)
-    lists = {name: len(module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    # Where the text model is a part of the whole, the others' blocks are not meant: of what sees images, say.
+    text = text_path_of(model)
+    lists = {name: len(m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and f"{name}.".startswith(text)}
     if family is not None and family.blocks in lists:
         return family.blocks
     # A list inside another one holds parts of a block, such as experts, of which there may be more than blocks.
@@ -77,6 +82,29 @@ def trace(model: PreTrainedModel) -> Trace:
 
     Raises: ArchitectureError where the pass fails or runs a projection twice.
     """
+    inputs, output = _what_runs(model)
+    groups = _group(inputs)
+    names = [name for group in groups for name in group]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise _unknown(model, f"{twice[0]}, which runs twice")
+    return Trace(groups, isinstance(output, tuple))
+
+
+def projections_that_run(model: PreTrainedModel) -> frozenset[str] | None:
+    """Full names of the projections whose own forward pass runs; of others the family reads the weight, past what is put beside it.
+
+    None where the pass cannot be run.
+    """
+    try:
+        return frozenset(name for name, _ in _what_runs(model)[0])
+    except ArchitectureError:
+        return None
+
+
+@torch.no_grad()
+def _what_runs(model: PreTrainedModel) -> tuple[list[tuple[str, Tensor]], Any]:
+    """Every call of a projection of the blocks with its input, in order, and what the first block returns."""
     path = blocks_path(model)
     blocks: Any = model.get_submodule(path)
     inputs: list[tuple[str, Tensor]] = []
@@ -85,24 +113,24 @@ def trace(model: PreTrainedModel) -> Trace:
         stack.enter_context(_evaluating(model))
         stack.enter_context(_buffers_beside_weights(model))
         stack.enter_context(_fixed_rotation(model))
+        stack.enter_context(_experts_passed_by(model))
         for name, module in blocks.named_modules():
             if is_projection(module):
                 hook = _reader(f"{path}.{name}", inputs)
                 stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         stack.callback(blocks[0].register_forward_hook(lambda _block, _arguments, output: outputs.append(output)).remove)
         _run(model, inputs, outputs)
-    groups = _group(inputs)
-    names = [name for group in groups for name in group]
-    if not outputs or len(set(names)) != len(names):
-        raise _unknown(model, "a block that does not run, or a projection that runs twice")
-    return Trace(groups, isinstance(outputs[0], tuple))
+    if not outputs:
+        raise _unknown(model, "blocks that do not run")
+    return inputs, outputs[0]
 
 
 def is_projection(module: nn.Module) -> bool:
-    """Whether a module is a linear projection: plain, quantized, or transposed as GPT-2's."""
+    """Whether a module is a linear projection: plain, quantized, or transposed as GPT-2's. A router that answers more than W x is none."""
     weight = getattr(module, "weight", None)
     is_matrix = isinstance(weight, Tensor) and weight.ndim == 2
-    return is_matrix and (hasattr(module, "in_features") or type(module).__name__ == "Conv1D")
+    of_a_family = type(module).__module__.startswith("transformers.models.") and type(module).__name__ not in _ORDINARY
+    return is_matrix and not of_a_family and (hasattr(module, "in_features") or type(module).__name__ == "Conv1D")
 
 
 def sizes_of(module: nn.Module) -> tuple[int, int]:
@@ -145,7 +173,7 @@ def _run(model: PreTrainedModel, inputs: list[tuple[str, Tensor]], outputs: list
         inputs.clear()
         outputs.clear()
         try:
-            model.base_model(inputs_embeds=h_BTD, use_cache=False, **options)
+            body_of(model)(inputs_embeds=h_BTD, use_cache=False, **options)
             return
         except (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError) as caught:
             problem = caught
@@ -190,6 +218,23 @@ def _fixed_rotation(model: nn.Module) -> Iterator[None]:
     finally:
         for module, kind in rotary:
             module.rope_type = kind
+
+
+@contextmanager
+def _experts_passed_by(model: PreTrainedModel) -> Iterator[None]:
+    """Where weights are on the meta device, without the experts' own arithmetic: which tokens go to which expert is in values."""
+    experts: list[Any] = [m for m in model.modules() if type(m).__name__.endswith("Experts") and next(m.parameters()).is_meta]
+    for module in experts:
+        module.forward = _same_shape
+    try:
+        yield
+    finally:
+        for module in experts:
+            del module.forward
+
+
+def _same_shape(hidden_states: Tensor, *_: Any) -> Tensor:
+    return torch.zeros_like(hidden_states)
 
 
 def _unknown(model: PreTrainedModel, got: str) -> ArchitectureError:

@@ -18,7 +18,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from atoll.base.blocks import blocks_path
+from atoll.base.blocks import blocks_path, projections_that_run
 
 _METHOD = "atoll-bf16-stored"
 
@@ -90,10 +90,10 @@ class _HalfLoader(HfQuantizer):
     def _process_model_before_weight_loading(  # type: ignore[override]
         self, model: PreTrainedModel, device_map: object = None, checkpoint_files: object = None, use_kernels: object = None
     ) -> None:
-        path = blocks_path(model)
+        path, runs = blocks_path(model), projections_that_run(model)
         blocks: Any = model.get_submodule(path)
         for name, module in list(blocks.named_modules()):
-            if type(module) in (nn.Linear, Conv1D):
+            if type(module) in (nn.Linear, Conv1D) and (runs is None or f"{path}.{name}" in runs):
                 blocks.set_submodule(name, _half(module))
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel) -> PreTrainedModel:  # type: ignore[override]

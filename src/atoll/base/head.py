@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from atoll.base.skeleton.build import body_of
 from atoll.errors import ArchitectureError
 from atoll.remote_blocks import Layout, find_placeholder
 
@@ -128,15 +129,17 @@ def hidden_states(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
 
     Shapes: (B, T, D).
     """
+    body = body_of(model)
     inputs: dict[str, Any] = {"input_ids": batch.input_ids_BT, "use_cache": False}
     if batch.attention_B1TT is not None:
         inputs["attention_mask"] = batch.attention_B1TT
-    if batch.position_ids_BT is not None and "position_ids" in inspect.signature(model.base_model.forward).parameters:
+    if batch.position_ids_BT is not None and "position_ids" in inspect.signature(body.forward).parameters:
         inputs["position_ids"] = batch.position_ids_BT
     remote_blocks = find_placeholder(model)
     layout = Layout(lengths=batch.lengths, wanted_N=batch.predict_N, position_ids_BT=batch.position_ids_BT)
     with nullcontext() if remote_blocks is None else remote_blocks.expect(layout):
-        return model.base_model(**inputs).last_hidden_state
+        states: Tensor = body(**inputs).last_hidden_state
+        return states
 
 
 def loss_sum(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
@@ -188,9 +191,16 @@ def check_head(model: PreTrainedModel) -> None:
     Raises: ArchitectureError where they differ, rather than train on the wrong loss.
     """
     ids_BT = torch.arange(4, device=model.device).remainder(model.config.get_text_config().vocab_size)[None]
-    with torch.no_grad():
-        own = head_of(model).logits(model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state[0])
-        theirs = model(input_ids=ids_BT, use_cache=False).logits[0].float()
+    try:
+        with torch.no_grad():
+            own = head_of(model).logits(body_of(model)(input_ids=ids_BT, use_cache=False).last_hidden_state[0])
+            theirs = model(input_ids=ids_BT, use_cache=False).logits[0].float()
+    except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError, IndexError, KeyError, AssertionError) as problem:
+        raise ArchitectureError(
+            f"{type(model).__name__} does not run as it is kept here", got=str(problem).strip().splitlines()[0][:200],
+            expected="a forward pass over four tokens",
+            do="leave out quantize, cut and placement = \"split\" where they are asked for; else use another model family",
+        ) from problem  # fmt: skip
     if own.shape != theirs.shape or not torch.allclose(own, theirs, rtol=1e-2, atol=1e-3 * float(theirs.abs().max()) + 1e-6):
         raise ArchitectureError(
             f"{type(model).__name__} does something to its logits that Atoll does not know",

@@ -18,14 +18,17 @@ import transformers
 from accelerate.utils import check_device_map
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.auto_factory import _get_model_class
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from atoll.base.head import NextToken, Objective, check_head
 from atoll.base.headers import CONFIG, INDEX, PART, WEIGHTS, fetch, read_config, read_index, read_part, read_stored, weight_files
-from atoll.base.quantize import Bits, check_kept, how_to_keep, let_gradients_through
+from atoll.base.quantize import Bits, check_kept, how_to_keep, left_wide, let_gradients_through
+from atoll.base.skeleton.build import auto_class_of, build, config_of_text, prediction_layers
+from atoll.base.skeleton.reasons import why_no_config, why_no_tokenizer
+from atoll.base.skeleton.released import made_wide
 from atoll.base.weights.checks import check_all_taken, check_numbers, check_one_head, stored_tensors
 from atoll.embedded import tiny_path
 from atoll.errors import ArchitectureError, BadValueError, BaseFolderError, TokenizerError, WeightsError
@@ -65,7 +68,7 @@ class Base:
             if without and name.startswith(without):
                 continue
             hasher.update(f"\n{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-            hasher.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            hasher.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return hasher.hexdigest()
 
 
@@ -91,12 +94,16 @@ def load_base(name: str, *, precision: str = "fp32", bits: Bits | None = None, d
     with quiet():
         config = load_causal_config(source)
         tokenizer = load_tokenizer(name)
-        model = load_model(source, config, precision, quantization, device_map=device_map)
+        wide = left_wide(build(source, config)) if quantization is not None else []
+        if hasattr(quantization, "llm_int8_skip_modules"):
+            quantization.llm_int8_skip_modules = wide  # type: ignore[union-attr]
+        wider = made_wide(config, source, quantization)
+        model = load_model(source, config, precision, quantization or wider, device_map=device_map)
     check_vocabulary(source, model, tokenizer)
     if device_map is None:
         check_head(model)
     if bits is not None and quantization is not None:
-        check_kept(name, model, bits)
+        check_kept(name, model, bits, wide)
     transposed = any(isinstance(module, Conv1D) for module in model.modules())
     return Base(name, model, tokenizer, transposed)
 
@@ -110,11 +117,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RecursionError) as problem:
-        raise TokenizerError(
-            "the tokenizer cannot be loaded",
-            where=source, got=first_line(problem), expected="tokenizer.json and tokenizer_config.json beside the weights",
-            do="copy the tokenizer files of the model into the folder",
-        ) from None  # fmt: skip
+        raise why_no_tokenizer(source, problem) from None
     except Exception as problem:
         # The tokenizers library raises the bare Exception class for a file it cannot parse; anything else is a bug and goes up.
         if type(problem) is not Exception:
@@ -177,11 +180,7 @@ def load_config(source: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, ImportError, RecursionError, ArithmeticError, StrictDataclassError) as problem:
-        raise BaseFolderError(
-            "the model's config.json cannot be used", where=source, got=first_line(problem),
-            expected="a model folder, or the id of a model that the hub (or the local cache) has",
-            do="check the name; without network, give a local folder",
-        ) from None  # fmt: skip
+        raise why_no_config(source, problem) from None
     return config
 
 
@@ -191,23 +190,23 @@ def load_causal_config(source: str) -> Any:
     Raises: BaseFolderError, ArchitectureError.
     """
     config = load_config(source)
-    if type(config) not in AutoModelForCausalLM._model_mapping:
+    if auto_class_of(config) is None or config.is_encoder_decoder:
         raise ArchitectureError(
             "the model is not a causal language model", where=source, got=f"model_type = {config.model_type!r}",
             expected="a decoder such as llama, mistral, qwen2, qwen3, gemma, gpt2, opt, bloom, gpt_neox",
             do="choose a model that generates text from left to right",
         )  # fmt: skip
-    return config
+    return config_of_text(config)
 
 
 def load_model(
-    source: str, config: Any, precision: str, quantization: QuantizationConfigMixin | None = None, *, family: Any = AutoModelForCausalLM,
+    source: str, config: Any, precision: str, quantization: QuantizationConfigMixin | None = None, *, family: Any = None,
     may_miss: Collection[str] = (), may_stay: tuple[str, ...] = (), device_map: DeviceMap | None = None,
 ) -> PreTrainedModel:  # fmt: skip
     """The frozen model of a folder or hub id, on the accelerator where there is one, or as `device_map` says.
 
-    `family` is one of the library's auto classes; weights of the modules in `may_miss` may be absent, and are then whatever they are;
-    those whose names begin with one of `may_stay` may be left in the files.
+    `family` is one of the library's auto classes, by itself one that generates; weights of the modules in `may_miss` may be absent, and
+    are then whatever they are; those whose names begin with one of `may_stay` may be left in the files.
 
     Raises: WeightsError; BadValueError for a device map that does not fit the model.
     """
@@ -220,7 +219,7 @@ def load_model(
             blocks = getattr(config.get_text_config(), "num_hidden_layers", None)
             if stored is not None and isinstance(blocks, int) and blocks > len(stored):
                 raise ValueError(f"{len(stored)} tensors for the {blocks} blocks that {CONFIG} describes")
-            found: Any = _get_model_class(config, family._model_mapping).from_pretrained(
+            found: Any = _get_model_class(config, (family or auto_class_of(config))._model_mapping).from_pretrained(
                 str(folder) if stored is None else None, config=config, state_dict=stored, dtype=DTYPES[precision],
                 output_loading_info=True, quantization_config=quantization, use_safetensors=True,
                 device_map=device_map or (None if quantization is None else {"": device}),
@@ -232,7 +231,7 @@ def load_model(
         load_generation_config(model, folder)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError, RecursionError, ArithmeticError) as problem:
         raise _placing_error(first_line(problem)) if device_map else weights_error(source, first_line(problem)) from None
-    check_all_taken(source, loaded["unexpected_keys"], may_stay)
+    check_all_taken(source, loaded["unexpected_keys"], (*may_stay, *prediction_layers(config)))
     missing = [key for key in sorted(loaded["missing_keys"]) if key.rpartition(".")[0] not in may_miss]
     wrong = [*missing[:3], *(str(key) for key in list(loaded["mismatched_keys"])[:3])]
     if wrong:

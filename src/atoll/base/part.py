@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from atoll.base.blocks import Skip, blocks_path, hear_hidden_states_only, sizes_of, trace
 from atoll.base.head import check_head
@@ -44,6 +44,9 @@ from atoll.base.load import (
     quiet,
     weights_error,
 )
+from atoll.base.skeleton.build import build
+from atoll.base.skeleton.released import not_twice
+from atoll.base.skeleton.stored_names import StoredNames
 from atoll.base.weights.checks import check_numbers, check_one_head
 from atoll.embedded import tiny_path
 from atoll.errors import BadValueError, WeightsError
@@ -56,8 +59,6 @@ BESIDE_WEIGHTS = (
     "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 """What a model folder may hold beside weights that loading a model and its tokenizer may need."""
-_HEADS = ("lm_head.weight", "embed_out.weight")
-"""GPT-NeoX keeps its head under the one name in checkpoints and under the other in the model."""
 _CHUNK_BYTES = 2**22
 
 
@@ -68,6 +69,7 @@ class _Skeleton:
     source: str
     folder: Path
     model: PreTrainedModel
+    names: StoredNames
     path: str
     front: int
     back: int
@@ -85,19 +87,18 @@ class _Skeleton:
         """The model's tensors outside the middle blocks, as they stand in it."""
         return {name: tensor for name, tensor in self.model.state_dict().items() if not self.is_middle(name)}
 
-    def name_in_model(self, stored: str, held: Mapping[str, Tensor]) -> str | None:
-        """The model's own name of a tensor of a checkpoint, which may lack the leading component of its name, or have it too many."""
-        prefix = f"{self.model.base_model_prefix}."
-        candidates = (stored, prefix + stored, stored.removeprefix(prefix), *(_HEADS if stored in _HEADS else ()))
-        return next((name for name in candidates if name in held), None)
+    def holds(self, stored: str) -> bool:
+        """Whether a device holds a tensor of a checkpoint, under whatever name the model has it, alone or as a part of another."""
+        return any(not self.is_middle(name) for name in self.names.of(stored))
 
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """One tensor of the part: its name in the checkpoint, and where it is."""
+    """One tensor of the part: its name in the checkpoint, where it is, and whether the model merges it with others."""
 
     stored: str
     tensor: StoredTensor
+    merged: bool = False
 
 
 def load_part(name: str, front: int, back: int, *, precision: str, remote_blocks: Callable[[Sizes, bool], RemoteBlocksPlaceholder]) -> Base:
@@ -113,8 +114,8 @@ def load_part(name: str, front: int, back: int, *, precision: str, remote_blocks
     transposed = any(type(module).__name__ == "Conv1D" for module in model.modules())
     with quiet():
         tokenizer = load_tokenizer(folder)
+        _make_buffers(skeleton)
         sizes, returns_tuple = _skip_middle(skeleton)
-        _make_buffers(model)
         _fill(skeleton, DTYPES[precision])
         load_generation_config(model, skeleton.folder)
     check_one_head(folder, model)
@@ -210,13 +211,10 @@ def _skeleton(name: str, front: int, back: int, dtype: torch.dtype | None = None
     folder = Path(source) if Path(source).is_dir() else fetch(source, (*BESIDE_WEIGHTS, INDEX, PART))
     with quiet():
         config = load_causal_config(str(folder))
-        try:
-            # Unlike accelerate's init_empty_weights this holds for one thread only: others may make modules meanwhile.
-            with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-        except (OSError, ValueError, RuntimeError, KeyError) as problem:
-            raise weights_error(source, first_line(problem)) from None
-    skeleton = _Skeleton(source, folder, model, blocks_path(model), front, back)
+        if getattr(config, "quantization_config", None) is not None:
+            raise not_twice(source, "split mode, for which a device has a part of the base")
+        model = build(source, config, dtype)
+    skeleton = _Skeleton(source, folder, model, StoredNames(model), blocks_path(model), front, back)
     _check_cut(skeleton)
     return skeleton
 
@@ -242,32 +240,36 @@ def _check_cut(skeleton: _Skeleton) -> None:
 
 def _held(skeleton: _Skeleton) -> dict[str, _Held]:
     """Where the part's tensors are, by their names in the model; one of two tied tensors that are equal."""
-    expected, found = skeleton.held(), {}
-    for stored, tensor in _stored_tensors(skeleton, expected).items():
-        name = skeleton.name_in_model(stored, expected)
-        if name is not None:
-            found[name] = _Held(stored, tensor)
+    expected, names = skeleton.held(), skeleton.names
+    found: dict[str, _Held] = {}
+    filled: set[str] = set()
+    for stored, tensor in _stored_tensors(skeleton).items():
+        if skeleton.holds(stored):
+            merged = names.converted(stored)
+            filled.update(names.of(stored))
+            found[names.whole(stored) if merged else names.of(stored)[0]] = _Held(stored, tensor, merged)
     tied: Mapping[str, str] = skeleton.model.all_tied_weights_keys
     for twin, name in tied.items():
         if twin in found and (name not in found or _same_bytes(found[twin].tensor, found[name].tensor)):
             found[name] = found.get(name, found[twin])
             del found[twin]
-    wrong = [name for name in expected if name not in found and name not in tied]
-    wrong += [name for name, held in found.items() if held.tensor.shape != tuple(expected[name].shape)]
+            filled.add(name)
+    wrong = [name for name in expected if name not in filled and name not in tied]
+    wrong += [name for name, held in found.items() if not held.merged and held.tensor.shape != tuple(expected[name].shape)]
     if wrong:
         raise weights_error(str(skeleton.folder), "missing or of another shape: " + ", ".join(wrong[:3]))
     return found
 
 
-def _stored_tensors(skeleton: _Skeleton, expected: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
-    """The tensors of those files that hold any of the expected ones."""
+def _stored_tensors(skeleton: _Skeleton) -> dict[str, StoredTensor]:
+    """The tensors of those files that hold any of the part's."""
     folder = skeleton.folder
     if not (folder / INDEX).is_file():
         _fetch_missing(skeleton, (WEIGHTS,))
     if (folder / WEIGHTS).is_file():
         return read_stored((folder / WEIGHTS,))
     index = read_index(folder)
-    files = sorted({file for stored, file in index.items() if skeleton.name_in_model(stored, expected) is not None})
+    files = sorted({file for stored, file in index.items() if skeleton.holds(stored)})
     _fetch_missing(skeleton, files)
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
@@ -292,25 +294,34 @@ def _skip_middle(skeleton: _Skeleton) -> tuple[Sizes, bool]:
     return sizes, found.returns_tuple
 
 
-def _make_buffers(model: PreTrainedModel) -> None:
-    """Compute what is in no checkpoint, such as rotary tables, as from_pretrained does; weights stay without memory."""
-    for module in model.modules():
+def _make_buffers(skeleton: _Skeleton) -> None:
+    """Compute what is in no checkpoint, such as rotary tables, as from_pretrained does; weights stay without memory, and middle blocks.
+
+    These are still there: some families write into all their blocks at once.
+    """
+    for path, module in skeleton.model.named_modules():
         for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, torch.empty_like(buffer, device="cpu"))
-    model.initialize_weights()
+            if not skeleton.is_middle(path):
+                setattr(module, name, torch.empty_like(buffer, device="cpu"))
+    skeleton.model.initialize_weights()
 
 
 def _fill(skeleton: _Skeleton, dtype: torch.dtype) -> None:
     """Put the stored tensors into the model, one after the other."""
     model, held, expected = skeleton.model, _held(skeleton), skeleton.held()
     kept_in_fp32 = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ()) if dtype is torch.bfloat16 else ()
+    merged: dict[str, Tensor] = {}
     for name, tensor in _read(skeleton, held):
+        if held[name].merged:
+            merged[held[name].stored] = tensor
+            continue
         wanted = torch.float32 if any(part in name for part in kept_in_fp32) else expected[name].dtype
         if tensor.is_floating_point() != wanted.is_floating_point:
             raise weights_error(str(skeleton.folder), f"{held[name].stored} as {tensor.dtype}")
         # A copy: what the library gives is the file itself in memory, which somebody may write anew.
         _put(model, name, tensor.to(wanted, copy=True))
-    model.tie_weights(missing_keys=set(expected) - set(held), recompute_mapping=False)
+    skeleton.names.merge_into(model, merged, dtype)
+    model.tie_weights(missing_keys={n for n in expected if n not in held and _is_absent(model, n)}, recompute_mapping=False)
 
 
 def _read(skeleton: _Skeleton, held: Mapping[str, _Held]) -> Iterator[tuple[str, Tensor]]:
@@ -322,6 +333,11 @@ def _read(skeleton: _Skeleton, held: Mapping[str, _Held]) -> Iterator[tuple[str,
                         yield name, weights.get_tensor(one.stored)
     except (OSError, SafetensorError) as problem:
         raise weights_error(str(skeleton.folder), first_line(problem)) from None
+
+
+def _is_absent(model: PreTrainedModel, name: str) -> bool:
+    path, _, last = name.rpartition(".")
+    return bool(getattr(model.get_submodule(path), last).is_meta)
 
 
 def _put(model: PreTrainedModel, name: str, tensor: Tensor) -> None:

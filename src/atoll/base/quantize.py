@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Collection
 from typing import Literal
 
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from atoll.base.blocks import trace
+from atoll.base.blocks import blocks_path, is_projection, projections_that_run
+from atoll.base.skeleton.build import is_plain
 from atoll.errors import ArchitectureError, BadValueError, UnavailableError
 
 Bits = Literal[4, 8, 16]
@@ -50,16 +52,27 @@ def let_gradients_through(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
-def check_kept(name: str, model: PreTrainedModel, bits: Bits) -> None:
-    """Look whether every projection of the blocks is kept as asked.
+def left_wide(model: PreTrainedModel) -> list[str]:
+    """Names of linear modules that no library may narrow: those outside the blocks, and those whose weight the family reads itself."""
+    runs, inside = projections_that_run(model), f"{blocks_path(model)}."
+    linear = [name for name, module in model.named_modules() if is_projection(module)]
+    return [name for name in linear if not name.startswith(inside) or (runs is not None and name not in runs)]
+
+
+def check_kept(name: str, model: PreTrainedModel, bits: Bits, wide: Collection[str] = ()) -> None:
+    """Look whether the projections of the blocks are kept as asked, but for the `wide` ones; of a family's own class they stay as they are.
 
     Raises: ArchitectureError for a family with projections that cannot be quantized.
     """
-    plain = [name for group in trace(model).groups for name in group if type(model.get_submodule(name)).__name__ not in _MADE_BY[bits]]
-    if plain:
+    path = blocks_path(model)
+    blocks = {f"{path}.{inner}": module for inner, module in model.get_submodule(path).named_modules()}
+    found = {full: module for full, module in blocks.items() if is_projection(module) and full not in wide}
+    whole = [full for full, module in found.items() if type(module).__name__ not in _MADE_BY[bits]]
+    if len(whole) == len(found) or any(is_plain(found[full]) for full in whole):
         raise ArchitectureError(
-            "the base has projections that cannot be quantized", where=name, got=", ".join(plain[:3]),
-            expected=f"blocks whose projections can be kept in {bits} bits", do="keep the base as it is",
+            "the base has projections that cannot be quantized", where=name, got=f"{whole[0]}, a {type(found[whole[0]]).__name__}",
+            expected=f"blocks whose projections can be kept in {bits} bits",
+            do='leave quantize out, or write precision = "bf16", which halves all weights',
         )  # fmt: skip
 
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-from atoll.base.families import FAMILIES, Family, guess_kind, locate
+from atoll.base.families import FAMILIES, Family, locate
 from atoll.base.headers import Headers, TensorHeader, read_headers
+from atoll.base.skeleton.released import is_released_quantized, not_twice
 from atoll.embedded import tiny_path
 from atoll.errors import ArchitectureError, BaseFolderError, WeightsError
 from atoll.shapes import BaseShapes, ModuleShape
@@ -16,7 +17,7 @@ from atoll.shapes import BaseShapes, ModuleShape
 __all__ = ["BaseShapes", "read_shapes"]
 
 _HEADS = ("lm_head.weight", "embed_out.weight")
-_CAUSAL = re.compile(r".*(ForCausalLM|LMHeadModel)")
+_GENERATES = re.compile(r".*(ForCausalLM|LMHeadModel|ForConditionalGeneration)")
 _NOT_A_PROJECTION = re.compile(r".*(embed|norm|\bln_|\bwte\b|\bwpe\b).*")
 # What old checkpoints keep beside the parameters: causal masks and rotary tables, made anew when a model is loaded.
 _BUFFER = re.compile(r".*(\.attn\.bias|\.masked_bias|\.attention\.bias|rotary_emb\.inv_freq)")
@@ -30,19 +31,24 @@ def read_shapes(source: str, num_classes: int | None = None) -> BaseShapes:
     headers = read_headers(str(tiny_path()) if source == "tiny" else source)
     model_type = _model_type(headers, classifies=num_classes is not None)
     family = FAMILIES.get(model_type)
-    _check_plain_weights(headers)
+    _check_weights(headers, classifies=num_classes is not None)
     weights = {name: header for name, header in headers.tensors.items() if not _BUFFER.fullmatch(name)}
+    if family is None or "quantization_config" in headers.config:
+        return _by_model(headers)
     modules = _modules(weights, family)
     num_blocks = 1 + max((module.block for module in modules), default=-1)
     d_model = _size(headers, ("hidden_size", "n_embd", "d_model", "dim"))
     num_heads = _size(headers, ("num_attention_heads", "n_head", "num_heads", "n_heads"))
-    _check_whole(headers, family, modules, num_blocks)
+    if not _is_ordinary(headers, family, modules, num_blocks):
+        if num_classes is not None:
+            raise weights_misfit(headers.source, f"{len(modules)} projections in {num_blocks} blocks", "as many as config.json speaks of")
+        return _by_model(headers)
     tied = _is_tied(headers.config, weights, family)
     stored_bytes = sum(header.num_bytes for header in weights.values())
-    head = _head(headers, family, num_blocks, num_classes) if family is not None and num_classes is not None else ()
+    head = _head(headers, family, num_blocks, num_classes) if num_classes is not None else ()
     return BaseShapes(
         model_type=model_type,
-        num_parameters=_num_parameters(weights, tied) if family is None or not head else _num_of_classifier(weights, family, head),
+        num_parameters=_num_parameters(weights, tied) if not head else _num_of_classifier(weights, family, head),
         modules=modules,
         d_model=d_model,
         vocab_size=_size(headers, ("vocab_size",)),
@@ -52,10 +58,10 @@ def read_shapes(source: str, num_classes: int | None = None) -> BaseShapes:
         stored_bytes_per_weight=stored_bytes / sum(prod(header.shape) for header in weights.values()),
         num_heads=num_heads,
         attention_width=num_heads * (_first(headers.config, ("head_dim",)) or d_model // num_heads),
-        keeps_scores=family.keeps_scores if family else True,
+        keeps_scores=family.keeps_scores,
         head=head,
-        head_biases=bool(head) and family is not None and not family.causal,
-        outside=_outside(headers, family, num_blocks) if family is not None and num_classes is None else (),
+        head_biases=bool(head) and not family.causal,
+        outside=_outside(headers, family, num_blocks) if num_classes is None else (),
     )
 
 
@@ -110,8 +116,8 @@ def _model_type(headers: Headers, *, classifies: bool) -> str:
                 expected="one of " + ", ".join(sorted(FAMILIES)), do='choose another base, or write task = "generate" below [model]',
             )  # fmt: skip
         return model_type
-    bare = family is not None and family.causal and all(name.endswith("Model") for name in names)
-    if headers.config.get("is_encoder_decoder") or not (bare or any(_CAUSAL.fullmatch(name) for name in names)):
+    bare = (family is None or family.causal) and all(name.endswith("Model") for name in names)
+    if headers.config.get("is_encoder_decoder") or not (bare or any(_GENERATES.fullmatch(name) for name in names)):
         raise ArchitectureError(
             "the model is not a causal language model", where=headers.source,
             got=f"model_type = {model_type!r}, architectures = {names}",
@@ -121,12 +127,9 @@ def _model_type(headers: Headers, *, classifies: bool) -> str:
     return model_type
 
 
-def _check_plain_weights(headers: Headers) -> None:
-    if "quantization_config" in headers.config:
-        raise WeightsError(
-            "the model's weights are quantized already", where=headers.source, got="quantization_config in config.json",
-            expected="weights in fp32, fp16 or bf16", do="use the model as it was before quantization; [model] quantize sets the bits",
-        )  # fmt: skip
+def _check_weights(headers: Headers, *, classifies: bool) -> None:
+    if is_released_quantized(headers.config, headers.source) and classifies:
+        raise not_twice(headers.source, 'task = "classify"')
     if not headers.tensors:
         raise WeightsError(
             "the weight files hold no tensors", where=headers.source, got="0 tensors", expected="the model's weights",
@@ -134,7 +137,7 @@ def _check_plain_weights(headers: Headers) -> None:
         )  # fmt: skip
 
 
-def _modules(weights: Mapping[str, TensorHeader], family: Family | None) -> tuple[ModuleShape, ...]:
+def _modules(weights: Mapping[str, TensorHeader], family: Family) -> tuple[ModuleShape, ...]:
     """Two-dimensional weights inside the blocks, sorted by block and by their place in it."""
     found: list[tuple[int, int, ModuleShape]] = []
     for name, header in weights.items():
@@ -144,26 +147,35 @@ def _modules(weights: Mapping[str, TensorHeader], family: Family | None) -> tupl
         if place is None or _NOT_A_PROJECTION.fullmatch(place[2]):
             continue
         blocks, block, inner = place
-        d_out, d_in = header.shape[::-1] if family is not None and family.transposed else header.shape
-        kind = family.kind_of(inner) if family is not None else guess_kind(inner)
-        position = family.position_of(inner) if family is not None else 0
+        d_out, d_in = header.shape[::-1] if family.transposed else header.shape
+        kind, position = family.kind_of(inner), family.position_of(inner)
         found.append((block, position, ModuleShape(f"{blocks}.{block}.{inner}", d_in, d_out, kind, block)))
     return tuple(shape for _, _, shape in sorted(found, key=lambda item: item[:2]))
 
 
-def _check_whole(headers: Headers, family: Family | None, modules: tuple[ModuleShape, ...], num_blocks: int) -> None:
+def weights_misfit(source: str, got: str, expected: str) -> WeightsError:
+    """What is said of weights that are not those of config.json."""
+    return WeightsError(
+        "the weights do not fit config.json", where=source, got=got, expected=expected,
+        do="copy config.json and the weights from the same model",
+    )  # fmt: skip
+
+
+def _by_model(headers: Headers) -> BaseShapes:
+    # Imported here: it takes seconds, and the families whose checkpoints tell all need none of it.
+    from atoll.base.skeleton.sizes import sizes_of_model
+
+    return sizes_of_model(headers)
+
+
+def _is_ordinary(headers: Headers, family: Family, modules: tuple[ModuleShape, ...], num_blocks: int) -> bool:
+    """Whether the checkpoint has the family's modules in every block that config.json speaks of, and no others."""
     declared = _size(headers, ("num_hidden_layers", "n_layer", "num_layers", "n_layers"))
-    per_block = len(family.attention) + len(family.mlp) if family is not None else 1
-    if num_blocks != declared or len(modules) < per_block * declared:
-        raise WeightsError(
-            "the weights do not fit config.json", where=headers.source,
-            got=f"{len(modules)} projections in {num_blocks} blocks", expected=f"{declared} blocks of {per_block} projections or more",
-            do="copy config.json and the weights from the same model",
-        )  # fmt: skip
+    return num_blocks == declared and len(modules) == (len(family.attention) + len(family.mlp)) * declared
 
 
-def _is_tied(config: Mapping[str, Any], weights: Mapping[str, TensorHeader], family: Family | None) -> bool:
-    declared = config.get("tie_word_embeddings", family.tied if family is not None else None)
+def _is_tied(config: Mapping[str, Any], weights: Mapping[str, TensorHeader], family: Family) -> bool:
+    declared = config.get("tie_word_embeddings", family.tied)
     return declared if isinstance(declared, bool) else not any(name in weights for name in _HEADS)
 
 

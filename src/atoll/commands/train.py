@@ -125,6 +125,8 @@ def _begin(job: Job, run: RunDirectory, log: EventLog) -> None:
         log.append(event)
     for edge_out in job.plan.left_out:
         log.append(EdgeLeftOut(edge_out.name, edge_out.why))
+    for remark in job.plan.remarks:
+        log.append(Advised("", remark))
     for edge in job.edges:
         warning = full_pool_warning(edge.selector, job.config.run.rounds * edge.plan.num_steps)
         if warning is not None:

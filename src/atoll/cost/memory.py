@@ -109,11 +109,12 @@ def training_memory(
     num_logits = shapes.head[-1].d_out if shapes.head else shapes.vocab_size
     rows_of_logits = min(num_label_tokens, max(16, LOGITS_CHUNK_BYTES // (4 * num_logits)))
     twice = sum(module.num_weights for module in here if module.name in merged)
+    wide = sum(module.num_weights for module in here if not module.narrows)
     others = shapes.num_parameters - sum(module.num_weights for module in shapes.modules)
     widest_weight = max((module.num_weights for module in here), default=0)
     return Memory(
         process_bytes=PROCESS_BYTES + (QUANTIZER_BYTES.get(bits, 0) if narrow else 0) if process_bytes is None else process_bytes,
-        base_bytes=(others + twice) * activation_bytes + sum(stored_bytes(module, bits) for module in here),
+        base_bytes=(others + twice + wide) * activation_bytes + sum(stored_bytes(module, bits) for module in here if module.narrows),
         adapter_bytes=(OPTIMIZER_BYTES_PER_PARAMETER + HELD_BYTES_PER_PARAMETER * holds_all) * adapter_parameters(shapes, ranks),
         activation_bytes=int(slack * activation_bytes * (stored + share * largest + ends)),
         logits_bytes=rows_of_logits * num_logits * 4,

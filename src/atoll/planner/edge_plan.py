@@ -86,6 +86,8 @@ class FleetPlan:
     """How the worth of weights was found; None where run.toml says the ranks."""
     pool: tuple[str, ...] = ()
     """Full names of all modules that may have an adapter."""
+    remarks: tuple[str, ...] = ()
+    """What targets and bits leave out of the base, in sentences."""
 
     def edge(self, name: str) -> EdgePlan:
         """The plan of one edge, which must exist."""
@@ -108,6 +110,7 @@ class FleetPlan:
             "importance": self.importance,
             "edges": [edge.to_json() for edge in self.edges],
             "left_out": [dataclasses.asdict(edge) for edge in self.left_out],
+            "remarks": list(self.remarks),
         }
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-from atoll.adapters.targets import resolve_targets
+from atoll.adapters.targets import resolve_targets, unreached
 from atoll.config.checks.federation import frozen_delta_in_a_host
 from atoll.config.checks.whole_base import classes_in_a_host, full_weights_in_a_host
 from atoll.config.document import few
 from atoll.config.schema import DEFAULT_LOCAL_STEPS, Edge, RunConfig
 from atoll.cost.formulas import adapter_parameters
 from atoll.errors import ConflictError, InfeasibleError, PartError
-from atoll.planner.edge_plan import FleetPlan, Mode
+from atoll.planner.edge_plan import EdgePlan, FleetPlan, Mode
 from atoll.planner.importance import Importance, by_type, uniform
 from atoll.planner.planner import Planned, Planner
 from atoll.planner.request import EdgeRequest, PlanRequest
@@ -36,7 +36,8 @@ def plan_fleet(
 
     Raises: TargetError; InfeasibleError naming every edge for which nothing fits, with what is missing and what would fit.
     """
-    pool = tuple(start_ranks) if start_ranks is not None else resolve_targets(config.adapter.targets, shapes.modules)
+    targets, without = config.adapter.targets, shapes.without_adapter
+    pool = tuple(start_ranks) if start_ranks is not None else resolve_targets(targets, shapes.modules, without)
     outside = [module.name for module in shapes.modules if module.outside and module.name in pool]
     if outside and config.plan.policy != "as-written":
         raise ConflictError(
@@ -65,7 +66,18 @@ def plan_fleet(
         tuple(plans), config.run.rounds, adapter_parameters(shapes, largest), shapes.num_parameters,
         sum(seconds) if len(seconds) == len(spans) else None, sum(span.up_bytes for span in spans),
         sum(span.down_bytes for span in spans), tuple(planned.left_out), kind, tuple(pool),
+        remarks=tuple(_remarks(config, shapes, plans)),
     )  # fmt: skip
+
+
+def _remarks(config: RunConfig, shapes: BaseShapes, plans: Sequence[EdgePlan]) -> Iterator[str]:
+    left = None if config.adapter.start is not None else unreached(config.adapter.targets, shapes.without_adapter)
+    if left is not None:
+        yield left
+    precise = 32 if config.model.precision == "fp32" else 16
+    if shapes.num_wide and any(plan.bits < precise for plan in plans):
+        share = shapes.num_wide / shapes.num_parameters
+        yield f"{share:.0%} of the base's weights stay in {precise} bits for all quantize says: experts in one tensor are no linear modules"
 
 
 def check_planned(request: PlanRequest, planned: Planned) -> None:

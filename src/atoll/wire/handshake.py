@@ -122,8 +122,9 @@ def _module_misfits(hello: pb.Hello, facts: HostFacts) -> Iterator[_Misfit]:
             yield _Misfit("modules", f"blocks {first} to {last}", module.name, "send modules of the middle only")
         elif module.name in seen:
             yield _Misfit("modules", "each module once", f"{module.name} twice", "send each module once")
-        elif not 1 <= module.rank <= min(facts.max_rank, *facts.modules[module.name]):
-            most = min(facts.max_rank, *facts.modules[module.name])
+        elif not 1 <= module.rank <= min(facts.max_rank, max(facts.modules[module.name])):
+            # The larger side, as a gate has one output, and may have an adapter of the rank that all have.
+            most = min(facts.max_rank, max(facts.modules[module.name]))
             yield _Misfit("rank", f"1 to {most}", f"{module.rank} for {module.name}", "lower adapter.rank")
         elif module.killed not in ("", *facts.killed) or (module.killed == "merge" and hello.adapter_kind != "lora"):
             choices = [how for how in facts.killed if how != "merge" or hello.adapter_kind == "lora"]

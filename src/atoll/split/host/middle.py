@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from atoll.adapters.layers import adapted, frozen_pair, merged
 from atoll.adapters.state import Kind, ModuleAdapter
 from atoll.base.blocks import Skip, blocks_path
+from atoll.base.skeleton.build import body_of
 from atoll.remote_blocks import Layout
 from atoll.split.cut import Cut, add_at, gather, plus_at, real_positions, spread
 from atoll.tasks.packing import attention_mask, documents_seen
@@ -84,7 +85,7 @@ class Middle:
     ) -> None:  # fmt: skip
         self._model, self._pause = model, pause
         self._embedding_width = int(model.get_input_embeddings().embedding_dim)  # type: ignore[arg-type]
-        self._takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
+        self._takes_positions = "position_ids" in inspect.signature(body_of(model).forward).parameters
         self._anchor = torch.zeros((), device=model.device, requires_grad=True)
         self.ups_OR: dict[str, Tensor] = {}
         """In factored mode the second factor of every active module, as the device sent it last."""
@@ -195,7 +196,7 @@ class Middle:
             inputs["attention_mask"] = attention_mask(documents_seen(document_BT)).to(device)
             if self._takes_positions:
                 inputs["position_ids"] = layout.position_ids_BT.to(device)
-        self._view.base_model(**inputs)
+        body_of(self._view)(**inputs)
 
 
 class _Group:

@@ -14,6 +14,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from atoll.base.head import head_of
+from atoll.base.skeleton.build import body_of
 from atoll.errors import BadValueError
 from atoll.remote_blocks import Layout, RemoteBlocksPlaceholder, find_placeholder
 from atoll.tasks.tokens import encode_texts, pad_id
@@ -107,7 +108,7 @@ def _complete_remotely(
         input_ids_BT = torch.tensor([rows[i] + [fill] * (width - len(rows[i])) for i in open_rows], device=model.device)
         last_B = torch.tensor([place * width + length - 1 for place, length in enumerate(lengths)], device=model.device)
         with remote_blocks.expect(Layout(lengths, last_B)):
-            h_BTD = model.base_model(input_ids=input_ids_BT, use_cache=False).last_hidden_state
+            h_BTD = body_of(model)(input_ids=input_ids_BT, use_cache=False).last_hidden_state
         for i, token_id in zip(open_rows, head.logits(h_BTD.flatten(0, 1)[last_B]).argmax(-1).tolist(), strict=True):
             rows[i].append(token_id)
         open_rows = [i for i in open_rows if not ends.reached(rows[i][starts[i] :], tokenizer)]
