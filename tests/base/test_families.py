@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -114,3 +115,6 @@ def test_extra_prediction_layers_are_not_of_the_model(tmp_path: Path) -> None:
     save_file(tensors | extra, tmp_path / "model.safetensors", metadata={"format": "pt"})
     assert read_shapes(str(tmp_path)).modules == plain.modules
     assert read_shapes(str(tmp_path)).num_parameters == plain.num_parameters
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 1}))
+    assert sum(parameter.numel() for parameter in load_base(str(tmp_path)).model.parameters()) == plain.num_parameters

@@ -26,7 +26,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from atoll.base.head import NextToken, Objective, check_head
 from atoll.base.headers import CONFIG, INDEX, PART, WEIGHTS, fetch, read_config, read_index, read_part, read_stored, weight_files
 from atoll.base.quantize import Bits, check_kept, how_to_keep, left_wide, let_gradients_through
-from atoll.base.skeleton.build import auto_class_of, build, config_of_text, prediction_layers
+from atoll.base.skeleton.build import auto_class_of, build, config_of_text, left_in_files
 from atoll.base.skeleton.reasons import why_no_config, why_no_tokenizer
 from atoll.base.skeleton.released import made_wide
 from atoll.base.weights.checks import check_all_taken, check_numbers, check_one_head, stored_tensors
@@ -231,7 +231,7 @@ def load_model(
         load_generation_config(model, folder)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError, RecursionError, ArithmeticError) as problem:
         raise _placing_error(first_line(problem)) if device_map else weights_error(source, first_line(problem)) from None
-    check_all_taken(source, loaded["unexpected_keys"], (*may_stay, *prediction_layers(config)))
+    check_all_taken(source, loaded["unexpected_keys"], (*may_stay, *left_in_files(config, str(read_config(folder).get("model_type")))))
     missing = [key for key in sorted(loaded["missing_keys"]) if key.rpartition(".")[0] not in may_miss]
     wrong = [*missing[:3], *(str(key) for key in list(loaded["mismatched_keys"])[:3])]
     if wrong:

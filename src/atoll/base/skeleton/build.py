@@ -11,6 +11,9 @@ from transformers.models.auto.auto_factory import _get_model_class
 
 from atoll.errors import ArchitectureError
 
+_BESIDE_TEXT = ("vision_", "visual.", "audio_", "multi_modal_projector.", "model.vision_", "model.visual.", "model.audio_",
+                "model.multi_modal_projector.")  # fmt: skip
+
 
 def auto_class_of(config: Any) -> Any:
     """The auto class that loads a model which generates text: for text alone, else for text beside images; None where there is none.
@@ -49,14 +52,17 @@ def build(source: str, config: Any, dtype: torch.dtype | None = None) -> PreTrai
     return model
 
 
-def prediction_layers(config: Any) -> tuple[str, ...]:
-    """How the names of layers begin that predict further tokens: checkpoints have them, and the library's models do not.
+def left_in_files(config: Any, stored_type: str) -> tuple[str, ...]:
+    """How the names of tensors begin that a text model does not take from its checkpoint: what sees and hears beside it in a wrapper, where
+    the library loads the text model alone, and layers that predict further tokens. `stored_type` is the model_type of the checkpoint.
 
     Source: DeepSeek-V3 (arXiv 2412.19437, section 2.2) keeps them as blocks after the last one, others under a name of their own.
     """
     text = config.get_text_config()
     blocks, more = getattr(text, "num_hidden_layers", 0), getattr(text, "num_nextn_predict_layers", None) or 0
-    return (*(f"{prefix}layers.{number}." for prefix in ("model.", "") for number in range(blocks, blocks + more)), "mtp.", "model.mtp")
+    beside = _BESIDE_TEXT if stored_type != config.model_type else ()
+    more_blocks = (f"{prefix}layers.{number}." for prefix in ("model.", "") for number in range(blocks, blocks + more))
+    return (*beside, *more_blocks, "mtp.", "model.mtp")
 
 
 def body_of(model: PreTrainedModel) -> Any:
