@@ -30,10 +30,10 @@ class ToldToEnd(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def endable() -> Iterator[None]:
-    """Within, SIGTERM (kill, systemd, Slurm, docker stop) and SIGHUP raise `ToldToEnd`, unless they were ignored (nohup) or are handled."""
+    """Within, SIGTERM (kill, systemd, Slurm, docker stop) and SIGHUP raise `ToldToEnd`, unless this process was started to ignore them (nohup)."""
     before = {}
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, _end) for number in _ENDING if signal.getsignal(number) == signal.SIG_DFL}
+        before = {number: signal.signal(number, _end) for number in _ENDING if signal.getsignal(number) != signal.SIG_IGN}
     try:
         yield
     finally:
