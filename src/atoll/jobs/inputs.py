@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
+from atoll import seeding
 from atoll.base.read_shapes import read_shapes
 from atoll.config.load import LoadedConfig
-from atoll.config.schema import RunConfig
-from atoll.errors import BadValueError
+from atoll.config.schema import RunConfig, held_out_source
+from atoll.errors import BadValueError, DataFileError, EmptyDataError
 from atoll.planner.importance import Importance, read_importance
 from atoll.planner.plan_fleet import LOCAL_EDGE
 from atoll.shapes import BaseShapes, with_full_weights
 from atoll.tasks.partition import partition
-from atoll.tasks.rows import RowProblem, Rows, load_rows
+from atoll.tasks.readers.hub import Role
+from atoll.tasks.readers.reader import Limits
+from atoll.tasks.rows import RowProblem, Rows, files_of, load_rows
 from atoll.tasks.text import as_text, check_column
 from atoll.tasks.tokens import skip_or_raise
 
@@ -98,35 +103,70 @@ def labels_of(config: RunConfig, parts: Iterable[Rows]) -> tuple[str, ...]:
 
 
 def edge_rows(loaded: LoadedConfig, only: str | None = None) -> tuple[EdgeRows, ...]:
-    """Every edge's rows, or those of one: its own file, read once for all that name it, or its share of [data] train.
+    """Every edge's rows, or those of one: its own file, read once for all that name it, or its share of [data] train; none held out.
 
     Raises: DataFileError, EmptyDataError, BadRowError, PartitionError, ColumnError.
     """
     config = loaded.config
     edges = config.edge
     if not edges:
-        return (EdgeRows(LOCAL_EDGE, _load(loaded, config.data.train, config.data.train_rows)),)
+        return (EdgeRows(LOCAL_EDGE, _trained_on(loaded, _held_out_files(loaded))),)
     sharing = [edge.name for edge in edges if edge.data is None]
     if only is not None and only not in sharing:
         sharing = []  # The file that others share may not be on this machine.
     shares: dict[str, Rows] = {}
+    held_out = _held_out_files(loaded)
     if sharing:
-        rows = _load(loaded, config.data.train, config.data.train_rows)
+        rows = _trained_on(loaded, held_out)
         parts = partition(rows, config.data.partition, sharing, config.run.seed)
         shares = {name: rows.take(part) for name, part in zip(sharing, parts, strict=True)}
     asked = [edge for edge in edges if only in (None, edge.name)]
-    own = {source: _load(loaded, source, config.data.train_rows) for source in dict.fromkeys(edge.data for edge in asked) if source}
+    sources = dict.fromkeys(edge.data for edge in asked if edge.data is not None)
+    own = {source: _load(loaded, source, config.data.train_rows, held_out=held_out) for source in sources}
     return tuple(EdgeRows(edge.name, shares[edge.name] if edge.data is None else own[edge.data]) for edge in asked)
 
 
 def eval_rows(loaded: LoadedConfig) -> Rows | None:
-    """The held-out rows; the demo brings its own.
+    """The held-out rows: those of [data] eval, a share of the training rows, or the demo's own where edges train on the demo.
 
     Raises: as `edge_rows`.
     """
     data = loaded.config.data
-    source = "demo-eval" if data.eval is None and data.train == "demo" else data.eval
-    return None if source is None else _load(loaded, source, data.eval_rows)
+    if data.validation_share is not None:
+        return _held_out_share(loaded)[1]
+    source = held_out_source(loaded.config)
+    return None if source is None else _load(loaded, source, data.eval_rows, "eval")
+
+
+def _held_out_files(loaded: LoadedConfig) -> tuple[Path, ...]:
+    """The files of held-out rows, which are not trained on; none where they are not on this machine."""
+    source, data = held_out_source(loaded.config), loaded.config.data
+    try:
+        return () if source is None else files_of(source, base_dir=loaded.path.parent, reader=data.reader, role="eval")
+    except DataFileError:
+        return ()
+
+
+def _trained_on(loaded: LoadedConfig, held_out: Collection[Path]) -> Rows:
+    data = loaded.config.data
+    if data.validation_share is not None:
+        return _held_out_share(loaded)[0]
+    return _load(loaded, data.train, data.train_rows, held_out=held_out)
+
+
+def _held_out_share(loaded: LoadedConfig) -> tuple[Rows, Rows]:
+    """The rows of [data] train in two: to train on, and held out."""
+    data, seed = loaded.config.data, loaded.config.run.seed
+    rows = _load(loaded, data.train, None)
+    num_held_out = min(len(rows) - 1, max(1, round((data.validation_share or 0) * len(rows))))
+    if num_held_out < 1:
+        raise EmptyDataError(
+            "one row cannot be divided", where=f"[data] validation_share = {data.validation_share}", got=f"1 row in {data.train}",
+            expected="at least two rows", do="give more rows, or take validation_share out",
+        )  # fmt: skip
+    order = np.random.default_rng(seeding.stream(seed, "held-out")).permutation(len(rows))
+    held_out, trained_on = np.sort(order[:num_held_out]), np.sort(order[num_held_out:])
+    return replace(rows.take(trained_on[: data.train_rows]), notes=rows.notes), rows.take(held_out[: data.eval_rows])
 
 
 def given_importance(loaded: LoadedConfig) -> Importance | None:
@@ -138,9 +178,11 @@ def given_importance(loaded: LoadedConfig) -> Importance | None:
     return None if file is None else read_importance(loaded.resolve(file))
 
 
-def _load(loaded: LoadedConfig, source: str, limit: int | None) -> Rows:
-    config = loaded.config
+def _load(
+    loaded: LoadedConfig, source: str, limit: int | None, role: Role = "train", held_out: Collection[Path] = ()
+) -> Rows:  # fmt: skip
+    data = loaded.config.data
     return load_rows(
-        source, base_dir=loaded.path.parent, limit=limit, on_bad_row=config.data.on_bad_row, reader=config.data.reader,
-        options=config.options_of(config.data.reader),
+        source, base_dir=loaded.path.parent, limit=limit, on_bad_row=data.on_bad_row, reader=data.reader,
+        options=loaded.config.options_of(data.reader), limits=Limits(data.largest_file, data.largest_row), role=role, held_out=held_out,
     )  # fmt: skip
