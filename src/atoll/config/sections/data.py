@@ -33,8 +33,6 @@ class Data(Section):
     """Column that holds a row's class (task = "classify"), beside text."""
     messages: Text | None = None
     """Column of chat messages (role, content); rendered by the tokenizer's chat template, loss on the answers. Instead of the others."""
-    answers: Literal["all", "last"] = "all"
-    """Of messages: loss on all that the assistant says, or on its last answer alone."""
     max_length: Annotated[int, Field(ge=2)] = 256
     """Tokens; longer rows are cut, and counted in an event."""
     train_rows: Annotated[int, Field(ge=1)] | None = None
