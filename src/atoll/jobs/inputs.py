@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from atoll.planner.plan_fleet import LOCAL_EDGE
 from atoll.runs.events import Advised, DataLoaded, Event
 from atoll.shapes import BaseShapes, with_full_weights
 from atoll.tasks.forms.flags import check_flags
+from atoll.tasks.forms.special import token_notes
 from atoll.tasks.partition import partition
 from atoll.tasks.readers.hub import Role
 from atoll.tasks.readers.nearest import few_names
@@ -25,6 +27,9 @@ from atoll.tasks.readers.reader import Limits
 from atoll.tasks.rows import RowProblem, Rows, files_of, load_rows
 from atoll.tasks.text import TextForm, check_alike, check_column, class_of, row_form
 from atoll.tasks.tokens import Examples, skip_or_raise
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 POSITIONS_END = frozenset({
     "gpt2", "gpt_neo", "gptj", "gpt_bigcode", "codegen", "opt", "mpt", "biogpt", "ctrl", "openai-gpt", "bert", "distilbert", "electra",
@@ -250,11 +255,14 @@ def _load(
     )  # fmt: skip
 
 
-def data_events(config: RunConfig, rows: Sequence[EdgeRows], examples: Sequence[Examples], labels: Sequence[str]) -> tuple[Event, ...]:
+def data_events(
+    config: RunConfig, rows: Sequence[EdgeRows], examples: Sequence[Examples], labels: Sequence[str], tokenizer: PreTrainedTokenizerBase
+) -> tuple[Event, ...]:  # fmt: skip
     """Of training rows, edge by edge, and the classes that were found in them."""
     events: list[Event] = []
     for edge, part in zip(rows, examples, strict=True):
         events += [Advised(name, note) for name, note in edge.notes]
+        events += [Advised(edge.name, note) for note in token_notes(edge.rows, edge.form, tokenizer)]
         events.append(_loaded("train", edge.name, edge.rows, part))
     return (*events, *class_events(config, labels))
 

@@ -184,7 +184,7 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | N
             for edge, part in zip(rows, examples, strict=True)
         )
         central = _central(config, shapes, base, edges, start) if "central" in config.run.compare else None
-        events = data_events(config, rows, examples, labels)
+        events = data_events(config, rows, examples, labels, base.tokenizer)
         if held_out is not None and scored is not None:
             events += held_out_events(held_out, form, scored)
         opened.pop_all()  # From here on the job closes what is open.
