@@ -6,11 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from atoll.config.load import load, load_config
 from atoll.errors import BadRowError, BadValueError, ConflictError, InputError
-from atoll.jobs.inputs import edge_rows, eval_rows, labels_of, run_labels
+from atoll.jobs.inputs import base_shapes, base_source, edge_rows, eval_rows, labels_of, public_name, run_labels
 from atoll.jobs.job import prepare
 from atoll.runs.events import Advised, DataLoaded
 
@@ -206,3 +207,18 @@ def test_limits_of_files_are_keys(folder: Path, key: str) -> None:
     with pytest.raises(InputError) as caught:
         edge_rows(load(write_run(folder, {"data": {key: 20}})))
     assert key in caught.value.page()
+
+
+def test_a_base_of_a_revision_comes_from_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def snapshot(name: str, revision: str, allow_patterns: list[str]) -> str:
+        asked.append((name, revision))
+        return str(folder / "base")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    loaded = load(write_run(folder, {"model": {"base": "org/name@v1.0"}}))
+    assert base_source(loaded) == base_source(loaded) == str(folder / "base")
+    assert asked == [("org/name", "v1.0")]
+    assert public_name(loaded.config) == "org/name"
+    assert base_shapes(loaded, 0).model_type == "llama"

@@ -284,6 +284,7 @@ DEEP = '{"a": ' + "[" * 4000 + "]" * 4000 + "}"
 BAD_ROWS = {
     "long line": ("a.jsonl", f"{GOOD}\n{LONG}\n{GOOD}\n", "line 2"), "long item": ("a.json", f"[{GOOD},\n{LONG},\n{GOOD}]", "line 2"),
     "long value": ("a.csv", f"a\ngood\n{LONG}\ngood\n", "line 3"), "long quoted value": ("a.csv", f'a\ngood\n"{LONG}"\ngood\n', "line 3"),
+    "rather deep line": ("a.jsonl", f'{GOOD}\n{{"a": {"[" * 200}{"]" * 200}}}\n{GOOD}\n', "line 2"),
     "deep line": ("a.jsonl", f"{GOOD}\n{DEEP}\n{GOOD}\n", "line 2"), "deep item": ("a.json", f"[{GOOD},\n{DEEP},\n{GOOD}]", "line 2"),
     "a key twice": ("a.jsonl", f'{GOOD}\n{{"a": 1, "a": 2}}\n{GOOD}\n', "line 2"),
     "a key twice in a list": ("a.json", f'[{GOOD},\n{{"a": 1, "a": 2}},\n{GOOD}]', "line 2"),

@@ -53,7 +53,7 @@ class Model(Section):
     """[model] the frozen base."""
 
     base: Text = "tiny"
-    """"tiny" (built in), a folder, or a Hugging Face id."""
+    """"tiny" (built in), a folder, or a Hugging Face id, "org/name" or "org/name@REVISION" (a branch, tag or commit)."""
     task: Literal["generate", "classify"] = "generate"
     """Predict text; or tell the class of a row ("classify"): a decoder or BERT with a head on top whose full weights are always trained, on
     edges that hold the whole base. Rows are [data] text and label; scores are loss in nats per row, accuracy and macro_f1."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from atoll import seeding
+from atoll.base.headers import fetch
 from atoll.base.read_shapes import read_shapes
 from atoll.config.load import LoadedConfig
 from atoll.config.schema import Data, Edge, RunConfig, held_out_source
@@ -31,6 +34,8 @@ from atoll.tasks.tokens import Examples, skip_or_raise
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_HUB_REVISION = re.compile(r"[\w.-]+/[\w.-]+@[\w./-]+")
+_MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 POSITIONS_END = frozenset({
     "gpt2", "gpt_neo", "gptj", "gpt_bigcode", "codegen", "opt", "mpt", "biogpt", "ctrl", "openai-gpt", "bert", "distilbert", "electra",
     "albert", "ernie", "roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet", "deberta",
@@ -53,11 +58,21 @@ class EdgeRows:
 
 
 def base_source(loaded: LoadedConfig) -> str:
-    """The base as given: "tiny", a folder (paths are relative to run.toml), or a hub id."""
+    """The base as given: "tiny", a folder (paths are relative to run.toml), or a hub id; of an id with a revision, its folder in the cache.
+
+    Raises: BaseFolderError for a revision that the hub does not give out.
+    """
     name = loaded.config.model.base
     folder = loaded.resolve(name)
+    if _HUB_REVISION.fullmatch(name) and not folder.exists():
+        return _fetched(*name.split("@"))
     is_path = folder.is_dir() or name.startswith((".", "~")) or Path(name).is_absolute() or name.count("/") > 1
     return str(folder) if is_path and name != "tiny" else name
+
+
+@cache
+def _fetched(name: str, revision: str) -> str:
+    return str(fetch(name, _MODEL_FILES, revision=revision))
 
 
 def public_name(config: RunConfig) -> str:
@@ -67,6 +82,8 @@ def public_name(config: RunConfig) -> str:
     gives PeftModel a base, as `atoll.load` does, needs none of it.
     """
     name = config.model.base
+    if _HUB_REVISION.fullmatch(name):
+        return name.partition("@")[0]
     return Path(name).name if name.startswith("~") or Path(name).is_absolute() else name
 
 

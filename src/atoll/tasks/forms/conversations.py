@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from atoll.parsed import parse_json
 from atoll.tasks.rows import RowProblem
 
 ROLES = {
@@ -50,8 +50,8 @@ def is_list(value: object) -> bool:
     """Whether a value is a list of objects, or the JSON text of one."""
     if isinstance(value, str) and value.lstrip()[:1] == "[":
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
+            value = parse_json(value)
+        except ValueError:
             return False
     return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
 
@@ -59,8 +59,8 @@ def is_list(value: object) -> bool:
 def _listed(value: object, column: str) -> Sequence[object]:
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as problem:
+            value = parse_json(value)
+        except ValueError as problem:
             raise RowProblem(f"broken JSON: {problem}"[:120], "a list of messages", column) from None
     if isinstance(value, dict) and isinstance(value.get("messages"), list):
         value = value["messages"]
@@ -98,8 +98,8 @@ def _joined(parts: Sequence[object], number: int, column: str) -> str:
 
 def _call(value: object, number: int, column: str) -> object:
     try:
-        call = json.loads(value) if isinstance(value, str) else value
-    except (ValueError, RecursionError):
+        call = parse_json(value) if isinstance(value, str) else value
+    except ValueError:
         call = None
     if not isinstance(call, Mapping) or not isinstance(call.get("name"), str):
         raise RowProblem(f"message {number} is a call {str(value)[:60]!r}", 'JSON with "name" and "arguments"', column)

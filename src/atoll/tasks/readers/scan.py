@@ -14,10 +14,12 @@ from itertools import chain
 from typing import IO, Literal
 
 from atoll.errors import DataFileError
+from atoll.parsed import is_too_deep
 
 TextKind = Literal["csv", "jsonl", "json"]
 LIST = "a list of objects: [{...}, {...}]"
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+_DEEP, _FLAT = "JSON nested too deeply", "a flat JSON object"
 _MOST_DIGITS = 4000
 """Python makes no whole number of more than 4,300 digits."""
 _BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
@@ -173,7 +175,7 @@ def scan_jsonl(lines: Lines) -> Iterator[Record]:
         except json.JSONDecodeError as problem:
             yield Record(line, {}, f"broken JSON at column {problem.colno}: {problem.msg}", "one whole JSON object on each line")
         except RecursionError:
-            yield Record(line, {}, "JSON nested too deeply", "one flat JSON object on each line")
+            yield Record(line, {}, _DEEP, _FLAT)
         except _TwiceError as problem:
             yield Record(line, {}, f"the key {str(problem)[:60]!r} twice", "each key once")
         else:
@@ -197,7 +199,7 @@ def scan_json(text: str, most_row_bytes: int) -> Iterator[Record]:
         except (RecursionError, _TwiceError) as problem:
             end = _end_of(text, position)
             twice = isinstance(problem, _TwiceError)
-            yield Record(line, {}, f"the key {str(problem)[:60]!r} twice" if twice else "JSON nested too deeply", LIST)
+            yield Record(line, {}, f"the key {str(problem)[:60]!r} twice" if twice else _DEEP, LIST)
         else:
             yield _object(line, value) if end - position <= most_row_bytes else _too_long(line)
         position = _skip(text, end)
@@ -259,7 +261,8 @@ def _end_of(text: str, position: int) -> int:
 
 def _object(line: int, value: object) -> Record:
     if isinstance(value, dict):
-        return Record(line, value)
+        nested = any(isinstance(inner, dict | list) for inner in value.values())
+        return Record(line, {}, _DEEP, _FLAT) if nested and is_too_deep(value) else Record(line, value)
     return Record(line, {}, f"a JSON {_json_type(value)}", 'an object with named columns: {"column": "value"}')
 
 
