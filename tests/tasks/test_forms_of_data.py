@@ -39,6 +39,9 @@ def test_what_the_names_of_columns_decide_is_told() -> None:
     both = usual_form(("messages", "text"))
     assert both is not None
     assert "text is there, too" in told(both, ("messages", "text"))
+    with_system = usual_form(("system", "conversations"))
+    assert with_system is not None
+    assert "not used: system" in told(with_system, ("system", "conversations"))
     plain = usual_form(("prompt", "completion"))
     assert plain is not None
     assert told(plain, plain.columns) == ""

@@ -167,6 +167,9 @@ def test_held_out_files_are_never_trained_on(tmp_path: Path) -> None:
     held_out = files_of("link.jsonl", base_dir=tmp_path, reader="auto", role="eval")
     rows = load_rows("d", base_dir=tmp_path, limit=None, on_bad_row="error", held_out=held_out)
     assert (listed(rows), rows.notes) == ([{"text": "train"}], ("not trained on, as it is held out: d/b.jsonl",))
+    write(tmp_path, "copy.jsonl", OTHER)
+    copied = files_of("copy.jsonl", base_dir=tmp_path, reader="auto", role="eval")
+    assert listed(load_rows("d", base_dir=tmp_path, limit=None, on_bad_row="error", held_out=copied)) == [{"text": "train"}]
     (tmp_path / "d" / "a.jsonl").unlink()
     assert "by heart" in load_rows("d", base_dir=tmp_path, limit=None, on_bad_row="error", held_out=held_out).notes[0]
 
@@ -248,7 +251,9 @@ def bomb(table: pa.Table) -> bytes:
 SAME = pa.DictionaryArray.from_arrays(pa.array([0] * 3000, pa.int32()), pa.array(["x" * 1000]))
 LARGE = {
     "gz": ("a.jsonl.gz", gzip.compress(JSONL * 10_000)), "zst": ("a.jsonl.zst", bytes(pa.compress(JSONL * 10_000, "zstd"))),
-    "xz of a list": ("a.json.xz", lzma.compress(b"[" + b" " * 10**6 + b"]")), "plain": ("a.csv", b"a,b\n" + b"1,2\n" * 30_000),
+    "xz of a list": ("a.json.xz", lzma.compress(b"[" + b" " * 10**6 + b"]")), "list": ("a.json", b"[" + b" " * 10**6 + b"]"),
+    "packed Parquet": ("a.parquet.gz", gzip.compress(b"\0" * 10**6)), "packed Arrow": ("a.arrow.zip", zipped(b"\0" * 10**6, "a")),
+    "plain": ("a.csv", b"a,b\n" + b"1,2\n" * 30_000),
     "parquet": ("a.parquet", bomb(pa.table({"text": ["x" * 1000] * 3000}))), "dictionary": ("a.parquet", bomb(pa.table({"text": SAME}))),
     "parquet of nothing": ("a.parquet", bomb(pa.table({"text": pa.nulls(100_000)}))),
     "parquet of lists": ("a.parquet", bomb(pa.table({"text": [["x" * 1000] * 10] * 300}))),

@@ -45,6 +45,8 @@ USUAL = (
     UsualForm(("input", "output"), "{input}\n", "{output}", known_as="input and output"),
     UsualForm(("text",), None, "{text}", known_as="plain text"),
 )
+_MEANT = {"system", "system_prompt", "history", "context", "input", "image", "images", "chosen", "rejected", "documents"}
+"""Columns that somebody hardly fills for nothing."""
 _PLAIN = ({"prompt", "completion"}, {"messages"}, {"mr", "ref"}, {"text"})
 
 
@@ -56,12 +58,15 @@ def usual_form(columns: Sequence[str]) -> UsualForm | None:
 def told(form: UsualForm, columns: Sequence[str]) -> str:
     """What is to be told of rows that are written by the names of their columns; nothing where it is as plain as day."""
     others = [one for one in USUAL if one is not form and set(columns).issuperset(one.columns) and not set(one.columns) & set(form.columns)]
-    if set(form.columns) in _PLAIN and not others:
+    unused = sorted((set(columns) - set(form.columns)) & _MEANT)
+    if set(form.columns) in _PLAIN and not others and not unused:
         return ""
     taken = f"rows are taken as {form.known_as}, by their columns {', '.join(form.columns)}"
     if form.prompt is not None and form.completion is not None:
         taken += f": prompt = {_short(form.prompt)}, completion = {_short(form.completion)}"
-    return taken + (f"; {', '.join(others[0].columns)} is there, too" if others else "") + ". [data] says otherwise if you do"
+    taken += f"; {', '.join(others[0].columns)} is there, too" if others else ""
+    taken += f"; not used: {', '.join(unused)}" if unused else ""
+    return taken + ". [data] says otherwise if you do"
 
 
 def _short(template: str) -> str:

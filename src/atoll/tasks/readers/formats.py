@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from atoll.registry.parts import find, make, names, trait
 from atoll.tasks.readers import scan
 from atoll.tasks.readers.nearest import did_you_mean
 from atoll.tasks.readers.reader import FileRows, GrowingColumns, OnBadRow, Origin, check_columns
-from atoll.tasks.readers.unpack import PACKED, opened, unpacked_name
+from atoll.tasks.readers.unpack import PACKED, opened, unpacked_name, whole
 
 FORMS = ".jsonl .json .csv .tsv .parquet .arrow, also packed as .gz .bz2 .xz .zst .zip"
 
@@ -32,7 +33,7 @@ class _Text:
 
         Raises: DataFileError, EmptyDataError, BadRowError.
         """
-        columns, records, skipped, notes = GrowingColumns(origin.name, origin.limits), list[int](), 0, list[str]()
+        columns, records, skipped, notes = GrowingColumns(origin.name, origin.limits), array("q"), 0, list[str]()
         for number, record in enumerate(_checked(origin, self.scan(origin, notes), on_bad_row)):
             if record.problem:
                 skipped += 1
@@ -102,8 +103,7 @@ class Json(_Text):
 
     def scan(self, origin: Origin, notes: list[str]) -> Iterator[scan.Record]:
         """As _Text."""
-        with opened(origin) as stream:
-            text = scan.decoded(stream.read(), origin.name).removeprefix("\ufeff")
+        text = scan.decoded(whole(origin), origin.name).removeprefix("\ufeff")
         if not text.strip():
             raise _no_text(origin)
         if scan.is_jsonl(text):

@@ -8,10 +8,9 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from itertools import chain
-from typing import IO, Literal
+from typing import IO, Literal, NamedTuple
 
 from atoll.errors import DataFileError
 from atoll.parsed import is_too_deep
@@ -27,8 +26,7 @@ _BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
 csv.field_size_limit(2**31 - 1)  # The default of 128 KiB refuses long documents; rows have a limit of their own.
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One row as it stands in a file: its values, or why there are none."""
 
     line: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,8 +47,7 @@ class Files:
 
         Raises: DataFileError where of a folder nothing is left.
         """
-        resolved = {path.resolve() for path in held_out}
-        left = tuple(origin for origin in self.origins if origin.path.resolve() not in resolved)
+        left = tuple(origin for origin in self.origins if not any(_is_same(origin.path, path) for path in held_out))
         taken = ", ".join(origin.name for origin in self.origins if origin not in left)
         if not taken:
             return self
@@ -68,6 +68,11 @@ class DataSet:
 
     saved: Path | None
     split: str | None = None
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    """Whether two files are one, or a copy of each other."""
+    return path.samefile(other) or (path.stat().st_size == other.stat().st_size and filecmp.cmp(path, other, shallow=False))
 
 
 def find_source(source: str, how: HowToRead, role: Role) -> Files | DataSet:

@@ -9,7 +9,7 @@ import numpy as np
 
 from atoll.errors import DataFileError, EmptyDataError
 from atoll.tasks.readers.reader import FileRows, OnBadRow, Origin, check_columns, check_size
-from atoll.tasks.readers.unpack import opened
+from atoll.tasks.readers.unpack import whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,8 +31,8 @@ class Parquet:
         """
         import pyarrow.parquet
 
-        with opened(origin) as stream:
-            return _rows(origin, "Parquet", lambda: _parquet_batches(origin, pyarrow.parquet, stream.read()))
+        data = whole(origin)
+        return _rows(origin, "Parquet", lambda: _parquet_batches(origin, pyarrow.parquet, data))
 
 
 class Arrow:
@@ -47,8 +47,8 @@ class Arrow:
         """
         import pyarrow as pa
 
-        with opened(origin) as stream:
-            return _rows(origin, "Arrow", lambda: _arrow_batches(origin, pa.BufferReader(stream.read())))
+        data = whole(origin)
+        return _rows(origin, "Arrow", lambda: _arrow_batches(origin, pa.BufferReader(data)))
 
 
 def columns_of(batches: Any, name: str, origin: Origin) -> dict[str, list[object]]:

@@ -35,6 +35,21 @@ def opened(origin: Origin) -> IO[bytes]:
         raise _unreadable(origin.name, problem) from None
 
 
+def whole(origin: Origin) -> bytes:
+    """All bytes of the file. Of a packed one it is known how many they are before they are kept.
+
+    Raises: as `opened`.
+    """
+    if origin.path.suffix.lower() in PACKED:
+        with opened(origin) as stream:
+            while stream.read(2**20):
+                pass
+    else:
+        check_size(origin.name, origin.path.stat().st_size, origin.limits)
+    with opened(origin) as stream:
+        return stream.read()
+
+
 def _stream(path: Path) -> Any:
     match path.suffix.lower():
         case ".gz":
