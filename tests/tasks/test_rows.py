@@ -144,7 +144,7 @@ def test_a_hub_that_refuses_is_one_error(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert caught.value.do
 
 
-def test_files_need_neither_datasets_nor_pandas(tmp_path: Path) -> None:
+def test_text_files_need_neither_datasets_nor_pyarrow(tmp_path: Path) -> None:
     import subprocess
 
     (tmp_path / "a.csv").write_text("text\nx\n")
@@ -153,7 +153,7 @@ def test_files_need_neither_datasets_nor_pandas(tmp_path: Path) -> None:
         "from atoll.tasks.rows import load_rows;"
         "from atoll.tasks.text import text_form;"
         f"load_rows('a.csv', base_dir=Path({str(tmp_path)!r}), limit=None, on_bad_row='error');"
-        "print([name for name in ('datasets', 'pandas', 'torch', 'transformers') if name in sys.modules])"
+        "print([name for name in ('datasets', 'pandas', 'pyarrow', 'torch', 'transformers') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 

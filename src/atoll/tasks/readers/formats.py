@@ -14,7 +14,7 @@ from atoll.registry.parts import find, make, names, trait
 from atoll.tasks.readers import scan
 from atoll.tasks.readers.nearest import did_you_mean
 from atoll.tasks.readers.reader import FileRows, GrowingColumns, OnBadRow, Origin, check_columns
-from atoll.tasks.readers.unpack import PACKED, opened, unpacked_name, whole
+from atoll.tasks.readers.unpack import PACKED, check_unpacked, opened, unpacked_name, whole
 
 FORMS = ".jsonl .json .csv .tsv .parquet .arrow, also packed as .gz .bz2 .xz .zst .zip"
 
@@ -33,6 +33,7 @@ class _Text:
 
         Raises: DataFileError, EmptyDataError, BadRowError.
         """
+        check_unpacked(origin)
         columns, records, skipped, notes = GrowingColumns(origin.name, origin.limits), array("q"), 0, list[str]()
         for number, record in enumerate(_checked(origin, self.scan(origin, notes), on_bad_row)):
             if record.problem:

@@ -104,7 +104,7 @@ def dataset_columns(found: Any, limit: int | None, origin: Origin) -> Mapping[st
     """
     chosen = found.select(range(min(limit or len(found), len(found)))).with_format("arrow")
     batches = (batch for table in chosen.iter(256) for batch in table.to_batches())
-    return columns_of(batches, origin.name, origin)
+    return columns_of(batches, origin)
 
 
 def no_split(name: str, split: str, known: Sequence[str]) -> DataFileError:

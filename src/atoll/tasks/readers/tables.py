@@ -51,7 +51,7 @@ class Arrow:
         return _rows(origin, "Arrow", lambda: _arrow_batches(origin, pa.BufferReader(data)))
 
 
-def columns_of(batches: Any, name: str, origin: Origin) -> dict[str, list[object]]:
+def columns_of(batches: Any, origin: Origin) -> dict[str, list[object]]:
     """Columns of record batches, within the limits.
 
     Raises: DataFileError.
@@ -59,21 +59,29 @@ def columns_of(batches: Any, name: str, origin: Origin) -> dict[str, list[object
     columns: dict[str, list[object]] = {}
     num_bytes = 0
     for batch in batches:
-        names = list(batch.schema.names)
-        check_columns(name, len(names))
-        # A cell takes eight bytes as an object, even one that takes nothing in the file.
-        num_bytes += max(sum(_plain_bytes(column) for column in batch.columns), 8 * batch.num_rows * len(names))
-        check_size(name, num_bytes, origin.limits)
-        for column_name, column in zip(names, batch.columns, strict=True):
-            columns.setdefault(column_name, []).extend(column.to_pylist())
+        num_bytes += _checked_bytes(batch, num_bytes, origin)
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            columns.setdefault(name, []).extend(column.to_pylist())
     return columns
+
+
+def _checked_bytes(batch: Any, before: int, origin: Origin) -> int:
+    """Bytes of a batch, behind so many before it."""
+    check_columns(origin.name, len(batch.schema.names))
+    # A cell takes eight bytes as an object, even one that takes nothing in the file.
+    num_bytes = max(sum(_plain_bytes(column) for column in batch.columns), 8 * batch.num_rows * len(batch.schema.names))
+    check_size(origin.name, before + num_bytes, origin.limits)
+    return num_bytes
 
 
 def _rows(origin: Origin, kind: str, batches: Any) -> FileRows:
     import pyarrow as pa
 
     try:
-        columns = columns_of(batches(), origin.name, origin)
+        num_bytes = 0
+        for batch in batches():  # Once without keeping any, so that it is known what all come to.
+            num_bytes += _checked_bytes(batch, num_bytes, origin)
+        columns = columns_of(batches(), origin)
     except (pa.ArrowException, OSError, ValueError) as problem:
         raise DataFileError(
             f"the {kind} file cannot be read", where=origin.name, got=str(problem).split("\n")[0][:160], expected=f"a whole {kind} file",

@@ -30,22 +30,31 @@ def opened(origin: Origin) -> IO[bytes]:
     Raises: DataFileError where the file cannot be read, or is longer than its limit.
     """
     try:
+        if origin.path.suffix.lower() not in PACKED:
+            check_size(origin.name, origin.path.stat().st_size, origin.limits)
         return io.BufferedReader(_Bounded(_stream(origin.path), origin.name, origin.limits), 2**20)
     except _BROKEN as problem:
         raise _unreadable(origin.name, problem) from None
 
 
-def whole(origin: Origin) -> bytes:
-    """All bytes of the file. Of a packed one it is known how many they are before they are kept.
+def check_unpacked(origin: Origin) -> None:
+    """Whether a file is within its limit. A packed one is unpacked once for it, so that nothing of it is kept before that is known.
 
     Raises: as `opened`.
     """
-    if origin.path.suffix.lower() in PACKED:
-        with opened(origin) as stream:
-            while stream.read(2**20):
-                pass
-    else:
-        check_size(origin.name, origin.path.stat().st_size, origin.limits)
+    if origin.path.suffix.lower() not in PACKED:
+        return
+    with opened(origin) as stream:
+        while stream.read(2**20):
+            pass
+
+
+def whole(origin: Origin) -> bytes:
+    """All bytes of the file.
+
+    Raises: as `opened`.
+    """
+    check_unpacked(origin)
     with opened(origin) as stream:
         return stream.read()
 
