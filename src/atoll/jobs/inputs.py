@@ -56,6 +56,11 @@ class EdgeRows:
     notes: tuple[tuple[str, str], ...] = ()
     """What is to be told of them, each with the edge whose rows they are, or "" where edges share them."""
 
+    @property
+    def written_alike(self) -> tuple[object, ...]:
+        """Equal for edges whose rows are the same and become the same text: an edge's own are its templates alone."""
+        return id(self.rows), self.form.prompt, self.form.completion
+
 
 def base_source(loaded: LoadedConfig) -> str:
     """The base as given: "tiny", a folder (paths are relative to run.toml), or a hub id; of an id with a revision, its folder in the cache.

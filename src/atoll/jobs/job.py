@@ -170,10 +170,10 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | N
                     split.blocks.open()
         if config.data.batching == "pack":
             check_packing(base.model, config.data.max_length)
-        # Edges that name the same file have the same rows, and the same examples.
-        distinct = {(id(edge.rows), edge.form): edge for edge in rows}
+        # Edges that name the same file, and write its rows alike, have the same examples.
+        distinct = {edge.written_alike: edge for edge in rows}
         tokenized = {key: examples_of(one.rows, one.form, base.tokenizer, config.data.max_length) for key, one in distinct.items()}
-        examples = [tokenized[id(edge.rows), edge.form] for edge in rows]
+        examples = [tokenized[edge.written_alike] for edge in rows]
         # Held-out rows that cannot be used are found out before anything is written, too.
         scored = None if held_out is None else examples_of(held_out, form, base.tokenizer, config.data.max_length)
         edges = tuple(
