@@ -28,7 +28,8 @@ AtollError
 │   ├── RunFolderError     R501   a folder that is not a run directory, or lacks what is asked of it
 │   ├── OutputError        R502   a place that cannot be written
 │   ├── ResumeError        R503   a run that cannot go on: it is going on already, or what it began with has changed
-│   └── FleetFolderError   R505   a folder that is not of a fleet, or lacks what is asked of it
+│   ├── FleetFolderError   R505   a folder that is not of a fleet, or lacks what is asked of it
+│   └── OtherBaseError     R506   a base that is not the one that a run was trained on
 ├── PlanError                     exit 3: what was asked does not fit the machines
 │   └── InfeasibleError    P601   no setting fits an edge's memory or time
 └── PeerError                     exit 4: an edge, a host or the coordinator was lost or refused; work is saved
@@ -246,6 +247,12 @@ class FleetFolderError(InputError):
     """A folder that is not of a fleet, or lacks what is asked of it."""
 
     code = "R505"
+
+
+class OtherBaseError(InputError):
+    """A base that is not the one that a run was trained on."""
+
+    code = "R506"
 
 
 class PlanError(AtollError):

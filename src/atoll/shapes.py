@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
@@ -24,6 +25,8 @@ class ModuleShape:
     """Which block of the base it belongs to, from 0."""
     full_weights: bool = False
     """Whether its weight itself is trained, and not an adapter beside it."""
+    outside: Literal["", "embedding", "head"] = ""
+    """What it is where it is in no block: its weight counts with what blocks do not have, `block` is one below or above theirs."""
 
     @property
     def last_name(self) -> str:
@@ -40,8 +43,8 @@ class ModuleShape:
 
     @property
     def num_weights(self) -> int:
-        """Entries of the weight matrix, without the bias."""
-        return self.d_in * self.d_out
+        """Entries of the weight matrix, without the bias; of a module outside of the blocks none."""
+        return 0 if self.outside else self.d_in * self.d_out
 
     def num_adapter_parameters(self, rank: int) -> int:
         """Trainable numbers of an adapter of this rank: rank * (d_in + d_out); of a full weight, at any rank, all."""
@@ -63,7 +66,7 @@ class BaseShapes:
     num_parameters: int
     """As loaded: a head that is the embedding counts once."""
     modules: tuple[ModuleShape, ...]
-    """Every linear projection inside the blocks, in the model's order; never head or embedding."""
+    """Every linear projection inside the blocks, in the model's order; head and embedding only where they are targets."""
     d_model: int
     vocab_size: int
     num_blocks: int
@@ -80,11 +83,20 @@ class BaseShapes:
     """Of a classifier, what lies between the blocks and the classes; trained where `full_weights` says so. Empty: it predicts tokens."""
     head_biases: bool = False
     """Whether these have biases."""
+    outside: tuple[ModuleShape, ...] = ()
+    """Embedding and head, where an adapter could be put on them."""
 
     @property
     def num_head_parameters(self) -> int:
         """Numbers of the head that are trained."""
         return sum(module.num_weights + module.d_out * self.head_biases for module in self.head if module.full_weights)
+
+
+def with_outside(shapes: BaseShapes, names: Collection[str]) -> BaseShapes:
+    """The same base, whose embedding and head, where they are named, are modules as others are."""
+    chosen = {module.outside: module for module in shapes.outside if module.name in names}
+    first, last = ([chosen[kind]] if kind in chosen else [] for kind in ("embedding", "head"))
+    return replace(shapes, modules=(*first, *shapes.modules, *last))
 
 
 def with_full_weights(shapes: BaseShapes) -> BaseShapes:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from atoll.adapters.layers import AdaptedLinear, LowRankPair
 from atoll.base import head
 from atoll.errors import ArchitectureError
 
@@ -60,19 +61,28 @@ def test_gradient_is_the_librarys_gradient(family_model: PreTrainedModel, monkey
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("ranks", [(), (3,), (2, 4)])
 @pytest.mark.parametrize(("factor", "cap"), [(1.0, 5.0), (0.3, None), (0.7, 3.0)])
-def test_scaled_and_capped_logits(factor: float, cap: float | None) -> None:
+def test_scaled_and_capped_logits_with_pairs_beside_them(factor: float, cap: float | None, ranks: tuple[int, ...]) -> None:
     g = torch.Generator().manual_seed(0)
     h = torch.randn(40, 8, generator=g, requires_grad=True)
     weight, bias, target = torch.randn(30, 8, generator=g) * 3, torch.randn(30, generator=g), torch.randint(30, (40,), generator=g)
-    ours = head._ChunkedCrossEntropy.apply(h, target, head.Head(weight, bias, factor, cap))
-    (grad_ours,) = torch.autograd.grad(ours, h)
-    z = (h @ weight.T + bias) * factor
-    z = z if cap is None else cap * torch.tanh(z / cap)
+    leaves = [nn.Parameter(torch.randn(shape, generator=g)) for rank in ranks for shape in ((rank, 8), (30, rank))]
+    pairs = tuple(
+        AdaptedLinear(nn.Linear(8, 30), LowRankPair("lora", *leaves[2 * n : 2 * n + 2], 0.5 + n, 0.0)) for n in range(len(ranks))
+    )  # fmt: skip
+    given = head.Head(weight, bias, factor, cap, pairs)
+    ours = head._ChunkedCrossEntropy.apply(*given.with_low(h), target, given)
+    grads_ours = torch.autograd.grad(ours, [h, *leaves])
+    z = h @ weight.T + bias
+    for number, (down, up) in enumerate(zip(leaves[::2], leaves[1::2], strict=True)):
+        z = z + (0.5 + number) * h @ down.T @ up.T
+    z = z * factor if cap is None else cap * torch.tanh(z * factor / cap)
     plain = nn.functional.cross_entropy(z, target, reduction="sum")
-    (grad_plain,) = torch.autograd.grad(plain, h)
     torch.testing.assert_close(ours, plain)
-    torch.testing.assert_close(grad_ours, grad_plain, rtol=1e-4, atol=1e-5)
+    for grad_ours, grad_plain in zip(grads_ours, torch.autograd.grad(plain, [h, *leaves]), strict=True):
+        torch.testing.assert_close(grad_ours, grad_plain, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(given.logits(h), z, rtol=1e-4, atol=1e-4)
 
 
 def test_every_family_passes_the_check(family_model: PreTrainedModel) -> None:

@@ -258,10 +258,16 @@ def test_a_head_stored_beside_the_embedding_that_it_is_changes_nothing(folders: 
     torch.testing.assert_close(part_of(whole, folder, 1, 0).model(ids).logits, whole.model(ids).logits, rtol=0, atol=1e-6)
 
 
-def test_a_head_that_is_not_the_embedding_is_kept_though_config_ties_them(folders: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_head_that_is_not_the_embedding_is_kept_where_config_does_not_tie_them(folders: Callable[[str], Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(folders("gpt2"), tmp_path / "gpt2"))
     weights = load_file(folder / WEIGHTS)
     save_file(weights | {"lm_head.weight": weights["transformer.wte.weight"] + 1}, folder / WEIGHTS, {"format": "pt"})
+    base = load_base(str(folders("gpt2")))
+    for load in (lambda: load_base(str(folder)), lambda: part_of(base, folder, 1, 0)):
+        with pytest.raises(WeightsError, match="contradicts"):
+            load()
+    config = folder / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "tie_word_embeddings": False}))
     whole = load_base(str(folder))
     part = part_of(whole, folder, 1, 0)
     assert torch.equal(part.model.get_output_embeddings().weight, whole.model.get_output_embeddings().weight)
@@ -596,3 +602,12 @@ def test_code_beside_a_known_model_is_left_alone(llama: Path, asked: list[str]) 
 
 def test_every_family_is_tested() -> None:
     assert set(PREFIX) <= set(FAMILIES)
+
+
+def test_a_part_whose_weights_are_no_numbers_is_refused(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folders("llama"), tmp_path / "llama"))
+    weights = load_file(folder / WEIGHTS)
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, folder / WEIGHTS, {"format": "pt"})
+    with pytest.raises(WeightsError, match="no number"):
+        part_of(load_base(str(folders("llama"))), folder, 1, 0)

@@ -113,7 +113,7 @@ ADAPTERS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
 TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
     "misspelt": ('["q_porj"]', ("A401", "q_porj", "did you mean 'q_proj'?")),
     "of another family": ('["c_attn"]', ("A401", "c_attn", "q_proj")),
-    "the head": ('["lm_head"]', ("A401", "lm_head", "stay frozen")),
+    "positions": ('["wpe"]', ("A401", "wpe", "stay frozen")),
     "a group misspelt": ('"all-liner"', ("A401", "all-linear")),
     "one of two": ('["q_proj", "x_proj"]', ("A401", "'x_proj'")),
 }

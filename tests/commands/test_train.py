@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import atoll
 from atoll.adapters.peft_files import load_adapter
+from atoll.config.load import LoadedConfig
 from atoll.config.schema import Model, RunConfig
 from atoll.errors import AdapterFitError, EdgesLostError, InfeasibleError, OutputError
 from atoll.jobs.inputs import public_name
@@ -53,11 +54,15 @@ def result(folder: Path) -> atoll.RunResult:
     return atoll.train(str(folder / "run.toml"), out=str(folder / "run"))
 
 
-@pytest.mark.parametrize(("base", "name"), [("./model", "./model"), ("", "model"), ("org/name", "org/name"), ("~/model", "model")])
+@pytest.mark.parametrize(
+    ("base", "name"), [("./model", "./model"), ("", "./model"), ("org/name", "org/name"), ("~/model", "./model"), ("base", "./base"),
+                       ("tiny", "tiny"), ("name", "name"), ("a/b/c", "./a/b/c"), ("../base", "../base")],
+)  # fmt: skip
 def test_an_adapter_names_its_base_and_no_place_on_this_machine(folder: Path, result: atoll.RunResult, base: str, name: str) -> None:
-    assert public_name(RunConfig(model=Model(base=base or str(folder / "model")))) == name
+    config = RunConfig(model=Model(base=base or str(folder / "model")))
+    assert public_name(LoadedConfig(config, folder / "run.toml", "")) == name
     for file in result.run_dir.rglob("adapter_config.json"):
-        assert json.loads(file.read_text())["base_model_name_or_path"] == "base"
+        assert json.loads(file.read_text())["base_model_name_or_path"] == "./base"
         assert str(folder) not in file.read_text()
 
 

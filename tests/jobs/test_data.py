@@ -220,5 +220,5 @@ def test_a_base_of_a_revision_comes_from_the_hub(folder: Path, monkeypatch: pyte
     loaded = load(write_run(folder, {"model": {"base": "org/name@v1.0"}}))
     assert base_source(loaded) == base_source(loaded) == str(folder / "base")
     assert asked == [("org/name", "v1.0")]
-    assert public_name(loaded.config) == "org/name"
+    assert public_name(loaded) == "org/name"
     assert base_shapes(loaded, 0).model_type == "llama"

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -275,13 +276,11 @@ def test_a_full_disk_is_told_and_the_last_checkpoint_is_intact(
                 case "event":
                     monkeypatch.setattr("atoll.runs.events._write_whole", no_place)
 
-    def cramped(
-        state: AdapterState, folder: Path, *, base_name: str, transposed: bool, head: tuple[str, ...], labels: tuple[str, ...]
-    ) -> None:
+    def cramped(state: AdapterState, folder: Path, *, base_name: str, **form: Any) -> None:
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
         try:
-            save_adapter(state, folder, base_name=base_name, transposed=transposed, head=head, labels=labels)
+            save_adapter(state, folder, base_name=base_name, **form)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from atoll.base.load import Base
 from atoll.config.schema import Data, Evaluate
@@ -20,6 +20,7 @@ from atoll.tasks.evaluate import check_metrics, evaluate
 from atoll.tasks.rows import Rows
 from atoll.tasks.scoring.generation import generate_greedy
 from atoll.tasks.scoring.likelihood import Question, log_likelihoods
+from atoll.tasks.scoring.ranking import choice_rankings
 from atoll.tasks.text import text_form
 from atoll.tasks.tokens import begin_ids, encode_texts, tokenize
 
@@ -72,6 +73,72 @@ def test_accuracies_are_those_of_slow_likelihoods(rows_of: RowsOf, letters_base:
     assert result["label_accuracy"] == np.mean([best(row, ["w", "x", "yz"]) == row["a"] for row in QUIZ])
     named = Evaluate(metrics=("label_accuracy",), labels=("x", "yz", "w"))
     assert evaluate(letters_base, rows, form, named, max_length=32)["label_accuracy"] == result["label_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "completion", "right"),
+    [
+        (["0", "2", "1"], 1, "2", "2"), (["0", "2", "1"], 1, "1", "1"), (["0", "2", "1"], 1, "so two", "2"),
+        (["0", "2", "1"], "1", "2", "2"), (["0", "2", "1"], "1", "1", "1"), (["0", "2", "1"], "1", "so two", None),
+        ([0, 2, 1], 1, "2", "2"), ([0, 2, 1], 1, "so two", None),
+        ([0, 2, 1], 0, "", "0"), (["1", "0"], 0, "1", "1"), (["x", "y"], 1, "", "y"), (["x", "y"], "1", "", "y"),
+        (["x", "y"], 1.0, "", "y"),
+        (["x", "y"], 2, "", None), (["x", "y"], -1, "", None), (["x", "y"], 0.5, "", None), ([10, 20], 20, "", "20"),
+        (["7", "8"], 8, "", "8"), ([0.5, 1.5], 1.5, "", "1.5"), (["True", "False"], True, "", "True"), (["x", "x "], 1, "", None),
+        ('["0", "2", "1"]', "1", "2", "2"), (["x", "y"], " y", "", "y"),
+    ],
+)  # fmt: skip
+def test_an_answer_is_a_text_or_a_number_and_never_taken_for_the_other(
+    rows_of: RowsOf, choices: object, answer: object, completion: str, right: str | None
+) -> None:
+    rows = rows_of(json.dumps({"q": "?", "a": completion, "choices": choices, "right": answer}) + "\n", "a.jsonl")
+    settings = Evaluate(metrics=("choice_accuracy",), choices="choices", answer="right")
+    form = text_form(Data(prompt="{q}", completion="{a}"), rows.columns)
+    if right is None:
+        with pytest.raises(BadRowError):
+            list(choice_rankings(rows, [0], form, settings))
+    else:
+        (ranking,) = choice_rankings(rows, [0], form, settings)
+        assert ranking.completions[ranking.truth] == right
+
+
+# Where the layout of shared prompts is wrong, by what makes it so; `families` of the conftest are those where it is mostly right.
+ODD: dict[str, dict[str, object]] = {
+    "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64},
+    "gpt_neo": {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 8},
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "falcon": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": True, "new_decoder_architecture": False},
+    "mistral": {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48,
+        "sliding_window": 6,
+    },
+    "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+    "phi3": {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "pad_token_id": 0,
+        "max_position_embeddings": 64, "original_max_position_embeddings": 16, "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
+            "original_max_position_embeddings": 16,
+        },
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("family", ODD)
+def test_likelihoods_are_those_of_single_rows_in_whatever_layout(family: str, batch_size: int) -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 96, "initializer_range": 0.2}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes | ODD[family])).eval().requires_grad_(False)
+    random = np.random.default_rng(0)
+
+    def ids(length: int) -> tuple[int, ...]:
+        return tuple(int(i) for i in random.integers(3, 96, length))
+
+    questions = [Question(ids(prompt), tuple(map(ids, answers))) for prompt, answers in ((5, (4, 9)), (1, (2, 2)), (12, (3, 9, 1)))]
+    found = log_likelihoods(model, questions, batch_size=batch_size, max_length=48)
+    for question, scores in zip(questions, found, strict=True):
+        wanted = [-float(losses(model, list(question.prompt), list(candidate)).sum()) for candidate in question.candidates]
+        np.testing.assert_allclose(scores, wanted, atol=1e-3)
 
 
 def test_shared_prompts_change_no_likelihood(family_model: PreTrainedModel) -> None:

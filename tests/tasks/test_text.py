@@ -9,8 +9,6 @@ from atoll.config.schema import Data
 from atoll.tasks.chat import as_messages, chat_prompt, chat_segments, with_answer
 from atoll.tasks.text import TextForm, text_form
 
-from tests.tasks.letters import letters_tokenizer
-
 TALK = [
     {"role": "system", "content": "s"},
     {"role": "user", "content": "hi"},
@@ -18,12 +16,6 @@ TALK = [
     {"role": "user", "content": "why"},
     {"role": "assistant", "content": "user"},
 ]
-# Drops what the assistant thought in earlier turns and adds an empty thought to the last, as Qwen3 does.
-THINKING = (
-    "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' and loop.last %}()  {% endif %}{{ m.content }}</s>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-
 
 def pieces(form: TextForm, row: dict[str, object], tokenizer: PreTrainedTokenizerFast) -> list[tuple[str, bool]]:
     return [(segment.text, segment.has_loss) for segment in form.segments(row, tokenizer)]
@@ -67,14 +59,6 @@ def test_chat_has_loss_on_answers_and_their_end(letters: PreTrainedTokenizerFast
     assert form.reference({"messages": TALK}) == "user"
     assert form.prompt_text({"messages": TALK}, letters) == "".join(text for text, _ in wanted[:3])
     assert [s.text for s in form.segments_with({"messages": TALK}, "other", letters) if s.text][-1] == "other</s>"
-
-
-def test_a_template_that_rewrites_earlier_turns_is_followed() -> None:
-    tokenizer = letters_tokenizer()
-    tokenizer.chat_template = THINKING
-    segments = [s for s in chat_segments(as_messages(TALK, "m"), tokenizer) if s.text]
-    assert "".join(s.text for s in segments) == tokenizer.apply_chat_template(TALK, tokenize=False)
-    assert [s.text for s in segments if s.has_loss] == ["a</s>\n", "user</s>\n"]
 
 
 def test_a_chat_may_begin_with_the_assistant(letters: PreTrainedTokenizerFast) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from atoll.adapters.full_weights import FullWeightDelta
 from atoll.adapters.killed import Killed, kill
@@ -98,6 +99,15 @@ def attached(
         places.clear()
 
 
+def _part_from_twin(model: PreTrainedModel, module: nn.Module) -> None:
+    twins = [other for other in model.modules() if other is not module and getattr(other, "weight", None) is module.weight]
+    if twins:
+        module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=False)  # type: ignore[operator]
+        for config in (model.config, model.config.get_text_config()):
+            config.tie_word_embeddings = False
+        model.all_tied_weights_keys = {}
+
+
 def _flatten(
     state: AdapterState, cohorts: Sequence[Sequence[str]], device: torch.device
 ) -> tuple[tuple[Flat, ...], dict[str, tuple[nn.Parameter, ...]]]:
@@ -125,11 +135,15 @@ def _view(numbers: nn.Parameter, part: slice, value: Tensor) -> nn.Parameter:
     return leaf
 
 
-def merge_into(model: nn.Module, state: AdapterState) -> None:
-    """Add the adapters' dense changes to the base's weights, for good (lora only)."""
+def merge_into(model: PreTrainedModel, state: AdapterState) -> None:
+    """Add the adapters' dense changes to the base's weights, for good (lora only).
+
+    An embedding that is the head, too, and of which only one has an adapter, gets a weight of its own first, and config.json says so.
+    """
     for name, adapter in state.modules.items():
         module = fitting_module(model, name, adapter)
         assert isinstance(module.weight, Tensor)
+        _part_from_twin(model, module)
         module.weight.data.copy_(merged_weight(module, adapter.delta_OI()))
     for name, change in state.full_weights.items():
         module = fitting_module(model, name, change)

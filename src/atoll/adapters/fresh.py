@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 
@@ -11,8 +11,12 @@ from atoll.adapters.state import AdapterState, Kind, ModuleAdapter
 from atoll.seeding import stream
 
 
-def fresh_adapters(kind: Kind, sizes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int], alpha: float, seed: int) -> AdapterState:
+def fresh_adapters(
+    kind: Kind, sizes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int], alpha: float, seed: int, embeddings: Collection[str] = ()
+) -> AdapterState:
     """A state for the modules in `ranks`: `down` uniform in +-1/sqrt(inputs), `up` zero, scaling alpha / rank.
+
+    Of `embeddings` `down` is zero and `up` normal: of its rows only those of tokens that are seen ever change.
 
     Every module has a random stream of its own, so that its start does not depend on which other modules are adapted.
 
@@ -23,7 +27,10 @@ def fresh_adapters(kind: Kind, sizes: Mapping[str, tuple[int, int]], ranks: Mapp
         num_inputs, num_outputs = sizes[name]
         generator = torch.Generator().manual_seed(stream(seed, f"adapter/{name}"))
         down = (torch.rand(rank, num_inputs, generator=generator) * 2 - 1) / num_inputs**0.5
-        modules[name] = ModuleAdapter(down, torch.zeros(num_outputs, rank), alpha / rank)
+        up = torch.zeros(num_outputs, rank)
+        if name in embeddings:
+            down, up = torch.zeros(rank, num_inputs), torch.randn(num_outputs, rank, generator=generator)
+        modules[name] = ModuleAdapter(down, up, alpha / rank)
     return AdapterState(kind, modules)
 
 

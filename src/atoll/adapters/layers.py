@@ -83,6 +83,35 @@ class AdaptedLinear(LowRankPair):
         return self.base(x) + self.high(self.low(x))
 
 
+class AdaptedEmbedding(LowRankPair):
+    """y = base(ids) + scaling * up f(down e), e the unit vectors of the ids; `base` stays frozen. As in PEFT nothing is dropped out."""
+
+    def __init__(self, base: nn.Module, pair: LowRankPair) -> None:
+        super().__init__(pair.kind, pair.down_RI, pair.up_OR, pair.scaling, 0.0)
+        self.base = base
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's weight, which a tied head has, too."""
+        return self.base.weight  # type: ignore[return-value]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Shapes: (...) to (..., outputs)."""
+        y: Tensor = self.base(ids)
+        base: Any = self._innermost()
+        u = nn.functional.embedding(ids, self.down_RI.T.to(y.dtype), padding_idx=base.padding_idx)
+        z = self.high((u.relu() if self.kind == "bottleneck" else u) * self.scaling)
+        # Some families scale the embedding itself by a factor, and PEFT the pair beside it.
+        scale = getattr(base, "embed_scale", None)
+        return y + z if scale is None else y + z * torch.as_tensor(scale, device=z.device).to(z.dtype)
+
+    def _innermost(self) -> nn.Module:
+        base = self.base
+        while isinstance(base, AdaptedEmbedding):
+            base = base.base
+        return base
+
+
 class FullWeightLinear(nn.Module):
     """y = (W + D) x + b, or + (b + e) where the bias is trained too; `base` with its W and b stays frozen, D and e are trained.
 
@@ -120,9 +149,9 @@ def changed(name: str, base: nn.Module, change_OI: nn.Parameter, bias_O: nn.Para
     return FullWeightLinear(base, change_OI, bias_O).eval()
 
 
-def adapted(base: nn.Module, pair: LowRankPair) -> AdaptedLinear:
+def adapted(base: nn.Module, pair: LowRankPair) -> AdaptedLinear | AdaptedEmbedding:
     """The module with the pair beside it."""
-    return AdaptedLinear(base, pair).eval()
+    return AdaptedEmbedding(base, pair).eval() if isinstance(base, nn.Embedding | AdaptedEmbedding) else AdaptedLinear(base, pair).eval()
 
 
 def merged(name: str, base: nn.Module, pair: LowRankPair) -> nn.Module:
@@ -130,7 +159,7 @@ def merged(name: str, base: nn.Module, pair: LowRankPair) -> nn.Module:
 
     Raises: AdapterFitError for a quantized module, or a bottleneck adapter, which has no product.
     """
-    if not _is_plain(base) or pair.kind != "lora":
+    if not (_is_plain(base) or isinstance(base, nn.Embedding)) or pair.kind != "lora":
         raise AdapterFitError(
             f"the adapter of {name} cannot be merged", got=f"{pair.kind} adapter of a {type(base).__name__}",
             expected="a lora adapter of a module in full precision", do='write killed = "offload" in [select]',
@@ -145,7 +174,7 @@ def merged_weight(module: nn.Module, delta_OI: Tensor) -> Tensor:
     """The module's weight with a dense change added, summed in fp64."""
     weight: Tensor = module.weight  # type: ignore[assignment]
     delta = delta_OI.to(weight.device)
-    return (weight.double() + (delta.T if isinstance(module, Conv1D) else delta)).to(weight.dtype)
+    return (weight.double() + (delta.T if isinstance(module, Conv1D | nn.Embedding) else delta)).to(weight.dtype)
 
 
 def _is_plain(module: nn.Module) -> bool:

@@ -1,7 +1,8 @@
 """Adapter folders as Hugging Face PEFT reads and writes them: adapter_config.json and adapter_model.safetensors.
 
-Written here because an AdapterState has no model to ask PEFT with; the tests hold both directions against PEFT itself.
-PEFT has no bottleneck adapter: those folders carry peft_type ATOLL_BOTTLENECK and load in Atoll only.
+Written here because an AdapterState has no model to ask PEFT with; the tests hold both directions against PEFT itself, and a run asks PEFT
+(peft_rules/loads.py) before it writes. PEFT has no bottleneck adapter: those folders carry peft_type ATOLL_BOTTLENECK and load in Atoll
+only.
 """
 
 from __future__ import annotations
@@ -10,52 +11,90 @@ import json
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from atoll.adapters.full_weights import FullWeightDelta
+from atoll.adapters.peft_rules.fields import refused_fields
+from atoll.adapters.peft_rules.loads import check_loads
+from atoll.adapters.peft_rules.patterns import wrong_pattern
+from atoll.adapters.peft_rules.targets import targeted
 from atoll.adapters.state import AdapterState, Kind, ModuleAdapter
-from atoll.errors import AdapterFolderError
+from atoll.errors import AdapterFitError, AdapterFolderError
 from atoll.parsed import parse_json
 
 CONFIG_FILE, WEIGHTS_FILE, LABELS_FILE = "adapter_config.json", "adapter_model.safetensors", "labels.json"
 _PEFT_TYPE: dict[Kind, str] = {"lora": "LORA", "bottleneck": "ATOLL_BOTTLENECK"}
 _PREFIX = "base_model.model."
-_TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
-_SAVED = re.compile(r"base_model\.model\.(?P<module>.+)\.(?P<side>weight|bias)")
+_TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?(embedding)|\.weight)")
+_SAVED = re.compile(r"base_model\.model\.(?P<module>.+?)(?P<base>\.base_layer)?\.(?P<side>weight|bias)")
 _SIDES = ("weight", "bias")
-# Options of PEFT's LoRA that change what the two matrices mean; each must be absent or off.
-_MEANING = ("use_dora", "use_qalora", "modules_to_save", "layer_replication", "trainable_token_indices", "lora_bias", "target_parameters",
-            "alora_invocation_tokens", "use_bdlora", "arrow_config", "kasa_config", "velora_config")  # fmt: skip
+_LARGEST_CONFIG_BYTES = 2**25
+_RANK, _ALPHA = 8, 8
+"""PEFT's, where the file does not say."""
+_SAVED_BY = "give a folder saved by Atoll or by PeftModel.save_pretrained"
+_MERGE = "merge it with PEFT (merge_and_unload, save_pretrained), and give the merged folder as the base"
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a state is written for PEFT beside its numbers."""
+
+    base_name: str
+    transposed: bool = False
+    """Whether the base keeps weights as (inputs, outputs), as GPT-2 does."""
+    head: tuple[str, ...] = ()
+    """A classifier's modules that are saved as they are (modules_to_save)."""
+    labels: tuple[str, ...] = ()
+    embeddings: frozenset[str] = frozenset()
+    """Modules that are embeddings, whose pairs have other names in PEFT."""
 
 
 def save_adapter(
-    state: AdapterState, folder: Path, *, base_name: str, transposed: bool = False, head: Collection[str] = (), labels: Sequence[str] = ()
-) -> None:
-    """Write the state as a PEFT adapter folder; `transposed`: the base keeps weights as (inputs, outputs), as GPT-2 does.
+    state: AdapterState, folder: Path, *, base_name: str, transposed: bool = False, head: Collection[str] = (), labels: Sequence[str] = (),
+    embeddings: Collection[str] = (),
+) -> None:  # fmt: skip
+    """Write the state as a PEFT adapter folder; what is given beside it is described at `Form`.
 
     A full weight becomes a LoRA pair of the full rank, of which one side is the identity: no bit is lost. But the modules of a
-    classifier's `head` are saved as they are (modules_to_save), and its labels in a file beside.
+    classifier's head are saved as they are, and its labels in a file beside.
     """
+    form = Form(base_name, transposed, tuple(head), tuple(labels), frozenset(embeddings))
     folder.mkdir(parents=True, exist_ok=True)
-    heads = {name: zip(_SIDES, state.full_weights[name].tensors, strict=False) for name in head}
+    heads = {name: zip(_SIDES, state.full_weights[name].tensors, strict=False) for name in form.head}
     tensors = {f"{_PREFIX}{name}.{side}": tensor for name, sides in heads.items() for side, tensor in sides}
-    pairs = {name: _pair_of(change) for name, change in state.full_weights.items() if name not in head}
-    state = AdapterState(state.kind, {**state.modules, **pairs})
-    for name, adapter in state.modules.items():
-        tensors[f"{_PREFIX}{name}.lora_A.weight"] = adapter.down_RI.contiguous()
-        tensors[f"{_PREFIX}{name}.lora_B.weight"] = adapter.up_OR.contiguous()
+    pairs = {name: _pair_of(change) for name, change in state.full_weights.items() if name not in form.head}
+    for name, adapter in {**state.modules, **pairs}.items():
+        down, up = _keys(name, form)
+        tensors |= {down: adapter.down_RI.contiguous(), up: adapter.up_OR.contiguous()}
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    config = _config_of(state, base_name, transposed)
-    if head:
-        config |= {"task_type": "SEQ_CLS", "modules_to_save": list(head)}
-        named = {"id2label": dict(enumerate(labels))}
+    if form.head:
+        named = {"id2label": dict(enumerate(form.labels))}
         (folder / LABELS_FILE).write_text(json.dumps(named, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(json.dumps(peft_config(state, form), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def check_peft_loads(state: AdapterState, form: Form, skeleton: nn.Module) -> None:
+    """Whether PEFT itself would load what `save_adapter` writes of this state onto a model of this make, whose weights are not looked at.
+
+    Raises: AdapterFitError.
+    """
+    if state.kind != "lora":
+        return
+    ranks, parts = state.ranks, {name: part for name, part in state.parts.items() if name not in form.head}
+    pairs = {name: (ranks[name], *part.size, part.scaling if isinstance(part, ModuleAdapter) else 1.0) for name, part in parts.items()}
+    check_loads(peft_config(state, form), pairs, skeleton)
+
+
+def _keys(name: str, form: Form) -> tuple[str, str]:
+    kind, end = ("lora_embedding", "") if name in form.embeddings else ("lora", ".weight")
+    return f"{_PREFIX}{name}.{kind}_A{end}", f"{_PREFIX}{name}.{kind}_B{end}"
 
 
 def read_labels(folder: Path) -> tuple[str, ...]:
@@ -75,31 +114,106 @@ def read_labels(folder: Path) -> tuple[str, ...]:
 
 
 def load_adapter(folder: Path) -> AdapterState:
-    """Read an adapter folder that Atoll or PEFT wrote.
+    """Read an adapter folder that Atoll or PEFT wrote; whether it means the same on a model is what `check_adapter` looks at.
 
-    Raises: AdapterFolderError for anything that cannot be read exactly, rather than a module left out in silence.
+    Raises: AdapterFolderError for anything that cannot be applied exactly as PEFT does, rather than a module left out in silence.
     """
     config = _read_config(folder)
     kind = _kind_of(config, folder)
-    pairs: dict[str, dict[str, torch.Tensor]] = {}
-    head: dict[str, dict[str, torch.Tensor]] = {}
+    stored = _stored(folder, config)
+    if not stored.pairs and not stored.head:
+        raise _folder_error(folder, "the adapter holds no tensors", got="0 tensors", expected="lora_A and lora_B for every module")
+    _check_targets(folder, config, set(stored.pairs), None)
+    modules = {name: _module_of(folder, name, pair, config) for name, pair in stored.pairs.items()}
+    found = {
+        name: _full_weights_of(adapter) for name, adapter in modules.items() if kind == "lora" and name not in stored.embeddings
+    }  # fmt: skip
+    full_weights = {name: change for name, change in found.items() if change is not None}
+    full_weights |= {name: _head_of(folder, name, sides) for name, sides in stored.head.items()}
+    state = AdapterState(kind, {name: adapter for name, adapter in modules.items() if name not in full_weights}, full_weights)
+    if not state.is_finite():
+        broken = next(name for name, part in state.parts.items() if not all(bool(torch.isfinite(one).all()) for one in part.tensors))
+        got = f"NaN or infinity in {broken}"
+        raise _folder_error(folder, "the adapter holds numbers that are none", got=got, expected="finite numbers")
+    return state
+
+
+def check_adapter(folder: Path, model: nn.Module) -> None:
+    """Whether an adapter folder means on this model what PEFT makes of it there.
+
+    Raises: AdapterFolderError where PEFT would adapt other modules, or replace a weight of the base by another one; AdapterFitError where a
+    module is not of the class that the adapter is for.
+    """
+    config = _read_config(folder)
+    stored = _stored(folder, config)
+    modules = dict(model.named_modules())
+    for name in stored.pairs.keys() & modules.keys():
+        if (name in stored.embeddings) != isinstance(modules[name], nn.Embedding):
+            raise AdapterFitError(
+                f"the adapter is not for {name} as this model has it", where=str(folder), got=type(modules[name]).__name__,
+                expected="an embedding" if name in stored.embeddings else "a projection",
+                do="use the adapter with the base model it was trained on",
+            )  # fmt: skip
+    # Of blocks that run in a host nothing is here.
+    _check_targets(folder, config, set(stored.pairs), model)
+    for name, sides in stored.kept.items():
+        module = modules.get(name)
+        for side, tensor in sides.items():
+            own = getattr(module, side, None)
+            if own is None or own.shape != tensor.shape or not torch.equal(tensor.to(own), own):
+                raise _folder_error(
+                    folder, "the adapter brings a weight of the base along, and it is another than this base's", got=f"{name}.{side}",
+                    expected="the weight that the base has", do=_MERGE,
+                )  # fmt: skip
+
+
+@dataclass(slots=True, eq=False)
+class _Stored:
+    """The tensors of an adapter folder, by module."""
+
+    pairs: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    embeddings: set[str] = field(default_factory=set)
+    """Those of `pairs` that are for an embedding."""
+    head: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    """Of a classifier."""
+    kept: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    """What PEFT saves of embedding and head where one of them is adapted: the base's own weights."""
+
+
+def _stored(folder: Path, config: Mapping[str, Any]) -> _Stored:
+    stored, heads = _Stored(), config.get("modules_to_save") or ()
     for key, tensor in _read_tensors(folder).items():
-        match = _TENSOR.fullmatch(key)
-        saved = _SAVED.fullmatch(key) if config.get("modules_to_save") else None
-        if match is None and saved is not None:
-            head.setdefault(saved["module"], {})[saved["side"]] = tensor.float()
-            continue
-        if match is None:
+        match, saved = _TENSOR.fullmatch(key), _SAVED.fullmatch(key)
+        if match is not None:
+            stored.pairs.setdefault(match["module"], {})[match["side"]] = tensor.float()
+            if match["embedding"]:
+                stored.embeddings.add(match["module"])
+        elif saved is not None and "lora_" not in saved["module"]:
+            is_head = any(f".{saved['module']}".endswith(f".{name}") for name in heads)
+            (stored.head if is_head else stored.kept).setdefault(saved["module"], {})[saved["side"]] = tensor.float()
+        else:
             expected = f"{_PREFIX}MODULE.lora_A.weight (or lora_B)"
             raise _folder_error(folder, "a tensor that is not part of a LoRA pair", got=key, expected=expected)
-        pairs.setdefault(match["module"], {})[match["side"]] = tensor.float()
-    if not pairs and not head:
-        raise _folder_error(folder, "the adapter holds no tensors", got="0 tensors", expected="lora_A and lora_B for every module")
-    modules = {name: _module_of(folder, name, pair, config) for name, pair in pairs.items()}
-    found = {name: _full_weights_of(adapter) for name, adapter in modules.items() if kind == "lora"}
-    full_weights = {name: change for name, change in found.items() if change is not None}
-    full_weights |= {name: _head_of(folder, name, sides) for name, sides in head.items()}
-    return AdapterState(kind, {name: adapter for name, adapter in modules.items() if name not in full_weights}, full_weights)
+    return stored
+
+
+def _check_targets(folder: Path, config: Mapping[str, Any], names: set[str], model: nn.Module | None) -> None:
+    """Whether PEFT adapts these modules, and of a model no others."""
+    all_names = names if model is None else {name for name, _ in model.named_modules() if name} | names
+    wrong = wrong_pattern(config, all_names)
+    try:
+        found = targeted(config, all_names, model) if wrong is None else set()
+    except ValueError as problem:
+        wrong = str(problem)
+    if wrong is not None:
+        raise _folder_error(folder, f"{CONFIG_FILE} cannot be used", got=wrong, expected="names or patterns as PEFT reads them")
+    if found != names:
+        others = sorted(found ^ names)
+        raise _folder_error(
+            folder, "the tensors are not those of the modules that adapter_config.json targets",
+            got=f"{others[0]}, which is targeted and has none" if others[0] in found else f"{others[0]}, which is not targeted",
+            expected="a pair of matrices for each targeted module, and no others",
+        )  # fmt: skip
 
 
 def _head_of(folder: Path, name: str, sides: Mapping[str, torch.Tensor]) -> FullWeightDelta:
@@ -125,27 +239,28 @@ def _full_weights_of(adapter: ModuleAdapter) -> FullWeightDelta | None:
     return FullWeightDelta(other) if torch.equal(one, torch.eye(adapter.rank)) else None
 
 
-def _config_of(state: AdapterState, base_name: str, transposed: bool) -> dict[str, Any]:
-    ranks = state.ranks
-    alphas = {name: adapter.scaling * adapter.rank for name, adapter in state.modules.items()}
+def peft_config(state: AdapterState, form: Form) -> dict[str, Any]:
+    """The adapter_config.json of a state."""
+    ranks = {name: rank for name, rank in state.ranks.items() if name not in form.head}
+    alphas = {name: rank * (state.modules[name].scaling if name in state.modules else 1.0) for name, rank in ranks.items()}
     rank, alpha = _commonest(ranks), _commonest(alphas)
     return {
         "peft_type": _PEFT_TYPE[state.kind],
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_name,
+        "task_type": "SEQ_CLS" if form.head else "CAUSAL_LM",
+        "base_model_name_or_path": form.base_name,
         "inference_mode": True,
         "r": rank,
         "lora_alpha": alpha,
         "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
         "alpha_pattern": {name: a for name, a in alphas.items() if a != alpha},
-        "target_modules": sorted(state.modules),
+        "target_modules": sorted(ranks),
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": transposed,
+        "fan_in_fan_out": form.transposed,
         "use_rslora": False,
         "use_dora": False,
         "init_lora_weights": True,
-        "modules_to_save": None,
+        "modules_to_save": list(form.head) or None,
     }
 
 
@@ -160,9 +275,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
         found = f"folders with an adapter beside it: {', '.join(siblings[:5])}" if siblings else "no such file"
         raise _folder_error(folder, f"there is no {CONFIG_FILE}", got=found, expected="a PEFT adapter folder")
     try:
+        if path.stat().st_size > _LARGEST_CONFIG_BYTES:
+            raise ValueError(f"{path.stat().st_size} bytes")
         config = parse_json(path.read_text(encoding="utf-8"))
-    except ValueError as problem:
-        raise _folder_error(folder, f"{CONFIG_FILE} is not JSON", got=str(problem), expected="the file as PEFT wrote it") from None
+    except (OSError, ValueError) as problem:
+        raise _folder_error(folder, f"{CONFIG_FILE} is not JSON", got=str(problem)[:200], expected="the file as PEFT wrote it") from None
     if not isinstance(config, dict):
         raise _folder_error(folder, f"{CONFIG_FILE} is not an object", got=type(config).__name__, expected="the file as PEFT wrote it")
     return config
@@ -170,15 +287,25 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _kind_of(config: Mapping[str, Any], folder: Path) -> Kind:
     kinds = {peft_type: kind for kind, peft_type in _PEFT_TYPE.items()}
-    if config.get("peft_type") not in kinds:
-        got = f"peft_type = {config.get('peft_type')!r}"
-        raise _folder_error(folder, "an adapter of a kind Atoll does not train", got=got, expected="LORA")
-    # Of another task they stand for what the base has as well, and replace it.
-    changed = [key for key in _MEANING if config.get(key) and not (key == "modules_to_save" and config.get("task_type") == "SEQ_CLS")]
-    if changed or config.get("bias", "none") != "none":
-        got = ", ".join(f"{key} = {config[key]!r}" for key in changed) or f"bias = {config['bias']!r}"
-        raise _folder_error(folder, "a variant of LoRA that Atoll does not train", got=got, expected="plain LoRA pairs, bias = 'none'")
+    if not isinstance(config.get("peft_type"), str) or config["peft_type"] not in kinds:
+        got = f"peft_type = {_short(config.get('peft_type'))}"
+        raise _folder_error(folder, "an adapter of a kind Atoll does not train", got=got, expected="LORA", do=_MERGE)
+    refused = refused_fields({**config, "peft_type": "LORA"})
+    if refused:
+        raise _folder_error(
+            folder, "a variant of LoRA that Atoll does not apply as PEFT does",
+            got=", ".join(f"{key} = {_short(config[key])}" for key in list(refused)[:3]),
+            expected="; ".join(f"{key}: {accepted}" for key, accepted in list(refused.items())[:3]), do=_MERGE,
+        )  # fmt: skip
     return kinds[config["peft_type"]]
+
+
+def _short(value: object) -> str:
+    try:
+        text = json.dumps(value)
+    except ValueError:  # Integers of thousands of digits have no text.
+        text = "a number that is too large"
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -195,13 +322,11 @@ def _module_of(folder: Path, name: str, pair: Mapping[str, torch.Tensor], config
     if set(pair) != {"A", "B"}:
         raise _folder_error(folder, f"half a LoRA pair for {name}", got=f"lora_{next(iter(pair))} only", expected="lora_A and lora_B")
     down, up = pair["A"], pair["B"]
-    rank, expected = down.shape[0], _pattern(config.get("rank_pattern"), name, config.get("r"))
+    rank, expected = down.shape[0], _pattern(config.get("rank_pattern"), name, config.get("r", _RANK))
     if down.ndim != 2 or up.ndim != 2 or rank != up.shape[1] or rank != expected:
         got = f"lora_A {tuple(down.shape)}, lora_B {tuple(up.shape)}"
         raise _folder_error(folder, f"the shapes of {name} do not match the configuration", got=got, expected=f"rank {expected}")
-    alpha = _pattern(config.get("alpha_pattern"), name, config.get("lora_alpha"))
-    if not isinstance(alpha, int | float):
-        raise _folder_error(folder, "lora_alpha is not a number", got=repr(alpha), expected="a number")
+    alpha = _pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", _ALPHA))
     return ModuleAdapter(down, up, alpha / (rank**0.5 if config.get("use_rslora") else rank))
 
 
@@ -216,6 +341,5 @@ def _names(folder: Path) -> str:
     return ", ".join(names[:6]) or "an empty folder"
 
 
-def _folder_error(folder: Path, what: str, *, got: str, expected: str) -> AdapterFolderError:
-    do = "give a folder saved by Atoll or by PeftModel.save_pretrained"
+def _folder_error(folder: Path, what: str, *, got: str, expected: str, do: str = _SAVED_BY) -> AdapterFolderError:
     return AdapterFolderError(what, where=str(folder), got=got, expected=expected, do=do)

@@ -79,7 +79,7 @@ class Places:
         if frozen is None:
             return module
         # Of another size than the adapter's own, it would fail only in the forward pass.
-        _check_size(name, frozen, module_size(self._originals[name]), type(module).__name__)
+        _check_size(name, frozen, _adaptable_size(self._originals[name]), type(module).__name__)
         return adapted(module, frozen_pair(self._frozen_delta.kind, frozen, self.device))
 
     def replace(self, name: str, module: T) -> T:
@@ -97,6 +97,12 @@ def module_size(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
+def _adaptable_size(module: nn.Module) -> tuple[int, int] | None:
+    if isinstance(module, nn.Embedding):
+        return module.num_embeddings, module.embedding_dim
+    return module_size(module)
+
+
 def fitting_module(model: nn.Module, name: str, adapter: ModuleAdapter | FullWeightDelta) -> nn.Module:
     """The module of this name, which must be one that the adapter fits.
 
@@ -110,7 +116,7 @@ def fitting_module(model: nn.Module, name: str, adapter: ModuleAdapter | FullWei
             got=name, expected="modules such as " + ", ".join(_some_linear_names(model)),
             do="use the adapter with the base model it was trained on",
         ) from None  # fmt: skip
-    _check_size(name, adapter, module_size(module), type(module).__name__)
+    _check_size(name, adapter, _adaptable_size(module), type(module).__name__)
     return module
 
 

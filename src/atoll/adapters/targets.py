@@ -15,8 +15,7 @@ _OUTSIDE = frozenset({"lm_head", "embed_out", "embed_tokens", "wte", "wpe", "wor
 def resolve_targets(requested: str | Sequence[str], modules: Sequence[ModuleShape]) -> tuple[str, ...]:
     """Full names of the requested modules, in the model's order, each once.
 
-    A request is a last name ("q_proj"), an ending ("attn.c_proj"), a full name, or one of GROUPS. The head and the embedding are not
-    among `modules`, so that "all-linear" never means them.
+    A request is a last name ("q_proj"), an ending ("attn.c_proj"), a full name, or one of GROUPS; no group means the head or the embedding.
 
     Raises: TargetError for a request that matches nothing, with the nearest names, and for an empty list.
     """
@@ -36,9 +35,15 @@ def resolve_targets(requested: str | Sequence[str], modules: Sequence[ModuleShap
     return tuple(module.name for module in modules if module.name in chosen)
 
 
+def named_outside(requested: str | Sequence[str], outside: Sequence[ModuleShape]) -> set[str]:
+    """Names of those of these modules that a request names: embedding and head are adapted only where they are named."""
+    requests = (requested,) if isinstance(requested, str) else tuple(requested)
+    return {module.name for module in outside if any(_matches(request, module) for request in requests)}
+
+
 def _matches(request: str, module: ModuleShape) -> bool:
     if request in GROUPS:
-        return request in ("all-linear", module.kind)
+        return not module.outside and request in ("all-linear", module.kind)
     return bool(request) and (module.name == request or module.name.endswith(f".{request}"))
 
 
@@ -47,7 +52,7 @@ def _target_error(what: str, requests: Sequence[str], modules: Sequence[ModuleSh
     candidates = [*last_names, *GROUPS, *dict.fromkeys(module.name for module in modules)]
     near = [match for request in requests for match in difflib.get_close_matches(request, candidates, n=1, cutoff=0.5)]
     if any(request.rpartition(".")[2] in _OUTSIDE for request in requests):
-        do = "head and embedding stay frozen; choose projections inside the blocks"
+        do = "head and embedding of this base stay frozen here; choose projections inside the blocks"
     elif near:
         do = "did you mean " + " and ".join(repr(name) for name in dict.fromkeys(near)) + "?"
     else:

@@ -34,6 +34,9 @@ from atoll.embedded import tiny_path
 from atoll.errors import ArchitectureError
 from atoll.seeding import stream
 
+_HEADS = ("lm_head.", "embed_out.", "cls.", "pooler.")
+"""Of weights that are not of a classifier."""
+
 
 @dataclass(frozen=True, slots=True)
 class RowClass:
@@ -81,9 +84,13 @@ def load_classifier(name: str, labels: Sequence[str], *, precision: str = "fp32"
         _describe(config, labels, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0)
         stored = read_headers(source).tensors
         modules = head_modules(family, stored)
+        # What predicts tokens, or belongs to another head.
+        left = (f"{family.head}.", *_HEADS)
         if hasattr(quantization, "llm_int8_skip_modules"):
             quantization.llm_int8_skip_modules = [module for module in (family.classifier, family.pooler) if module is not None]
-        model = load_model(source, config, precision, quantization, family=AutoModelForSequenceClassification, may_miss=modules)
+        model = load_model(
+            source, config, precision, quantization, family=AutoModelForSequenceClassification, may_miss=modules, may_stay=left
+        )  # fmt: skip
     check_vocabulary(source, model, tokenizer)
     if bits is not None and quantization is not None:
         check_kept(name, model, bits)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -49,21 +49,50 @@ class TokenBatch(Protocol):
         """Which positions see which, for packed rows; none: plain causal."""
 
 
+@runtime_checkable
+class PairBeside(Protocol):
+    """A module with a low-rank pair beside it (adapters.layers.AdaptedLinear is one)."""
+
+    base: nn.Module
+    up_OR: Tensor
+
+    def low(self, x: Tensor) -> Tensor:
+        """What the pair's first matrix makes of the input, scaled: (..., inputs) to (..., rank)."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Head:
-    """The output projection and what the model does to its logits: logits = cap * tanh(factor * (W h + b) / cap)."""
+    """The output projection and what the model does to its logits: logits = cap * tanh(factor * (W h + b) / cap).
+
+    Pairs beside it count as more inputs: W h + up u, with u = low(h).
+    """
 
     weight_VD: Tensor
     bias_V: Tensor | None
     factor: float
     cap: float | None
+    pairs: tuple[PairBeside, ...] = ()
+
+    def with_low(self, h_ND: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The hidden states, u and up; None where nothing is beside the head."""
+        if not self.pairs:
+            return h_ND, None, None
+        u_NR = torch.cat([pair.low(h_ND) for pair in self.pairs], dim=-1)
+        return h_ND, u_NR, torch.cat([pair.up_OR for pair in self.pairs], dim=1).to(h_ND.dtype)
 
     def logits(self, h_CD: Tensor) -> Tensor:
         """Logits in fp32.
 
         Shapes: (C, V).
         """
-        z_CV = nn.functional.linear(h_CD, self.weight_VD, self.bias_V).float()
+        return self.logits_of(*self.with_low(h_CD))
+
+    def logits_of(self, h_CD: Tensor, u_CR: Tensor | None, up_VR: Tensor | None) -> Tensor:
+        """The same from what `with_low` returns."""
+        z_CV = nn.functional.linear(h_CD, self.weight_VD, self.bias_V)
+        if u_CR is not None and up_VR is not None:
+            z_CV = z_CV.addmm_(u_CR, up_VR.T)
+        z_CV = z_CV.float()
         if self.factor != 1.0:
             z_CV.mul_(self.factor)
         return z_CV if self.cap is None else z_CV.div_(self.cap).tanh_().mul_(self.cap)
@@ -80,9 +109,18 @@ def head_of(model: PreTrainedModel) -> Head:
             "the model has no output projection",
             got=type(model).__name__, expected="a causal language model (AutoModelForCausalLM)", do="choose a generative model",
         )  # fmt: skip
+    pairs: list[PairBeside] = []
+    while isinstance(module, PairBeside):
+        pairs.append(module)
+        module = module.base
+    if hasattr(module, "change_OI"):
+        raise ArchitectureError(
+            "the full weight of the output projection cannot be trained", got=type(module).__name__, expected="a LoRA pair beside it",
+            do='write kind = "lora" below [adapter], or a rank below the width of the model',
+        )  # fmt: skip
     config = model.config.get_text_config()
     factor = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
-    return Head(module.weight, getattr(module, "bias", None), factor, getattr(config, "final_logit_softcapping", None))
+    return Head(module.weight, getattr(module, "bias", None), factor, getattr(config, "final_logit_softcapping", None), tuple(pairs))
 
 
 def hidden_states(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
@@ -104,7 +142,8 @@ def hidden_states(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
 def loss_sum(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
     """Sum of the cross-entropy over all label tokens of a batch, in nats; differentiable in the adapters."""
     h_ND = hidden_states(model, batch).flatten(0, 1)[batch.predict_N]
-    total: Tensor = _ChunkedCrossEntropy.apply(h_ND, batch.target_N, head_of(model))
+    head = head_of(model)
+    total: Tensor = _ChunkedCrossEntropy.apply(*head.with_low(h_ND), batch.target_N, head)
     return total
 
 
@@ -116,7 +155,8 @@ def token_losses_N(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
     """
     h_ND, head = hidden_states(model, batch).flatten(0, 1)[batch.predict_N], head_of(model)
     chunks = zip(_chunks(h_ND, head), _chunks(batch.target_N, head), strict=True)
-    return torch.cat([nn.functional.cross_entropy(head.logits(h), target, reduction="none") for h, target in chunks])
+    losses = [nn.functional.cross_entropy(head.logits(h), target, reduction="none") for h, target in chunks]
+    return torch.cat(losses)
 
 
 class Objective(Protocol):
@@ -164,42 +204,57 @@ def _chunks(tensor: Tensor, head: Head) -> tuple[Tensor, ...]:
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Sum of cross-entropies; the gradient by the hidden states is made in the forward pass, while a chunk's logits are at hand."""
+    """Sum of cross-entropies; the gradients by its inputs are made in the forward pass, while a chunk's logits are at hand."""
 
     @staticmethod
-    def forward(ctx: Any, h_ND: Tensor, target_N: Tensor, head: Head) -> Tensor:
-        grad_ND = torch.empty_like(h_ND) if ctx.needs_input_grad[0] else None
+    def forward(ctx: Any, h_ND: Tensor, u_NR: Tensor | None, up_VR: Tensor | None, target_N: Tensor, head: Head) -> Tensor:
+        needed: Any = ctx.needs_input_grad[:3]
+        inputs = (h_ND, u_NR, up_VR)
+        grads = [torch.zeros_like(one) if need and one is not None else None for one, need in zip(inputs, needed, strict=True)]
         total, start = torch.zeros((), dtype=torch.float32, device=h_ND.device), 0
         for h_CD, target_C in zip(_chunks(h_ND, head), _chunks(target_N, head), strict=True):
-            stop = start + len(target_C)
-            total += _chunk_loss(h_CD, target_C, head, None if grad_ND is None else grad_ND[start:stop])
-            start = stop
-        if grad_ND is not None:
-            ctx.save_for_backward(grad_ND)
+            part = slice(start, start + len(target_C))
+            given = (h_CD, None if u_NR is None else u_NR[part], up_VR)
+            total += _chunk_loss(given, target_C, head, (*(None if one is None else one[part] for one in grads[:2]), grads[2]))
+            start = part.stop
+        ctx.save_for_backward(*grads)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
-        (grad_ND,) = ctx.saved_tensors
-        return grad_ND * grads[0].to(grad_ND.dtype), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return (*(None if one is None else one * grads[0].to(one.dtype) for one in ctx.saved_tensors), None, None)
 
 
-def _chunk_loss(h_CD: Tensor, target_C: Tensor, head: Head, grad_CD: Tensor | None) -> Tensor:
-    """The chunk's loss; its gradient by the hidden states is written to `grad_CD`.
+Inputs = tuple[Tensor | None, ...]
+"""Hidden states, u and up; or their gradients."""
+
+
+def _chunk_loss(given: tuple[Tensor, Tensor | None, Tensor | None], target_C: Tensor, head: Head, grads: Inputs) -> Tensor:
+    """The chunk's loss; its gradients by the hidden states and u are written to `grads`, that by up is added there.
 
     All in place: one block of C x V numbers is what this loss holds (two where logits are capped).
     """
-    z_CV = head.logits(h_CD)
-    slope_CV = None if head.cap is None or grad_CD is None else 1 - (z_CV / head.cap) ** 2
+    z_CV, wants = head.logits_of(*given), any(one is not None for one in grads)
+    slope_CV = None if head.cap is None or not wants else 1 - (z_CV / head.cap) ** 2
     z_CV -= z_CV.amax(dim=1, keepdim=True)
     picked_C = z_CV.gather(1, target_C[:, None])[:, 0]
     norm_C1 = z_CV.exp_().sum(dim=1, keepdim=True)
-    if grad_CD is not None:
+    if wants:
         p_CV = z_CV.div_(norm_C1)
         p_CV[torch.arange(len(target_C)), target_C] -= 1
         if slope_CV is not None:
             p_CV *= slope_CV
         if head.factor != 1.0:
             p_CV *= head.factor
-        torch.mm(p_CV.to(h_CD.dtype), head.weight_VD, out=grad_CD)
+        _chunk_gradients(p_CV.to(given[0].dtype), given, head, grads)
     return norm_C1.log().sum() - picked_C.sum()
+
+
+def _chunk_gradients(p_CV: Tensor, given: tuple[Tensor, Tensor | None, Tensor | None], head: Head, grads: Inputs) -> None:
+    (_, u_CR, up_VR), (grad_CD, grad_CR, grad_VR) = given, grads
+    if grad_CD is not None:
+        torch.mm(p_CV, head.weight_VD, out=grad_CD)
+    if grad_CR is not None and up_VR is not None:
+        torch.mm(p_CV, up_VR, out=grad_CR)
+    if grad_VR is not None and u_CR is not None:
+        grad_VR.addmm_(p_CV.T, u_CR)

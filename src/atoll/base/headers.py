@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from atoll.errors import BaseFolderError, InputError, WeightsError
@@ -16,6 +17,10 @@ from atoll.parsed import parse_json
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PART = "atoll_part.json"
 """In a folder that holds a device's part of a base: the cut, and shapes and sizes of all tensors of the whole base."""
+_LARGEST_JSON_BYTES = 100 * 10**6
+_MOST_BLOCKS, _LARGEST_SIZE = 10_000, 2**31
+_BLOCKS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_SIZE = re.compile(r"(n|num|d)_.+|.+_(size|dim|heads|experts|embeddings|positions)")
 _LARGEST_HEADER_BYTES = 100 * 10**6
 """The limit that the safetensors library sets itself."""
 
@@ -64,13 +69,35 @@ def read_headers(source: str) -> Headers:
 
 
 def _read_folder(folder: Path) -> Headers:
-    config = _read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
-    if config is None:
+    if not (folder / CONFIG).is_file():
         raise _no_config(folder)
+    config = read_config(folder)
     if (folder / PART).is_file():
         return Headers(str(folder), config, read_part(folder)[1])
     stored = read_stored(weight_files(folder))
     return Headers(str(folder), config, {name: TensorHeader(tensor.shape, tensor.num_bytes) for name, tensor in stored.items()})
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A folder's config.json, with sizes that a model can have: what a library makes of others may take all time and memory.
+
+    Raises: BaseFolderError.
+    """
+    config = _read_json(folder / CONFIG)
+    parts = [config]
+    while parts:
+        part = parts.pop()
+        for key, value in part.items():
+            if isinstance(value, dict):
+                parts.append(value)
+            elif isinstance(value, int) and ((value > _LARGEST_SIZE and _SIZE.fullmatch(key)) or (value > _MOST_BLOCKS and key in _BLOCKS)):
+                limit = _MOST_BLOCKS if key in _BLOCKS else _LARGEST_SIZE
+                got = f"{key} = {value if value < 10**18 else 'a number of many digits'}"
+                raise BaseFolderError(
+                    f"{CONFIG} describes a model that cannot be", where=str(folder / CONFIG), got=got,
+                    expected=f"{limit} or less", do="give the config.json that belongs to the weights",
+                )  # fmt: skip
+    return config
 
 
 def read_part(folder: Path) -> tuple[tuple[int, int], dict[str, TensorHeader]]:
@@ -123,7 +150,21 @@ def read_index(folder: Path) -> dict[str, str]:
             "the index of the weight files names no tensors", where=str(folder / INDEX), got="no weight_map",
             expected="a weight_map from tensor to file", do="copy or download the model again",
         )  # fmt: skip
+    outside = [value for value in weight_map.values() if not _is_inside(value)]
+    if outside:
+        raise WeightsError(
+            "the index names what is no weight file of its folder", where=str(folder / INDEX), got=str(outside[0])[:200],
+            expected="names of files in the folder", do="copy or download the model again",
+        )  # fmt: skip
     return {str(name): str(value) for name, value in weight_map.items()}
+
+
+def _is_inside(name: object) -> bool:
+    """Whether a file's name, taken from an index, stays in its folder; links that lie there are the owner's own, as in the hub's cache."""
+    if not isinstance(name, str) or not name.endswith(".safetensors") or not name.isprintable() or "\\" in name:
+        return False
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def read_stored(files: Iterable[Path]) -> dict[str, StoredTensor]:
@@ -226,10 +267,12 @@ def _is_whole(folder: Path) -> bool:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
+        if file.stat().st_size > _LARGEST_JSON_BYTES:
+            raise ValueError(f"{file.stat().st_size} bytes")
         value = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
         raise BaseFolderError(
-            f"{file.name} cannot be read", where=str(file), got=str(problem), expected="a JSON object",
+            f"{file.name} cannot be read", where=str(file), got=str(problem)[:200], expected="a JSON object",
             do="copy or download the file again",
         ) from None  # fmt: skip
     if not isinstance(value, dict):

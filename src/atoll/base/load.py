@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import difflib
 import hashlib
-import json
 import logging
 import sys
 from collections.abc import Collection, Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import Any, Literal
 import torch
 import transformers
 from accelerate.utils import check_device_map
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.auto_factory import _get_model_class
@@ -24,14 +24,16 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from atoll.base.head import NextToken, Objective, check_head
-from atoll.base.headers import CONFIG, INDEX, PART, WEIGHTS, fetch, read_index, read_part, weight_files
+from atoll.base.headers import CONFIG, INDEX, PART, WEIGHTS, fetch, read_config, read_index, read_part, read_stored, weight_files
 from atoll.base.quantize import Bits, check_kept, how_to_keep, let_gradients_through
+from atoll.base.weights.checks import check_all_taken, check_numbers, check_one_head, stored_tensors
 from atoll.embedded import tiny_path
 from atoll.errors import ArchitectureError, BadValueError, BaseFolderError, TokenizerError, WeightsError
 
 _GENERATION = "generation_config.json"
 _M_MMAP_THRESHOLD, _MAPPED_BYTES = -3, 2**20
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_STORED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 DeviceMap = Literal["auto"] | Mapping[str, int | str]
 """Where each module of a base is, as accelerate has it: by name, the number of an accelerator, "cpu" or "disk". "auto": fill the
 accelerators one after the other, then memory, then disk."""
@@ -56,10 +58,12 @@ class Base:
     """Of a classifier, what its head starts with, by module: the weight, and the bias if it has one. In the model itself they are zeros:
     what is trained there is the whole of them."""
 
-    def digest(self) -> str:
-        """SHA-256 over names, shapes and bits of all weights."""
+    def digest(self, without: tuple[str, ...] = ()) -> str:
+        """SHA-256 over names, shapes and bits of all weights but those whose names begin so."""
         hasher = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
+            if without and name.startswith(without):
+                continue
             hasher.update(f"\n{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
             hasher.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return hasher.hexdigest()
@@ -105,7 +109,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     source = str(tiny_path()) if name == "tiny" else name
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, json.JSONDecodeError) as problem:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RecursionError) as problem:
         raise TokenizerError(
             "the tokenizer cannot be loaded",
             where=source, got=first_line(problem), expected="tokenizer.json and tokenizer_config.json beside the weights",
@@ -133,6 +137,8 @@ def check_folder(source: str) -> None:
     Raises: BaseFolderError.
     """
     path = Path(source)
+    if (path / CONFIG).is_file():
+        read_config(path)
     looks_local = path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
     if not looks_local or (path / "config.json").is_file():
         return
@@ -170,7 +176,7 @@ def load_config(source: str) -> Any:
     """
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as problem:
+    except (OSError, ValueError, KeyError, TypeError, ImportError, RecursionError, ArithmeticError, StrictDataclassError) as problem:
         raise BaseFolderError(
             "the model's config.json cannot be used", where=source, got=first_line(problem),
             expected="a model folder, or the id of a model that the hub (or the local cache) has",
@@ -196,20 +202,24 @@ def load_causal_config(source: str) -> Any:
 
 def load_model(
     source: str, config: Any, precision: str, quantization: QuantizationConfigMixin | None = None, *, family: Any = AutoModelForCausalLM,
-    may_miss: Collection[str] = (), device_map: DeviceMap | None = None,
+    may_miss: Collection[str] = (), may_stay: tuple[str, ...] = (), device_map: DeviceMap | None = None,
 ) -> PreTrainedModel:  # fmt: skip
     """The frozen model of a folder or hub id, on the accelerator where there is one, or as `device_map` says.
 
-    `family` is one of the library's auto classes; weights of the modules in `may_miss` may be absent, and are then whatever they are.
+    `family` is one of the library's auto classes; weights of the modules in `may_miss` may be absent, and are then whatever they are;
+    those whose names begin with one of `may_stay` may be left in the files.
 
     Raises: WeightsError; BadValueError for a device map that does not fit the model.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        folder = _weights_folder(source)
+        folder = weights_folder(source)
         with ExitStack() as opened:
             # What a device map leaves on disk is read from the folder's own files at every pass.
             stored = _stored(folder, opened) if device_map is None else None
+            blocks = getattr(config.get_text_config(), "num_hidden_layers", None)
+            if stored is not None and isinstance(blocks, int) and blocks > len(stored):
+                raise ValueError(f"{len(stored)} tensors for the {blocks} blocks that {CONFIG} describes")
             found: Any = _get_model_class(config, family._model_mapping).from_pretrained(
                 str(folder) if stored is None else None, config=config, state_dict=stored, dtype=DTYPES[precision],
                 output_loading_info=True, quantization_config=quantization, use_safetensors=True,
@@ -220,12 +230,17 @@ def load_model(
             check_device_map(model, dict(device_map))
         model.name_or_path = model.config.name_or_path = source
         load_generation_config(model, folder)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as problem:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError, RecursionError, ArithmeticError) as problem:
         raise _placing_error(first_line(problem)) if device_map else weights_error(source, first_line(problem)) from None
+    check_all_taken(source, loaded["unexpected_keys"], may_stay)
     missing = [key for key in sorted(loaded["missing_keys"]) if key.rpartition(".")[0] not in may_miss]
     wrong = [*missing[:3], *(str(key) for key in list(loaded["mismatched_keys"])[:3])]
     if wrong:
         raise weights_error(source, "missing or of another shape: " + ", ".join(wrong))
+    check_one_head(source, model)
+    # Fewer bits would hide them.
+    plain = quantization is None and device_map is None
+    check_numbers(source, model.state_dict().items() if plain else stored_tensors(weight_files(folder)))
     if device_map is not None and model.device.type == "meta":
         raise _placing_error("an input embedding that is brought in for each pass")
     model = model.to(device) if quantization is None and device_map is None else model
@@ -249,7 +264,7 @@ def _placing_error(got: str) -> BadValueError:
     )  # fmt: skip
 
 
-def _weights_folder(source: str) -> Path:
+def weights_folder(source: str) -> Path:
     """The folder, or the one on this machine where the hub's files are."""
     if Path(source).is_dir():
         return Path(source)
@@ -257,6 +272,15 @@ def _weights_folder(source: str) -> Path:
     if not (folder / WEIGHTS).is_file() and (folder / INDEX).is_file():
         fetch(source, sorted(set(read_index(folder).values())), revision=folder.name)
     return folder
+
+
+def stored_dtypes(source: str) -> dict[str, torch.dtype]:
+    """The types of a base's floating-point weights in its files, by their names there.
+
+    Raises: BaseFolderError, WeightsError.
+    """
+    folder = weights_folder(str(tiny_path()) if source == "tiny" else source)
+    return {name: _STORED[one.dtype] for name, one in read_stored(weight_files(folder)).items() if one.dtype in _STORED}
 
 
 def _stored(folder: Path, opened: ExitStack) -> dict[str, Any]:

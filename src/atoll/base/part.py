@@ -44,6 +44,7 @@ from atoll.base.load import (
     quiet,
     weights_error,
 )
+from atoll.base.weights.checks import check_numbers, check_one_head
 from atoll.embedded import tiny_path
 from atoll.errors import BadValueError, WeightsError
 from atoll.remote_blocks import RemoteBlocksPlaceholder
@@ -116,6 +117,8 @@ def load_part(name: str, front: int, back: int, *, precision: str, remote_blocks
         _make_buffers(model)
         _fill(skeleton, DTYPES[precision])
         load_generation_config(model, skeleton.folder)
+    check_one_head(folder, model)
+    check_numbers(folder, skeleton.held().items())
     check_vocabulary(folder, model, tokenizer)
     check_head(model.requires_grad_(False).eval())
     blocks: Any = model.get_submodule(skeleton.path)

@@ -55,6 +55,20 @@ def read_shapes(source: str, num_classes: int | None = None) -> BaseShapes:
         keeps_scores=family.keeps_scores if family else True,
         head=head,
         head_biases=bool(head) and family is not None and not family.causal,
+        outside=_outside(headers, family, num_blocks) if family is not None and num_classes is None else (),
+    )
+
+
+def _outside(headers: Headers, family: Family, num_blocks: int) -> tuple[ModuleShape, ...]:
+    """Embedding and head of a model that generates."""
+    stored = (f"{family.embedding}.weight", f"{family.embedding.partition('.')[2]}.weight")
+    rows = next((headers.tensors[name].shape for name in stored if name in headers.tensors), ())
+    if len(rows) != 2:
+        return ()
+    vocabulary, width = rows
+    return (
+        ModuleShape(family.embedding, vocabulary, width, "other", -1, outside="embedding"),
+        ModuleShape(family.head, width, vocabulary, "other", num_blocks, outside="head"),
     )
 
 

@@ -28,6 +28,8 @@ MODEL = typer.Option("--model", metavar="M", help='"tiny", a folder, or a Huggin
 NewRun = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run directory; default runs/NAME-0001, -0002, ...")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Allow another address than loopback without TLS.")]
 CaKey = Annotated[Path | None, typer.Option("--ca-key", metavar="FILE", help="ca.key, where it is kept apart.")]
+Moved = Annotated[str | None, typer.Option("--model", metavar="M", help="Where the base is now, if it was moved.")]
+OtherBase = Annotated[bool, typer.Option("--other-base", help="Take a base with other weights than the run was trained on.")]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Put one value on top of the file; may be repeated.")
 ]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from atoll.adapters.attach import attached
 from atoll.adapters.fresh import head_state
-from atoll.adapters.peft_files import load_adapter, read_labels
+from atoll.adapters.peft_files import check_adapter, load_adapter, read_labels
 from atoll.adapters.state import AdapterState
 from atoll.base.load import Base
 from atoll.config.load import LoadedConfig, changed
@@ -16,6 +16,7 @@ from atoll.config.schema import RunConfig
 from atoll.errors import ConflictError, EmptyDataError
 from atoll.jobs.finished import base_of, open_run, run_config
 from atoll.jobs.inputs import check_positions, eval_rows, held_out_events, run_labels
+from atoll.jobs.results.trained_on import check_trained_on, run_of
 from atoll.jobs.split import HostAccess
 from atoll.runs.events import Evaluated, Event, EventLog, PhaseStarted
 from atoll.runs.layout import RunDirectory
@@ -40,19 +41,20 @@ class _Subject:
 def evaluate(
     *, run_dir: str | Path | None = None, model: str | None = None, adapter: str | Path | None = None, data: str | None = None,
     overrides: Sequence[str] = (), observers: Sequence[Callable[[Event], None]] = (), host: HostAccess | None = None,
-    trust: bool = False,
+    trust: bool = False, other_base: bool = False,
 ) -> Mapping[str, Mapping[str, float]]:  # fmt: skip
     """Scores by row: "base", and "adapted" where there is an adapter.
 
     A run is scored as its own config says; `data` and `overrides` (section.key=value) change that. Without a run, `model` and `data` say
     what to score, and `overrides` how the rows become text.
 
-    Raises: InputError leaves; TrustError where the run names code and `trust` does not say that it may.
+    Raises: InputError leaves; TrustError where the run names code and `trust` does not say that it may; OtherBaseError where the base's
+    weights are not those that the run was trained on, and `other_base` does not say that they may.
     """
     if run_dir is not None:
-        subject = _of_run(Path(run_dir), data, overrides, host, trust=trust)
+        subject = _of_run(Path(run_dir), data, overrides, host, trust=trust, other_base=other_base)
     else:
-        subject = _of_model(model, adapter, data, overrides, host)
+        subject = _of_model(model, adapter, data, overrides, host, other_base=other_base)
     settings, max_length = subject.config.evaluate, subject.config.data.max_length
     scores: dict[str, Mapping[str, float]] = {}
     try:
@@ -84,16 +86,18 @@ def _examples(subject: _Subject, log: EventLog) -> Examples:
     return examples
 
 
-def _of_run(run_dir: Path, data: str | None, overrides: Sequence[str], host: HostAccess | None, *, trust: bool) -> _Subject:
+def _of_run(
+    run_dir: Path, data: str | None, overrides: Sequence[str], host: HostAccess | None, *, trust: bool, other_base: bool
+) -> _Subject:
     run = RunDirectory.open(run_dir)
     loaded = _with(run_config(run, trust=trust), data, overrides)
     rows, form = _rows(loaded, read_labels(run.adapter))
-    finished = open_run(run_dir, host, trust=trust)
+    finished = open_run(run_dir, host, trust=trust, other_base=other_base, overrides=overrides)
     return _Subject(finished.base, finished.adapter, loaded.config, rows, form, finished.close)
 
 
 def _of_model(
-    model: str | None, adapter: str | Path | None, data: str | None, overrides: Sequence[str], host: HostAccess | None
+    model: str | None, adapter: str | Path | None, data: str | None, overrides: Sequence[str], host: HostAccess | None, *, other_base: bool
 ) -> _Subject:
     if model is None:
         got, do = "neither a run directory nor --model", "atoll evaluate RUN_DIR"
@@ -107,6 +111,11 @@ def _of_model(
     labels = read_labels(folder) if folder is not None else run_labels(given.config, ())
     rows, form = _rows(given, labels)
     base, close = base_of(given, host, labels)
+    if folder is not None:
+        check_adapter(folder, base.model)
+        run = run_of(folder)
+        if run is not None and not other_base and run_config(run, trust=True).config.model.precision == given.config.model.precision:
+            check_trained_on(run, base, given.config)
     return _Subject(base, state, given.config, rows, form, close)
 
 

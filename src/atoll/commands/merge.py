@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from atoll.adapters.attach import merge_into
+from atoll.base.load import DTYPES, stored_dtypes
 from atoll.errors import AdapterFitError, OutputError
 from atoll.jobs.finished import open_run
+from atoll.jobs.inputs import base_source
 from atoll.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
+
+MergedDtype = Literal["as-stored", "fp32", "bf16", "fp16"]
 
 
-def merge(run_dir: str | Path, *, out: str | Path, trust: bool = False) -> Path:
+def merge(
+    run_dir: str | Path, *, out: str | Path, trust: bool = False, other_base: bool = False, dtype: MergedDtype = "as-stored",
+    model: str | None = None,
+) -> Path:  # fmt: skip
     """Write the merged model and its tokenizer to `out`, whole or not at all, and return the folder.
 
-    Raises: TrustError where the run names code and `trust` does not say that it may; OutputError where `out` is not absent or empty;
-    AdapterFitError for adapters that no weight can hold.
+    Each weight is of the type that it has in the base's files, or all of `dtype`. `model` is where the base is now, if it was moved.
+
+    Raises: TrustError where the run names code and `trust` does not say that it may; OtherBaseError where the base's weights are not those
+    of the run, and `other_base` does not say that they may; OutputError where `out` is not absent or empty; AdapterFitError for adapters
+    that no weight, or none of this type, can hold.
     """
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -28,20 +40,21 @@ def merge(run_dir: str | Path, *, out: str | Path, trust: bool = False) -> Path:
             "the folder to write to is not empty", where=str(target), got="something there already", expected="a new or empty folder",
             do="give another folder with --out",
         )  # fmt: skip
-    finished = open_run(Path(run_dir), trust=trust)
+    finished = open_run(Path(run_dir), trust=trust, other_base=other_base, model=model)
     if finished.adapter.kind != "lora":
         raise AdapterFitError(
             "a bottleneck adapter cannot be merged", where=str(finished.run.adapter), got=finished.adapter.kind, expected="lora",
             do="use the run with atoll generate or atoll.load; its relu has no place in a weight",
         )  # fmt: skip
-    model = finished.base.model
+    whole = finished.base.model
     with torch.no_grad():
-        merge_into(model, finished.adapter)
+        merge_into(whole, finished.adapter)
+        _narrow(whole, base_source(finished.loaded), dtype)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(f".{target.name}-", target.parent) as stage:
             folder = Path(stage) / "model"
-            model.save_pretrained(folder)
+            whole.save_pretrained(folder)
             finished.base.tokenizer.save_pretrained(folder)
             folder.rename(target)
     except OSError as problem:
@@ -50,15 +63,35 @@ def merge(run_dir: str | Path, *, out: str | Path, trust: bool = False) -> Path:
     return target
 
 
-def load(run_dir: str | Path, *, trust: bool = False) -> PeftModel:
-    """The run's base with its adapter, in eval mode.
+def _narrow(model: PreTrainedModel, source: str, dtype: MergedDtype) -> None:
+    """Keep each weight as it is in the base's files, or all in one type."""
+    stored = stored_dtypes(source)
+    common = Counter(stored.values()).most_common(1)[0][0] if dtype == "as-stored" else {**DTYPES, "fp16": torch.float16}[dtype]
+    prefix = f"{model.base_model_prefix}."
+    for name, weight in model.named_parameters():
+        names = (name, name.removeprefix(prefix)) if dtype == "as-stored" else ()
+        wanted = next((stored[one] for one in names if one in stored), common)
+        narrow = weight.data.to(wanted)
+        if not torch.isfinite(narrow.sum(dtype=torch.float32)) and not torch.isfinite(narrow).all():
+            raise AdapterFitError(
+                "a merged weight is too large for its type", where=name, got=f"more than {torch.finfo(wanted).max:.3g}",
+                expected=f"what {wanted} can hold", do="give --dtype fp32 or bf16",
+            )  # fmt: skip
+        weight.data = narrow
+    for config in (model.config, model.config.get_text_config()):
+        config.dtype = common
 
-    Raises: TrustError where the run names code and `trust` does not say that it may; RunFolderError; AdapterFitError for bottleneck
-    adapters, which PEFT does not have.
+
+def load(run_dir: str | Path, *, trust: bool = False, other_base: bool = False, model: str | None = None) -> PeftModel:
+    """The run's base with its adapter, in eval mode. `model` is where the base is now, if it was moved.
+
+    Raises: TrustError where the run names code and `trust` does not say that it may; OtherBaseError where the base's weights are not those
+    of the run, and `other_base` does not say that they may; RunFolderError; AdapterFitError for bottleneck adapters, which PEFT does not
+    have.
     """
     from peft import PeftModel
 
-    finished = open_run(Path(run_dir), trust=trust)
+    finished = open_run(Path(run_dir), trust=trust, other_base=other_base, model=model)
     if finished.adapter.kind != "lora":
         raise AdapterFitError(
             "PEFT has no bottleneck adapter", where=str(finished.run.adapter), got=finished.adapter.kind, expected="lora",

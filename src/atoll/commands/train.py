@@ -24,8 +24,10 @@ from atoll.jobs.backends.backend import BackendFactory
 from atoll.jobs.backends.in_process import InProcessBackend
 from atoll.jobs.federation import run_federation, run_homogeneous
 from atoll.jobs.finished import run_config
-from atoll.jobs.inputs import eval_rows, public_name
+from atoll.jobs.inputs import eval_rows
 from atoll.jobs.job import Job, prepare
+from atoll.jobs.results.adapter import check_result, written_form
+from atoll.jobs.results.trained_on import base_hashes
 from atoll.jobs.resume_state import ResumePoint, RunState, hashes_of, write_resume_state
 from atoll.jobs.rounds import Rounds, run_rounds
 from atoll.jobs.split import HostAccess
@@ -231,13 +233,17 @@ def _score(job: Job, state: AdapterState | None, row: str, log: EventLog) -> Sco
 
 
 def _save(job: Job, state: AdapterState, folder: Path) -> None:
+    check_result(job.base, state, job.loaded)
     write_folder(folder, lambda stage: _write_adapter(job, state, stage))
 
 
 def _write_adapter(job: Job, state: AdapterState, folder: Path) -> None:
-    base, name = job.base, public_name(job.config)
+    form = written_form(job.base, job.loaded)
     try:
-        save_adapter(state, folder, base_name=name, transposed=base.transposed, head=tuple(base.head), labels=base.labels)
+        save_adapter(
+            state, folder, base_name=form.base_name, transposed=form.transposed, head=form.head, labels=form.labels,
+            embeddings=form.embeddings,
+        )  # fmt: skip
     except SafetensorError as problem:
         # safetensors keeps what the system says in its text alone.
         number = re.search(r"os error (\d+)", str(problem))
@@ -251,6 +257,7 @@ def _resolved(job: Job, hashes: Mapping[str, object]) -> dict[str, object]:
     folder = str(job.loaded.path.resolve().parent)
     return {
         "config": resolved(job.config), "folder": folder, "has_host": job.has_host, "run_id": job.run_id, "hashes": hashes,
+        "form": None if job.form is None else job.form.kind, "base": base_hashes(job.base, job.config, str(hashes["base_hash"])),
         "versions": versions(), **named,
     }  # fmt: skip
 

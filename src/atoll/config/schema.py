@@ -53,7 +53,8 @@ class Model(Section):
     """[model] the frozen base."""
 
     base: Text = "tiny"
-    """"tiny" (built in), a folder, or a Hugging Face id, "org/name" or "org/name@REVISION" (a branch, tag or commit)."""
+    """"tiny" (built in), a folder, or a Hugging Face id, "org/name" or "org/name@REVISION" (a branch, tag or commit). A folder's path
+    begins at the folder of this file, wherever Atoll is started."""
     task: Literal["generate", "classify"] = "generate"
     """Predict text; or tell the class of a row ("classify"): a decoder or BERT with a head on top whose full weights are always trained, on
     edges that hold the whole base. Rows are [data] text and label; scores are loss in nats per row, accuracy and macro_f1."""
@@ -73,7 +74,8 @@ class Adapter(Section):
     """Low-rank pair B A x, or a parallel bottleneck B relu(A x); or ("full") the weights of the targets themselves, of which rank, alpha
     and dropout say nothing: for comparison. Biases, norms and embeddings stay frozen; weight_decay draws a weight towards the base's."""
     targets: Text | Annotated[tuple[Text, ...], Field(min_length=1)] = "all-linear"
-    """Last names of modules (["q_proj", "v_proj"]), or "attention", "mlp", "all-linear"."""
+    """Last names of modules (["q_proj", "v_proj"]), or "attention", "mlp", "all-linear". Of kind "lora" embedding and head, too, where they
+    are named: ["all-linear", "embed_tokens", "lm_head"]."""
     rank: Annotated[int, Field(ge=1)] = 8
     """Width of every adapter, unless an edge names its own."""
     alpha: Annotated[float, Field(gt=0)] = 16
@@ -105,8 +107,7 @@ class Select(Section):
     norms, norm of the change of B A (lora), or mean norm of its gradient per root of the number: Adam moves every parameter at about the
     same speed, so that the others tell modules apart less well (docs/log.md)."""
     threshold: Literal["keep", "mean", "absolute", "budget"] = "keep"
-    """Keep the share `keep`, what moves more than mean_factor times the mean, more than least_variation, or the modules that move most
-    in all within a byte budget."""
+    """Keep the share `keep`, what moves more than mean_factor times the mean or than least_variation, or most within a byte budget."""
     mean_factor: Annotated[float, Field(gt=0)] = 1.0
     """For threshold = "mean"."""
     least_variation: Annotated[float, Field(gt=0)] | None = None
@@ -302,10 +303,9 @@ class Evaluate(Section):
     choices: Text | None = None
     """Column holding the list of possible completions (choice_accuracy)."""
     answer: Text | None = None
-    """Column holding the correct choice, as its text or its number from 0 (choice_accuracy)."""
+    """Column holding the correct choice, as its text or its number from 0; if it could be both, completions decide (choice_accuracy)."""
     labels: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
-    """The possible completions of every row (label_accuracy); none: those seen in the held-out rows. Of a classifier, its classes in
-    order; none: those of all training rows, sorted."""
+    """The possible completions of rows (label_accuracy), or a classifier's classes in order; none: those that occur, sorted."""
 
 
 class Edge(Section):

@@ -159,11 +159,12 @@ def _numbers_kept(
     """Numbers that the blocks keep when most are there, with checkpointing (`again`) inputs and one block; and those of the largest."""
     modules: list[list[ModuleShape]] = [[] for _ in range(shapes.num_blocks)]
     for module in shapes.modules:
-        modules[module.block].append(module)
+        if not module.outside:  # What they keep is token ids, or the last hidden states, which are there anyway.
+            modules[module.block].append(module)
     scores = num_rows * shapes.num_heads * row_tokens**2 * (2 if shapes.keeps_scores else 0)
     lowest = min((m.block for m in shapes.modules if ranks.get(m.name, 0)), default=shapes.num_blocks)
     num_tokens = num_rows * row_tokens
-    with_gradient = range(lowest, shapes.num_blocks)
+    with_gradient = range(max(0, lowest), shapes.num_blocks)
     blocks = [
         num_tokens * _exchanged_per_token(modules[block], ranks) if block in remote_blocks
         else num_tokens * _kept_per_token(shapes, modules[block], ranks, every_input) + scores

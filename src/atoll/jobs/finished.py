@@ -6,18 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from atoll.adapters.peft_files import load_adapter, read_labels
+from atoll.adapters.peft_files import check_adapter, load_adapter, read_labels
 from atoll.adapters.state import AdapterState
 from atoll.base.classifier import load_classifier
 from atoll.base.load import Base, load_base
 from atoll.base.quantize import Bits
 from atoll.config.checks.whole_base import classes_in_a_host
 from atoll.config.document import Document, few
-from atoll.config.load import LoadedConfig, raise_all, restored
+from atoll.config.load import LoadedConfig, changed, raise_all, restored
 from atoll.config.named_parts import load_parts, plugin_parts
 from atoll.cost.split_traffic import largest_batch_tokens
-from atoll.errors import RunFolderError, TrustError
+from atoll.errors import InputError, RunFolderError, TrustError
 from atoll.jobs.inputs import base_source
+from atoll.jobs.results.trained_on import check_trained_on
 from atoll.jobs.split import HostAccess, join
 from atoll.runs.layout import RunDirectory
 
@@ -35,15 +36,22 @@ class FinishedRun:
     """Ends the session with the host, where there is one."""
 
 
-def open_run(run_dir: Path, host: HostAccess | None = None, *, trust: bool = False) -> FinishedRun:
+def open_run(
+    run_dir: Path, host: HostAccess | None = None, *, trust: bool = False, other_base: bool = False, model: str | None = None,
+    overrides: Sequence[str] = (),
+) -> FinishedRun:  # fmt: skip
     """The run at `run_dir`, with its base loaded; with a `host`, the device's part of it alone.
 
+    `model` is where the base is now, if it was moved; a path begins at the current folder. `overrides` change the config that held.
+
     Raises: TrustError where it names code and `trust` does not say that it may; RunFolderError where it is no run directory or has no
-    adapter yet; what load_base and load_adapter raise.
+    adapter yet; OtherBaseError where the base's weights are not those of the run, and `other_base` does not say that they may; what
+    load_base, load_adapter and check_adapter raise.
     """
     run = RunDirectory.open(run_dir)
     # Of all parts, only a codec is needed to go on with what a run left.
-    loaded = run_config(run, trust=trust, loads_parts=host is not None)
+    moved = [] if model is None else [f"model.base={Path(model).expanduser().absolute() if Path(model).expanduser().exists() else model}"]
+    loaded = changed(run_config(run, trust=trust, loads_parts=host is not None), [*overrides, *moved])
     if not run.adapter.is_dir():
         raise RunFolderError(
             "the run has no adapter", where=str(run.path), got="a run that did not end", expected="a finished run, with adapter/",
@@ -51,7 +59,22 @@ def open_run(run_dir: Path, host: HostAccess | None = None, *, trust: bool = Fal
         )  # fmt: skip
     adapter = load_adapter(run.adapter)
     base, close = base_of(loaded, host, read_labels(run.adapter))
+    try:
+        if not other_base:
+            check_trained_on(run, base, loaded.config)
+        check_adapter(run.adapter, base.model)
+    except InputError:
+        close()
+        raise
     return FinishedRun(run, loaded, base, adapter, close)
+
+
+def is_chat(finished: FinishedRun) -> bool:
+    """Whether the run was trained on chat messages.
+
+    Raises: RunFolderError for a config.json that cannot be read.
+    """
+    return finished.run.read_config().get("form") == "messages" or finished.loaded.config.data.messages is not None
 
 
 def loaded_base(loaded: LoadedConfig, labels: Sequence[str], bits: Bits | None = None) -> Base:

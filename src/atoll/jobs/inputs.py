@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from atoll import seeding
+from atoll.adapters.targets import named_outside
 from atoll.base.headers import fetch
 from atoll.base.read_shapes import read_shapes
 from atoll.config.load import LoadedConfig
 from atoll.config.schema import Data, Edge, RunConfig, held_out_source
-from atoll.errors import BadValueError, DataFileError, EmptyDataError
+from atoll.errors import AdapterFolderError, BadValueError, BaseFolderError, DataFileError, EmptyDataError
 from atoll.planner.importance import Importance, read_importance
 from atoll.planner.plan_fleet import LOCAL_EDGE
 from atoll.runs.events import Advised, DataLoaded, Event
-from atoll.shapes import BaseShapes, with_full_weights
+from atoll.shapes import BaseShapes, with_full_weights, with_outside
 from atoll.tasks.forms.flags import check_flags
 from atoll.tasks.forms.special import token_notes
 from atoll.tasks.partition import partition
@@ -44,6 +45,8 @@ POSITIONS_END = frozenset({
 KEPT_FREE = dict.fromkeys(("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet"), 2)
 """Positions that a family's table keeps for padding."""
 
+_DOWN = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(embedding_A|A\.weight)")
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EdgeRows:
@@ -63,16 +66,32 @@ class EdgeRows:
 
 
 def base_source(loaded: LoadedConfig) -> str:
-    """The base as given: "tiny", a folder (paths are relative to run.toml), or a hub id; of an id with a revision, its folder in the cache.
+    """The base as given: "tiny", a folder (paths are relative to run.toml, and to nothing else), or a hub id.
 
-    Raises: BaseFolderError for a revision that the hub does not give out.
+    Of an id with a revision it is its folder in the cache.
+
+    Raises: BaseFolderError for a hub id that is also a folder where Atoll was started, which libraries would take instead, and for a
+    revision that the hub does not give out.
     """
     name = loaded.config.model.base
-    folder = loaded.resolve(name)
-    if _HUB_REVISION.fullmatch(name) and not folder.exists():
+    if _is_folder(loaded):
+        return str(loaded.resolve(name))
+    if _HUB_REVISION.fullmatch(name):
         return _fetched(*name.split("@"))
-    is_path = folder.is_dir() or name.startswith((".", "~")) or Path(name).is_absolute() or name.count("/") > 1
-    return str(folder) if is_path and name != "tiny" else name
+    if name != "tiny" and Path(name).exists():
+        raise BaseFolderError(
+            "the base is not beside run.toml, but in the folder where Atoll was started", where=f"[model] base = {name!r}",
+            got=f"{name} in {Path.cwd()}, and none in {loaded.path.resolve().parent}",
+            expected="a path from the folder of run.toml, or a hub id",
+            do="write the path from run.toml's folder, or one from the root; for a model of the hub start Atoll in another folder",
+        )  # fmt: skip
+    return name
+
+
+def _is_folder(loaded: LoadedConfig) -> bool:
+    name = loaded.config.model.base
+    looks_local = name.startswith((".", "~")) or Path(name).is_absolute() or name.count("/") > 1
+    return name != "tiny" and (looks_local or loaded.resolve(name).is_dir())
 
 
 @cache
@@ -80,16 +99,18 @@ def _fetched(name: str, revision: str) -> str:
     return str(fetch(name, _MODEL_FILES, revision=revision))
 
 
-def public_name(config: RunConfig) -> str:
-    """The base as others may know it, in an adapter's own files: as run.toml names it; of a place on this machine, its last name alone.
+def public_name(loaded: LoadedConfig) -> str:
+    """The base as others may know it, in an adapter's own files: a hub id as it is; a folder as run.toml names it, of a place on this
+    machine the last name alone, and never so that a hub could be asked for it.
 
     It is what PEFT's Auto classes load the base by: a hub id does for everybody, a relative path where the reader has it, too. Whoever
     gives PeftModel a base, as `atoll.load` does, needs none of it.
     """
-    name = config.model.base
-    if _HUB_REVISION.fullmatch(name):
-        return name.partition("@")[0]
-    return Path(name).name if name.startswith("~") or Path(name).is_absolute() else name
+    name = loaded.config.model.base
+    if not _is_folder(loaded):
+        return name.partition("@")[0] if _HUB_REVISION.fullmatch(name) else name
+    path = Path(name)
+    return f"./{path.name}" if name.startswith("~") or path.is_absolute() else name if name.startswith(".") else f"./{name}"
 
 
 def base_shapes(loaded: LoadedConfig, num_classes: int) -> BaseShapes:
@@ -97,9 +118,17 @@ def base_shapes(loaded: LoadedConfig, num_classes: int) -> BaseShapes:
 
     Raises: BaseFolderError, WeightsError, ArchitectureError; BadValueError where max_length is beyond the base's positions.
     """
-    shapes = read_shapes(base_source(loaded), num_classes or None)
+    shapes, adapter = read_shapes(base_source(loaded), num_classes or None), loaded.config.adapter
     check_positions(loaded.config, shapes.model_type, shapes.max_positions)
-    return with_full_weights(shapes) if loaded.config.adapter.kind == "full" else shapes
+    if adapter.kind != "lora":
+        return with_full_weights(shapes) if adapter.kind == "full" else shapes
+    if adapter.start is None:
+        return with_outside(shapes, named_outside(adapter.targets, shapes.outside))
+    try:
+        return with_outside(shapes, start_ranks(loaded.resolve(adapter.start)))
+    except AdapterFolderError:
+        # Who reads the folder says what is wrong with it; of a fleet, an edge need not have it.
+        return with_outside(shapes, {module.name for module in shapes.outside})
 
 
 def check_positions(config: RunConfig, model_type: str, positions: int | None) -> None:
@@ -295,8 +324,10 @@ def class_events(config: RunConfig, labels: Sequence[str]) -> tuple[Event, ...]:
     return (Advised("", f"{len(labels)} classes in column {config.data.label}: {listed}"),) if labels else ()
 
 
-def held_out_events(rows: Rows, form: TextForm, examples: Examples) -> tuple[Event, ...]:
-    """Of held-out rows."""
+def held_out_events(rows: Rows | None, form: TextForm, examples: Examples | None) -> tuple[Event, ...]:
+    """Of held-out rows, where there are any."""
+    if rows is None or examples is None:
+        return ()
     notes = [Advised("", f"held-out rows: {note}") for note in (*rows.notes, form.note) if note]
     return (*notes, _loaded("eval", "", rows, examples))
 
@@ -306,3 +337,27 @@ def _loaded(role: str, edge: str, rows: Rows, examples: Examples) -> DataLoaded:
         "train" if role == "train" else "eval", edge, len(examples), rows.num_skipped + examples.num_skipped, examples.num_truncated,
         examples.num_tokens, examples.num_label_tokens,
     )  # fmt: skip
+
+
+def start_ranks(folder: Path) -> dict[str, int]:
+    """Rank by module of an adapter folder, from the header of its weights.
+
+    Raises: AdapterFolderError.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    file = folder / "adapter_model.safetensors"
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            matches = {key: match for key in tensors.keys() if (match := _DOWN.fullmatch(key))}  # noqa: SIM118  not a mapping
+            ranks = {match["module"]: tensors.get_slice(key).get_shape()[0] for key, match in matches.items()}
+    except (OSError, SafetensorError) as problem:
+        ranks, got = {}, str(problem)
+    else:
+        got = "no LoRA matrices"
+    if not ranks:
+        raise AdapterFolderError(
+            "the adapter to start from cannot be read", where=str(file), got=got, expected="an adapter folder as PEFT writes it",
+            do="give the folder that holds adapter_config.json and adapter_model.safetensors in [adapter] start",
+        )  # fmt: skip
+    return ranks

@@ -11,7 +11,7 @@ from pathlib import Path
 from atoll.adapters.attach import attached
 from atoll.adapters.fresh import fresh_adapters, fresh_full_weights, head_state
 from atoll.adapters.killed import Killed
-from atoll.adapters.peft_files import load_adapter
+from atoll.adapters.peft_files import check_adapter, load_adapter
 from atoll.adapters.state import AdapterState
 from atoll.base.load import Base
 from atoll.config.checks.whole_base import classes_in_a_host
@@ -31,6 +31,7 @@ from atoll.jobs.inputs import (
     held_out_events,
     run_labels,
 )
+from atoll.jobs.results.adapter import check_result
 from atoll.jobs.split import HostAccess, SplitSide, join, serve, start_host
 from atoll.planner.edge_plan import EdgePlan, FleetPlan
 from atoll.planner.importance import Importance
@@ -168,12 +169,13 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | N
             for killed in (Killed(), *([Killed(tuple(start.modules), "merge")] if config.select.merges else [])):
                 with attached(split.base.model, start, killed=killed):
                     split.blocks.open()
+        if config.adapter.start is not None:
+            check_adapter(loaded.resolve(config.adapter.start), base.model)
+        if only is None:
+            check_result(base, start, loaded)
         if config.data.batching == "pack":
             check_packing(base.model, config.data.max_length)
-        # Edges that name the same file, and write its rows alike, have the same examples.
-        distinct = {edge.written_alike: edge for edge in rows}
-        tokenized = {key: examples_of(one.rows, one.form, base.tokenizer, config.data.max_length) for key, one in distinct.items()}
-        examples = [tokenized[edge.written_alike] for edge in rows]
+        examples = _examples(rows, base, config.data.max_length)
         # Held-out rows that cannot be used are found out before anything is written, too.
         scored = None if held_out is None else examples_of(held_out, form, base.tokenizer, config.data.max_length)
         edges = tuple(
@@ -184,13 +186,18 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | N
             for edge, part in zip(rows, examples, strict=True)
         )
         central = _central(config, shapes, base, edges, start) if "central" in config.run.compare else None
-        events = data_events(config, rows, examples, labels, base.tokenizer)
-        if held_out is not None and scored is not None:
-            events += held_out_events(held_out, form, scored)
+        events = (*data_events(config, rows, examples, labels, base.tokenizer), *held_out_events(held_out, form, scored))
         opened.pop_all()  # From here on the job closes what is open.
     return Job(
         loaded, base, bases, shapes, form, edges, central, held_out, plan, start, events, host is not None, split, own_host, scored
     )
+
+
+def _examples(rows: Sequence[EdgeRows], base: Base, max_length: int) -> list[Examples]:
+    """Each edge's; those that name the same file, and write its rows alike, have the same."""
+    distinct = {edge.written_alike: edge for edge in rows}
+    made = {key: examples_of(one.rows, one.form, base.tokenizer, max_length) for key, one in distinct.items()}
+    return [made[edge.written_alike] for edge in rows]
 
 
 def replanned(job: Job, importance: Importance) -> Job:
@@ -373,7 +380,8 @@ def fresh_start(config: RunConfig, shapes: BaseShapes, plan: FleetPlan) -> Adapt
     sizes = {module.name: (module.d_in, module.d_out) for module in shapes.modules}
     if config.adapter.kind == "full":
         return fresh_full_weights(sizes, ranks)
-    return fresh_adapters(config.adapter.kind, sizes, ranks, config.adapter.alpha, config.run.seed)
+    embeddings = {module.name for module in shapes.modules if module.outside == "embedding"}
+    return fresh_adapters(config.adapter.kind, sizes, ranks, config.adapter.alpha, config.run.seed, embeddings)
 
 
 def check_fits(state: AdapterState, sizes: Mapping[str, tuple[int, int]], where: str) -> None:

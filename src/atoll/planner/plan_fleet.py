@@ -12,7 +12,7 @@ from atoll.config.checks.whole_base import classes_in_a_host, full_weights_in_a_
 from atoll.config.document import few
 from atoll.config.schema import DEFAULT_LOCAL_STEPS, Edge, RunConfig
 from atoll.cost.formulas import adapter_parameters
-from atoll.errors import InfeasibleError, PartError
+from atoll.errors import ConflictError, InfeasibleError, PartError
 from atoll.planner.edge_plan import FleetPlan, Mode
 from atoll.planner.importance import Importance, by_type, uniform
 from atoll.planner.planner import Planned, Planner
@@ -37,6 +37,13 @@ def plan_fleet(
     Raises: TargetError; InfeasibleError naming every edge for which nothing fits, with what is missing and what would fit.
     """
     pool = tuple(start_ranks) if start_ranks is not None else resolve_targets(config.adapter.targets, shapes.modules)
+    outside = [module.name for module in shapes.modules if module.outside and module.name in pool]
+    if outside and config.plan.policy != "as-written":
+        raise ConflictError(
+            "a planner does not decide about embedding and head", where="[plan] policy",
+            got=f"{config.plan.policy}, and {outside[0]} among the targets", expected='policy = "as-written", or targets inside the blocks',
+            do=f"take {outside[0]} out of [adapter] targets, or leave policy out",
+        )  # fmt: skip
     if config.adapter.kind == "full":
         widths = {module.name: min(module.d_in, module.d_out) for module in shapes.modules}
         start_ranks = {name: widths[name] for name in pool}

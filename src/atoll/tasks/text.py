@@ -10,14 +10,25 @@ import math
 import string
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date, time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Literal
 
 from atoll.config.schema import Data
 from atoll.errors import BadValueError, ColumnError, ConflictError
-from atoll.tasks.chat import Message, Segment, as_messages, chat_prompt, chat_segments, last_answer, with_answer
+from atoll.tasks.chat import (
+    Segment,
+    as_messages,
+    chat_closing,
+    chat_prompt,
+    chat_segments,
+    extras_of,
+    last_alone,
+    last_answer,
+    with_answer,
+)
+from atoll.tasks.chats.template import Message
 from atoll.tasks.forms.conversations import Conversation, conversation, is_list
 from atoll.tasks.forms.usual import names_that_are_known, told, usual_form
 from atoll.tasks.readers.nearest import did_you_mean, few_names
@@ -81,6 +92,10 @@ class TextForm:
     """Columns of messages; of two, the first is what the second answers."""
     note: str = ""
     """What is to be told of it, where the names of the columns alone decided."""
+    only_last: bool = False
+    """Of messages: whether the assistant's last turn alone carries loss."""
+    settings: Mapping[str, object] = field(default_factory=dict, hash=False)
+    """Of messages: variables of the chat template, beside those of a row."""
     classes: Classes | None = None
     """With kind "text": what is told of the whole text, instead of predicting it."""
 
@@ -103,7 +118,10 @@ class TextForm:
         """
         if self.kind == "messages":
             said = conversation(row, self.messages)
-            return _learned(chat_segments(self._messages(said), tokenizer), said)
+            messages, learned = self._messages(said), said.learned
+            if self.only_last:
+                learned = tuple(a and b for a, b in zip(learned, last_alone(messages), strict=True))
+            return chat_segments(messages, tokenizer, extras_of(row, self.settings), learned=None if all(learned) else learned)
         assert self.completion is not None
         answer = Segment(self.completion.render(row), True)
         return (answer,) if self.kind == "text" else (Segment(self.prompt_text(row, tokenizer), False), answer)
@@ -114,7 +132,8 @@ class TextForm:
         Raises: RowProblem, ConflictError, TokenizerError.
         """
         if self.kind == "messages":
-            return chat_segments(with_answer(self._messages(conversation(row, self.messages)), completion), tokenizer)
+            answered = with_answer(self._messages(conversation(row, self.messages)), completion)
+            return chat_segments(answered, tokenizer, extras_of(row, self.settings), learned=last_alone(answered))
         return (Segment(self.prompt_text(row, tokenizer), False), Segment(completion, True))
 
     def prompt_text(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -123,7 +142,7 @@ class TextForm:
         Raises: RowProblem; ConflictError for plain text, which has no prompt.
         """
         if self.kind == "messages":
-            return chat_prompt(self._messages(conversation(row, self.messages)), tokenizer)
+            return chat_prompt(self._messages(conversation(row, self.messages)), tokenizer, extras_of(row, self.settings))
         if self.prompt is None:
             raise ConflictError(
                 "plain text has no prompt to answer", where="[data] text", got="text", expected="prompt and completion, or messages",
@@ -142,6 +161,13 @@ class TextForm:
         assert self.completion is not None
         return self.completion.render(row)
 
+    def closing(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """What ends an answer, where that is not the tokenizer's end token but what a chat template writes.
+
+        Raises: TokenizerError.
+        """
+        return chat_closing(tokenizer, self.settings) if self.kind == "messages" else ""
+
     def _messages(self, said: Conversation) -> tuple[Message, ...]:
         return as_messages(list(said.messages), self.messages[-1])
 
@@ -152,20 +178,6 @@ class TextForm:
         return answer
 
 
-def _learned(segments: Sequence[Segment], said: Conversation) -> tuple[Segment, ...]:
-    """The segments without loss on answers that are not to be learned.
-
-    Raises: RowProblem where these cannot be told from the others.
-    """
-    answers = [learned for message, learned in zip(said.messages, said.learned, strict=True) if message.get("role") == "assistant"]
-    if all(answers):
-        return tuple(segments)
-    if sum(segment.has_loss for segment in segments) != len(answers):
-        raise RowProblem("an answer that is not to be learned, and that the template writes together with another", "answers apart")
-    left = iter(answers)
-    return tuple(replace(segment, has_loss=next(left)) if segment.has_loss else segment for segment in segments)
-
-
 def text_form(data: Data, columns: Sequence[str], first: Row | None = None) -> TextForm:
     """The form that [data] asks for; where it asks for none, the one that the column names, and the `first` row's values, suggest.
 
@@ -174,13 +186,32 @@ def text_form(data: Data, columns: Sequence[str], first: Row | None = None) -> T
     _check_combination(data)
     if data.messages is not None:
         check_column(data.messages, columns, "[data] messages")
-        return TextForm("messages", messages=(data.messages,))
+        return _as_asked(TextForm("messages", messages=(data.messages,)), data)
     if data.text is not None:
         return TextForm("text", completion=_used(parse_template(data.text, columns, "[data] text"), "[data] text"))
     if data.prompt is not None and data.completion is not None:
         prompt = parse_template(data.prompt, columns, "[data] prompt")
         return TextForm("completion", prompt, _used(parse_template(data.completion, columns, "[data] completion"), "[data] completion"))
-    return _usual_form(columns, first or {})
+    return _as_asked(_usual_form(columns, first or {}), data)
+
+
+def chat_settings(data: Data) -> Mapping[str, object]:
+    """[data] chat_template_kwargs as an object.
+
+    Raises: BadValueError.
+    """
+    try:
+        return extras_of({"chat_template_kwargs": data.chat_template_kwargs}).settings
+    except RowProblem as problem:
+        raise BadValueError(
+            "this is no object of variables of a chat template", where="[data] chat_template_kwargs", got=problem.got,
+            expected=problem.expected, do="write them as JSON",
+        ) from None  # fmt: skip
+
+
+def _as_asked(form: TextForm, data: Data) -> TextForm:
+    return replace(form, only_last=data.train_on == "last", settings=chat_settings(data)) if form.kind == "messages" else form
+
 
 
 def row_form(data: Data, rows: Rows) -> TextForm:

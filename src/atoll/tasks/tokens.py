@@ -2,7 +2,8 @@
 
 Each segment is tokenized in the context of those before it, so that a completion has the tokens it would have in running text, while the
 prompt has the very tokens that a prompt alone has. Begin tokens come first where the tokenizer adds them; the end token comes last, with
-loss. Rows that are too long lose their end, as in Axolotl and TRL; a row that thereby loses every label is a bad row.
+loss; where a text brings them itself, as one that a chat template wrote, there is no second one. Rows that are too long lose their end,
+as in Axolotl and TRL; a row that thereby loses every label is a bad row.
 
 Shape suffixes: T tokens.
 """
@@ -177,6 +178,11 @@ def begin_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return []
 
 
+def with_begin(token_ids: list[int], begin: list[int]) -> list[int]:
+    """A text's tokens behind the begin tokens, unless it has brought them itself."""
+    return token_ids if begin and token_ids[: len(begin)] == begin else begin + token_ids
+
+
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """An id to fill up rows with. Any would do: nothing looks at it, and no loss falls there."""
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
@@ -186,6 +192,7 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 def _join(
     row: Sequence[Segment], grown: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase, begin: list[int], end: list[int]
 ) -> Encoded:
+    begin = [] if grown[-1][: len(begin)] == begin else begin
     ids, mask, before, answer_start = list(begin), [False] * len(begin), list[int](), 0
     for segment, so_far in zip(row, grown, strict=True):
         continues = so_far[: len(before)] == before
@@ -195,6 +202,7 @@ def _join(
         ids += new
         mask += [segment.has_loss] * len(new)
         before = so_far
+    end = [] if ids[-1:] == end else end
     return Encoded(ids + end, mask + [True] * len(end), answer_start)
 
 

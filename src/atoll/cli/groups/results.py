@@ -6,11 +6,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from atoll.cli.options import MODEL, Access, Output, ReadRun, Run, Sets
+from atoll.cli.options import MODEL, Access, Moved, OtherBase, Output, ReadRun, Run, Sets
 from atoll.cli.parsing import command
 from atoll.errors import CommandLineError
 
@@ -40,7 +40,7 @@ class Subject(ReadRun):
 
 
 @command(commands)
-def evaluate(subject: Subject, *, sets: Sets = None, access: Access, output: Output) -> None:
+def evaluate(subject: Subject, *, sets: Sets = None, other_base: OtherBase = False, access: Access, output: Output) -> None:
     """Measure a run, or any model with any adapter.
 
     Loss, perplexity and the metrics asked for. Give a RUN_DIR that `atoll train` wrote, or --model.
@@ -52,7 +52,7 @@ def evaluate(subject: Subject, *, sets: Sets = None, access: Access, output: Out
         with Progress() as progress:
             scores = measure(
                 run_dir=subject.run_dir, model=subject.model, adapter=subject.adapter, data=subject.data, overrides=tuple(sets or ()),
-                observers=(progress,), host=access.opened(), trust=subject.trust,
+                observers=(progress,), host=access.opened(), trust=subject.trust, other_base=other_base,
             )  # fmt: skip
         if output.as_json:
             show(scores)
@@ -68,6 +68,8 @@ def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", hidden=True)],
     *,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Longest answer.")] = 64,
+    model: Moved = None,
+    other_base: OtherBase = False,
     access: Access,
 ) -> None:
     """Talk to the result.
@@ -76,12 +78,22 @@ def generate(
     """
     from atoll.commands.generate import generate as answer
 
-    print(answer(run.run_dir, prompt, max_new_tokens=max_new_tokens, host=access.opened(), trust=run.trust))
+    given = access.opened()
+    more = {"trust": run.trust, "other_base": other_base}
+    print(answer(run.run_dir, prompt, max_new_tokens=max_new_tokens, host=given, model=model, **more))
 
 
 @command(commands)
 def merge(
-    run: Run, out: Annotated[Path, typer.Option("--out", metavar="DIR", help="An absent or empty folder for the merged model.")]
+    run: Run,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="An absent or empty folder for the merged model.")],
+    *,
+    dtype: Annotated[
+        Literal["as-stored", "fp32", "bf16", "fp16"],
+        typer.Option("--dtype", show_default=False, help="Type of the weights; default: as-stored."),
+    ] = "as-stored",
+    model: Moved = None,
+    other_base: OtherBase = False,
 ) -> None:
     """Base and adapter as one Hugging Face model folder.
 
@@ -89,7 +101,8 @@ def merge(
     """
     from atoll.commands.merge import merge as write_model
 
-    print(f"wrote {write_model(run.run_dir, out=out, trust=run.trust)}")
+    written = write_model(run.run_dir, out=out, trust=run.trust, other_base=other_base, dtype=dtype, model=model)
+    print(f"wrote {written}")
 
 
 def _score_rows(scores: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float | None]]]:

@@ -33,6 +33,10 @@ class Data(Section):
     """Column that holds a row's class (task = "classify"), beside text."""
     messages: Text | None = None
     """Column of chat messages (role, content); rendered by the tokenizer's chat template, loss on the answers. Instead of the others."""
+    train_on: Literal["all", "last"] = "all"
+    """Of chats: loss on every answer, or on the last one alone, as the others may be written without their reasoning once more follows."""
+    chat_template_kwargs: Text | None = None
+    """Variables of the chat template as JSON, '{"enable_thinking": false}'; a row's own column of this name adds to them."""
     max_length: Annotated[int, Field(ge=2)] = 256
     """Tokens; longer rows are cut, and counted in an event."""
     train_rows: Annotated[int, Field(ge=1)] | None = None

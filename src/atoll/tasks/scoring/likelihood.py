@@ -5,16 +5,17 @@ Shape suffixes: B questions, T positions, N label tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from atoll.base.head import token_losses_N
 from atoll.remote_blocks import find_placeholder
-from atoll.tasks.batches import Batch, pad_batch, supports_packing
+from atoll.tasks.batches import Batch, pad_batch
 from atoll.tasks.packing import attention_mask
 from atoll.tasks.tokens import Example
 
@@ -35,13 +36,12 @@ def log_likelihoods(model: PreTrainedModel, questions: Sequence[Question], *, ba
     A prompt that does not fit beside its longest candidate loses its beginning: all candidates of a question see the same prompt.
     """
     fitted = [_fit(question, max_length) for question in questions]
-    # A host knows rows and packed documents, not a prompt that several candidates share.
-    shared = find_placeholder(model) is None and supports_packing(model, max_length)
+    layout = _exact_layout(model, fitted, batch_size)
     found: list[np.ndarray] = [np.empty(0)] * len(questions)
-    for chosen in _groups([len(question) for question in fitted], batch_size if shared else 1, max_length):
+    lengths = [len(question) for question in fitted]
+    for chosen in _groups(lengths, batch_size if layout is shared_prompts else 1, max_length):
         group = [fitted[i] for i in chosen]
-        batch = shared_prompt_batch(group) if shared else _separate_batch(group)
-        losses_N = token_losses_N(model, batch.to(model.device)).double().cpu().numpy()
+        losses_N = _losses_N(model, layout(group)).double().cpu().numpy()
         counts = [_num_scored(question, candidate) for question in group for candidate in question.candidates]
         sums = iter([float(-part.sum()) for part in np.split(losses_N, np.cumsum(counts)[:-1])])
         for i, question in zip(chosen, group, strict=True):
@@ -49,8 +49,54 @@ def log_likelihoods(model: PreTrainedModel, questions: Sequence[Question], *, ba
     return found
 
 
-def shared_prompt_batch(questions: Sequence[Question]) -> Batch:
+def shared_prompts(questions: Sequence[Question]) -> list[Batch]:
     """Each question as one row: the prompt once, then all candidates side by side, which see the prompt and themselves only."""
+    return [shared_prompt_batch(questions)]
+
+
+def padded(questions: Sequence[Question]) -> list[Batch]:
+    """Each candidate behind its prompt as one row."""
+    return [_separate_batch(questions)]
+
+
+def alone(questions: Sequence[Question]) -> list[Batch]:
+    """The same, each in a batch of its own: what the model says of it, whatever stands beside it."""
+    return [
+        _separate_batch([Question(question.prompt, (candidate,))]) for question in questions for candidate in question.candidates
+    ]  # fmt: skip
+
+
+def _exact_layout(model: PreTrainedModel, questions: Sequence[Question], batch_size: int) -> Callable[[Sequence[Question]], list[Batch]]:
+    """The fastest layout in which the model says of these questions what it says of them alone, tried on the longest and the shortest.
+
+    ALiBi and windows that count places in a row (MPT, GPT-Neo), recurrent state, and rotations that depend on the longest row of a batch
+    (dynamic, longrope) rule layouts out. What goes wrong does so for the longest first.
+    """
+    picks = {
+        max(range(len(questions)), key=lambda i: len(questions[i])): None,
+        max(range(len(questions)), key=lambda i: len(questions[i].prompt) + max(map(len, questions[i].candidates))): None,
+        min(range(len(questions)), key=lambda i: len(questions[i])): None,
+    }
+    tried = [questions[i] for i in picks]
+    wanted_N = _losses_N(model, alone(tried))
+    # A host knows rows, not a prompt that several candidates share.
+    for layout in (shared_prompts, padded) if find_placeholder(model) is None else (padded,):
+        size = batch_size if layout is shared_prompts else 1
+        try:
+            found = [_losses_N(model, layout(tried[start : start + size])) for start in range(0, len(tried), size)]
+        except (ValueError, RuntimeError, TypeError):
+            continue  # BLOOM for one cannot take such a mask.
+        if torch.allclose(torch.cat(found), wanted_N, rtol=0, atol=1e-4 if model.dtype == torch.float32 else 0.1):
+            return layout
+    return alone
+
+
+def _losses_N(model: PreTrainedModel, batches: Sequence[Batch]) -> Tensor:
+    return torch.cat([token_losses_N(model, batch.to(model.device)) for batch in batches])
+
+
+def shared_prompt_batch(questions: Sequence[Question]) -> Batch:
+    """The batch of `shared_prompts`."""
     width = max(len(question) for question in questions)
     input_ids_BT = np.zeros((len(questions), width), dtype=np.int64)
     part_BT = np.full((len(questions), width), -1)

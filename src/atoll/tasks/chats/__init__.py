@@ -1,0 +1,1 @@
+"""How a conversation becomes text: the page that a chat template writes, and which of it the assistant says."""
