@@ -101,6 +101,14 @@ def test_held_out_rows_are_checked_before_anything_is_written(folder: Path) -> N
     assert len(job.scored) == 10
 
 
+def test_choices_of_held_out_rows_are_checked_before_anything_is_written(folder: Path) -> None:
+    write(folder, "held.jsonl", [{**ROWS[0], "choices": [" w1", " w2"]}, {**ROWS[1], "choices": "w1"}])
+    sections = {"data": {"eval": "held.jsonl"}, "evaluate": {"metrics": ["choice_accuracy"], "choices": "choices", "answer": "completion"}}
+    with pytest.raises(BadRowError) as caught:
+        prepare(write_run(folder, sections))
+    assert caught.value.where == "held.jsonl, line 2, column choices"
+
+
 def test_held_out_rows_may_have_a_form_of_their_own(folder: Path) -> None:
     write(folder, "held.jsonl", [{"instruction": "w1", "output": "w2"}])
     job = prepare(write_run(folder, {"data": {"eval": "held.jsonl", "max_length": 200}}))

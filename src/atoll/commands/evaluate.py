@@ -20,8 +20,8 @@ from atoll.jobs.results.trained_on import check_trained_on, run_of
 from atoll.jobs.split import HostAccess
 from atoll.runs.events import Evaluated, Event, EventLog, PhaseStarted
 from atoll.runs.layout import RunDirectory
-from atoll.tasks.classes import examples_of, form_of
-from atoll.tasks.evaluate import check_metrics
+from atoll.tasks.classes import form_of
+from atoll.tasks.evaluate import check_metrics, held_out_examples
 from atoll.tasks.evaluate import evaluate as score
 from atoll.tasks.rows import Rows
 from atoll.tasks.text import TextForm
@@ -80,7 +80,7 @@ def _examples(subject: _Subject, log: EventLog) -> Examples:
     own, max_length = subject.base.model.config.get_text_config(), subject.config.data.max_length
     positions = next((getattr(own, name) for name in ("max_position_embeddings", "max_seq_len") if getattr(own, name, None)), None)
     check_positions(subject.config, own.model_type, positions)
-    examples = examples_of(subject.rows, subject.form, subject.base.tokenizer, max_length)
+    examples = held_out_examples(subject.rows, subject.form, subject.base.tokenizer, subject.config.evaluate, max_length)
     for event in held_out_events(subject.rows, subject.form, examples):
         log.append(event)
     return examples

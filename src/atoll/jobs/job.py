@@ -43,7 +43,7 @@ from atoll.split.host.server import Host
 from atoll.split.host.tenants import HostLimits
 from atoll.tasks.batches import BatchStream, check_packing
 from atoll.tasks.classes import examples_of, form_of, with_classes
-from atoll.tasks.evaluate import check_metrics
+from atoll.tasks.evaluate import check_metrics, held_out_examples
 from atoll.tasks.rows import Rows
 from atoll.tasks.text import TextForm
 from atoll.tasks.tokens import Examples, pad_id
@@ -177,7 +177,8 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | N
             check_packing(base.model, config.data.max_length)
         examples = _examples(rows, base, config.data.max_length)
         # Held-out rows that cannot be used are found out before anything is written, too.
-        scored = None if held_out is None else examples_of(held_out, form, base.tokenizer, config.data.max_length)
+        settings, max_length = config.evaluate, config.data.max_length
+        scored = None if held_out is None else held_out_examples(held_out, form, base.tokenizer, settings, max_length)
         edges = tuple(
             replace(
                 participant(config, shapes, base, edge.name, part, plans[edge.name], len(edge.rows)),

@@ -24,8 +24,8 @@ from atoll.planner.edge_plan import FleetPlan, LeftOut
 from atoll.planner.plan_fleet import check_plan, plan_fleet
 from atoll.selection.selector import schedule_of
 from atoll.shapes import BaseShapes
-from atoll.tasks.classes import examples_of, form_of
-from atoll.tasks.evaluate import check_metrics
+from atoll.tasks.classes import form_of
+from atoll.tasks.evaluate import check_metrics, held_out_examples
 from atoll.units import format_seconds
 
 CAPABILITIES, TEXT = "capabilities", "text"
@@ -199,7 +199,7 @@ def _prepared(
     base, given = loaded_base(loaded, labels), given_start(loaded, shapes)
     scored, events = None, class_events(config, labels)
     if held_out is not None and form is not None:
-        scored = examples_of(held_out, form, base.tokenizer, config.data.max_length)
+        scored = held_out_examples(held_out, form, base.tokenizer, config.evaluate, config.data.max_length)
         events += held_out_events(held_out, form, scored)
     edges = tuple(participant(config, shapes, base, one.name, None, one, known[one.name].num_rows) for one in plan.edges)
     start = with_head(given or fresh_start(config, shapes, plan), base)
