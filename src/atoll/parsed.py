@@ -34,6 +34,15 @@ def parse_toml(text: str) -> dict[str, Any]:
 _TOO_DEEP = f"nested more than {DEPTH} deep"
 
 
+def is_too_deep(value: Any) -> bool:
+    """Whether a value that was parsed otherwise is nested deeper than `DEPTH`."""
+    try:
+        _shallow(value)
+    except RecursionError:
+        return True
+    return False
+
+
 def _shallow(value: Any) -> Any:
     level: list[Any] = [value]
     for _ in range(DEPTH):

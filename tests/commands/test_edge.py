@@ -48,7 +48,7 @@ def test_one_edge_trains_on_its_own_share(folder: Path, access: HostAccess) -> N
     (only,) = result.summary.edges
     assert (only.name, only.mode, only.steps) == ("north", "split", 6)
     events = [json.loads(line) for line in (folder / "out" / "events.jsonl").read_text().splitlines()]
-    assert [event["num_rows"] for event in events if event["event"] == "data_loaded"] == [10]
+    assert [event["num_rows"] for event in events if event["event"] == "data_loaded" and event["role"] == "train"] == [10]
     traffic = result.summary.traffic
     assert traffic.formula_shared_bytes is not None
     assert traffic.formula_unshared_bytes is not None

@@ -32,7 +32,7 @@ def test_a_run_of_a_fleet_trains_on_the_fleets_files_and_is_opened_without_it(tm
     loaded = load(config)
     result = atoll.train(config, out=tmp_path / "run")
     events = [json.loads(line) for line in (result.run_dir / "events.jsonl").read_text().splitlines()]
-    assert {event["edge"]: event["num_rows"] for event in events if event["event"] == "data_loaded"} == {"north": 4, "south": 6}
+    assert {event["edge"]: event["num_rows"] for event in events if event["event"] == "data_loaded"} == {"north": 4, "south": 6, "": 2}
     shutil.rmtree(tmp_path / "fleets")
     again = run_config(RunDirectory.open(result.run_dir))
     assert again.config == loaded.config

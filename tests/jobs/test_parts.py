@@ -60,7 +60,7 @@ def test_a_reader_reads_files(place: Workplace) -> None:
     (place.folder / "rows.pairs").write_text("".join(f"w{n % 40} => w{(n * 3) % 40}\n" for n in range(24)))
     data = {"train": "rows.pairs", "eval": "rows.pairs", "prompt": "{q}", "completion": " {a}", "reader": name}
     done = place.train({"north": {}}, {"data": data})
-    assert [event["num_rows"] for event in done.events("data_loaded")] == [24]
+    assert [(event["role"], event["num_rows"]) for event in done.events("data_loaded")] == [("train", 24), ("eval", 4)]
 
 
 def test_a_metric_scores(place: Workplace) -> None:
@@ -77,7 +77,7 @@ def test_a_tracker_hears_what_the_log_keeps_and_one_that_fails_takes_nothing_awa
     assert told[0] == "start run 0"
     assert told[-1] == "finish complete"
     assert told[1:-1] == kinds
-    assert [event["advice"] for event in done.events("advised")] == [
+    assert [event["advice"] for event in done.events("advised") if "tracker" in str(event["advice"])] == [
         "the tracker runs_tracker:Falls failed and is told no more: RuntimeError: no network"
     ]
 

@@ -180,6 +180,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(place: Workplace
     act(run / "checkpoints" / "round-0002" / "state" / "rounds" / "common.state")
     atoll.resume(run)
     told = [line for line in lines_of(run) if line["event"] in ("resumed", "advised")]
+    told = told[next(place for place, line in enumerate(told) if line["event"] == "resumed") :]
     assert told[0]["round"] == 1
     assert "round-0002" in str(told[1]["advice"])
     assert says in str(told[1]["advice"])

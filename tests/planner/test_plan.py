@@ -17,6 +17,7 @@ from atoll.planner.edge_plan import FleetPlan
 from atoll.planner.feasibility import Setting, largest_batch
 from atoll.planner.plan_fleet import plan_fleet
 from atoll.shapes import BaseShapes, ModuleShape
+from atoll.training.trainer import FitPlan
 
 PARTS = (
     ("self_attn.q_proj", 512, 512, "attention"), ("self_attn.o_proj", 512, 512, "attention"),
@@ -71,6 +72,16 @@ def test_ranks_of_a_start_adapter_hold() -> None:
 def test_epochs_become_steps_by_the_edges_rows(epochs: float, rows: int, steps: int) -> None:
     fleet = plan(rows={"local": rows}, train={"local_epochs": epochs, "batch_size": 4, "accumulate": 2})
     assert fleet.edges[0].num_steps == steps
+
+
+@pytest.mark.parametrize(("rows", "batch_size", "accumulate"), [(9, 2, 2), (10, 4, 3), (8, 2, 2), (3, 4, 2), (7, 1, 4)])
+def test_an_epoch_is_every_row_once(rows: int, batch_size: int, accumulate: int) -> None:
+    epoch_batches = -(-rows // batch_size)
+    fleet = plan(rows={"local": rows}, train={"local_epochs": 2.0, "batch_size": batch_size, "accumulate": accumulate})
+    fit = FitPlan(fleet.edges[0].num_steps, accumulate, False, epoch_batches)
+    numbers = [number for step in range(fit.num_steps) for number in fit.micro_batches(step)]
+    assert numbers == list(range(2 * epoch_batches))
+    assert max(len(fit.micro_batches(step)) for step in range(fit.num_steps)) <= accumulate
 
 
 def test_half_precision_halves_the_base() -> None:

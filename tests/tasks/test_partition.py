@@ -15,7 +15,7 @@ from atoll.tasks.rows import Rows
 
 RowsOf = Callable[..., Rows]
 NAMES = st.lists(st.sampled_from(["north", "south", "east", "west", "a"]), min_size=1, max_size=5, unique=True)
-OWNERS = st.lists(st.sampled_from(["north", "south", "x", "y", "z", ""]), min_size=1, max_size=60)
+OWNERS = st.lists(st.sampled_from(["north", "south", "x", "y", "z", "1"]), min_size=1, max_size=60)
 
 
 def rows_with(owners: list[str | None], on_bad_row: str = "error") -> Rows:
@@ -103,5 +103,13 @@ def test_rows_without_a_value() -> None:
     with pytest.raises(BadRowError) as caught:
         partition(rows_with(["x", None]), "by:owner", ["a"], 0)
     assert caught.value.where == "set, row 2, column owner"
-    shares = partition(rows_with(["x", None], "skip"), "by:owner", ["a", "b"], 0)
-    assert [share.tolist() for share in shares] == [[1], [0]]
+    with pytest.raises(BadRowError):
+        partition(rows_with(["x", " "]), "by:owner", ["a"], 0)
+    for how in ("by:owner", "dirichlet:100:owner"):
+        shares = partition(rows_with(["x", None, "y", "", "y", "x"], "skip"), how, ["x", "y"], 0)
+        assert sorted(np.concatenate(shares).tolist()) == [0, 2, 4, 5], "a row without a value belongs to nobody"
+
+
+def test_a_value_is_an_edges_name_however_it_is_stored() -> None:
+    shares = partition(rows_with(["1", " 2", 1.0, 2]), "by:owner", ["1", "2"], 0)  # type: ignore[list-item]
+    assert [share.tolist() for share in shares] == [[0, 2], [1, 3]]

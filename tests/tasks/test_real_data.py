@@ -26,7 +26,7 @@ SETS = {
     "alpaca/alpaca_5000.json": (Data(), 5000, ("instruction", "input", "output")),
     "commonsense/ARC-Easy/train.json": (QUIZ, 2251, ("instruction", "input", "output", "answer")),
     "commonsense/ARC-Challenge/test.json": (QUIZ, 1172, ("instruction", "input", "output", "answer")),
-    "commonsense/openbookqa": (QUIZ, 5457, ("instruction", "input", "output", "answer")),
+    "commonsense/openbookqa": (QUIZ, 4957, ("instruction", "input", "output", "answer")),
     "commonsense/piqa/test.json": (QUIZ, 1838, ("instruction", "input", "output", "answer")),
     "commonsense/winogrande/test.json": (Data(), 1267, ("instruction", "input", "output", "answer")),
 }

@@ -15,8 +15,8 @@ import pytest
 from atoll.errors import BadRowError, DataFileError
 from atoll.tasks.rows import Rows, load_rows
 
-WANTED = [{"mr": "name[A]", "ref": 'He said "yes",\nthen left.'}, {"mr": "2020-01-01", "ref": "NA"}, {"mr": "café", "ref": ""}]
-CSV = 'mr,ref\nname[A],"He said ""yes"",\nthen left."\n2020-01-01,NA\n\ncafé,""\n'
+WANTED = [{"mr": "name[A]", "ref": 'He said "yes",\nthen left.'}, {"mr": "2020-01-01", "ref": "NA"}, {"mr": "café", "ref": "007"}]
+CSV = 'mr,ref\nname[A],"He said ""yes"",\nthen left."\n2020-01-01,NA\n\ncafé,"007"\n'
 JSONL = "\n".join(json.dumps(row, ensure_ascii=False) for row in WANTED) + "\n"
 RowsOf = Callable[..., Rows]
 
@@ -116,7 +116,8 @@ def test_a_hub_id_goes_through_datasets(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
     asked = []
 
-    def load(name: str, split: str) -> datasets.Dataset:
+    def load(name: str, config: str | None, split: str, revision: str | None) -> datasets.Dataset:
+        assert config is revision is None
         asked.append((name, split))
         return datasets.Dataset.from_dict({"text": ["a", "b", "c"]})
 
@@ -132,7 +133,7 @@ def test_a_hub_id_goes_through_datasets(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_a_hub_that_refuses_is_one_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, problem: Exception) -> None:
     import datasets
 
-    def refuse(name: str, split: str) -> None:
+    def refuse(name: str, config: str | None, split: str, revision: str | None) -> None:
         raise problem
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
@@ -143,7 +144,7 @@ def test_a_hub_that_refuses_is_one_error(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert caught.value.do
 
 
-def test_files_need_neither_datasets_nor_pandas(tmp_path: Path) -> None:
+def test_text_files_need_neither_datasets_nor_pyarrow(tmp_path: Path) -> None:
     import subprocess
 
     (tmp_path / "a.csv").write_text("text\nx\n")
@@ -152,7 +153,7 @@ def test_files_need_neither_datasets_nor_pandas(tmp_path: Path) -> None:
         "from atoll.tasks.rows import load_rows;"
         "from atoll.tasks.text import text_form;"
         f"load_rows('a.csv', base_dir=Path({str(tmp_path)!r}), limit=None, on_bad_row='error');"
-        "print([name for name in ('datasets', 'pandas', 'torch', 'transformers') if name in sys.modules])"
+        "print([name for name in ('datasets', 'pandas', 'pyarrow', 'torch', 'transformers') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 

@@ -26,6 +26,8 @@ def samples(tmp_path: Path) -> Path:
     (tmp_path / "rows.json").write_text('[{"q": 1}, {"q": 2}]')
     (tmp_path / "rows.pairs").write_text("one => two\nthree => four\n")
     pyarrow.parquet.write_table(pa.table({"q": [1, 2]}), tmp_path / "rows.parquet")
+    with pa.OSFile(str(tmp_path / "rows.arrow"), "wb") as out, pa.ipc.new_stream(out, pa.schema({"q": pa.int64()})) as writer:
+        writer.write_table(pa.table({"q": [1, 2]}))
     return tmp_path
 
 

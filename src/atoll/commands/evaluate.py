@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from atoll.adapters.attach import attached
@@ -15,16 +15,17 @@ from atoll.config.load import LoadedConfig, changed
 from atoll.config.schema import RunConfig
 from atoll.errors import ConflictError, EmptyDataError
 from atoll.jobs.finished import base_of, open_run, run_config
-from atoll.jobs.inputs import eval_rows, run_labels
+from atoll.jobs.inputs import check_positions, eval_rows, held_out_events, run_labels
 from atoll.jobs.results.trained_on import check_trained_on, run_of
 from atoll.jobs.split import HostAccess
 from atoll.runs.events import Evaluated, Event, EventLog, PhaseStarted
 from atoll.runs.layout import RunDirectory
 from atoll.tasks.classes import form_of
-from atoll.tasks.evaluate import check_metrics
+from atoll.tasks.evaluate import check_metrics, held_out_examples
 from atoll.tasks.evaluate import evaluate as score
 from atoll.tasks.rows import Rows
 from atoll.tasks.text import TextForm
+from atoll.tasks.tokens import Examples
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,18 +59,31 @@ def evaluate(
     scores: dict[str, Mapping[str, float]] = {}
     try:
         with EventLog(None, observers) as log:
+            examples = _examples(subject, log)
             for row, state in (("base", None), ("adapted", subject.adapter)):
                 if row == "adapted" and state is None:
                     continue
-                log.append(PhaseStarted("evaluate", len(subject.rows)))
+                log.append(PhaseStarted("evaluate", len(examples)))
                 with attached(subject.base.model, state or head_state(subject.base.head)):
                     scores[row] = score(
-                        subject.base, subject.rows, subject.form, settings, max_length=max_length, options=subject.config.options
-                    )
+                        subject.base, subject.rows, subject.form, settings, max_length=max_length, examples=examples,
+                        options=subject.config.options,
+                    )  # fmt: skip
                 log.append(Evaluated(row, scores[row]))
     finally:
         subject.close()
     return scores
+
+
+def _examples(subject: _Subject, log: EventLog) -> Examples:
+    """The rows as tokens, and what is to be told of them."""
+    own, max_length = subject.base.model.config.get_text_config(), subject.config.data.max_length
+    positions = next((getattr(own, name) for name in ("max_position_embeddings", "max_seq_len") if getattr(own, name, None)), None)
+    check_positions(subject.config, own.model_type, positions)
+    examples = held_out_examples(subject.rows, subject.form, subject.base.tokenizer, subject.config.evaluate, max_length)
+    for event in held_out_events(subject.rows, subject.form, examples):
+        log.append(event)
+    return examples
 
 
 def _of_run(
@@ -107,6 +121,9 @@ def _of_model(
 
 def _with(loaded: LoadedConfig, data: str | None, overrides: Sequence[str]) -> LoadedConfig:
     # A path on the command line is relative to where the user stands, not to where run.toml lay.
+    if data is not None:  # In place of a share of the training rows, where that was held out.
+        named = loaded.config.data.model_copy(update={"validation_share": None})
+        loaded = replace(loaded, config=loaded.config.model_copy(update={"data": named}))
     extra = [f"data.eval={Path(data).absolute() if Path(data).exists() else data}"] if data is not None else []
     return changed(loaded, [*extra, *overrides])
 

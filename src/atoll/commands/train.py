@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -222,15 +222,14 @@ def _local_only(job: Job, run: RunDirectory, log: EventLog, make_backend: Backen
 def _score(job: Job, state: AdapterState | None, row: str, log: EventLog) -> Scores | None:
     if job.held_out is None or job.form is None:
         return None
-    log.append(PhaseStarted("evaluate", len(job.held_out)))
+    log.append(PhaseStarted("evaluate", len(job.held_out if job.scored is None else job.scored)))
     settings, max_length = job.config.evaluate, job.config.data.max_length
     if state is None and job.base.head:
         state = head_state(job.base.head)  # Without one, a classifier tells nothing.
-    if state is None:
-        scores = evaluate(job.base, job.held_out, job.form, settings, max_length=max_length, options=job.config.options)
-    else:
-        with attached(job.base.model, state):
-            scores = evaluate(job.base, job.held_out, job.form, settings, max_length=max_length, options=job.config.options)
+    with nullcontext() if state is None else attached(job.base.model, state):
+        scores = evaluate(
+            job.base, job.held_out, job.form, settings, max_length=max_length, examples=job.scored, options=job.config.options
+        )
     log.append(Evaluated(row, scores))
     return scores
 
@@ -287,6 +286,6 @@ def example_prompt(run_dir: Path) -> str | None:
     rows = eval_rows(loaded)
     if rows is None:
         return "..."
-    form = text_form(loaded.config.data, rows.columns)
+    form = text_form(loaded.config.data, rows.columns, rows[0])
     prompt = form.prompt.render(rows[0]) if form.prompt is not None else "..."
     return prompt if len(prompt) <= _LONGEST_PROMPT and "\n" not in prompt else "..."

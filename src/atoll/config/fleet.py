@@ -22,7 +22,7 @@ from atoll.parsed import parse_json
 PROFILE_VERSION: Final = 1
 _FLEET: Location = ("run", "fleet")
 _PATHS = ("data", "profile")
-_DATA_FILE = re.compile(r".*\.(jsonl|json|csv|parquet)(\.gz)?", re.IGNORECASE)
+_DATA_FILE = re.compile(r".*\.(jsonl|ndjson|json|csv|tsv|tab|parquet|arrow)(\.(gz|bz2|xz|zst|zip))?", re.IGNORECASE)
 _MEASURE = "measure again, on that machine: atoll doctor --profile"
 
 
@@ -177,5 +177,6 @@ def _is_beside(key: str, value: str, folder: Path) -> bool:
         return False
     if key == "profile":
         return True
-    return value != "demo" and (value.startswith(".") or _DATA_FILE.fullmatch(value) is not None or (folder / value).exists())
+    there = any((folder / value.rsplit(":", words)[0]).exists() for words in range(3))
+    return value != "demo" and (value.startswith(".") or _DATA_FILE.fullmatch(value) is not None or there)
 

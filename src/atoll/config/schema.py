@@ -5,25 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from atoll.config.named import Named
 from atoll.config.quantities import BitsPerSecond, Bytes, BytesOrZero, FlopsPerSecond, Seconds, SecondsOrZero
+from atoll.config.sections.data import Data as Data
+from atoll.config.sections.section import Name as Name
+from atoll.config.sections.section import Section as Section
+from atoll.config.sections.section import Text as Text
 from atoll.registry.parts import trait
-
-Text = Annotated[str, Field(min_length=1)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 
 PRECISION_BITS = {"fp32": 32, "bf16": 16, "fp16": 16}
 """Bits of a number, by model.precision and federated.precision."""
 DEFAULT_LOCAL_STEPS = 50
 """Optimizer steps per round where neither local_steps nor local_epochs is given."""
-
-
-class Section(BaseModel):
-    """A section of run.toml: frozen, unknown keys refused, a description under every field."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, strict=True, allow_inf_nan=False)
 
 
 class Run(Section):
@@ -58,7 +53,8 @@ class Model(Section):
     """[model] the frozen base."""
 
     base: Text = "tiny"
-    """"tiny" (built in), a folder, or a Hugging Face id. A folder's path begins at the folder of this file, wherever Atoll is started."""
+    """"tiny" (built in), a folder, or a Hugging Face id, "org/name" or "org/name@REVISION" (a branch, tag or commit). A folder's path
+    begins at the folder of this file, wherever Atoll is started."""
     task: Literal["generate", "classify"] = "generate"
     """Predict text; or tell the class of a row ("classify"): a decoder or BERT with a head on top whose full weights are always trained, on
     edges that hold the whole base. Rows are [data] text and label; scores are loss in nats per row, accuracy and macro_f1."""
@@ -69,43 +65,6 @@ class Model(Section):
     """Split mode: blocks kept on the device, beside embedding and head."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of base and activations; adapters and optimizer are always fp32."""
-
-
-class Data(Section):
-    """[data] rows in, and how a row becomes tokens."""
-
-    train: Text = "demo"
-    """"demo" (built in); or .jsonl .json .csv .parquet (also .gz), a folder of them, or a Hugging Face data set id."""
-    eval: Text | None = None
-    """Held-out rows, in the same forms; none: the run trains and does not evaluate ("demo" brings its own)."""
-    prompt: str | None = None
-    """Template over the columns, "{mr} ->"; its tokens carry no loss."""
-    completion: Text | None = None
-    """Template over the columns, " {ref}"; loss falls here."""
-    text: Text | None = None
-    """Template of plain text; loss falls on every token. Instead of prompt and completion."""
-    label: Text | None = None
-    """Column that holds a row's class (task = "classify"), beside text."""
-    messages: Text | None = None
-    """Column of chat messages (role, content); rendered by the tokenizer's chat template, loss on the answers. Instead of the others."""
-    train_on: Literal["all", "last"] = "all"
-    """Of chats: loss on every answer, or on the last one alone, as the others may be written without their reasoning once more follows."""
-    chat_template_kwargs: Text | None = None
-    """Variables of the chat template as JSON, '{"enable_thinking": false}'; a row's own column of this name adds to them."""
-    max_length: Annotated[int, Field(ge=2)] = 256
-    """Tokens; longer rows are cut, and counted in an event."""
-    train_rows: Annotated[int, Field(ge=1)] | None = None
-    """Use only the first rows."""
-    eval_rows: Annotated[int, Field(ge=1)] | None = None
-    """Use only the first rows."""
-    partition: Text = "iid"
-    """"iid", "by:COLUMN" or "dirichlet:CONCENTRATION:COLUMN"; ignored for edges that name their own data."""
-    batching: Literal["bucket", "pack", "shuffle"] = "bucket"
-    """Rows of like length together; several rows in one sequence, kept apart by the attention mask; or plain shuffling."""
-    reader: Annotated[str, Named("reader", ("auto",))] = "auto"
-    """What reads data files; "auto": by their suffix."""
-    on_bad_row: Literal["error", "skip"] = "error"
-    """Stop at a row that cannot be used, or skip and count it."""
 
 
 class Adapter(Section):
@@ -371,6 +330,10 @@ class Edge(Section):
     """Of the same link."""
     data: Text | None = None
     """This edge's own file; none: its share of [data] train."""
+    prompt: str | None = None
+    """Template over the columns of its own data, where they are called otherwise there; none: [data] prompt."""
+    completion: Text | None = None
+    """The same for [data] completion."""
     rank: Annotated[int, Field(ge=1)] | None = None
     """This edge's adapter rank; none: [adapter] rank."""
     bits: Literal[16, 8, 4] | None = None
@@ -399,3 +362,10 @@ class RunConfig(Section):
     def options_of(self, name: str) -> Mapping[str, Any] | None:
         """The options of the part with this name; None: its defaults."""
         return self.options.get(name)
+
+
+def held_out_source(config: RunConfig) -> str | None:
+    """Where held-out rows are read from: [data] eval, or the demo's own where an edge trains on the demo."""
+    data = config.data
+    on_demo = data.train == "demo" and (not config.edge or any(edge.data is None for edge in config.edge))
+    return data.eval if data.eval is not None else "demo-eval" if on_demo and data.validation_share is None else None

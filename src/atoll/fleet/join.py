@@ -55,7 +55,10 @@ def opened(folder: EdgeFolder, config: Path | None, overrides: Sequence[str], lo
     _check_named(loaded, edge)
     host = None if edge.host is None else HostAccess(edge.host, DeviceTls(folder.ca, folder.cert, folder.key))
     policy = read_policy(folder.path / POLICY_FILE)
-    return Resident(Worker(loaded, edge.name, host, policy), folder.path / "state", log)
+    worker = Worker(loaded, edge.name, host, policy)
+    for note in worker.notes:
+        log.append(Advised(edge.name, note))
+    return Resident(worker, folder.path / "state", log)
 
 
 def _advice(tell: Callable[[str], None]) -> Observer:

@@ -12,7 +12,7 @@ from atoll.config.load import LoadedConfig, resolve_path
 from atoll.config.named_parts import plugin_parts
 from atoll.jobs.inputs import base_source
 from atoll.registry.plugins import files_of
-from atoll.tasks.rows import names_file
+from atoll.tasks.readers.sources import local_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,8 @@ def named_by_coordinator(loaded: LoadedConfig) -> list[Named]:
     config = loaded.config
     given = {"start adapter": config.adapter.start, "importance": config.plan.importance_file}
     files = [Named(what, value, loaded.resolve(value)) for what, value in given.items() if value is not None]
-    rows = [_rows(loaded, "held-out rows", config.data.eval)] if config.data.eval is not None else []
+    source = config.data.eval if config.data.validation_share is None else config.data.train
+    rows = [_rows(loaded, "held-out rows", source)] if source not in (None, "demo") else []
     return [*_of_config(loaded), *_base(loaded), *files, *rows]
 
 
@@ -72,4 +73,4 @@ def _base(loaded: LoadedConfig) -> list[Named]:
 
 
 def _rows(loaded: LoadedConfig, what: str, source: str) -> Named:
-    return Named(what, source, loaded.resolve(source) if names_file(source, loaded.path.parent) else None)
+    return Named(what, source, local_path(source, loaded.path.parent))

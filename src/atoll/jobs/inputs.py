@@ -3,22 +3,47 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from atoll import seeding
 from atoll.adapters.targets import named_outside
+from atoll.base.headers import fetch
 from atoll.base.read_shapes import read_shapes
 from atoll.config.load import LoadedConfig
-from atoll.config.schema import RunConfig
-from atoll.errors import AdapterFolderError, BadValueError, BaseFolderError
+from atoll.config.schema import Data, Edge, RunConfig, held_out_source
+from atoll.errors import AdapterFolderError, BadValueError, BaseFolderError, DataFileError, EmptyDataError
 from atoll.planner.importance import Importance, read_importance
 from atoll.planner.plan_fleet import LOCAL_EDGE
+from atoll.runs.events import Advised, DataLoaded, Event
 from atoll.shapes import BaseShapes, with_full_weights, with_outside
+from atoll.tasks.forms.flags import check_flags
+from atoll.tasks.forms.special import token_notes
 from atoll.tasks.partition import partition
-from atoll.tasks.rows import RowProblem, Rows, load_rows
-from atoll.tasks.text import as_text, check_column
-from atoll.tasks.tokens import skip_or_raise
+from atoll.tasks.readers.hub import Role
+from atoll.tasks.readers.nearest import few_names
+from atoll.tasks.readers.reader import Limits
+from atoll.tasks.rows import RowProblem, Rows, files_of, load_rows
+from atoll.tasks.text import TextForm, check_alike, check_column, class_of, row_form
+from atoll.tasks.tokens import Examples, skip_or_raise
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_HUB_REVISION = re.compile(r"[\w.-]+/[\w.-]+@[\w./-]+")
+_MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+POSITIONS_END = frozenset({
+    "gpt2", "gpt_neo", "gptj", "gpt_bigcode", "codegen", "opt", "mpt", "biogpt", "ctrl", "openai-gpt", "bert", "distilbert", "electra",
+    "albert", "ernie", "roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet", "deberta",
+})  # fmt: skip
+"""Families whose positions are learned or tabulated: there is none behind the last. With rotary positions a base goes on, untrained."""
+KEPT_FREE = dict.fromkeys(("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet"), 2)
+"""Positions that a family's table keeps for padding."""
 
 _DOWN = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(embedding_A|A\.weight)")
 
@@ -29,16 +54,30 @@ class EdgeRows:
 
     name: str
     rows: Rows
+    form: TextForm
+    """How they become text, without classes: which there are is known when all edges are."""
+    notes: tuple[tuple[str, str], ...] = ()
+    """What is to be told of them, each with the edge whose rows they are, or "" where edges share them."""
+
+    @property
+    def written_alike(self) -> tuple[object, ...]:
+        """Equal for edges whose rows are the same and become the same text: an edge's own are its templates alone."""
+        return id(self.rows), self.form.prompt, self.form.completion
 
 
 def base_source(loaded: LoadedConfig) -> str:
     """The base as given: "tiny", a folder (paths are relative to run.toml, and to nothing else), or a hub id.
 
-    Raises: BaseFolderError for a hub id that is also a folder where Atoll was started, which libraries would take instead.
+    Of an id with a revision it is its folder in the cache.
+
+    Raises: BaseFolderError for a hub id that is also a folder where Atoll was started, which libraries would take instead, and for a
+    revision that the hub does not give out.
     """
     name = loaded.config.model.base
     if _is_folder(loaded):
         return str(loaded.resolve(name))
+    if _HUB_REVISION.fullmatch(name):
+        return _fetched(*name.split("@"))
     if name != "tiny" and Path(name).exists():
         raise BaseFolderError(
             "the base is not beside run.toml, but in the folder where Atoll was started", where=f"[model] base = {name!r}",
@@ -55,6 +94,11 @@ def _is_folder(loaded: LoadedConfig) -> bool:
     return name != "tiny" and (looks_local or loaded.resolve(name).is_dir())
 
 
+@cache
+def _fetched(name: str, revision: str) -> str:
+    return str(fetch(name, _MODEL_FILES, revision=revision))
+
+
 def public_name(loaded: LoadedConfig) -> str:
     """The base as others may know it, in an adapter's own files: a hub id as it is; a folder as run.toml names it, of a place on this
     machine the last name alone, and never so that a hub could be asked for it.
@@ -64,7 +108,7 @@ def public_name(loaded: LoadedConfig) -> str:
     """
     name = loaded.config.model.base
     if not _is_folder(loaded):
-        return name
+        return name.partition("@")[0] if _HUB_REVISION.fullmatch(name) else name
     path = Path(name)
     return f"./{path.name}" if name.startswith("~") or path.is_absolute() else name if name.startswith(".") else f"./{name}"
 
@@ -72,9 +116,10 @@ def public_name(loaded: LoadedConfig) -> str:
 def base_shapes(loaded: LoadedConfig, num_classes: int) -> BaseShapes:
     """The shapes of the base, of a classifier with so many classes (0: it generates), and whether its weights are to be trained.
 
-    Raises: BaseFolderError, WeightsError, ArchitectureError.
+    Raises: BaseFolderError, WeightsError, ArchitectureError; BadValueError where max_length is beyond the base's positions.
     """
     shapes, adapter = read_shapes(base_source(loaded), num_classes or None), loaded.config.adapter
+    check_positions(loaded.config, shapes.model_type, shapes.max_positions)
     if adapter.kind != "lora":
         return with_full_weights(shapes) if adapter.kind == "full" else shapes
     if adapter.start is None:
@@ -84,6 +129,20 @@ def base_shapes(loaded: LoadedConfig, num_classes: int) -> BaseShapes:
     except AdapterFolderError:
         # Who reads the folder says what is wrong with it; of a fleet, an edge need not have it.
         return with_outside(shapes, {module.name for module in shapes.outside})
+
+
+def check_positions(config: RunConfig, model_type: str, positions: int | None) -> None:
+    """Whether rows of max_length tokens have a place each in the base, where its positions end.
+
+    Raises: BadValueError.
+    """
+    room = None if positions is None else positions - KEPT_FREE.get(model_type, 0)
+    if room is not None and model_type in POSITIONS_END and config.data.max_length > room:
+        raise BadValueError(
+            "rows may be longer than the base has positions", where="[data] max_length", got=str(config.data.max_length),
+            expected=f"at most {room}, the positions of this {model_type}",
+            do=f"write max_length = {room} below [data]: longer rows are cut",
+        )  # fmt: skip
 
 
 def run_labels(config: RunConfig, parts: Iterable[Rows]) -> tuple[str, ...]:
@@ -99,13 +158,15 @@ def run_labels(config: RunConfig, parts: Iterable[Rows]) -> tuple[str, ...]:
 def check_labels(config: RunConfig, labels: Sequence[str]) -> None:
     """Whether there are classes to tell apart, where a run does that.
 
-    Raises: BadValueError for fewer than two.
+    Raises: BadValueError for fewer than two, or for two that differ in nothing but how they are written.
     """
     if config.model.task == "classify" and len(labels) < 2:
         raise BadValueError(
             "there are no classes to tell apart", where=f"[data] label = {config.data.label!r}", got=", ".join(labels) or "no label",
             expected="two classes or more", do="name the column that holds the classes",
         )  # fmt: skip
+    if config.model.task == "classify" and config.evaluate.labels is None:
+        check_alike(labels, f"[data] label = {config.data.label!r}")
 
 
 def labels_of(config: RunConfig, parts: Iterable[Rows]) -> tuple[str, ...]:
@@ -117,48 +178,113 @@ def labels_of(config: RunConfig, parts: Iterable[Rows]) -> tuple[str, ...]:
     if config.model.task == "generate" or column is None:
         return ()
     if config.evaluate.labels is not None:
-        return config.evaluate.labels
+        return tuple(label.strip() for label in config.evaluate.labels)
     found: set[str] = set()
     for rows in {id(rows): rows for rows in parts}.values():
         check_column(column, rows.columns, "[data] label")
         for index, value in enumerate(rows.column(column)):
             try:
-                found.add(as_text({column: value}, column))
+                found.add(class_of({column: value}, column))
             except RowProblem as problem:
                 skip_or_raise(rows, index, problem)
     return tuple(sorted(found))
 
 
 def edge_rows(loaded: LoadedConfig, only: str | None = None) -> tuple[EdgeRows, ...]:
-    """Every edge's rows, or those of one: its own file, read once for all that name it, or its share of [data] train.
+    """Every edge's rows, or those of one: its own file, read once for all that name it, or its share of [data] train; none held out.
 
     Raises: DataFileError, EmptyDataError, BadRowError, PartitionError, ColumnError.
     """
-    config = loaded.config
-    edges = config.edge
-    if not edges:
-        return (EdgeRows(LOCAL_EDGE, _load(loaded, config.data.train, config.data.train_rows)),)
-    sharing = [edge.name for edge in edges if edge.data is None]
+    config, held_out = loaded.config, _held_out_files(loaded)
+    sharing = [edge.name for edge in config.edge if edge.data is None] or ([] if config.edge else [LOCAL_EDGE])
     if only is not None and only not in sharing:
         sharing = []  # The file that others share may not be on this machine.
-    shares: dict[str, Rows] = {}
+    found: dict[str, EdgeRows] = {}
     if sharing:
-        rows = _load(loaded, config.data.train, config.data.train_rows)
-        parts = partition(rows, config.data.partition, sharing, config.run.seed)
-        shares = {name: rows.take(part) for name, part in zip(sharing, parts, strict=True)}
-    asked = [edge for edge in edges if only in (None, edge.name)]
-    own = {source: _load(loaded, source, config.data.train_rows) for source in dict.fromkeys(edge.data for edge in asked) if source}
-    return tuple(EdgeRows(edge.name, shares[edge.name] if edge.data is None else own[edge.data]) for edge in asked)
+        rows = _trained_on(loaded, held_out)
+        form = _checked_form(config.data, rows)
+        notes = tuple(("", note) for note in (*rows.notes, form.note) if note)
+        for name, share in zip(sharing, _shares(config, rows, sharing), strict=True):
+            found[name] = EdgeRows(name, share, form, notes)
+            notes = ()  # Once for all that share.
+    own: dict[str, Rows] = {}
+    for edge in config.edge:
+        if edge.data is None or only not in (None, edge.name):
+            continue
+        if edge.data not in own:
+            own[edge.data] = _load(loaded, edge.data, config.data.train_rows, held_out=held_out)
+        rows = own[edge.data]
+        form = _checked_form(data_of(config, edge), rows)
+        found[edge.name] = EdgeRows(edge.name, rows, form, tuple((edge.name, note) for note in (*rows.notes, form.note) if note))
+    names = [edge.name for edge in config.edge] or [LOCAL_EDGE]
+    return tuple(found[name] for name in names if only in (None, name))
+
+
+def data_of(config: RunConfig, edge: Edge) -> Data:
+    """[data] as it holds for an edge, with templates of its own where it has any."""
+    own = {name: getattr(edge, name) for name in ("prompt", "completion") if getattr(edge, name) is not None}
+    return config.data.model_copy(update=own)
+
+
+def _shares(config: RunConfig, rows: Rows, sharing: Sequence[str]) -> list[Rows]:
+    if not config.edge:
+        return [rows]
+    parts = partition(rows, config.data.partition, sharing, config.run.seed)
+    shares = [rows.take(part) for part in parts]
+    # What could not be read belongs to no edge: it is counted where it is told first.
+    left_out = rows.num_skipped + len(rows) - sum(len(part) for part in parts)
+    return [replace(shares[0], num_skipped=left_out), *shares[1:]]
+
+
+def _checked_form(data: Data, rows: Rows) -> TextForm:
+    """The form of training rows. Raises: as form_of; ConflictError for rows that say that they are not to be trained on."""
+    form = row_form(data, rows)
+    used = {*form.columns, data.label, data.partition.rpartition(":")[2]}
+    check_flags(rows, {name for name in used if name})
+    return form
 
 
 def eval_rows(loaded: LoadedConfig) -> Rows | None:
-    """The held-out rows; the demo brings its own.
+    """The held-out rows: those of [data] eval, a share of the training rows, or the demo's own where edges train on the demo.
 
     Raises: as `edge_rows`.
     """
     data = loaded.config.data
-    source = "demo-eval" if data.eval is None and data.train == "demo" else data.eval
-    return None if source is None else _load(loaded, source, data.eval_rows)
+    if data.validation_share is not None:
+        return _held_out_share(loaded)[1]
+    source = held_out_source(loaded.config)
+    return None if source is None else _load(loaded, source, data.eval_rows, "eval")
+
+
+def _held_out_files(loaded: LoadedConfig) -> tuple[Path, ...]:
+    """The files of held-out rows, which are not trained on; none where they are not on this machine."""
+    source, data = held_out_source(loaded.config), loaded.config.data
+    try:
+        return () if source is None else files_of(source, base_dir=loaded.path.parent, reader=data.reader, role="eval")
+    except DataFileError:
+        return ()
+
+
+def _trained_on(loaded: LoadedConfig, held_out: Collection[Path]) -> Rows:
+    data = loaded.config.data
+    if data.validation_share is not None:
+        return _held_out_share(loaded)[0]
+    return _load(loaded, data.train, data.train_rows, held_out=held_out)
+
+
+def _held_out_share(loaded: LoadedConfig) -> tuple[Rows, Rows]:
+    """The rows of [data] train in two: to train on, and held out."""
+    data, seed = loaded.config.data, loaded.config.run.seed
+    rows = _load(loaded, data.train, None)
+    num_held_out = min(len(rows) - 1, max(1, round((data.validation_share or 0) * len(rows))))
+    if num_held_out < 1:
+        raise EmptyDataError(
+            "one row cannot be divided", where=f"[data] validation_share = {data.validation_share}", got=f"1 row in {data.train}",
+            expected="at least two rows", do="give more rows, or take validation_share out",
+        )  # fmt: skip
+    order = np.random.default_rng(seeding.stream(seed, "held-out")).permutation(len(rows))
+    held_out, trained_on = np.sort(order[:num_held_out]), np.sort(order[num_held_out:])
+    return replace(rows.take(trained_on[: data.train_rows]), notes=rows.notes), rows.take(held_out[: data.eval_rows])
 
 
 def given_importance(loaded: LoadedConfig) -> Importance | None:
@@ -170,11 +296,46 @@ def given_importance(loaded: LoadedConfig) -> Importance | None:
     return None if file is None else read_importance(loaded.resolve(file))
 
 
-def _load(loaded: LoadedConfig, source: str, limit: int | None) -> Rows:
-    config = loaded.config
+def _load(
+    loaded: LoadedConfig, source: str, limit: int | None, role: Role = "train", held_out: Collection[Path] = ()
+) -> Rows:  # fmt: skip
+    data = loaded.config.data
     return load_rows(
-        source, base_dir=loaded.path.parent, limit=limit, on_bad_row=config.data.on_bad_row, reader=config.data.reader,
-        options=config.options_of(config.data.reader),
+        source, base_dir=loaded.path.parent, limit=limit, on_bad_row=data.on_bad_row, reader=data.reader,
+        options=loaded.config.options_of(data.reader), limits=Limits(data.largest_file, data.largest_row), role=role, held_out=held_out,
+    )  # fmt: skip
+
+
+def data_events(
+    config: RunConfig, rows: Sequence[EdgeRows], examples: Sequence[Examples], labels: Sequence[str], tokenizer: PreTrainedTokenizerBase
+) -> tuple[Event, ...]:  # fmt: skip
+    """Of training rows, edge by edge, and the classes that were found in them."""
+    events: list[Event] = []
+    for edge, part in zip(rows, examples, strict=True):
+        events += [Advised(name, note) for name, note in edge.notes]
+        events += [Advised(edge.name, note) for note in token_notes(edge.rows, edge.form, tokenizer)]
+        events.append(_loaded("train", edge.name, edge.rows, part))
+    return (*events, *class_events(config, labels))
+
+
+def class_events(config: RunConfig, labels: Sequence[str]) -> tuple[Event, ...]:
+    """The classes of a run, which its data alone may have decided."""
+    listed = few_names([repr(label) for label in labels], 20)
+    return (Advised("", f"{len(labels)} classes in column {config.data.label}: {listed}"),) if labels else ()
+
+
+def held_out_events(rows: Rows | None, form: TextForm, examples: Examples | None) -> tuple[Event, ...]:
+    """Of held-out rows, where there are any."""
+    if rows is None or examples is None:
+        return ()
+    notes = [Advised("", f"held-out rows: {note}") for note in (*rows.notes, form.note) if note]
+    return (*notes, _loaded("eval", "", rows, examples))
+
+
+def _loaded(role: str, edge: str, rows: Rows, examples: Examples) -> DataLoaded:
+    return DataLoaded(
+        "train" if role == "train" else "eval", edge, len(examples), rows.num_skipped + examples.num_skipped, examples.num_truncated,
+        examples.num_tokens, examples.num_label_tokens,
     )  # fmt: skip
 
 

@@ -20,20 +20,30 @@ from atoll.config.schema import PRECISION_BITS, RunConfig
 from atoll.cost.split_traffic import largest_batch_tokens
 from atoll.errors import AdapterFitError, InfeasibleError
 from atoll.jobs.finished import loaded_base
-from atoll.jobs.inputs import EdgeRows, base_shapes, base_source, edge_rows, eval_rows, given_importance, run_labels
+from atoll.jobs.inputs import (
+    EdgeRows,
+    base_shapes,
+    base_source,
+    data_events,
+    edge_rows,
+    eval_rows,
+    given_importance,
+    held_out_events,
+    run_labels,
+)
 from atoll.jobs.results.adapter import check_result
 from atoll.jobs.split import HostAccess, SplitSide, join, serve, start_host
 from atoll.planner.edge_plan import EdgePlan, FleetPlan
 from atoll.planner.importance import Importance
 from atoll.planner.plan_fleet import check_plan, plan_fleet
-from atoll.runs.events import DataLoaded
+from atoll.runs.events import Event
 from atoll.selection.selector import ModuleSelector, check_schedules, selector_of
 from atoll.shapes import BaseShapes
 from atoll.split.host.server import Host
 from atoll.split.host.tenants import HostLimits
 from atoll.tasks.batches import BatchStream, check_packing
-from atoll.tasks.classes import examples_of, form_of
-from atoll.tasks.evaluate import check_metrics
+from atoll.tasks.classes import examples_of, form_of, with_classes
+from atoll.tasks.evaluate import check_metrics, held_out_examples
 from atoll.tasks.rows import Rows
 from atoll.tasks.text import TextForm
 from atoll.tasks.tokens import Examples, pad_id
@@ -84,7 +94,7 @@ class Job:
     held_out: Rows | None
     plan: FleetPlan
     start: AdapterState
-    data_events: tuple[DataLoaded, ...]
+    data_events: tuple[Event, ...]
     """What was read, for the event log."""
     has_host: bool
     """Whether a host was named, against which edges train unless they say otherwise or a planner decides."""
@@ -92,6 +102,8 @@ class Job:
     """What edges train on whose blocks run in a host; `base` is the same where no edge has the whole base."""
     host: Host | None
     """The host on loopback that this process runs for them, where none was named."""
+    scored: Examples | None = None
+    """The held-out rows as tokens; None where there are none, or they were not made yet."""
     run_id: str = ""
     """Tells a run from others on the same fleet; empty where all is in this process."""
 
@@ -133,11 +145,11 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | N
     rows = edge_rows(all_edges, only)
     labels = run_labels(config, [edge.rows for edge in rows])
     shapes = base_shapes(loaded, len(labels))
-    forms = {id(edge.rows): form_of(config.data, edge.rows, labels) for edge in rows}
-    held_out = eval_rows(loaded)
-    form = forms[id(rows[0].rows)]
+    rows = tuple(replace(edge, form=with_classes(edge.form, config.data.label, labels)) for edge in rows)
+    held_out, form = eval_rows(loaded), rows[0].form
     if held_out is not None:
-        check_metrics(config.evaluate, form_of(config.data, held_out, labels), held_out)
+        form = form_of(config.data, held_out, labels)
+        check_metrics(config.evaluate, form, held_out)
     given = given_start(loaded, shapes)
     num_rows = {edge.name: len(edge.rows) for edge in rows}
     plan = plan_fleet(
@@ -163,10 +175,10 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | N
             check_result(base, start, loaded)
         if config.data.batching == "pack":
             check_packing(base.model, config.data.max_length)
-        # Edges that name the same file have the same rows, and the same examples.
-        distinct = {id(edge.rows): edge.rows for edge in rows}
-        tokenized = {key: examples_of(rows, forms[key], base.tokenizer, config.data.max_length) for key, rows in distinct.items()}
-        examples = [tokenized[id(edge.rows)] for edge in rows]
+        examples = _examples(rows, base, config.data.max_length)
+        # Held-out rows that cannot be used are found out before anything is written, too.
+        settings, max_length = config.evaluate, config.data.max_length
+        scored = None if held_out is None else held_out_examples(held_out, form, base.tokenizer, settings, max_length)
         edges = tuple(
             replace(
                 participant(config, shapes, base, edge.name, part, plans[edge.name], len(edge.rows)),
@@ -175,9 +187,18 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | N
             for edge, part in zip(rows, examples, strict=True)
         )
         central = _central(config, shapes, base, edges, start) if "central" in config.run.compare else None
-        events = tuple(_data_event(edge, part) for edge, part in zip(rows, examples, strict=True))
+        events = (*data_events(config, rows, examples, labels, base.tokenizer), *held_out_events(held_out, form, scored))
         opened.pop_all()  # From here on the job closes what is open.
-    return Job(loaded, base, bases, shapes, form, edges, central, held_out, plan, start, events, host is not None, split, own_host)
+    return Job(
+        loaded, base, bases, shapes, form, edges, central, held_out, plan, start, events, host is not None, split, own_host, scored
+    )
+
+
+def _examples(rows: Sequence[EdgeRows], base: Base, max_length: int) -> list[Examples]:
+    """Each edge's; those that name the same file, and write its rows alike, have the same."""
+    distinct = {edge.written_alike: edge for edge in rows}
+    made = {key: examples_of(one.rows, one.form, base.tokenizer, max_length) for key, one in distinct.items()}
+    return [made[edge.written_alike] for edge in rows]
 
 
 def replanned(job: Job, importance: Importance) -> Job:
@@ -320,13 +341,6 @@ def _edge_bases(loaded: LoadedConfig, plan: FleetPlan, bases: Mapping[int, Base]
     for bits in sorted({edge.bits for edge in plan.edges if edge.mode == "local"} - set(bases)):
         bases[bits] = loaded_base(loaded, labels, bits)  # type: ignore[arg-type]
     return bases
-
-
-def _data_event(edge: EdgeRows, examples: Examples) -> DataLoaded:
-    skipped = edge.rows.num_skipped + examples.num_skipped
-    return DataLoaded(
-        "train", edge.name, len(examples), skipped, examples.num_truncated, examples.num_tokens, examples.num_label_tokens
-    )
 
 
 def given_start(loaded: LoadedConfig, shapes: BaseShapes) -> AdapterState | None:

@@ -118,7 +118,9 @@ def steps_per_round(config: RunConfig, num_rows: int | None) -> int:
     if config.train.local_epochs is None:
         return config.train.local_steps or DEFAULT_LOCAL_STEPS
     assert num_rows is not None, "local_epochs needs the edge's number of rows"
-    return max(1, math.ceil(config.train.local_epochs * num_rows / (config.train.batch_size * config.train.accumulate)))
+    # An epoch ends with a step of its own, which may hold less than the others.
+    epoch_steps = math.ceil(math.ceil(num_rows / config.train.batch_size) / config.train.accumulate)
+    return max(1, math.ceil(config.train.local_epochs * epoch_steps))
 
 
 def _placed(edge: Edge, placement: Literal["auto"] | Mode, has_host: bool, *, decides: bool) -> Edge:

@@ -65,11 +65,12 @@ register("codec", "fp32", f"{_WIRE}:Fp32", "As it is")
 register("codec", "bf16", f"{_WIRE}:Bf16", "Rounded to 8 bits of mantissa")
 register("codec", "int8", f"{_WIRE}:Int8", "A byte a value, and a scale for every token")
 
-_READERS = "atoll.tasks.readers.formats"
-register("reader", "csv", f"{_READERS}:Csv", "A header, and a row a record", {"suffixes": (".csv", ".csv.gz")})
-register("reader", "jsonl", f"{_READERS}:JsonLines", "A JSON object a line", {"suffixes": (".jsonl", ".jsonl.gz")})
-register("reader", "json", f"{_READERS}:Json", "A list of JSON objects", {"suffixes": (".json", ".json.gz")})
-register("reader", "parquet", f"{_READERS}:Parquet", "Columns as pyarrow reads them", {"suffixes": (".parquet",)})
+_READERS = "atoll.tasks.readers"
+register("reader", "csv", f"{_READERS}.formats:Csv", "A header, and a row a record", {"suffixes": (".csv", ".tsv", ".tab")})
+register("reader", "jsonl", f"{_READERS}.formats:JsonLines", "A JSON object a line", {"suffixes": (".jsonl", ".ndjson")})
+register("reader", "json", f"{_READERS}.formats:Json", "A list of JSON objects", {"suffixes": (".json",)})
+register("reader", "parquet", f"{_READERS}.tables:Parquet", "Columns as pyarrow reads them", {"suffixes": (".parquet",)})
+register("reader", "arrow", f"{_READERS}.tables:Arrow", "The same of an Arrow file, as save_to_disk writes", {"suffixes": (".arrow",)})
 
 _METRICS = "atoll.tasks.scoring.builtin_metrics"
 register("metric", "exact_match", f"{_METRICS}:ExactMatch", "Share of texts equal to one of their references")

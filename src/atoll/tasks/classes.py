@@ -14,10 +14,10 @@ import torch
 
 from atoll.base.classifier import class_logits_BK
 from atoll.config.schema import Data
-from atoll.errors import ConflictError, EmptyDataError
+from atoll.errors import EmptyDataError
 from atoll.tasks.batches import pad_batch
 from atoll.tasks.rows import RowProblem, Rows
-from atoll.tasks.text import Classes, TextForm, check_column, text_form
+from atoll.tasks.text import Classes, TextForm, row_form
 from atoll.tasks.tokens import CHUNK_ROWS, Example, Examples, pad_id, skip_or_raise, tokenize
 
 if TYPE_CHECKING:
@@ -29,19 +29,14 @@ if TYPE_CHECKING:
 def form_of(data: Data, rows: Rows, labels: Sequence[str]) -> TextForm:
     """How rows become text, and classes where there are `labels`.
 
-    Raises: ConflictError, ColumnError, BadValueError.
+    Raises: as row_form.
     """
-    if not labels or data.label is None:
-        return text_form(data, rows.columns)
-    check_column(data.label, rows.columns, "[data] label")
-    given = data.text or ("{text}" if "text" in rows.columns else None)
-    form = text_form(data.model_copy(update={"text": given, "label": None}), rows.columns)
-    if form.kind != "text":
-        raise ConflictError(
-            "it is not said which text is to be classified", where="[data] text", got=f"columns {', '.join(rows.columns)}",
-            expected="a template", do=f'write text = "{{{rows.columns[0]}}}" below [data]',
-        )  # fmt: skip
-    return replace(form, classes=Classes(data.label, tuple(labels)))
+    return with_classes(row_form(data, rows), data.label, labels)
+
+
+def with_classes(form: TextForm, label: str | None, labels: Sequence[str]) -> TextForm:
+    """The form with the classes of a run, where it has any."""
+    return replace(form, classes=Classes(label, tuple(labels))) if labels and label is not None else form
 
 
 def examples_of(rows: Rows, form: TextForm, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Examples:

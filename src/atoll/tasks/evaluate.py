@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel
@@ -20,9 +22,13 @@ from atoll.tasks.readers.nearest import did_you_mean
 from atoll.tasks.rows import Rows
 from atoll.tasks.scoring.answers import HeldOutAnswers
 from atoll.tasks.scoring.builtin_metrics import slot_values
+from atoll.tasks.scoring.ranking import choice_rankings, label_rankings
 from atoll.tasks.text import TextForm
 from atoll.tasks.tokens import Examples, pad_id
 from atoll.threads import suited_threads
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _MAY_BE_MISSING = ("answer",)
 
@@ -55,6 +61,21 @@ def evaluate(
         for name in settings.metrics:
             result |= _checked(name, make("metric", name, (options or {}).get(name)).score(answers))
     return result
+
+
+def held_out_examples(
+    rows: Rows, form: TextForm, tokenizer: PreTrainedTokenizerBase, settings: Evaluate, max_length: int
+) -> Examples:  # fmt: skip
+    """Held-out rows as tokens; their choices and labels are looked at, too, before any model is asked.
+
+    Raises: as examples_of; BadRowError, BadValueError for choices or labels that cannot be compared.
+    """
+    examples = examples_of(rows, form, tokenizer, max_length)
+    rankings = {"choice_accuracy": choice_rankings, "label_accuracy": label_rankings}
+    for metric in settings.metrics if form.classes is None else ():
+        if metric in rankings:
+            deque(rankings[metric](rows, examples.row_numbers.tolist(), form, settings), maxlen=0)
+    return examples
 
 
 def check_metrics(settings: Evaluate, form: TextForm, rows: Rows) -> None:

@@ -10,13 +10,14 @@ import numpy as np
 from atoll import seeding
 from atoll.errors import BadRowError, BadValueError, ColumnError, PartitionError
 from atoll.tasks.readers.nearest import did_you_mean
-from atoll.tasks.rows import Rows
+from atoll.tasks.rows import RowProblem, Rows
+from atoll.tasks.text import class_of
 
 SYNTAX = '"iid", "by:COLUMN" or "dirichlet:CONCENTRATION:COLUMN"'
 
 
 def partition(rows: Rows, how: str, edge_names: Sequence[str], seed: int) -> tuple[np.ndarray, ...]:
-    """Row numbers for each edge, in ascending order; every row goes to exactly one edge.
+    """Row numbers for each edge, in ascending order; every row goes to exactly one edge, or, without a value to go by, to none.
 
     "by:COLUMN" gives a value that is an edge's name to that edge, and the other values in sorted order to the edges that have none yet,
     then to all in turn. "dirichlet:C:COLUMN" draws for each value the edges' shares from a symmetric Dirichlet distribution.
@@ -64,16 +65,17 @@ def _parse(how: str, columns: Sequence[str]) -> tuple[str, float, str]:
 
 
 def _groups(rows: Rows, column: str) -> dict[str, list[int]]:
-    """Row numbers by the column's value, values in sorted order; rows without a value share one group where bad rows are tolerated."""
+    """Row numbers by the column's value, values in sorted order; rows without a value are in none where bad rows are tolerated."""
     groups: dict[str, list[int]] = {}
     for number, value in enumerate(rows.column(column)):
-        if value is None and rows.on_bad_row == "error":
-            raise BadRowError(
-                "a row has no value to partition by", where=f"{rows.where(number)}, column {column}",
-                got="no value (null, or the key is missing)",
-                expected="a value in every row", do='mend the row, or set on_bad_row = "skip" in [data]',
-            )  # fmt: skip
-        groups.setdefault("" if value is None else str(value), []).append(number)
+        try:
+            groups.setdefault(class_of({column: value}, column), []).append(number)
+        except RowProblem as problem:
+            if rows.on_bad_row == "error":
+                raise BadRowError(
+                    "a row has no value to partition by", where=f"{rows.where(number)}, column {column}", got=problem.got,
+                    expected="a value in every row", do='mend the row, or set on_bad_row = "skip" in [data]',
+                ) from None  # fmt: skip
     return dict(sorted(groups.items()))
 
 
@@ -96,7 +98,7 @@ def _dirichlet(groups: dict[str, list[int]], num_edges: int, concentration: floa
         borders = np.rint(np.cumsum(parts)[:-1] * len(numbers)).astype(int)
         for share, piece in zip(shares, np.split(random.permutation(numbers), borders), strict=True):
             share.append(piece)
-    return [np.concatenate(share).astype(np.int64) for share in shares]
+    return [np.concatenate([np.zeros(0), *share]).astype(np.int64) for share in shares]
 
 
 def _nothing_left(rows: Rows, how: str, name: str, num_edges: int) -> PartitionError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import string
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, time
@@ -16,25 +17,27 @@ from typing import TYPE_CHECKING, Literal
 
 from atoll.config.schema import Data
 from atoll.errors import BadValueError, ColumnError, ConflictError
-from atoll.tasks.chat import Segment, as_messages, chat_closing, chat_prompt, chat_segments, extras_of, last_alone, last_answer, with_answer
-from atoll.tasks.readers.nearest import did_you_mean
-from atoll.tasks.rows import RowProblem
+from atoll.tasks.chat import (
+    Segment,
+    as_messages,
+    chat_closing,
+    chat_prompt,
+    chat_segments,
+    extras_of,
+    last_alone,
+    last_answer,
+    with_answer,
+)
+from atoll.tasks.chats.template import Message
+from atoll.tasks.forms.conversations import Conversation, conversation, is_list
+from atoll.tasks.forms.usual import names_that_are_known, told, usual_form
+from atoll.tasks.readers.nearest import did_you_mean, few_names
+from atoll.tasks.rows import RowProblem, Rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Row = Mapping[str, object]
-
-ALPACA_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-)
-ALPACA = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:\n"
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Template:
@@ -67,7 +70,7 @@ class Classes:
 
         Raises: RowProblem where it has none, or one that is not among the labels.
         """
-        label = as_text(row, self.column)
+        label = class_of(row, self.column)
         if label not in self.labels:
             expected = f"one of the {len(self.labels)} classes of the training rows, or of [evaluate] labels"
             raise RowProblem(repr(label[:60]), expected, self.column)
@@ -83,11 +86,15 @@ class TextForm:
     completion: Template | None = None
     """With kind "text": the whole text."""
     without_input: Template | None = None
-    """The prompt of rows whose column "input" is empty (instruction data)."""
-    messages: str = ""
+    """The prompt of rows whose column `optional` is empty (instruction data)."""
+    optional: str = ""
+    messages: tuple[str, ...] = ()
+    """Columns of messages; of two, the first is what the second answers."""
+    note: str = ""
+    """What is to be told of it, where the names of the columns alone decided."""
     only_last: bool = False
     """Of messages: whether the assistant's last turn alone carries loss."""
-    settings: Mapping[str, object] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict, hash=False)
     """Of messages: variables of the chat template, beside those of a row."""
     classes: Classes | None = None
     """With kind "text": what is told of the whole text, instead of predicting it."""
@@ -97,15 +104,24 @@ class TextForm:
         """Whether begin and end tokens are added; a chat template writes its own."""
         return self.kind != "messages"
 
+    @property
+    def columns(self) -> frozenset[str]:
+        """All columns that it uses."""
+        templates = (self.prompt, self.completion, self.without_input)
+        labels = () if self.classes is None else (self.classes.column,)
+        return frozenset((*self.messages, *labels, *(name for one in templates if one is not None for name in one.columns)))
+
     def segments(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[Segment, ...]:
         """The row's text in pieces with and without loss.
 
         Raises: RowProblem; TokenizerError where messages meet a tokenizer without a chat template.
         """
         if self.kind == "messages":
-            messages = as_messages(row.get(self.messages), self.messages)
-            learned = last_alone(messages) if self.only_last else None
-            return chat_segments(messages, tokenizer, extras_of(row, self.settings), learned=learned)
+            said = conversation(row, self.messages)
+            messages, learned = self._messages(said), said.learned
+            if self.only_last:
+                learned = tuple(a and b for a, b in zip(learned, last_alone(messages), strict=True))
+            return chat_segments(messages, tokenizer, extras_of(row, self.settings), learned=None if all(learned) else learned)
         assert self.completion is not None
         answer = Segment(self.completion.render(row), True)
         return (answer,) if self.kind == "text" else (Segment(self.prompt_text(row, tokenizer), False), answer)
@@ -116,7 +132,7 @@ class TextForm:
         Raises: RowProblem, ConflictError, TokenizerError.
         """
         if self.kind == "messages":
-            answered = with_answer(as_messages(row.get(self.messages), self.messages), completion)
+            answered = with_answer(self._messages(conversation(row, self.messages)), completion)
             return chat_segments(answered, tokenizer, extras_of(row, self.settings), learned=last_alone(answered))
         return (Segment(self.prompt_text(row, tokenizer), False), Segment(completion, True))
 
@@ -126,13 +142,13 @@ class TextForm:
         Raises: RowProblem; ConflictError for plain text, which has no prompt.
         """
         if self.kind == "messages":
-            return chat_prompt(as_messages(row.get(self.messages), self.messages), tokenizer, extras_of(row, self.settings))
+            return chat_prompt(self._messages(conversation(row, self.messages)), tokenizer, extras_of(row, self.settings))
         if self.prompt is None:
             raise ConflictError(
                 "plain text has no prompt to answer", where="[data] text", got="text", expected="prompt and completion, or messages",
                 do="set prompt and completion in [data], or leave the metrics that generate or choose out of [evaluate] metrics",
             )  # fmt: skip
-        short = self.without_input is not None and not str(row.get("input") or "").strip()
+        short = self.without_input is not None and not str(row.get(self.optional) or "").strip()
         return (self.without_input if short and self.without_input else self.prompt).render(row)
 
     def reference(self, row: Row) -> str:
@@ -141,7 +157,7 @@ class TextForm:
         Raises: RowProblem.
         """
         if self.kind == "messages":
-            return last_answer(as_messages(row.get(self.messages), self.messages))
+            return last_answer(self._messages(conversation(row, self.messages)))
         assert self.completion is not None
         return self.completion.render(row)
 
@@ -152,6 +168,9 @@ class TextForm:
         """
         return chat_closing(tokenizer, self.settings) if self.kind == "messages" else ""
 
+    def _messages(self, said: Conversation) -> tuple[Message, ...]:
+        return as_messages(list(said.messages), self.messages[-1])
+
     def as_completion(self, answer: str) -> str:
         """A label or choice as a completion: put in the place of the completion template's column where it has exactly one."""
         if self.kind == "completion" and self.completion is not None and len(set(self.completion.columns)) == 1:
@@ -159,21 +178,21 @@ class TextForm:
         return answer
 
 
-def text_form(data: Data, columns: Sequence[str]) -> TextForm:
-    """The form that [data] asks for; where it asks for none, the one that the column names suggest.
+def text_form(data: Data, columns: Sequence[str], first: Row | None = None) -> TextForm:
+    """The form that [data] asks for; where it asks for none, the one that the column names, and the `first` row's values, suggest.
 
     Raises: ConflictError, ColumnError, BadValueError.
     """
     _check_combination(data)
     if data.messages is not None:
         check_column(data.messages, columns, "[data] messages")
-        return _as_asked(TextForm("messages", messages=data.messages), data)
+        return _as_asked(TextForm("messages", messages=(data.messages,)), data)
     if data.text is not None:
         return TextForm("text", completion=_used(parse_template(data.text, columns, "[data] text"), "[data] text"))
     if data.prompt is not None and data.completion is not None:
         prompt = parse_template(data.prompt, columns, "[data] prompt")
         return TextForm("completion", prompt, _used(parse_template(data.completion, columns, "[data] completion"), "[data] completion"))
-    return _as_asked(_usual_form(columns), data)
+    return _as_asked(_usual_form(columns, first or {}), data)
 
 
 def chat_settings(data: Data) -> Mapping[str, object]:
@@ -192,6 +211,26 @@ def chat_settings(data: Data) -> Mapping[str, object]:
 
 def _as_asked(form: TextForm, data: Data) -> TextForm:
     return replace(form, only_last=data.train_on == "last", settings=chat_settings(data)) if form.kind == "messages" else form
+
+
+
+def row_form(data: Data, rows: Rows) -> TextForm:
+    """The form of these rows; where they have a label, of the text that is classified.
+
+    Raises: as text_form.
+    """
+    first = rows[0] if len(rows) else None
+    if data.label is None:
+        return text_form(data, rows.columns, first)
+    check_column(data.label, rows.columns, "[data] label")
+    given = data.text or ("{text}" if "text" in rows.columns else None)
+    form = text_form(data.model_copy(update={"text": given, "label": None}), rows.columns, first)
+    if form.kind != "text":
+        raise ConflictError(
+            "it is not said which text is to be classified", where="[data] text", got=f"columns {few_names(rows.columns)}",
+            expected="a template", do=f'write text = "{{{rows.columns[0]}}}" below [data]',
+        )  # fmt: skip
+    return form
 
 
 def parse_template(template: str, columns: Sequence[str], where: str) -> Template:
@@ -226,12 +265,50 @@ def as_text(row: Row, column: str) -> str:
         raise RowProblem("no value (null, or the key is missing)", "a text", column)
     if not isinstance(value, str | int | float | Decimal | date | time):
         raise RowProblem(f"a {type(value).__name__}", "a text or a number", column)
+    if isinstance(value, float) and math.isinf(value):
+        raise RowProblem("a number without end", "a text or a number", column)
     text = str(value)
     try:
         text.encode()
     except UnicodeEncodeError:
         raise RowProblem("half of a surrogate pair", "text that can be written as UTF-8", column) from None
     return text
+
+
+def class_of(row: Row, column: str) -> str:
+    """The class that a row names: its text without space around it; a whole number, however it is stored.
+
+    Raises: RowProblem where it names none.
+    """
+    value = row.get(column)
+    whole = isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value)
+    label = str(int(value)) if whole and isinstance(value, float | Decimal) else as_text(row, column).strip()
+    if not label:
+        raise RowProblem("an empty text", "the name of a class", column)
+    return label
+
+
+def check_alike(labels: Sequence[str], where: str) -> None:
+    """Whether classes differ in more than how they are written.
+
+    Raises: BadValueError naming two that are hardly meant to be two.
+    """
+    seen: dict[object, str] = {}
+    for label in labels:
+        other = seen.setdefault(_spelling(label), label)
+        if other != label:
+            raise BadValueError(
+                "two classes differ in nothing but how they are written", where=where, got=f"{other!r} and {label!r}",
+                expected="one way of writing each class", do="write them alike; if they are two, name all classes in [evaluate] labels",
+            )  # fmt: skip
+
+
+def _spelling(label: str) -> object:
+    try:
+        number = float(label)
+    except ValueError:
+        return " ".join(unicodedata.normalize("NFKC", label).casefold().split())
+    return number if math.isfinite(number) else label.casefold()
 
 
 def _check_combination(data: Data) -> None:
@@ -246,24 +323,23 @@ def _check_combination(data: Data) -> None:
     )  # fmt: skip
 
 
-def _usual_form(columns: Sequence[str]) -> TextForm:
-    have = set(columns)
-    templates = {
-        ("prompt", "completion"): ("{prompt}", "{completion}", None), ("messages",): None,
-        ("instruction", "input", "output"): (ALPACA_INPUT, "{output}", ALPACA), ("instruction", "output"): (ALPACA, "{output}", None),
-        ("mr", "ref"): ("{mr} ->", " {ref}", None), ("text",): (None, "{text}", None),
-    }  # fmt: skip
-    for names, texts in templates.items():
-        if have.issuperset(names):
-            if texts is None:
-                return TextForm("messages", messages="messages")
-            prompt, completion, short = (None if text is None else parse_template(text, columns, "[data]") for text in texts)
-            return TextForm("text" if prompt is None else "completion", prompt, completion, short)
-    raise ConflictError(
-        "it is not said how a row becomes text", where="[data]", got=f"columns {', '.join(columns)}",
-        expected="prompt and completion, or text, or messages; or columns called so, or instruction (input) output, or mr ref",
-        do=f'set for example text = "{{{columns[0]}}}"' if columns else "give data with columns",
-    )  # fmt: skip
+def _usual_form(columns: Sequence[str], first: Row) -> TextForm:
+    found = usual_form(columns)
+    if found is None:
+        listed = few_names(columns)
+        raise ConflictError(
+            "it is not said how a row becomes text", where="[data]", got=f"columns {listed}",
+            expected=f"prompt and completion, or text, or messages; or columns called so, or one of: {names_that_are_known()}",
+            do=f'set for example text = "{{{columns[0]}}}"' if columns else "give data with columns",
+        )  # fmt: skip
+    note = told(found, columns)
+    if found.completion is None:
+        return TextForm("messages", messages=found.columns, note=note)
+    if found.columns == ("prompt", "completion") and all(is_list(first.get(name)) for name in found.columns):
+        return TextForm("messages", messages=found.columns, note=note)
+    texts = (found.prompt, found.completion, found.short)
+    prompt, completion, short = (None if text is None else parse_template(text, columns, "[data]") for text in texts)
+    return TextForm("text" if prompt is None else "completion", prompt, completion, short, found.optional, note=note)
 
 
 def _used(template: Template, where: str) -> Template:
@@ -282,7 +358,7 @@ def check_column(name: str, columns: Sequence[str], where: str) -> None:
     Raises: ColumnError.
     """
     if name not in columns:
-        listed = ", ".join(columns) or "none"
+        listed = few_names(columns)
         raise ColumnError(
             "the data has no such column", where=where, got=name, expected=f"one of {listed}",
             do=did_you_mean(name, columns, f"use one of {listed}; a brace itself is written {{{{"),

@@ -30,7 +30,7 @@ class _Fit:
     """What stays the same over the segments of a fit."""
 
     batches: Batches
-    accumulate: int
+    plan: FitPlan
     tracker: ModuleTracker
     on_step: Callable[[StepReport], None]
 
@@ -65,7 +65,7 @@ class LocalTrainer:
             while now.step < end:
                 segment = tracker.segment(now.step)
                 until = end if segment.end is None else min(end, segment.end)
-                now = self._segment(now, segment, until, _Fit(batches, plan.accumulate, tracker, told))
+                now = self._segment(now, segment, until, _Fit(batches, plan, tracker, told))
                 tracker.end(now.step, now.adapter)
         return Update(replace(now, statistics=tracker.statistics(now.adapter)), tuple(reports))
 
@@ -82,7 +82,7 @@ class LocalTrainer:
             stepper = new_stepper(adapters, self.train, self.total_steps, optimizer)
             adapters.train(True)
             for step in range(state.step, until):
-                parts = [fit.batches.batch(step * fit.accumulate + part).to(model.device) for part in range(fit.accumulate)]
+                parts = [fit.batches.batch(number).to(model.device) for number in fit.plan.micro_batches(step)]
                 report = replace(self.attempt(partial(self._step, stepper, parts, step)), frozen_delta=frozen_delta_ranks)
                 if step == state.step:
                     offloaded = () if killed.how == "skip" else tuple(killed.names)

@@ -82,6 +82,17 @@ class FitPlan:
     accumulate: int
     """Micro-batches per optimizer step."""
     gradient_checkpointing: bool
+    epoch_batches: int | None = None
+    """Micro-batches of an epoch, where it ends with a step, as the last one's rest may be smaller (as transformers has it); None: steps
+    go on over its end."""
+
+    def micro_batches(self, step: int) -> range:
+        """Numbers of the micro-batches of one step, counted over all epochs."""
+        if self.epoch_batches is None:
+            return range(step * self.accumulate, (step + 1) * self.accumulate)
+        epoch, place = divmod(step, -(-self.epoch_batches // self.accumulate))
+        first, end = epoch * self.epoch_batches, (epoch + 1) * self.epoch_batches
+        return range(first + place * self.accumulate, min(first + (place + 1) * self.accumulate, end))
 
 
 @dataclass(frozen=True, slots=True)

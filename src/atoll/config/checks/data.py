@@ -7,7 +7,7 @@ from collections import Counter
 from atoll.config.checks.page import conflict
 from atoll.config.document import Document, Location
 from atoll.config.keys import as_toml
-from atoll.config.schema import RunConfig
+from atoll.config.schema import RunConfig, held_out_source
 from atoll.errors import InputError
 from atoll.registry.parts import trait
 
@@ -30,6 +30,43 @@ def templates(config: RunConfig, document: Document) -> list[InputError]:
     return [conflict(document, ("data", given[-1]), what, " and ".join(given), expected, "keep one of the three")]
 
 
+def held_out_rows(config: RunConfig, document: Document) -> list[InputError]:
+    """Two ways to come by held-out rows, and the share that is not of the file of edges that have their own."""
+    data = config.data
+    if data.validation_share is None:
+        return []
+    where, got = ("data", "validation_share"), str(data.validation_share)
+    if data.eval is not None:
+        what, do = "data.eval and data.validation_share exclude each other", "keep one of the two"
+        return [conflict(document, where, what, f"eval = {data.eval!r}, and a share of train", "one of the two", do)]
+    own = [edge.name for edge in config.edge if edge.data is not None]
+    if own:
+        what, do = "edges with data of their own share none of data.train", "name held-out rows: eval = ..., or take their data out"
+        return [conflict(document, where, what, f"{got}, and data of {', '.join(own[:5])}", "edges that share data.train", do)]
+    return []
+
+
+def templates_of_edges(config: RunConfig, document: Document) -> list[InputError]:
+    """Templates of an edge's own: both, for data of its own, where [data] has these two as well or nothing."""
+    errors: list[InputError] = []
+    for number, edge in enumerate(config.edge):
+        given = [name for name in ("prompt", "completion") if getattr(edge, name) is not None]
+        if not given:
+            continue
+        where, got = ("edge", number, given[0]), f"edge {edge.name}: {' and '.join(given)}"
+        other = [name for name in ("text", "messages", "label") if getattr(config.data, name) is not None]
+        if edge.data is None:
+            what, do = "an edge without data of its own has no columns of its own", "add data = ... to the edge, or take them out"
+            errors.append(conflict(document, where, what, got, "[data] prompt and completion", do))
+        elif other or config.model.task == "classify":
+            what, do = "an edge's prompt and completion need prompt and completion elsewhere", "write all edges' rows in one way"
+            errors.append(conflict(document, where, what, f"{got}; [data] {' and '.join(other) or 'label'}", "one way for all edges", do))
+        elif len(given) == 1 and config.data.prompt is None:
+            missing = "completion" if given == ["prompt"] else "prompt"
+            errors.append(conflict(document, where, f"{given[0]} needs {missing}", got, "both", f"add {missing} = ..."))
+    return errors
+
+
 def evaluation(config: RunConfig, document: Document) -> list[InputError]:
     """Metrics and comparisons without what they need."""
     errors: list[InputError] = []
@@ -49,7 +86,7 @@ def evaluation(config: RunConfig, document: Document) -> list[InputError]:
         errors.append(
             conflict(document, ("evaluate", "metrics"), what, "data.text, which has none", "data.prompt and data.completion", do)
         )
-    if data.eval is None and data.train != "demo":
+    if held_out_source(config) is None and data.validation_share is None:
         errors += _without_held_out_rows(config, document)
     return errors
 

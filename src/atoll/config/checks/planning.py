@@ -93,6 +93,10 @@ def training(config: RunConfig, document: Document) -> list[InputError]:
             f"{train.local_steps} steps and {train.local_epochs} epochs",
         )
         return [conflict(document, ("train", "local_epochs"), what, got, "one of the two", "take one of them out")]
+    if train.local_epochs is not None and config.data.batching == "pack":
+        what, do = "packed rows make an epoch that is as long as they turn out", 'write local_steps, or batching = "bucket"'
+        got = f'batching = "pack", and {train.local_epochs} epochs'
+        return [conflict(document, ("train", "local_epochs"), what, got, "local_steps", do)]
     if train.local_epochs is not None:
         return []  # the number of steps is known only with the data
     total = config.run.rounds * (train.local_steps or DEFAULT_LOCAL_STEPS)

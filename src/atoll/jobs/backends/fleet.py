@@ -17,7 +17,7 @@ from atoll.jobs.backends.backend import WorkOrder
 from atoll.jobs.backends.work_orders import to_text
 from atoll.jobs.backends.worker import Capabilities, asked_for
 from atoll.jobs.finished import loaded_base
-from atoll.jobs.inputs import base_shapes, base_source, check_labels, eval_rows, given_importance
+from atoll.jobs.inputs import base_shapes, base_source, check_labels, class_events, eval_rows, given_importance, held_out_events
 from atoll.jobs.job import Job, Participant, block_ranks, fresh_start, given_start, participant, with_head
 from atoll.jobs.results.adapter import check_result
 from atoll.planner.edge_plan import FleetPlan, LeftOut
@@ -25,7 +25,7 @@ from atoll.planner.plan_fleet import check_plan, plan_fleet
 from atoll.selection.selector import schedule_of
 from atoll.shapes import BaseShapes
 from atoll.tasks.classes import form_of
-from atoll.tasks.evaluate import check_metrics
+from atoll.tasks.evaluate import check_metrics, held_out_examples
 from atoll.units import format_seconds
 
 CAPABILITIES, TEXT = "capabilities", "text"
@@ -166,7 +166,8 @@ def prepared_for_fleet(loaded: LoadedConfig, all_capabilities: Sequence[Capabili
 def _planned(loaded: LoadedConfig, known: Mapping[str, Capabilities]) -> tuple[tuple[str, ...], BaseShapes, FleetPlan]:
     """The classes of the run, the base's shapes with a head for them, and what all edges are to do."""
     config = loaded.config
-    labels = config.evaluate.labels or tuple(sorted({label for capabilities in known.values() for label in capabilities.labels}))
+    given_labels = tuple(label.strip() for label in config.evaluate.labels or ())
+    labels = given_labels or tuple(sorted({label for capabilities in known.values() for label in capabilities.labels}))
     labels = labels if config.model.task == "classify" else ()
     check_labels(config, labels)
     shapes = base_shapes(loaded, len(labels))
@@ -196,10 +197,14 @@ def _prepared(
         check_metrics(config.evaluate, form, held_out)
     check_plan(config, plan)
     base, given = loaded_base(loaded, labels), given_start(loaded, shapes)
+    scored, events = None, class_events(config, labels)
+    if held_out is not None and form is not None:
+        scored = held_out_examples(held_out, form, base.tokenizer, config.evaluate, config.data.max_length)
+        events += held_out_events(held_out, form, scored)
     edges = tuple(participant(config, shapes, base, one.name, None, one, known[one.name].num_rows) for one in plan.edges)
     start = with_head(given or fresh_start(config, shapes, plan), base)
     if config.adapter.start is not None:
         check_adapter(loaded.resolve(config.adapter.start), base.model)
     check_result(base, start, loaded)
     bases = {PRECISION_BITS[config.model.precision]: base}
-    return Job(loaded, base, bases, shapes, form, edges, None, held_out, plan, start, (), False, None, None)
+    return Job(loaded, base, bases, shapes, form, edges, None, held_out, plan, start, events, False, None, None, scored)

@@ -87,6 +87,7 @@ def edge_work(job: Job, edge: Participant, order: WorkOrder, log: EventLog, base
             ))  # fmt: skip
         log.append(_step_done(phase, round_number, edge.name, report))
 
+    epoch_batches = None if config.train.local_epochs is None else edge.batches.batches_per_epoch
     trainer = LocalTrainer(
         job.base_of(plan), config.train, total_steps=order.total_steps, dropout=config.adapter.dropout, seed=config.run.seed,
         edge=edge.name, selector=edge.selector if edge.selector.schedule.ever else None,
@@ -103,7 +104,7 @@ def edge_work(job: Job, edge: Participant, order: WorkOrder, log: EventLog, base
         account=account,
         batches=edge.batches,
         num_examples=len(edge.examples),
-        plan=FitPlan(plan.num_steps, plan.accumulate, plan.gradient_checkpointing),
+        plan=FitPlan(plan.num_steps, plan.accumulate, plan.gradient_checkpointing, epoch_batches),
         # Where adapters start anew in every round, there is nothing that old moments belong to.
         keep_optimizer=config.train.optimizer_state == "keep" and not trait("aggregation", aggregation_of(job, phase), "starts_anew"),
         work_of=lambda report: step_work(job, plan, report),

@@ -28,7 +28,7 @@ from atoll.jobs.job import Job, Participant, alone, participant
 from atoll.jobs.split import HostAccess, SplitSide, join
 from atoll.planner.edge_plan import EdgePlan, FleetPlan
 from atoll.tasks.batches import check_packing
-from atoll.tasks.classes import examples_of, form_of
+from atoll.tasks.classes import examples_of, with_classes
 from atoll.tasks.tokens import Examples
 
 _LONGEST_NAME, _LONGEST_LABEL, _MOST_LABELS = 128, 1000, 10_000
@@ -97,6 +97,12 @@ class Worker:
         """The edge's."""
         return self._name
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was decided about its rows that its owner should hear."""
+        skipped = self._rows.rows.num_skipped
+        return (*(note for _, note in self._rows.notes), *([f"{skipped} rows cannot be used, and are left out"] if skipped else []))
+
     def capabilities(self) -> Capabilities:
         """What the coordinator may know."""
         return Capabilities(self._name, len(self._rows.rows), self._labels, self.digest, self._asked_for, version("atoll"))
@@ -123,7 +129,7 @@ class Worker:
         config, plan = self._loaded.config, sent.order.plan
         shapes = base_shapes(self._loaded, len(sent.labels))
         base = self._base_for(plan, sent.labels)
-        form = form_of(config.data, self._rows.rows, sent.labels)
+        form = with_classes(self._rows.form, config.data.label, sent.labels)
         if self._examples is None or self._examples[0] != sent.labels:
             if config.data.batching == "pack":
                 check_packing(base.model, config.data.max_length)

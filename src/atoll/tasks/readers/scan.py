@@ -1,22 +1,32 @@
-"""Read text data row by row with the standard library: slower than pyarrow, but it knows every line and what is wrong with it."""
+"""Text data read row by row with the standard library, which knows every line and what is wrong with it, and changes no value."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from itertools import chain
+from typing import IO, Literal, NamedTuple
+
+from atoll.errors import DataFileError
+from atoll.parsed import is_too_deep
 
 TextKind = Literal["csv", "jsonl", "json"]
 LIST = "a list of objects: [{...}, {...}]"
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+_DEEP, _FLAT = "JSON nested too deeply", "a flat JSON object"
+_MOST_DIGITS = 4000
+"""Python makes no whole number of more than 4,300 digits."""
+_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
 
-csv.field_size_limit(2**31 - 1)  # The default of 128 KiB refuses long documents.
+csv.field_size_limit(2**31 - 1)  # The default of 128 KiB refuses long documents; rows have a limit of their own.
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One row as it stands in a file: its values, or why there are none."""
 
     line: int
@@ -25,56 +35,154 @@ class Record:
     expected: str = ""
 
 
-def scan(text: str, kind: TextKind) -> Iterator[Record]:
-    """Every row of a file in order, good or bad. A JSON document that is no list of rows is one bad row."""
-    return {"csv": _scan_csv, "jsonl": _scan_jsonl, "json": _scan_json}[kind](text)
+class LongRowError(Exception):
+    """A row that is longer than allowed; the lines go on behind it, or behind the line that was too much."""
 
 
-def _scan_csv(text: str) -> Iterator[Record]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] = []
+class Lines:
+    """The lines of a UTF-8 file, with their ends and without a byte order mark, as few of them in memory as make a row."""
+
+    def __init__(self, stream: IO[bytes], name: str, most_row_bytes: int, *, universal: bool = False) -> None:
+        self._stream, self._name, self._most, self._universal = stream, name, most_row_bytes, universal
+        self._pieces: Iterator[str] = iter(())
+        self._row_bytes = 0
+        self.number = 0
+        """Of the line that was read last."""
+        self.has_text = False
+        """Whether any line held more than space."""
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        piece = next(self._pieces, None)
+        if piece is None:
+            text = self._read()
+            # A lone carriage return ends a line, too, where files of old have them.
+            lone = self._universal and "\r" in text.removesuffix("\n").removesuffix("\r")
+            self._pieces = iter(io.StringIO(text, newline="")) if lone else iter((text,))
+            piece = next(self._pieces)
+        self.number += 1
+        self.has_text = self.has_text or not piece.isspace()
+        return piece
+
+    def begin_row(self) -> None:
+        """Count the bytes of a row from here on."""
+        self._row_bytes = 0
+
+    def _read(self) -> str:
+        line = self._stream.readline(self._most + 1)
+        if not line:
+            raise StopIteration
+        self._row_bytes += len(line)
+        if self._row_bytes > self._most:
+            while line and not line.endswith(b"\n"):
+                line = self._stream.readline(2**20)
+            self.number, self.has_text = self.number + 1, True
+            raise LongRowError
+        return decoded(line, self._name, self.number) if self.number else decoded(line, self._name, 0).removeprefix("\ufeff")
+
+
+def decoded(data: bytes, name: str, lines_before: int = 0) -> str:
+    """UTF-8 as text.
+
+    Raises: DataFileError, naming the line that is something else.
+    """
+    if not lines_before and data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise _encoding_error(name, 1, "UTF-16", "utf-16")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as problem:
+        line = lines_before + data.count(b"\n", 0, problem.start) + 1
+        raise _encoding_error(name, line, f"byte 0x{data[problem.start]:02x}", "latin1") from None
+
+
+def _encoding_error(name: str, line: int, got: str, encoding: str) -> DataFileError:
+    return DataFileError(
+        "the data file is not UTF-8", where=f"{name}, line {line}", got=got, expected="text encoded as UTF-8",
+        do=f"convert it, for example: iconv -f {encoding} -t utf-8",
+    )  # fmt: skip
+
+
+def _too_long(line: int) -> Record:
+    return Record(line, {}, "a row that is longer than allowed", "at most [data] largest_row")
+
+
+def csv_header(lines: Lines, delimiter: str | None = None) -> tuple[list[str], str]:
+    """The column names of a CSV file, none where it is empty, and what stands between its values: found in the header unless it is given.
+
+    A comma, wherever there is one; else the one of the other three that makes most columns.
+    """
+    text = ""
+    for text in lines:
+        if text.strip("\r\n"):
+            break
+    known = [delimiter] if delimiter else list(DELIMITERS)
+    # A quoted name may go over several lines.
+    first = next(csv.reader(chain([text], lines), delimiter=known[0]), []) if text.count('"') % 2 else _split(text, known[0])
+    if len(first) > 1 or delimiter or text.count('"') % 2:
+        return first, known[0]
+    found = max(known, key=lambda one: len(_split(text, one)))
+    return _split(text, found), found
+
+
+def _split(text: str, delimiter: str) -> list[str]:
+    return next(csv.reader([text], delimiter=delimiter), [])
+
+
+def scan_csv(lines: Lines, header: Sequence[str], delimiter: str) -> Iterator[Record]:
+    """The rows behind a header. An empty value is none, quoted or not, as `datasets` and pandas have it."""
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
-        line = reader.line_num + 1
+        line = lines.number + 1
+        lines.begin_row()
         try:
             cells = next(reader, None)
         except csv.Error as problem:
             yield Record(line, {}, f"broken quoting: {problem}", 'a quoted value ends with one ", and a " inside it is written twice')
             continue
+        except LongRowError:
+            yield _too_long(line)
+            continue
         if cells is None:
             return
         if not cells:
             continue
-        if not header:
-            header = cells
-        elif len(cells) != len(header):
+        if len(cells) != len(header):
             yield Record(line, {}, f"{len(cells)} values", f"{len(header)} values, one for each column of the header")
         else:
-            yield Record(line, dict(zip(header, cells, strict=True)))
+            yield Record(line, {name: cell or None for name, cell in zip(header, cells, strict=True)})
 
 
-def csv_header(text: str) -> list[str]:
-    """The column names of a CSV file; none where it is empty."""
-    reader = csv.reader(io.StringIO(text, newline=""))
-    return next((cells for cells in reader if cells), [])
-
-
-def _scan_jsonl(text: str) -> Iterator[Record]:
-    # Not splitlines(): JSON strings may hold U+2028 and its like unescaped.
-    for line, part in enumerate(text.split("\n"), start=1):
-        if not part.strip():
+def scan_jsonl(lines: Lines) -> Iterator[Record]:
+    """An object a line. Only a line feed ends a line: JSON strings may hold U+2028 and its like unescaped."""
+    while True:
+        line = lines.number + 1
+        lines.begin_row()
+        try:
+            text = next(lines, None)
+        except LongRowError:
+            yield _too_long(line)
+            continue
+        if text is None:
+            return
+        if not text.strip():
             continue
         try:
-            value = json.loads(part)
+            value = _DECODER.decode(text.strip(" \t\r\n"))
         except json.JSONDecodeError as problem:
             yield Record(line, {}, f"broken JSON at column {problem.colno}: {problem.msg}", "one whole JSON object on each line")
         except RecursionError:
-            yield Record(line, {}, "JSON nested too deeply", "one flat JSON object on each line")
+            yield Record(line, {}, _DEEP, _FLAT)
+        except _TwiceError as problem:
+            yield Record(line, {}, f"the key {str(problem)[:60]!r} twice", "each key once")
         else:
             yield _object(line, value)
 
 
-def _scan_json(text: str) -> Iterator[Record]:
-    decoder, position, line, seen = json.JSONDecoder(), _skip(text, 0), 1, 0
+def scan_json(text: str, most_row_bytes: int) -> Iterator[Record]:
+    """The objects of a list. A document that is no list of rows is one bad row."""
+    position, line, seen = _skip(text, 0), 1, 0
     if text[position : position + 1] != "[":
         yield Record(1 + text.count("\n", 0, position), {}, _what_instead(text, position), LIST)
         return
@@ -82,15 +190,17 @@ def _scan_json(text: str) -> Iterator[Record]:
     while text[position : position + 1] not in ("]", ""):
         line, seen = line + text.count("\n", seen, position), position
         try:
-            value, position = decoder.raw_decode(text, position)
+            value, end = _DECODER.raw_decode(text, position)
         except json.JSONDecodeError as problem:
             yield Record(problem.lineno, {}, f"broken JSON at column {problem.colno}: {problem.msg}", LIST)
             return
-        except RecursionError:
-            yield Record(line, {}, "JSON nested too deeply", LIST)
-            return
-        yield _object(line, value)
-        position = _skip(text, position)
+        except (RecursionError, _TwiceError) as problem:
+            end = _end_of(text, position)
+            twice = isinstance(problem, _TwiceError)
+            yield Record(line, {}, f"the key {str(problem)[:60]!r} twice" if twice else _DEEP, LIST)
+        else:
+            yield _object(line, value) if end - position <= most_row_bytes else _too_long(line)
+        position = _skip(text, end)
         if text[position : position + 1] not in ("]", ","):
             break
         position = _skip(text, position + (text[position] == ","))
@@ -100,16 +210,66 @@ def _scan_json(text: str) -> Iterator[Record]:
         yield Record(1 + text.count("\n", 0, position), {}, problem_text, LIST)
 
 
+def is_jsonl(text: str) -> bool:
+    """Whether a text that should be JSON has one object a line, as Hugging Face writes files called .json."""
+    begin = _skip(text, 0)
+    if text[begin : begin + 1] != "{":
+        return False
+    try:
+        _, end = _DECODER.raw_decode(text, begin)
+    except (json.JSONDecodeError, RecursionError, _TwiceError):
+        end = _end_of(text, begin)
+    rest = _skip(text, end)
+    return text[rest : rest + 1] == "{" and "\n" in text[end:rest]
+
+
+class _TwiceError(ValueError):
+    """A key that one object has twice: the parser would keep the second without a word."""
+
+
+def _pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _TwiceError(next(name for name in names if names.count(name) > 1))
+    return made
+
+
+def _whole(text: str) -> int | Decimal:
+    return int(text) if len(text) <= _MOST_DIGITS else Decimal(text)
+
+
+def _number(text: str) -> float | Decimal:
+    value = float(text)
+    return value if math.isfinite(value) else Decimal(text)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_int=_whole, parse_float=_number)
+
+
+def _end_of(text: str, position: int) -> int:
+    """Where a JSON value that is too deep for the parser ends."""
+    depth = 0
+    for found in _BRACKET.finditer(text, position):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found.group(), 0)
+        if depth <= 0 and found.group() in "]}":
+            return found.end()
+    return len(text)
+
+
 def _object(line: int, value: object) -> Record:
     if isinstance(value, dict):
-        return Record(line, value)
+        nested = any(isinstance(inner, dict | list) for inner in value.values())
+        return Record(line, {}, _DEEP, _FLAT) if nested and is_too_deep(value) else Record(line, value)
     return Record(line, {}, f"a JSON {_json_type(value)}", 'an object with named columns: {"column": "value"}')
 
 
 def _what_instead(text: str, position: int) -> str:
     try:
-        return f"a JSON {_json_type(json.loads(text))} at the top"
-    except (json.JSONDecodeError, RecursionError):
+        return f"a JSON {_json_type(_DECODER.decode(text.strip()))} at the top"
+    except _TwiceError:
+        return "a JSON object at the top"
+    except (ValueError, RecursionError):
         return f"text that begins with {text[position : position + 10]!r}"
 
 
@@ -118,7 +278,9 @@ def _json_type(value: object) -> str:
     return names.get(type(value), "number")
 
 
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
 def _skip(text: str, position: int) -> int:
-    while position < len(text) and text[position] in " \t\r\n":
-        position += 1
-    return position
+    found = _SPACE.match(text, position)
+    return position if found is None else found.end()

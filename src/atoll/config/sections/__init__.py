@@ -1,0 +1,1 @@
+"""Sections of run.toml that take a file of their own."""

@@ -1,0 +1,1 @@
+"""What rows of this world look like."""
