@@ -30,7 +30,7 @@ class ToldToEnd(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def endable() -> Iterator[None]:
-    """Within, SIGTERM (kill, systemd, Slurm, docker stop) and SIGHUP raise `ToldToEnd`, unless this process was started to ignore them (nohup)."""
+    """Within, SIGTERM (kill, systemd, Slurm, docker stop) and SIGHUP raise `ToldToEnd`, unless they were ignored before (nohup)."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.signal(number, _end) for number in _ENDING if signal.getsignal(number) != signal.SIG_IGN}
