@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import GenerationConfig
 
 import atoll
 from atoll.commands import generate as command
+from atoll.commands.merge import merge
 from atoll.errors import BadValueError
 
 from tests.conftest import random_model
@@ -73,3 +75,10 @@ def test_variables_of_the_template_hold_in_training_and_after_it(tmp_path: Path,
     for wrong in ("{", "[1]", '{"tools": []}'):
         with pytest.raises(BadValueError, match="object of variables"):
             a_run(tmp_path / "wrong", CHAT, chat_template_kwargs=wrong)
+
+
+@pytest.mark.parametrize(("row", "ends"), [(CHAT, [2, 5]), (PLAIN, 2)])
+def test_other_libraries_end_where_the_chats_did(tmp_path: Path, row: dict[str, object], ends: object) -> None:
+    run = a_run(tmp_path, row).run_dir
+    assert GenerationConfig.from_pretrained(merge(run, out=tmp_path / "merged")).eos_token_id == ends
+    assert atoll.load(run).generation_config.eos_token_id == ends

@@ -11,9 +11,12 @@ import torch
 from atoll.adapters.attach import merge_into
 from atoll.base.load import DTYPES, stored_dtypes
 from atoll.errors import AdapterFitError, OutputError
-from atoll.jobs.finished import open_run
+from atoll.jobs.finished import FinishedRun, is_chat, open_run
 from atoll.jobs.inputs import base_source
 from atoll.scratch import scratch_folder
+from atoll.tasks.chat import chat_closing
+from atoll.tasks.scoring.generation import ends_of
+from atoll.tasks.text import chat_settings
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -46,6 +49,7 @@ def merge(
             "a bottleneck adapter cannot be merged", where=str(finished.run.adapter), got=finished.adapter.kind, expected="lora",
             do="use the run with atoll generate or atoll.load; its relu has no place in a weight",
         )  # fmt: skip
+    _end_as_trained(finished)
     whole = finished.base.model
     with torch.no_grad():
         merge_into(whole, finished.adapter)
@@ -97,4 +101,13 @@ def load(run_dir: str | Path, *, trust: bool = False, other_base: bool = False, 
             "PEFT has no bottleneck adapter", where=str(finished.run.adapter), got=finished.adapter.kind, expected="lora",
             do="use atoll generate and atoll evaluate on the run directory, or train with kind = \"lora\"",
         )  # fmt: skip
+    _end_as_trained(finished)
     return PeftModel.from_pretrained(finished.base.model, str(finished.run.adapter)).eval()
+
+
+def _end_as_trained(finished: FinishedRun) -> None:
+    """Have other libraries end an answer where the run's chats ended it: they read the model's settings, not the template."""
+    model, tokenizer = finished.base.model, finished.base.tokenizer
+    if is_chat(finished) and model.generation_config is not None:
+        closing = chat_closing(tokenizer, chat_settings(finished.loaded.config.data))
+        model.generation_config.eos_token_id = list(ends_of(model, tokenizer, closing).token_ids)
