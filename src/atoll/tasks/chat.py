@@ -11,7 +11,8 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from atoll.parsed import parse_json
-from atoll.tasks.chats.template import NO_EXTRAS, Extras, Message, page, template_of
+from atoll.tasks.chats.template import NO_EXTRAS, Extras, page, template_of
+from atoll.tasks.chats.template import Message as Message
 from atoll.tasks.chats.turns import REASONING, opening, said, spoken_page
 from atoll.tasks.rows import RowProblem
 
