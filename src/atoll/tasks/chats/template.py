@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -49,13 +50,27 @@ def template_of(tokenizer: PreTrainedTokenizerBase, extras: Extras = NO_EXTRAS) 
             do="use a chat model as the base, or give prompt and completion columns instead of messages",
         )  # fmt: skip
     try:
-        return str(tokenizer.get_chat_template(None, extras.tools))  # type: ignore[arg-type]
+        template = str(tokenizer.get_chat_template(None, extras.tools))  # type: ignore[arg-type]
     except ValueError:
         raise TokenizerError(
             "none of the tokenizer's chat templates is the default", where="[data] messages",
             got=", ".join(tokenizer.chat_template), expected='one named "default", or one alone',
             do=f"put the one to train with into the folder of {name} as chat_template.jinja",
         ) from None  # fmt: skip
+    if _has_powers(template):
+        raise _endless(f"the chat template of {name}, which has ** in it")
+    return template
+
+
+@cache
+def _has_powers(template: str) -> bool:
+    """Whether a template raises numbers to a power, which no page needs, and which takes for ever in one step: 9 ** 9 ** 9."""
+    import jinja2
+
+    try:
+        return any(kind == "operator" and token == "**" for _, kind, token in jinja2.Environment().lex(template))
+    except jinja2.TemplateSyntaxError:
+        return False  # Told where the template is used.
 
 
 def marks_answers(template: str) -> bool:
@@ -95,6 +110,13 @@ class _EndlessError(Exception):
     pass
 
 
+def _endless(got: str) -> TokenizerError:
+    return TokenizerError(
+        "the chat template does not come to an end", where="[data] messages", got=got, expected="a template that writes a page at once",
+        do="put a sound template into the base's folder as chat_template.jinja",
+    )  # fmt: skip
+
+
 @contextmanager
 def _judged(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
     """Tell what is wrong with the messages from what is wrong with the template."""
@@ -105,10 +127,7 @@ def _judged(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
         with _counted():
             yield
     except _EndlessError:
-        raise TokenizerError(
-            "the chat template does not come to an end", where=where, got=f"{name}, after {MOST_STEPS:,} steps on one conversation",
-            expected="a template that writes a page at once", do="put a sound template into the base's folder as chat_template.jinja",
-        ) from None  # fmt: skip
+        raise _endless(f"{name}, after {MOST_STEPS:,} steps on one conversation") from None
     except jinja2.TemplateSyntaxError as problem:
         raise TokenizerError(
             "the chat template cannot be read", where=where, got=f"{name}, line {problem.lineno}: {problem.message}",
