@@ -6,6 +6,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from atoll.config.schema import Data
+from atoll.errors import ConflictError
 from atoll.tasks.chat import as_messages, chat_prompt, chat_segments, with_answer
 from atoll.tasks.text import TextForm, text_form
 
@@ -73,6 +74,15 @@ def test_messages_may_be_json_text(letters: PreTrainedTokenizerFast) -> None:
 
     form = text_form(Data(messages="talk"), ("talk",))
     assert pieces(form, {"talk": json.dumps(TALK)}, letters) == pieces(form, {"talk": TALK}, letters)
+
+
+@pytest.mark.parametrize("data", [Data(train_on="last"), Data(chat_template_kwargs="{}"), Data(train_on="last", text="{text}")])
+def test_what_is_said_of_chats_is_refused_for_other_rows(data: Data) -> None:
+    with pytest.raises(ConflictError):
+        text_form(data, ("text",))
+    if data.text is None:
+        form = text_form(data, ("messages",))
+        assert form.only_last == (data.train_on == "last")
 
 
 def test_a_label_takes_the_place_of_the_column() -> None:

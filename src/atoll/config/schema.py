@@ -165,8 +165,7 @@ class Plan(Section):
     round_deadline: Seconds | None = None
     """Time by which every edge must have finished a round, by declared speed and link."""
     steps: Literal["asked", "fill"] = "asked"
-    """Optimizer steps per round: as [train] asks; or ("fill") more on edges that declare their speed and are done before the deadline, or
-    before the slowest edge where there is no deadline."""
+    """Optimizer steps per round: as [train] asks; or ("fill") more on edges of declared speed done before the deadline or the slowest."""
     most_steps: Annotated[float, Field(ge=1)] = 8.0
     """For steps = "fill": at most so many times what [train] asks."""
 

@@ -184,15 +184,29 @@ def text_form(data: Data, columns: Sequence[str], first: Row | None = None) -> T
     Raises: ConflictError, ColumnError, BadValueError.
     """
     _check_combination(data)
+    form = _form(data, columns, first)
+    chat_keys = {"train_on": data.train_on != "all", "chat_template_kwargs": data.chat_template_kwargs is not None}
+    asked = [key for key, is_set in chat_keys.items() if is_set]
+    if form.kind == "messages":
+        return replace(form, only_last=data.train_on == "last", settings=chat_settings(data))
+    if asked:
+        raise ConflictError(
+            "this is said of chats, and the rows are none", where=f"[data] {asked[0]}", got=f"columns {few_names(columns)}",
+            expected="a column of messages", do=f"name it with messages in [data], or leave {' and '.join(asked)} out",
+        )  # fmt: skip
+    return form
+
+
+def _form(data: Data, columns: Sequence[str], first: Row | None) -> TextForm:
     if data.messages is not None:
         check_column(data.messages, columns, "[data] messages")
-        return _as_asked(TextForm("messages", messages=(data.messages,)), data)
+        return TextForm("messages", messages=(data.messages,))
     if data.text is not None:
         return TextForm("text", completion=_used(parse_template(data.text, columns, "[data] text"), "[data] text"))
     if data.prompt is not None and data.completion is not None:
         prompt = parse_template(data.prompt, columns, "[data] prompt")
         return TextForm("completion", prompt, _used(parse_template(data.completion, columns, "[data] completion"), "[data] completion"))
-    return _as_asked(_usual_form(columns, first or {}), data)
+    return _usual_form(columns, first or {})
 
 
 def chat_settings(data: Data) -> Mapping[str, object]:
@@ -207,11 +221,6 @@ def chat_settings(data: Data) -> Mapping[str, object]:
             "this is no object of variables of a chat template", where="[data] chat_template_kwargs", got=problem.got,
             expected=problem.expected, do="write them as JSON",
         ) from None  # fmt: skip
-
-
-def _as_asked(form: TextForm, data: Data) -> TextForm:
-    return replace(form, only_last=data.train_on == "last", settings=chat_settings(data)) if form.kind == "messages" else form
-
 
 
 def row_form(data: Data, rows: Rows) -> TextForm:
