@@ -14,6 +14,7 @@ from atoll.base import head
 from atoll.errors import ArchitectureError
 
 from tests.conftest import random_model
+from tests.families import FAMILIES, build
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,21 @@ def test_scaled_and_capped_logits_with_pairs_beside_them(factor: float, cap: flo
 
 def test_every_family_passes_the_check(family_model: PreTrainedModel) -> None:
     head.check_head(family_model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_the_models_own_to_the_last_digits(family: str) -> None:
+    """Where logits have a bound it is made narrow: that of the checkpoints is so wide that its absence hardly shows."""
+    model = build(family).eval()
+    config = model.config.get_text_config()
+    for name in ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"):
+        if getattr(config, name, None) is not None:
+            setattr(config, name, 0.5)
+    ids_BT = torch.arange(3, 9)[None]
+    with torch.no_grad():
+        own = head.head_of(model).logits(head.body_of(model)(input_ids=ids_BT, use_cache=False).last_hidden_state[0])
+        theirs = model(input_ids=ids_BT, use_cache=False).logits[0].float()
+    torch.testing.assert_close(own, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_a_head_we_do_not_know_is_refused() -> None:

@@ -25,6 +25,7 @@ from atoll.tasks.text import text_form
 from atoll.tasks.tokens import begin_ids, encode_texts, tokenize
 
 from tests.conftest import random_model
+from tests.families import FAMILIES, build
 from tests.tasks.letters import letters_tokenizer
 
 RowsOf = Callable[..., Rows]
@@ -102,7 +103,7 @@ def test_an_answer_is_a_text_or_a_number_and_never_taken_for_the_other(
         assert ranking.completions[ranking.truth] == right
 
 
-# Where the layout of shared prompts is wrong, by what makes it so; `families` of the conftest are those where it is mostly right.
+# Where the layout of shared prompts is wrong, by what makes it so.
 ODD: dict[str, dict[str, object]] = {
     "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64},
     "gpt_neo": {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 8},
@@ -124,11 +125,14 @@ ODD: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-@pytest.mark.parametrize("family", ODD)
+@pytest.mark.parametrize("family", [*ODD, *(f"usual {name}" for name in FAMILIES)])
 def test_likelihoods_are_those_of_single_rows_in_whatever_layout(family: str, batch_size: int) -> None:
     torch.manual_seed(0)
     sizes = {"vocab_size": 96, "initializer_range": 0.2}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes | ODD[family])).eval().requires_grad_(False)
+    if family in ODD:
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes | ODD[family])).eval().requires_grad_(False)
+    else:
+        model = build(family.removeprefix("usual ")).eval().requires_grad_(False)
     random = np.random.default_rng(0)
 
     def ids(length: int) -> tuple[int, ...]:

@@ -99,6 +99,10 @@ class Head:
         return z_CV if self.cap is None else z_CV.div_(self.cap).tanh_().mul_(self.cap)
 
 
+_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""What configs call a bound of logits, c in c tanh(logits / c): Gemma's kin, RecurrentGemma, xLSTM."""
+
+
 def head_of(model: PreTrainedModel) -> Head:
     """The head of a causal language model.
 
@@ -121,7 +125,8 @@ def head_of(model: PreTrainedModel) -> Head:
         )  # fmt: skip
     config = model.config.get_text_config()
     factor = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
-    return Head(module.weight, getattr(module, "bias", None), factor, getattr(config, "final_logit_softcapping", None), tuple(pairs))
+    cap = next((value for name in _CAPS if (value := getattr(config, name, None)) is not None), None)
+    return Head(module.weight, getattr(module, "bias", None), factor, cap, tuple(pairs))
 
 
 def hidden_states(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
