@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 import atoll
 from atoll.commands import generate as command
 from atoll.commands.merge import merge
+from atoll.commands.train import example_prompt
 from atoll.errors import BadValueError
 
 from tests.conftest import random_model
@@ -82,3 +83,13 @@ def test_other_libraries_end_where_the_chats_did(tmp_path: Path, row: dict[str, 
     run = a_run(tmp_path, row).run_dir
     assert GenerationConfig.from_pretrained(merge(run, out=tmp_path / "merged")).eos_token_id == ends
     assert atoll.load(run).generation_config.eos_token_id == ends
+
+
+@pytest.mark.parametrize(
+    ("row", "example"), [(CHAT, "hi"), (PLAIN, "hi"), ({"messages": []}, "..."), ({"prompt": None, "completion": "yo"}, "...")]
+)
+def test_what_to_try_next_is_a_question_of_the_run(tmp_path: Path, row: dict[str, object], example: str) -> None:
+    """Also where the first held-out row is one that was skipped."""
+    good = CHAT if "messages" in row else PLAIN
+    (tmp_path / "eval.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(good) + "\n")
+    assert example_prompt(a_run(tmp_path, good, eval="eval.jsonl", on_bad_row="skip").run_dir) == example

@@ -43,6 +43,7 @@ from atoll.runs.summary import Evaluation, Homogeneous, LocalOnly, Scores, Summa
 from atoll.runs.tracker import TrackedRun, Tracking
 from atoll.selection.selector import full_pool_warning
 from atoll.tasks.evaluate import evaluate
+from atoll.tasks.rows import RowProblem
 from atoll.tasks.text import text_form
 
 _LONGEST_PROMPT = 160
@@ -286,6 +287,8 @@ def example_prompt(run_dir: Path) -> str | None:
     rows = eval_rows(loaded)
     if rows is None:
         return "..."
-    form = text_form(loaded.config.data, rows.columns, rows[0])
-    prompt = form.prompt.render(rows[0]) if form.prompt is not None else "..."
+    try:
+        prompt = text_form(loaded.config.data, rows.columns, rows[0]).question(rows[0])
+    except RowProblem:  # A bad row, that was skipped.
+        return "..."
     return prompt if len(prompt) <= _LONGEST_PROMPT and "\n" not in prompt else "..."

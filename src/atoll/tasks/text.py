@@ -29,6 +29,7 @@ from atoll.tasks.chat import (
     with_answer,
 )
 from atoll.tasks.chats.template import Message
+from atoll.tasks.chats.turns import said as text_of
 from atoll.tasks.forms.conversations import Conversation, conversation, is_list
 from atoll.tasks.forms.usual import names_that_are_known, told, usual_form
 from atoll.tasks.readers.nearest import did_you_mean, few_names
@@ -167,6 +168,20 @@ class TextForm:
         Raises: TokenizerError.
         """
         return chat_closing(tokenizer, self.settings) if self.kind == "messages" else ""
+
+    def question(self, row: Row) -> str:
+        """What a person gives a model that was trained on such rows: a prompt, or what the user says before the last answer.
+
+        Raises: RowProblem where the row has none.
+        """
+        if self.kind == "messages":
+            messages = self._messages(conversation(row, self.messages))
+            asked = [message for message, is_last in zip(messages, last_alone(messages)[1:], strict=False) if is_last]
+            if asked and asked[0]["role"] == "user":
+                return text_of(asked[0])
+        elif self.prompt is not None:
+            return self.prompt.render(row)
+        raise RowProblem("no question", "a prompt")
 
     def _messages(self, said: Conversation) -> tuple[Message, ...]:
         return as_messages(list(said.messages), self.messages[-1])
