@@ -85,7 +85,9 @@ def test_experts_are_left_out_of_groups_with_a_word_and_refused_by_name(tmp_path
     chosen = resolve_targets("all-linear", shapes.modules, shapes.without_adapter)
     assert {name.rpartition(".")[2] for name in chosen} == {"q_proj", "k_proj", "v_proj", "o_proj"}
     assert "mlp.experts.gate_up_proj" in (unreached("all-linear", shapes.without_adapter) or "")
-    assert unreached(["q_proj"], shapes.without_adapter) is None
+    assert "mlp.gate.weight" in (unreached(["q_proj", "mlp"], shapes.without_adapter) or "")
+    for reached in (["q_proj"], "attention"):
+        assert unreached(reached, shapes.without_adapter) is None
     for request in ("experts", "gate_up_proj", "mlp.experts.down_proj"):
         with pytest.raises(TargetError, match="nothing can be put beside"):
             resolve_targets([request], shapes.modules, shapes.without_adapter)

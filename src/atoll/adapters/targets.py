@@ -51,11 +51,15 @@ def named_outside(requested: str | Sequence[str], outside: Sequence[ModuleShape]
 def unreached(requested: str | Sequence[str], without_adapter: Sequence[str]) -> str | None:
     """What a group of modules leaves out, in a sentence; None where nothing is left out, or no group is asked for."""
     groups = [request for request in ((requested,) if isinstance(requested, str) else requested) if request in GROUPS]
-    if not groups or not without_adapter:
+    left = [
+        name for name in without_adapter
+        if any(group == "all-linear" or (group == "attention") == ("attn" in name) for group in groups)
+    ]  # fmt: skip
+    if not left:
         return None
-    kinds = sorted({".".join(part for part in name.split(".")[-3:] if not part.isdecimal()) for name in without_adapter})
+    kinds = sorted({".".join(part for part in name.split(".")[-3:] if not part.isdecimal()) for name in left})
     return (
-        f"left out of {', '.join(groups)}, and frozen: {len(without_adapter)} weights that are no linear modules, or whose "
+        f"left out of {', '.join(groups)}, and frozen: {len(left)} weights that are no linear modules, or whose "
         "adapters PEFT would not load "
         f"({', '.join(kinds[:6])}{', ...' if len(kinds) > 6 else ''})"
     )
