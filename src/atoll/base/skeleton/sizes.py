@@ -47,7 +47,7 @@ def sizes_of_model(headers: Headers) -> BaseShapes:
         d_model=d_model,
         vocab_size=int(text.vocab_size),
         num_blocks=len(blocks),
-        max_positions=_largest(getattr(text, "max_position_embeddings", None)) or None,
+        max_positions=_largest(getattr(text, "max_position_embeddings", getattr(text, "max_seq_len", None))) or None,
         tied_head=head is not None and head.weight is model.get_input_embeddings().weight,
         stored_bytes_per_weight=sum(header.num_bytes for header in headers.tensors.values())
         / max(1, sum(prod(header.shape) for header in headers.tensors.values())),
