@@ -22,7 +22,7 @@ from torch import nn
 
 from atoll.adapters.full_weights import FullWeightDelta
 from atoll.adapters.peft_rules.fields import refused_fields
-from atoll.adapters.peft_rules.loads import check_loads
+from atoll.adapters.peft_rules.loads import Pair, unlike
 from atoll.adapters.peft_rules.patterns import wrong_pattern
 from atoll.adapters.peft_rules.targets import targeted
 from atoll.adapters.state import AdapterState, Kind, ModuleAdapter
@@ -85,11 +85,33 @@ def check_peft_loads(state: AdapterState, form: Form, skeleton: nn.Module) -> No
 
     Raises: AdapterFitError.
     """
-    if state.kind != "lora":
-        return
-    ranks, parts = state.ranks, {name: part for name, part in state.parts.items() if name not in form.head}
-    pairs = {name: (ranks[name], *part.size, part.scaling if isinstance(part, ModuleAdapter) else 1.0) for name, part in parts.items()}
-    check_loads(peft_config(state, form), pairs, skeleton)
+    wrong = None if state.kind != "lora" else unlike(peft_config(state, form), _pairs(state, form.head), skeleton)
+    if wrong is not None:
+        got, others = wrong
+        some = 0 < len(others) < len({name.rpartition(".")[2] for name in state.parts})
+        raise AdapterFitError(
+            "PEFT would not load what this run trains", where="[adapter] targets", got=got,
+            expected="modules that PEFT puts a LoRA pair on",
+            do=f"write targets = {json.dumps(others)} in [adapter]" if some else "name other modules in targets",
+        )  # fmt: skip
+
+
+def check_peft_means(folder: Path, skeleton: nn.Module) -> None:
+    """Whether PEFT itself makes of an adapter folder what `load_adapter` does, on a model of this make.
+
+    Raises: AdapterFolderError.
+    """
+    state, config = load_adapter(folder), _read_config(folder)
+    wrong = None if state.kind != "lora" else unlike(config, _pairs(state, config.get("modules_to_save") or ()), skeleton)
+    if wrong is not None:
+        what = "PEFT makes something else of the adapter on this base"
+        raise _folder_error(folder, what, got=wrong[0], expected="the pairs in its files")
+
+
+def _pairs(state: AdapterState, head: Collection[str]) -> dict[str, Pair]:
+    ranks = state.ranks
+    parts = {name: part for name, part in state.parts.items() if not any(f".{name}".endswith(f".{one}") for one in head)}
+    return {name: (ranks[name], *part.size, part.scaling if isinstance(part, ModuleAdapter) else 1.0) for name, part in parts.items()}
 
 
 def _keys(name: str, form: Form) -> tuple[str, str]:
@@ -212,7 +234,8 @@ def _check_targets(folder: Path, config: Mapping[str, Any], names: set[str], mod
         raise _folder_error(
             folder, "the tensors are not those of the modules that adapter_config.json targets",
             got=f"{others[0]}, which is targeted and has none" if others[0] in found else f"{others[0]}, which is not targeted",
-            expected="a pair of matrices for each targeted module, and no others",
+            expected="a pair of matrices for each module that target_modules means, without exclude_modules and modules_to_save, "
+            "in the blocks of layers_to_transform and layers_pattern; and no others",
         )  # fmt: skip
 
 
@@ -325,7 +348,8 @@ def _module_of(folder: Path, name: str, pair: Mapping[str, torch.Tensor], config
     rank, expected = down.shape[0], _pattern(config.get("rank_pattern"), name, config.get("r", _RANK))
     if down.ndim != 2 or up.ndim != 2 or rank != up.shape[1] or rank != expected:
         got = f"lora_A {tuple(down.shape)}, lora_B {tuple(up.shape)}"
-        raise _folder_error(folder, f"the shapes of {name} do not match the configuration", got=got, expected=f"rank {expected}")
+        says = f"rank {expected} (r, rank_pattern)"
+        raise _folder_error(folder, f"the shapes of {name} do not match the configuration", got=got, expected=says)
     alpha = _pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", _ALPHA))
     return ModuleAdapter(down, up, alpha / (rank**0.5 if config.get("use_rslora") else rank))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from atoll.adapters.attach import attached
 from atoll.adapters.fresh import head_state
-from atoll.adapters.peft_files import check_adapter, load_adapter, read_labels
+from atoll.adapters.peft_files import load_adapter, read_labels
 from atoll.adapters.state import AdapterState
 from atoll.base.load import Base
 from atoll.config.load import LoadedConfig, changed
@@ -16,6 +16,7 @@ from atoll.config.schema import RunConfig
 from atoll.errors import ConflictError, EmptyDataError
 from atoll.jobs.finished import base_of, open_run, run_config
 from atoll.jobs.inputs import check_positions, eval_rows, held_out_events, run_labels
+from atoll.jobs.results.adapter import check_given
 from atoll.jobs.results.trained_on import check_trained_on, run_of
 from atoll.jobs.split import HostAccess
 from atoll.runs.events import Evaluated, Event, EventLog, PhaseStarted
@@ -112,7 +113,7 @@ def _of_model(
     rows, form = _rows(given, labels)
     base, close = base_of(given, host, labels)
     if folder is not None:
-        check_adapter(folder, base.model)
+        check_given(folder, base)
         run = run_of(folder)
         if run is not None and not other_base and run_config(run, trust=True).config.model.precision == given.config.model.precision:
             check_trained_on(run, base, given.config)

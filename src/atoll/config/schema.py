@@ -74,8 +74,7 @@ class Adapter(Section):
     """Low-rank pair B A x, or a parallel bottleneck B relu(A x); or ("full") the weights of the targets themselves, of which rank, alpha
     and dropout say nothing: for comparison. Biases, norms and embeddings stay frozen; weight_decay draws a weight towards the base's."""
     targets: Text | Annotated[tuple[Text, ...], Field(min_length=1)] = "all-linear"
-    """Last names of modules (["q_proj", "v_proj"]), or "attention", "mlp", "all-linear". Of kind "lora" embedding and head, too, where they
-    are named: ["all-linear", "embed_tokens", "lm_head"]."""
+    """Last names of modules (["q_proj", "v_proj"]), or "attention", "mlp", "all-linear"; "lora" takes ["embed_tokens", "lm_head"], too."""
     rank: Annotated[int, Field(ge=1)] = 8
     """Width of every adapter, unless an edge names its own."""
     alpha: Annotated[float, Field(gt=0)] = 16

@@ -11,7 +11,7 @@ from pathlib import Path
 from atoll.adapters.attach import attached
 from atoll.adapters.fresh import fresh_adapters, fresh_full_weights, head_state
 from atoll.adapters.killed import Killed
-from atoll.adapters.peft_files import check_adapter, load_adapter
+from atoll.adapters.peft_files import load_adapter
 from atoll.adapters.state import AdapterState
 from atoll.base.load import Base
 from atoll.config.checks.whole_base import classes_in_a_host
@@ -31,7 +31,7 @@ from atoll.jobs.inputs import (
     held_out_events,
     run_labels,
 )
-from atoll.jobs.results.adapter import check_result
+from atoll.jobs.results.adapter import check_given, check_result
 from atoll.jobs.split import HostAccess, SplitSide, join, serve, start_host
 from atoll.planner.edge_plan import EdgePlan, FleetPlan
 from atoll.planner.importance import Importance
@@ -170,7 +170,7 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | N
                 with attached(split.base.model, start, killed=killed):
                     split.blocks.open()
         if config.adapter.start is not None:
-            check_adapter(loaded.resolve(config.adapter.start), base.model)
+            check_given(loaded.resolve(config.adapter.start), base)
         if only is None:
             check_result(base, start, loaded)
         if config.data.batching == "pack":

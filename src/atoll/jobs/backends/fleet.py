@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 
-from atoll.adapters.peft_files import check_adapter
 from atoll.base.part import stored_digest
 from atoll.config.load import LoadedConfig
 from atoll.config.schema import PRECISION_BITS, RunConfig
@@ -19,7 +18,7 @@ from atoll.jobs.backends.worker import Capabilities, asked_for
 from atoll.jobs.finished import loaded_base
 from atoll.jobs.inputs import base_shapes, base_source, check_labels, class_events, eval_rows, given_importance, held_out_events
 from atoll.jobs.job import Job, Participant, block_ranks, fresh_start, given_start, participant, with_head
-from atoll.jobs.results.adapter import check_result
+from atoll.jobs.results.adapter import check_given, check_result
 from atoll.planner.edge_plan import FleetPlan, LeftOut
 from atoll.planner.plan_fleet import check_plan, plan_fleet
 from atoll.selection.selector import schedule_of
@@ -204,7 +203,7 @@ def _prepared(
     edges = tuple(participant(config, shapes, base, one.name, None, one, known[one.name].num_rows) for one in plan.edges)
     start = with_head(given or fresh_start(config, shapes, plan), base)
     if config.adapter.start is not None:
-        check_adapter(loaded.resolve(config.adapter.start), base.model)
+        check_given(loaded.resolve(config.adapter.start), base)
     check_result(base, start, loaded)
     bases = {PRECISION_BITS[config.model.precision]: base}
     return Job(loaded, base, bases, shapes, form, edges, None, held_out, plan, start, events, False, None, None, scored)

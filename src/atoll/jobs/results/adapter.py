@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from atoll.adapters.peft_files import Form, check_peft_loads
+from atoll.adapters.peft_files import Form, check_adapter, check_peft_loads, check_peft_means
 from atoll.adapters.state import AdapterState
 from atoll.base.load import Base
 from atoll.config.load import LoadedConfig
@@ -26,7 +27,19 @@ def check_result(base: Base, state: AdapterState, loaded: LoadedConfig) -> None:
     Raises: AdapterFitError.
     """
     if state.kind == "lora":
-        # As the library makes it, without weights: blocks that run in a host are in it, too.
-        with torch.device("meta"):
-            skeleton = type(base.model)(copy.deepcopy(base.model.config))
-        check_peft_loads(state, written_form(base, loaded), skeleton)
+        check_peft_loads(state, written_form(base, loaded), _skeleton(base))
+
+
+def check_given(folder: Path, base: Base) -> None:
+    """Whether an adapter folder that is not this run's own means on this base what PEFT makes of it.
+
+    Raises: AdapterFolderError, AdapterFitError.
+    """
+    check_adapter(folder, base.model)
+    check_peft_means(folder, _skeleton(base))
+
+
+def _skeleton(base: Base) -> nn.Module:
+    # As the library makes it, without weights: blocks that run in a host are in it, too.
+    with torch.device("meta"):
+        return type(base.model)(copy.deepcopy(base.model.config))
