@@ -83,6 +83,11 @@ class CoordinatorFolder(MachineFolder):
         return self.path / "revoked.pem"
 
     @property
+    def audit(self) -> Path:
+        """Whom the front let in, and what it refused."""
+        return self.path / "superlink" / "audit.jsonl"
+
+    @property
     def app(self) -> Path:
         """The Flower app."""
         return self.path / "app"
@@ -118,6 +123,11 @@ class EdgeFolder(MachineFolder):
     def node_key(self) -> Path:
         """By which the SuperLink knows this edge."""
         return self.path / "node.key"
+
+    @property
+    def audit(self) -> Path:
+        """What the coordinator asked for, and what came of it."""
+        return self.path / "audit.jsonl"
 
     @property
     def node_public(self) -> Path:

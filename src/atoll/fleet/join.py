@@ -17,6 +17,7 @@ from atoll.jobs.split import HostAccess
 from atoll.report.lines import describe_event
 from atoll.runs.events import Advised, EventLog, Observer
 from atoll.split.certificates import DeviceTls
+from atoll.split.host.audit import Audit
 
 
 def join(
@@ -58,7 +59,7 @@ def opened(folder: EdgeFolder, config: Path | None, overrides: Sequence[str], lo
     worker = Worker(loaded, edge.name, host, policy)
     for note in worker.notes:
         log.append(Advised(edge.name, note))
-    return Resident(worker, folder.path / "state", log)
+    return Resident(worker, folder.path / "state", log, Audit(folder.audit))
 
 
 def _advice(tell: Callable[[str], None]) -> Observer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import queue
 import socket
@@ -32,6 +33,7 @@ from atoll.fleet.front.listener import Listener, tls_of
 from atoll.fleet.init import init
 from atoll.fleet.processes import free_port
 from atoll.split.certificates import DeviceTls
+from atoll.split.host.audit import Audit
 from atoll.split.issuer import Issuer, write_all
 
 from tests.fleet.stranger import called_with
@@ -63,7 +65,7 @@ class Front:
     def __init__(self, fleet: Path, socket_path: Path, limits: Limits) -> None:
         self.fleet, self.behind, self._limits, self._path = fleet, Behind(), limits, socket_path
         self.folder = CoordinatorFolder(fleet / "coordinator")
-        self.address = self.folder.read().address
+        self.address, self.audit = self.folder.read().address, socket_path.with_name("audit.jsonl")
         app = Starlette(routes=[Route("/{rest:path}", self.behind.answer, methods=["POST", "GET"])])
         self._server = uvicorn.Server(uvicorn.Config(app, uds=str(socket_path), log_level="error", lifespan="off", ws="none"))
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._server.run, self._run)]
@@ -88,10 +90,11 @@ class Front:
 
     def _run(self) -> None:
         admission = Admission(self.folder)
-        gate = Gate(self._path, admission, self._limits)
+        audit = Audit(self.audit)
+        gate = Gate(self._path, admission, self._limits, audit)
 
         async def serve() -> None:
-            serving = asyncio.create_task(Listener(gate, tls_of(self.folder), admission, self._limits).serve(self._listening))
+            serving = asyncio.create_task(Listener(gate, tls_of(self.folder), admission, self._limits, audit).serve(self._listening))
             await self._stop.wait()
             serving.cancel()
             await asyncio.wait([serving])
@@ -288,6 +291,30 @@ def test_what_is_revoked_is_kept_out_at_once(do: Callable[[Front], None], front:
         with pytest.raises(httpx.TransportError):
             front.post(client)
         assert front.post(other).status_code == (403 if do in (damage, lose) else 200)
+
+
+def test_who_came_and_what_was_refused_is_in_the_audit_log(front: Front) -> None:
+    with front.client() as client, front.client("south") as other:
+        assert front.post(client).status_code == 200
+        assert front.post(other, "/v1/control/list-nodes").status_code == 404
+    with socket.create_connection(split_address(front.address, "")) as stranger:
+        stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert ends(stranger)
+    revoke(front)
+    with front.client() as client, contextlib.suppress(httpx.TransportError):
+        front.post(client)
+
+    def lines() -> list[dict[str, object]]:
+        return [json.loads(line) for line in front.audit.read_text().splitlines()]
+
+    while len(lines()) < 5:
+        time.sleep(0.01)
+    found = [(line["event"], line["tenant"], line.get("why", line.get("status"))) for line in lines()]
+    assert sorted(found, key=str) == sorted([
+        ("let in", "north", None), ("let in", "south", None), ("request refused", "south", "not open to edges"),
+        ("handshake refused", "", None), ("not let in", "north", "its certificate is revoked"),
+    ], key=str)  # fmt: skip
+    assert all(str(line["peer"]).startswith("127.0.0.1:") for line in lines() if line["event"] != "request refused")
 
 
 def test_a_log_grows_by_so_many_lines_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:

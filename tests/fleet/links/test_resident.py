@@ -30,6 +30,7 @@ from atoll.jobs.backends.work_orders import to_text
 from atoll.jobs.backends.worker import Capabilities, Worker
 from atoll.jobs.job import Job, prepared
 from atoll.runs.events import EventLog
+from atoll.split.host.audit import Audit
 
 from tests.run_files import DEMO, Sections, write_run
 
@@ -105,7 +106,8 @@ class Edge:
         """Start it, after killing it if it runs."""
         self.stop()
         self._log = EventLog(self.folder / "events.jsonl")
-        self.resident = Resident(Worker(self._loaded, "north", policy=self.policy), self.folder / "state", self._log)
+        worker, audit = Worker(self._loaded, "north", policy=self.policy), Audit(self.folder / "audit.jsonl")
+        self.resident = Resident(worker, self.folder / "state", self._log, audit)
 
     def stop(self) -> None:
         """Kill it."""
@@ -254,7 +256,7 @@ def test_another_run_does_not_see_the_state_of_the_first(edge: Edge, job: Job, h
     train(edge, job, here, 3)
     edge.answer(asks(job, 1, here[0][0], run="../../run3"), 1)
     assert len(list((edge.folder / "state").iterdir())) == 3
-    assert {path.name for path in edge.folder.iterdir()} == {"state", "events.jsonl"}
+    assert {path.name for path in edge.folder.iterdir()} == {"state", "events.jsonl", "audit.jsonl"}
 
 
 def test_two_threads_with_the_same_question_train_once(edge: Edge, job: Job, here: Here) -> None:
@@ -341,6 +343,18 @@ def test_an_order_beyond_run_toml_trains_nothing_and_both_sides_are_told(
 ) -> None:  # fmt: skip
     assert got in refused(edge, edge.answer(ordered(job, 1, here[0][0], **plan), 1))
     train(edge, job, here, 1)
+
+
+def test_what_a_coordinator_asked_for_is_in_the_audit_log(edge: Edge, job: Job, here: Here) -> None:
+    refused(edge, edge.answer(ordered(job, 1, here[0][0], num_steps=10**9), 1))
+    train(edge, job, here, 1)
+    found = [json.loads(line) for line in (edge.folder / "audit.jsonl").read_text().splitlines()]
+    assert [(line["event"], line["tenant"], line["kind"], line["group"]) for line in found] == [
+        ("asked", "coordinator", "train", "1"), ("asked", "coordinator", "train", "1"),
+    ]  # fmt: skip
+    assert found[0]["refused"].startswith("error F703")
+    assert found[1]["sent_bytes"] > 1000
+    assert "refused" not in found[1]
 
 
 def test_an_adapter_that_is_not_the_orders_trains_nothing(edge: Edge, job: Job, here: Here) -> None:

@@ -16,6 +16,7 @@ from atoll.fleet.front.admission import Admission
 from atoll.fleet.front.gate import Gate
 from atoll.fleet.front.limits import READY, Limits
 from atoll.fleet.front.listener import Listener, tls_of
+from atoll.split.host.audit import Audit
 
 _WAITING = 512
 _LINES_A_MINUTE = 120
@@ -49,8 +50,8 @@ def main(folder: Path, superlink: Path) -> None:
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     place, limits = CoordinatorFolder(folder), Limits()
-    admission = Admission(place)
-    listener = Listener(Gate(superlink, admission, limits), tls_of(place), admission, limits)
+    admission, audit = Admission(place), Audit(place.audit)
+    listener = Listener(Gate(superlink, admission, limits, audit), tls_of(place), admission, limits, audit)
     with _listening(place.read().address) as listening:
         print(READY, flush=True)
         asyncio.run(listener.serve(listening))

@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from atoll.fleet.front.admission import Admission, Visitor
 from atoll.fleet.front.limits import HEADERS, PATHS, Limits
+from atoll.split.host.audit import Audit
 
 log = logging.getLogger("atoll.front")
 _POOL = httpx.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=10.0)
@@ -29,7 +30,8 @@ class _BodyTooLarge(Exception):
 class Gate:
     """Passes an edge's requests to SuperLink's Unix socket, where they are for one of the paths that are open."""
 
-    def __init__(self, superlink: Path, admission: Admission, limits: Limits) -> None:
+    def __init__(self, superlink: Path, admission: Admission, limits: Limits, audit: Audit) -> None:
+        self._audit = audit
         self._admission, self._limits, self._open = admission, limits, Counter[str]()
         self._superlink = httpx.AsyncClient(
             transport=httpx.AsyncHTTPTransport(uds=str(superlink), limits=_POOL), base_url="http://superlink",
@@ -95,6 +97,7 @@ class Gate:
             yield piece
 
     def _refused(self, visitor: Visitor, path: str, status: int, why: str) -> Response:
+        self._audit.note("request refused", visitor.name, "", {"path": path[:_SHOWN], "status": status, "why": why})
         log.info("%s: %d for %r: %s", visitor.name or f"certificate {visitor.serial:x}", status, path[:_SHOWN], why)
         return _refusal(status, why)
 

@@ -19,6 +19,7 @@ from uvicorn.server import ServerState
 from atoll.fleet.files import CoordinatorFolder
 from atoll.fleet.front.admission import Admission, Visitor
 from atoll.fleet.front.limits import Limits
+from atoll.split.host.audit import Audit
 
 log = logging.getLogger("atoll.front")
 _TOLD_SECONDS = 60.0
@@ -41,8 +42,8 @@ def tls_of(folder: CoordinatorFolder) -> ssl.SSLContext:
 class Listener:
     """Takes connections, and hands the requests of those who may come in to an application."""
 
-    def __init__(self, app: Callable[..., Any], tls: ssl.SSLContext, admission: Admission, limits: Limits) -> None:
-        self._tls, self._limits = tls, limits
+    def __init__(self, app: Callable[..., Any], tls: ssl.SSLContext, admission: Admission, limits: Limits, audit: Audit) -> None:
+        self._tls, self._limits, self._audit = tls, limits, audit
         # Of a head h11 itself keeps no more than this.
         self._config = Config(
             app, ws="none", lifespan="off", proxy_headers=False, access_log=False, log_config=None, server_header=False, date_header=False,
@@ -62,7 +63,7 @@ class Listener:
         try:
             while True:
                 try:
-                    connection, _ = await loop.sock_accept(listening)
+                    connection, peer = await loop.sock_accept(listening)
                 except OSError:  # Out of descriptors: those that have shown nothing give theirs back.
                     self._refused += 1
                     self._close_oldest()
@@ -70,7 +71,7 @@ class Listener:
                     continue
                 if len(self._new) >= self._limits.handshakes:
                     self._close_oldest()
-                task = loop.create_task(self._secured(connection))
+                task = loop.create_task(self._secured(connection, _shown(peer)))
                 self._new[task] = connection
                 task.add_done_callback(lambda task: self._new.pop(task, None))
         finally:
@@ -83,7 +84,7 @@ class Listener:
             with contextlib.suppress(OSError):  # Its transport, which owns it, sees the end and lets it go.
                 self._new.pop(oldest).shutdown(socket.SHUT_RDWR)
 
-    async def _secured(self, connection: socket.socket) -> None:
+    async def _secured(self, connection: socket.socket, peer: str) -> None:
         loop = asyncio.get_running_loop()
         try:
             await loop.connect_accepted_socket(
@@ -92,9 +93,10 @@ class Listener:
             )  # fmt: skip
         except OSError:
             self._refused += 1
+            self._audit.note("handshake refused", "", peer, {})
 
     def _protocol(self) -> _Connection:
-        return _Connection(self._config, self._state, self._admission, self._by_name, self._limits)
+        return _Connection(self._config, self._state, self._admission, self._by_name, self._limits, self._audit)
 
     async def _tell_refused(self) -> None:
         """One line a minute, however many there were: a log must not grow by the will of strangers."""
@@ -108,9 +110,11 @@ class Listener:
 class _Connection(H11Protocol):
     """uvicorn's, with a visitor, and a time for the head of a request."""
 
-    def __init__(self, config: Config, state: ServerState, admission: Admission, by_name: Counter[str], limits: Limits) -> None:
+    def __init__(
+        self, config: Config, state: ServerState, admission: Admission, by_name: Counter[str], limits: Limits, audit: Audit
+    ) -> None:
         super().__init__(config, state, {})
-        self._admission, self._by_name, self._limits = admission, by_name, limits
+        self._admission, self._by_name, self._limits, self._audit = admission, by_name, limits, audit
         self._head: asyncio.TimerHandle | None = None
         self._visitor: Visitor | None = None
 
@@ -118,13 +122,15 @@ class _Connection(H11Protocol):
         """Let in who may come in; hang up on others."""
         super().connection_made(transport)
         visitor = Visitor.of(transport.get_extra_info("ssl_object").getpeercert(binary_form=True))
-        why = self._admission.refusal(visitor)
+        why, peer = self._admission.refusal(visitor), _shown(transport.get_extra_info("peername"))
         if why is None and self._by_name[visitor.name] >= self._limits.edge_connections:
             why = "too many connections"
         if why is not None:
             log.info("%s is not let in: %s", visitor.name or f"certificate {visitor.serial:x}", why)
+            self._audit.note("not let in", visitor.name, peer, {"certificate": f"{visitor.serial:x}", "why": why})
             transport.abort()
             return
+        self._audit.note("let in", visitor.name, peer, {"certificate": f"{visitor.serial:x}"})
         self._visitor = visitor
         self._by_name[visitor.name] += 1
         self.app_state = {"visitor": visitor, "abort": transport.abort}
@@ -155,3 +161,8 @@ class _Connection(H11Protocol):
         if self._head is not None:
             self._head.cancel()
             self._head = None
+
+
+def _shown(peer: Any) -> str:
+    """Address and port."""
+    return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else ""

@@ -31,6 +31,7 @@ from atoll.jobs.backends.work_orders import SentOrder, from_text
 from atoll.jobs.backends.worker import Worker
 from atoll.runs.events import Advised, EventLog
 from atoll.runs.files import write_folder
+from atoll.split.host.audit import Audit
 from atoll.training.trainer import StepReport
 from atoll.units import format_bytes, format_seconds
 
@@ -50,9 +51,9 @@ class Resident:
     Raises: RunFolderError for a folder of states that is a link.
     """
 
-    def __init__(self, worker: Worker, folder: Path, log: EventLog) -> None:
+    def __init__(self, worker: Worker, folder: Path, log: EventLog, audit: Audit) -> None:
         refuse_link(folder)
-        self._worker, self._folder, self._log = worker, folder, log
+        self._worker, self._folder, self._log, self._audit = worker, folder, log, audit
         self._lock = threading.Lock()
         self._sent: SentOrder | None = None
         self._app = client_app(lambda context: self._work())
@@ -63,6 +64,7 @@ class Resident:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._worker.close()
+        self._audit.close()
 
     def _work(self) -> EdgeWork:
         work, policy = edge_work(*self._worker.work(self._order), self._order.order, self._log, self._worker.digest), self._worker.policy
@@ -70,26 +72,38 @@ class Resident:
 
     def answer(self, data: bytes) -> bytes:
         """The answer to a frame, as a frame."""
-        question = Frame.from_bytes(data)
+        question, begin = Frame.from_bytes(data), time.monotonic()
         with self._lock:
-            try:
-                self._check_size(len(data))
-                return question.answered(self._answered(question)).to_bytes()
-            except OrderRefusedError as problem:
-                self._log.append(Advised(self._worker.name, problem.page()))
-                return question.answered(problem=problem.page()).to_bytes()
-            except BadRowError as problem:
-                # Its page quotes a row, which stays here.
-                bare = BadRowError(problem.what, expected=problem.expected, do="look at this edge's own log")
-                self._log.append(Advised(self._worker.name, problem.page()))
-                return question.answered(problem=bare.page()).to_bytes()
-            except AtollError as problem:
-                return question.answered(problem=problem.page()).to_bytes()
-            except OSError as problem:
-                full = OutputError("this edge cannot save its state", where=str(self._folder), got=str(problem), do="free some space")
-                return question.answered(problem=full.page()).to_bytes()
-            except Exception as problem:  # torch's, a library's or our own: asked again, it would fail again.
-                return question.answered(problem=self._failed(problem).page()).to_bytes()
+            answer = self._answer(question, len(data))
+        sent = answer.to_bytes()
+        facts: dict[str, object] = {
+            "kind": question.kind, "group": question.group, "received_bytes": len(data), "sent_bytes": len(sent),
+            "seconds": round(time.monotonic() - begin, 3),
+        }  # fmt: skip
+        if answer.problem is not None:
+            facts["refused"] = answer.problem.partition("\n")[0]
+        self._audit.note("asked", "coordinator", "", facts)
+        return sent
+
+    def _answer(self, question: Frame, num_bytes: int) -> Frame:
+        try:
+            self._check_size(num_bytes)
+            return question.answered(self._answered(question))
+        except OrderRefusedError as problem:
+            self._log.append(Advised(self._worker.name, problem.page()))
+            return question.answered(problem=problem.page())
+        except BadRowError as problem:
+            # Its page quotes a row, which stays here.
+            bare = BadRowError(problem.what, expected=problem.expected, do="look at this edge's own log")
+            self._log.append(Advised(self._worker.name, problem.page()))
+            return question.answered(problem=bare.page())
+        except AtollError as problem:
+            return question.answered(problem=problem.page())
+        except OSError as problem:
+            full = OutputError("this edge cannot save its state", where=str(self._folder), got=str(problem), do="free some space")
+            return question.answered(problem=full.page())
+        except Exception as problem:  # torch's, a library's or our own: asked again, it would fail again.
+            return question.answered(problem=self._failed(problem).page())
 
     def _failed(self, problem: Exception) -> PeerError:
         """What the coordinator is told; the edge's log says it too, and where the traceback is."""

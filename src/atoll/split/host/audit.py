@@ -1,4 +1,4 @@
-"""Who asked a host for what, and what it said: one JSON object a line, only ever added to."""
+"""Who asked this machine for what, and what it said: one JSON object a line, only ever added to. Of hosts, fronts and edges of a fleet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from atoll.errors import OutputError
 
-REPEATED = ("call refused", "status")
+REPEATED = ("call refused", "status", "handshake refused", "not let in", "let in", "request refused")
 """What anybody can make happen thousands of times a second: of one caller at most one line a second, with how many there were."""
 REPEAT_SECONDS = 1.0
 
