@@ -106,13 +106,14 @@ class Edge:
         """Start it, after killing it if it runs."""
         self.stop()
         self._log = EventLog(self.folder / "events.jsonl")
-        worker, audit = Worker(self._loaded, "north", policy=self.policy), Audit(self.folder / "audit.jsonl")
-        self.resident = Resident(worker, self.folder / "state", self._log, audit)
+        self._audit = Audit(self.folder / "audit.jsonl")
+        self.resident = Resident(Worker(self._loaded, "north", policy=self.policy), self.folder / "state", self._log, self._audit)
 
     def stop(self) -> None:
         """Kill it."""
         if self._log is not None:
             self._log.close()
+            self._audit.close()
 
     def answer(self, content: RecordDict, number: int, kind: str = "train") -> Frame:
         """Its answer to a question."""
