@@ -74,19 +74,23 @@ def test_a_process_that_is_told_to_end_saves_its_work_and_says_so(
             signal.raise_signal(number)
 
     monkeypatch.setattr("atoll.report.progress.Progress.__call__", lambda self, event: tells(event))
-    before = signal.getsignal(number)
-    done = atoll("train", "run.toml", "--set", "run.rounds=50")
+    before = signal.signal(number, signal.SIG_DFL)  # The tests themselves may run under nohup.
+    try:
+        done = atoll("train", "run.toml", "--set", "run.rounds=50")
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
     assert (done.status, done.out, done.err) == (128 + number, "", f"ended by {number.name}; work saved in runs/run-0001\n")  # type: ignore[attr-defined]
     assert json.loads((folder / "runs/run-0001/summary.json").read_text())["status"] == "interrupted"
-    assert signal.getsignal(number) == before
 
 
 def test_a_signal_that_is_ignored_stays_so() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN), signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         with endable():
             signal.raise_signal(signal.SIGHUP)
             with pytest.raises(ToldToEnd):
                 signal.raise_signal(signal.SIGTERM)
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(signal.SIGHUP, before[0])
+        signal.signal(signal.SIGTERM, before[1])
