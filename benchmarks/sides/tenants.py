@@ -68,9 +68,12 @@ def side_of(base: str, size: Size, host: HostAccess) -> SplitSide:
 
 
 class Honest:
-    """A device that trains: steps on its own rows, with a pause after each for what else a device has to do."""
+    """A device that trains: steps on its own rows, and after each a pause for what else a device has to do, of no fixed length.
 
-    def __init__(self, base: str, size: Size, host: HostAccess, number: int, pause: float, offset: float) -> None:
+    With a fixed one all would ask at the same moment, again and again.
+    """
+
+    def __init__(self, base: str, size: Size, host: HostAccess, number: int, pause: float) -> None:
         self.steps: list[tuple[float, float]] = []
         """Begin and end of each step but the first, which opens the session."""
         self.losses: list[float] = []
@@ -78,7 +81,7 @@ class Honest:
         self.lost: list[str] = []
         self.failed = ""
         self.num_tokens = size.rows * size.tokens
-        self._side, self._pause, self._offset = side_of(base, size, host), pause, offset
+        self._side, self._pause, self._pauses = side_of(base, size, host), pause, np.random.default_rng(number)
         self._side.client.on_lost = self.lost.append
         self._batch = _batch(size, number, self._side.base.model.config.vocab_size)
         shapes = read_shapes(base)
@@ -97,8 +100,7 @@ class Honest:
                     if number:
                         self.steps.append((start, time.perf_counter()))
                         self.losses.append(loss)
-                    # Else all of them would ask for everything at the same moment, again and again.
-                    until.wait(self._pause if number else self._offset)
+                    until.wait(self._pauses.exponential(self._pause))
                     number += 1
             self._side.close()
         except PeerError as problem:
