@@ -19,7 +19,8 @@ import pytest
 
 from atoll.errors import BadRowError, DataFileError, InputError
 from atoll.tasks.readers.reader import MOST_COLUMNS, Limits
-from atoll.tasks.rows import Rows, files_of, load_rows
+from atoll.tasks.rows import RowProblem, Rows, files_of, load_rows
+from atoll.tasks.text import as_text
 
 ROWS = [{"prompt": "a b", "completion": "1.10"}, {"prompt": "c\nd", "completion": "é, ; |"}]
 SMALL = Limits(file_bytes=100_000, row_bytes=10_000)
@@ -336,3 +337,32 @@ def test_a_broken_file_is_a_page(tmp_path: Path, kind: str) -> None:
 def test_an_empty_value_is_none_as_datasets_has_it(tmp_path: Path, text: str) -> None:
     rows = load_rows(write(tmp_path, "a.csv", text), base_dir=tmp_path, limit=None, on_bad_row="error")
     assert listed(rows) == [{"a": "1", "b": None}]
+
+
+UNUSUAL = {
+    "a time that Python does not know": (pa.array([0, 2**62], pa.timestamp("us")), "cannot be read"),
+    "a time zone that nobody knows": (pa.array([0, 1], pa.timestamp("us", tz="Mars/Olympus")), "cannot be read"),
+    "bytes that are no UTF-8": (
+        pa.Array.from_buffers(pa.string(), 2, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"x\xe9")]), "cannot be read",
+    ),
+    "a map": (pa.array([[("k", "v")], [("k", "v"), ("l", "w")]], pa.map_(pa.string(), pa.string())), "a list"),
+    "a duration": (pa.array([1, 2], pa.duration("s")), "a timedelta"),
+    "binary": (pa.array([b"x", b"y"]), "a bytes"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_a_column_of_another_kind_matters_where_it_is_used_alone(tmp_path: Path, kind: str, suffix: str) -> None:
+    column, got = UNUSUAL[kind]
+    table = pa.table({"a": ["x", "y"], "b": column})
+    if suffix == "parquet":
+        pq.write_table(table, tmp_path / "a.parquet")
+    else:
+        with pa.ipc.new_file(tmp_path / "a.arrow", table.schema) as file:
+            file.write_table(table)
+    rows = load_rows(f"a.{suffix}", base_dir=tmp_path, limit=None, on_bad_row="error")
+    assert rows.column("a") == ["x", "y"]
+    with pytest.raises(RowProblem) as caught:
+        as_text(rows[1], "b")
+    assert got in caught.value.got

@@ -33,6 +33,7 @@ from atoll.tasks.chats.turns import said as text_of
 from atoll.tasks.forms.conversations import Conversation, conversation, is_list
 from atoll.tasks.forms.usual import names_that_are_known, told, usual_form
 from atoll.tasks.readers.nearest import did_you_mean, few_names
+from atoll.tasks.readers.reader import Unreadable
 from atoll.tasks.rows import RowProblem, Rows
 
 if TYPE_CHECKING:
@@ -288,7 +289,8 @@ def as_text(row: Row, column: str) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         raise RowProblem("no value (null, or the key is missing)", "a text", column)
     if not isinstance(value, str | int | float | Decimal | date | time):
-        raise RowProblem(f"a {type(value).__name__}", "a text or a number", column)
+        got = value.why if isinstance(value, Unreadable) else f"a {type(value).__name__}"
+        raise RowProblem(got, "a text or a number", column)
     if isinstance(value, float) and math.isinf(value):
         raise RowProblem("a number without end", "a text or a number", column)
     text = str(value)

@@ -76,11 +76,23 @@ class Csv(_Text):
                 raise _long_header(origin) from None
             if not header:
                 raise _no_text(origin)
+            if lines.other_byte:
+                raise scan.encoding_error(origin.name, lines.number, lines.other_byte)
             check_columns(origin.name, len(header))
             _check_header(origin, header)
             if delimiter != "," and not tabs:
                 notes.append(f"{origin.name} is read as values with {scan.DELIMITERS[delimiter]} between them")
-            yield from scan.scan_csv(lines, header, delimiter)
+            swallowed = list[tuple[int, int]]()
+            for record in scan.scan_csv(lines, header, delimiter):
+                yield record
+                if record.problem and lines.number > record.line:
+                    swallowed.append((record.line, lines.number))
+            if swallowed:
+                first, last = swallowed[0]
+                notes.append(
+                    f"{len(swallowed)} bad rows of {origin.name} go over several lines, by their quotes: all that stands there is left out "
+                    f"(first: lines {first} to {last})"
+                )
 
 
 class JsonLines(_Text):
@@ -108,8 +120,11 @@ class Json(_Text):
         if not text.strip():
             raise _no_text(origin)
         if scan.is_jsonl(text):
-            yield from scan.scan_jsonl(scan.Lines(io.BytesIO(text.encode()), origin.name, origin.limits.row_bytes))
+            yield from scan.scan_jsonl(scan.Lines(io.BytesIO(text.encode(errors="surrogateescape")), origin.name, origin.limits.row_bytes))
             return
+        if text.lstrip()[0] == "{" and (found := scan.only_list(text)) is not None:
+            notes.append(f"of {origin.name} the list {found[0]!r} is read")
+            text = found[1]
         if text.lstrip()[0] != "[":
             raise _no_list(origin, text)
         yield from scan.scan_json(text, origin.limits.row_bytes)
@@ -156,6 +171,8 @@ def _no_list(origin: Origin, text: str) -> DataFileError:
 def _checked(origin: Origin, records: Iterable[scan.Record], on_bad_row: OnBadRow) -> Iterator[scan.Record]:
     for record in records:
         if record.problem and on_bad_row == "error":
+            if record.expected == scan.UTF_8:
+                raise scan.encoding_error(origin.name, record.line, record.problem)
             raise BadRowError(
                 "a row cannot be read", where=f"{origin.name}, line {record.line}", got=record.problem, expected=record.expected,
                 do='mend the row, or set on_bad_row = "skip" in [data] to leave such rows out',

@@ -29,6 +29,13 @@ USUAL_LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True)
+class Unreadable:
+    """In the place of a value that is no value here, and matters only where its column is used: why."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Origin:
     """A file that rows came from, under the name that error messages use."""
 
