@@ -175,6 +175,50 @@ def test_held_out_files_are_never_trained_on(tmp_path: Path) -> None:
     assert "by heart" in load_rows("d", base_dir=tmp_path, limit=None, on_bad_row="error", held_out=held_out).notes[0]
 
 
+@pytest.mark.parametrize("name", ["Test.jsonl", "TEST/b.jsonl", "my-Holdout.jsonl", "held_out.jsonl", "held-out-rows.jsonl", "Dev.jsonl"])
+def test_a_name_that_datasets_does_not_know_as_held_out_is_not_trained_on(tmp_path: Path, name: str) -> None:
+    write(tmp_path, "d/a.jsonl", TRAIN)
+    write(tmp_path, f"d/{name}", OTHER)
+    with pytest.raises(DataFileError) as caught:
+        load_rows("d", base_dir=tmp_path, limit=None, on_bad_row="error")
+    assert caught.value.where == f"d/{name}"
+    rows = load_rows("d", base_dir=tmp_path, limit=None, on_bad_row="error", held_out=(tmp_path / "d" / name,))
+    assert rows.column("text") == ["train"], "said to be held out, it is no riddle"
+
+
+def test_a_readme_names_a_folder(tmp_path: Path) -> None:
+    write(tmp_path, "d/README.md", "---\nconfigs:\n- config_name: a\n  data_dir: x\n---\n")
+    write(tmp_path, "d/x/a.jsonl", TRAIN)
+    write(tmp_path, "d/a.jsonl", OTHER)
+    assert load_rows("d", base_dir=tmp_path, limit=None, on_bad_row="error").column("text") == ["train"]
+
+
+@pytest.mark.parametrize("card", ["configs: [", "configs: 3", "configs:\n- data_files: 7"])
+def test_a_broken_readme_hides_no_split(tmp_path: Path, card: str) -> None:
+    write(tmp_path, "d/README.md", f"---\n{card}\n---\n")
+    write(tmp_path, "d/a.jsonl", TRAIN)
+    with pytest.raises(DataFileError):
+        load_rows("d", base_dir=tmp_path, limit=None, on_bad_row="error")
+
+
+def test_an_archive_is_read_by_the_name_of_what_is_in_it(tmp_path: Path) -> None:
+    for name, delimiter in (("a.csv", ","), ("a.tsv", "\t")):
+        (tmp_path / "archive.zip").write_bytes(zipped(separated(delimiter), name))
+        assert listed(load_rows("archive.zip", base_dir=tmp_path, limit=None, on_bad_row="error")) == ROWS
+    (tmp_path / "archive.zip").write_bytes(zipped(separated(","), "a.csv", "b.csv"))
+    with pytest.raises(DataFileError) as caught:
+        load_rows("archive.zip", base_dir=tmp_path, limit=None, on_bad_row="error")
+    assert "several files" in caught.value.got
+
+
+def test_a_slice_of_a_split_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "d/train.jsonl", TRAIN)
+    for source in ("d:train[:10%]", "org/name:train[:10%]"):
+        with pytest.raises(DataFileError) as caught:
+            load_rows(source, base_dir=tmp_path, limit=None, on_bad_row="error")
+        assert caught.value.got == "[:10%]"
+
+
 def test_what_save_to_disk_writes(tmp_path: Path) -> None:
     whole = datasets.Dataset.from_list(ROWS)
     whole.select([1, 0]).save_to_disk(tmp_path / "one")

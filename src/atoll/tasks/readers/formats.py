@@ -14,15 +14,18 @@ from atoll.registry.parts import find, make, names, trait
 from atoll.tasks.readers import scan
 from atoll.tasks.readers.nearest import did_you_mean
 from atoll.tasks.readers.reader import FileRows, GrowingColumns, OnBadRow, Origin, check_columns
-from atoll.tasks.readers.unpack import PACKED, check_unpacked, opened, unpacked_name, whole
+from atoll.tasks.readers.unpack import PACKED, check_unpacked, member_name, opened, unpacked_name, whole
 
 FORMS = ".jsonl .json .csv .tsv .parquet .arrow, also packed as .gz .bz2 .xz .zst .zip"
 
 
 def reader_of(path: Path) -> str | None:
-    """The built-in reader of a file, by its suffix, packed or not; None where the suffix says nothing."""
-    name = unpacked_name(path)
-    return next((one for one in names("reader") if name.endswith(trait("reader", one, "suffixes"))), None)
+    """The built-in reader of a file, by its suffix, packed or not, or by that of an archive's one file; None where it says nothing."""
+    return next((one for one in names("reader") if _is_called(path, trait("reader", one, "suffixes"))), None)
+
+
+def _is_called(path: Path, suffixes: tuple[str, ...]) -> bool:
+    return unpacked_name(path).endswith(suffixes) or unpacked_name(Path(member_name(path))).endswith(suffixes)
 
 
 class _Text:
@@ -69,7 +72,7 @@ class Csv(_Text):
         """As _Text."""
         with opened(origin) as stream:
             lines = scan.Lines(stream, origin.name, origin.limits.row_bytes, universal=True)
-            tabs = unpacked_name(origin.path).endswith((".tsv", ".tab"))
+            tabs = _is_called(origin.path, (".tsv", ".tab"))
             try:
                 header, delimiter = scan.csv_header(lines, "\t" if tabs else None)
             except scan.LongRowError:
@@ -183,6 +186,11 @@ def _checked(origin: Origin, records: Iterable[scan.Record], on_bad_row: OnBadRo
 def unknown_suffix(name: str, path: Path) -> DataFileError:
     """The error for a file whose suffix names no format that is read."""
     suffix = path.suffix if path.suffix.lower() not in PACKED else "".join(path.suffixes[-2:])
+    if path.suffix.lower() == ".zip":
+        return DataFileError(
+            "the archive is not one data file", where=name, got="several files in it, or one whose suffix is not known",
+            expected=f"one file in it: {FORMS.partition(', ')[0]}", do="unpack it, and name the folder or the file",
+        )  # fmt: skip
     known = [one for name in names("reader") for one in trait("reader", name, "suffixes")]
     return DataFileError(
         "the data file has a suffix that is not known", where=name, got=suffix or "no suffix", expected=FORMS,
