@@ -84,7 +84,7 @@ FORMS: dict[str, Form] = {
     "a key twice in one JSON object": Form({"prompt": "q", "completion": "a", "twice": ...}, refused="twice"),
     'a column split = "test"': Form({"text": "a", "split": "test"}, refused="'test'; 1 of 1 rows"),
     "a column train = false": Form({"text": "a", "train": False}, refused="False; 1 of 1 rows"),
-    "a column weight = 0 or 0.5": Form({"text": "a", "weight": 0.5}, refused="0.5; 1 of 1 rows"),
+    "a column weight = 0": Form({"text": "a", "weight": 0}, refused="0; 1 of 1 rows"),
     "a column consent = no": Form({"text": "a", "consent": "no"}, refused="'no'; 1 of 1 rows"),
 }
 

@@ -22,6 +22,8 @@ SAID: dict[str, tuple[str, list[object], str]] = {
     "a partition by name": ("partition", ["north", "test"], ""),
     "shares": ("weight", [1.0, 0.5], "0.5; 1 of 2"),
     "ones": ("weight", [1.0, 1, "1"], ""),
+    "all alike": ("weight", [0.5, 0.5], ""),
+    "nothing but zeros": ("weight", [0, 0.0], "0; 2 of 2"),
     "kilograms": ("weight", [0, 0.5, 12], ""),
     "yes and no": ("consent", ["Yes", "No"], "'No'; 1 of 2"),
     "a word of its own": ("consent", ["yes", "withdrawn", "no"], ""),

@@ -220,6 +220,16 @@ def edge_rows(loaded: LoadedConfig, only: str | None = None) -> tuple[EdgeRows, 
     return tuple(found[name] for name in names if only in (None, name))
 
 
+def alone(loaded: LoadedConfig, name: str) -> LoadedConfig:
+    """The config of one edge on its own machine."""
+    config = loaded.config
+    edges = tuple(edge for edge in config.edge if edge.name == name)
+    federated = config.federated.model_copy(update={"min_edges": 1})
+    # One machine against its host: no planner may give it the whole base, which it need not have.
+    run = config.run.model_copy(update={"placement": "split" if config.run.placement == "auto" else config.run.placement})
+    return replace(loaded, config=config.model_copy(update={"run": run, "edge": edges, "federated": federated}))
+
+
 def data_of(config: RunConfig, edge: Edge) -> Data:
     """[data] as it holds for an edge, with templates of its own where it has any."""
     own = {name: getattr(edge, name) for name in ("prompt", "completion") if getattr(edge, name) is not None}
@@ -312,13 +322,25 @@ def data_events(
     """Of training rows, edge by edge, and the classes that were found in them."""
     events: list[Event] = []
     for edge, part in zip(rows, examples, strict=True):
-        events += [Advised(name, note) for name, note in edge.notes]
-        events += [Advised(edge.name, note) for note in token_notes(edge.rows, edge.form, tokenizer)]
-        events.append(_loaded("train", edge.name, edge.rows, part))
+        events += [*(Advised(name, note) for name, note in edge.notes), *token_events(edge, part, tokenizer)]
     return (*events, *class_events(config, labels))
 
 
-def class_events(config: RunConfig, labels: Sequence[str]) -> tuple[Event, ...]:
+def token_events(edge: EdgeRows, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> tuple[Event, ...]:
+    """What became of an edge's rows as tokens were made of them."""
+    notes = [Advised(edge.name, note) for note in token_notes(edge.rows, edge.form, tokenizer)]
+    return (*notes, _loaded("train", edge.name, edge.rows, examples))
+
+
+def data_notes(config: RunConfig, rows: Sequence[EdgeRows], labels: Sequence[str]) -> tuple[str, ...]:
+    """What can be told of training rows before tokens are made of them, in sentences."""
+    notes = [f"{name}: {note}" if name else note for edge in rows for name, note in edge.notes]
+    for edge in {id(edge.rows): edge for edge in rows}.values():
+        notes += [f"{edge.rows.num_skipped} rows of {edge.name} cannot be read, and are left out"] if edge.rows.num_skipped else []
+    return (*notes, *(event.advice for event in class_events(config, labels)))
+
+
+def class_events(config: RunConfig, labels: Sequence[str]) -> tuple[Advised, ...]:
     """The classes of a run, which its data alone may have decided."""
     listed = few_names([repr(label) for label in labels], 20)
     return (Advised("", f"{len(labels)} classes in column {config.data.label}: {listed}"),) if labels else ()

@@ -54,7 +54,7 @@ def _marked(column: str, words: Sequence[str | None]) -> list[int]:
     if column in SPLITS:  # A split's parts have names behind it: train-clean, test_unseen.
         words = [None if word is None else re.split(r"[\W_]+", re.sub(r"held\W?out", "heldout", word))[0] for word in words]
     said = {word for word in words if word is not None}
-    if column in WEIGHTS and all(_is_share(word) for word in said):
+    if column in WEIGHTS and all(_is_share(word) for word in said) and (len(said) > 1 or said & _NO):
         return [number for number, word in enumerate(words) if word is not None and float(word) != 1]
     if said <= says_yes | says_no or (column in SPLITS and said & _TRAINED):
         return [number for number, word in enumerate(words) if word in says_no]
