@@ -31,7 +31,7 @@ from atoll.tasks.chat import (
 from atoll.tasks.chats.template import Message
 from atoll.tasks.chats.turns import said as text_of
 from atoll.tasks.forms.conversations import Conversation, conversation, is_list
-from atoll.tasks.forms.usual import names_that_are_known, told, usual_form
+from atoll.tasks.forms.usual import example, names_that_are_known, told, usual_form
 from atoll.tasks.readers.nearest import did_you_mean, few_names
 from atoll.tasks.readers.reader import Unreadable
 from atoll.tasks.rows import RowProblem, Rows
@@ -253,7 +253,7 @@ def row_form(data: Data, rows: Rows) -> TextForm:
     if form.kind != "text":
         raise ConflictError(
             "it is not said which text is to be classified", where="[data] text", got=f"columns {few_names(rows.columns)}",
-            expected="a template", do=f'write text = "{{{rows.columns[0]}}}" below [data]',
+            expected="a template", do=f"write {example(sorted(rows.columns, key=data.label.__eq__)[:1], {})} below [data]",
         )  # fmt: skip
     return form
 
@@ -272,9 +272,11 @@ def parse_template(template: str, columns: Sequence[str], where: str) -> Templat
         if name is None:
             parts.append((literal, None, None))
             continue
+        whole = f"{name}{'!' + conversion if conversion else ''}{':' + width if width else ''}"
+        if whole in columns and (conversion or width):  # "Question: text" is a column's name here, no width.
+            name, conversion, width = whole, None, ""
         if not name or conversion or (width and not (width[0] == "." and width[1:].isdecimal())):
-            field = f"{name}{'!' + conversion if conversion else ''}{':' + width if width else ''}"
-            raise _template_error(where, f"{{{field}}} in {template!r}")
+            raise _template_error(where, f"{{{whole}}} in {template!r}")
         check_column(name, columns, where)
         parts.append((literal, name, int(width[1:]) if width else None))
     return Template(tuple(parts))
@@ -352,16 +354,15 @@ def _check_combination(data: Data) -> None:
 def _usual_form(columns: Sequence[str], first: Row) -> TextForm:
     found = usual_form(columns)
     if found is None:
-        listed = few_names(columns)
         raise ConflictError(
-            "it is not said how a row becomes text", where="[data]", got=f"columns {listed}",
+            "it is not said how a row becomes text", where="[data]", got=f"columns {few_names(columns)}",
             expected=f"prompt and completion, or text, or messages; or columns called so, or one of: {names_that_are_known()}",
-            do=f'set for example text = "{{{columns[0]}}}"' if columns else "give data with columns",
+            do=f"set for example {example(columns, first)}" if columns else "give data with columns",
         )  # fmt: skip
-    note = told(found, columns)
-    if found.completion is None:
-        return TextForm("messages", messages=found.columns, note=note)
-    if found.columns == ("prompt", "completion") and all(is_list(first.get(name)) for name in found.columns):
+    is_pair = found.columns == ("prompt", "completion")
+    is_chat = found.completion is None or (is_pair and all(is_list(first.get(name)) for name in found.columns))
+    note = told(found, columns, is_chat=is_chat)
+    if is_chat:
         return TextForm("messages", messages=found.columns, note=note)
     texts = (found.prompt, found.completion, found.short)
     prompt, completion, short = (None if text is None else parse_template(text, columns, "[data]") for text in texts)
