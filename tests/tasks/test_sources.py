@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from atoll.errors import BadRowError, DataFileError, InputError
+from atoll.tasks.forms.values import as_text
 from atoll.tasks.readers.reader import MOST_COLUMNS, Limits
 from atoll.tasks.rows import RowProblem, Rows, files_of, load_rows
-from atoll.tasks.text import as_text
 
 ROWS = [{"prompt": "a b", "completion": "1.10"}, {"prompt": "c\nd", "completion": "é, ; |"}]
 SMALL = Limits(file_bytes=100_000, row_bytes=10_000)

@@ -24,12 +24,13 @@ from atoll.runs.events import Advised, DataLoaded, Event
 from atoll.shapes import BaseShapes, with_full_weights, with_outside
 from atoll.tasks.forms.flags import check_flags
 from atoll.tasks.forms.special import token_notes
+from atoll.tasks.forms.values import check_alike, class_of, in_order
 from atoll.tasks.partition import partition
 from atoll.tasks.readers.hub import Role
 from atoll.tasks.readers.nearest import few_names
 from atoll.tasks.readers.reader import Limits
 from atoll.tasks.rows import RowProblem, Rows, files_of, load_rows
-from atoll.tasks.text import TextForm, check_alike, check_column, class_of, row_form
+from atoll.tasks.text import TextForm, check_column, row_form
 from atoll.tasks.tokens import Examples, skip_or_raise
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def check_labels(config: RunConfig, labels: Sequence[str]) -> None:
 
 
 def labels_of(config: RunConfig, parts: Iterable[Rows]) -> tuple[str, ...]:
-    """The classes of some rows: as [evaluate] labels says, or all that are there, sorted; none where the run generates.
+    """The classes of some rows: as [evaluate] labels says, or all that are there, in order; none where the run generates.
 
     Raises: ColumnError, BadRowError.
     """
@@ -187,7 +188,7 @@ def labels_of(config: RunConfig, parts: Iterable[Rows]) -> tuple[str, ...]:
                 found.add(class_of({column: value}, column))
             except RowProblem as problem:
                 skip_or_raise(rows, index, problem)
-    return tuple(sorted(found))
+    return in_order(found)
 
 
 def edge_rows(loaded: LoadedConfig, only: str | None = None) -> tuple[EdgeRows, ...]:

@@ -26,6 +26,7 @@ from atoll.selection.selector import schedule_of
 from atoll.shapes import BaseShapes
 from atoll.tasks.classes import form_of
 from atoll.tasks.evaluate import check_metrics, held_out_examples
+from atoll.tasks.forms.values import in_order
 from atoll.tasks.text import TextForm
 from atoll.units import format_seconds
 
@@ -168,7 +169,7 @@ def _planned(loaded: LoadedConfig, known: Mapping[str, Capabilities]) -> tuple[t
     """The classes of the run, the base's shapes with a head for them, and what all edges are to do."""
     config = loaded.config
     given_labels = tuple(label.strip() for label in config.evaluate.labels or ())
-    labels = given_labels or tuple(sorted({label for capabilities in known.values() for label in capabilities.labels}))
+    labels = given_labels or in_order(label for capabilities in known.values() for label in capabilities.labels)
     labels = labels if config.model.task == "classify" else ()
     check_labels(config, labels)
     shapes = base_shapes(loaded, len(labels))

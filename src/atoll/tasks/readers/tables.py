@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from atoll.errors import DataFileError, EmptyDataError
-from atoll.tasks.readers.reader import FileRows, OnBadRow, Origin, Unreadable, check_columns, check_size
+from atoll.tasks.readers.reader import ClassNumber, FileRows, OnBadRow, Origin, Unreadable, check_columns, check_size
 from atoll.tasks.readers.unpack import whole
 
 if TYPE_CHECKING:
@@ -61,8 +62,20 @@ def columns_of(batches: Any, origin: Origin) -> dict[str, list[object]]:
     for batch in batches:
         num_bytes += _checked_bytes(batch, num_bytes, origin)
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            columns.setdefault(name, []).extend(_values(column))
+            classes = _class_names(batch.schema, name)
+            values = _values(column)
+            values = [ClassNumber.of(one, classes) if type(one) is int else one for one in values] if classes else values
+            columns.setdefault(name, []).extend(values)
     return columns
+
+
+def _class_names(schema: Any, name: str) -> tuple[str, ...]:
+    """The names of a column's classes, where `datasets` wrote them beside it; none elsewhere."""
+    try:
+        feature = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"][name]
+        return tuple(map(str, feature["names"])) if feature["_type"] == "ClassLabel" else ()
+    except (ValueError, LookupError, TypeError):
+        return ()
 
 
 def _values(column: Any) -> list[object]:
