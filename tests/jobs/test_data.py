@@ -226,6 +226,28 @@ def test_a_plan_tells_what_a_run_tells_of_its_data(folder: Path) -> None:
     assert set(planned) <= set(notes(folder))
 
 
+def test_held_out_rows_that_are_trained_on_are_told(folder: Path) -> None:
+    write(folder, "held.jsonl", [*ROWS[:3], {"prompt": "w50", "completion": " w51"}])
+    write_run(folder, {"data": {"eval": "held.jsonl"}})
+    assert any(note.startswith("3 of 4 held-out rows stand among the training rows") for note in notes(folder))
+    write(folder, "held.jsonl", [{"prompt": "w50", "completion": " w51"}])
+    assert not any("stand among" in note for note in notes(folder))
+
+
+def test_answers_of_nothing_are_told(folder: Path) -> None:
+    write(folder, "rows.jsonl", [*ROWS, {"prompt": "w1", "completion": ""}, {"prompt": "w1", "completion": " "}])
+    write_run(folder, {"data": {"eval": None}}, {"a": {}})
+    assert any(note.startswith("2 rows hold nothing to learn but the end of a text (first: rows.jsonl, line 11)") for note in notes(folder))
+
+
+def test_a_page_names_the_edge_and_the_file_whose_columns_are_others(folder: Path) -> None:
+    write(folder, "other.jsonl", [{"frage": "w1", "antwort": " w2"}] * 2)
+    given = {"prompt": "{prompt}", "completion": "{completion}"}
+    with pytest.raises(InputError) as caught:
+        edge_rows(load(write_run(folder, {"data": given}, {"a": {}, "b": {"data": "other.jsonl"}})))
+    assert caught.value.where == "edge b, other.jsonl, [data] prompt"
+
+
 def test_special_tokens_in_texts_are_told(folder: Path) -> None:
     write(folder, "rows.jsonl", [*ROWS, {"prompt": "w1 </s> w2", "completion": " w3"}])
     write_run(folder, {})

@@ -17,13 +17,13 @@ from atoll.base.headers import fetch
 from atoll.base.read_shapes import read_shapes
 from atoll.config.load import LoadedConfig
 from atoll.config.schema import Data, Edge, RunConfig, held_out_source
-from atoll.errors import AdapterFolderError, BadValueError, BaseFolderError, DataFileError, EmptyDataError
+from atoll.errors import AdapterFolderError, BadValueError, BaseFolderError, DataFileError, EmptyDataError, InputError
 from atoll.planner.importance import Importance, read_importance
 from atoll.planner.plan_fleet import LOCAL_EDGE
 from atoll.runs.events import Advised, DataLoaded, Event
 from atoll.shapes import BaseShapes, with_full_weights, with_outside
 from atoll.tasks.forms.flags import check_flags
-from atoll.tasks.forms.special import token_notes
+from atoll.tasks.forms.special import seen_note, token_notes
 from atoll.tasks.forms.values import check_alike, class_of, in_order
 from atoll.tasks.partition import partition
 from atoll.tasks.readers.hub import Role
@@ -215,7 +215,7 @@ def edge_rows(loaded: LoadedConfig, only: str | None = None) -> tuple[EdgeRows, 
         if edge.data not in own:
             own[edge.data] = _load(loaded, edge.data, config.data.train_rows, held_out=held_out)
         rows = own[edge.data]
-        form = _checked_form(data_of(config, edge), rows)
+        form = _checked_form(data_of(config, edge), rows, f"edge {edge.name}, ")
         found[edge.name] = EdgeRows(edge.name, rows, form, tuple((edge.name, note) for note in (*rows.notes, form.note) if note))
     names = [edge.name for edge in config.edge] or [LOCAL_EDGE]
     return tuple(found[name] for name in names if only in (None, name))
@@ -247,9 +247,14 @@ def _shares(config: RunConfig, rows: Rows, sharing: Sequence[str]) -> list[Rows]
     return [replace(shares[0], num_skipped=left_out), *shares[1:]]
 
 
-def _checked_form(data: Data, rows: Rows) -> TextForm:
+def _checked_form(data: Data, rows: Rows, owner: str = "") -> TextForm:
     """The form of training rows. Raises: as form_of; ConflictError for rows that say that they are not to be trained on."""
-    form = row_form(data, rows)
+    try:
+        form = row_form(data, rows)
+    except InputError as problem:
+        if owner:  # One of several files has other columns.
+            problem.where = f"{owner}{rows.name}, {problem.where}"
+        raise
     used = {*form.columns, data.label, data.partition.rpartition(":")[2]}
     check_flags(rows, {name for name in used if name})
     return form
@@ -347,11 +352,13 @@ def class_events(config: RunConfig, labels: Sequence[str]) -> tuple[Advised, ...
     return (Advised("", f"{len(labels)} classes in column {config.data.label}: {listed}"),) if labels else ()
 
 
-def held_out_events(rows: Rows | None, form: TextForm, examples: Examples | None) -> tuple[Event, ...]:
-    """Of held-out rows, where there are any."""
+def held_out_events(rows: Rows | None, form: TextForm, examples: Examples | None, trained: Sequence[Examples] = ()) -> tuple[Event, ...]:
+    """Of held-out rows, where there are any; with those that are `trained` on, of rows that are both."""
     if rows is None or examples is None:
         return ()
     notes = [Advised("", f"held-out rows: {note}") for note in (*rows.notes, form.note) if note]
+    seen = seen_note(trained, examples)
+    notes += [Advised("", seen)] if seen else []
     return (*notes, _loaded("eval", "", rows, examples))
 
 

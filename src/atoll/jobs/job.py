@@ -192,7 +192,7 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | N
             for edge, part in zip(rows, examples, strict=True)
         )
         central = _central(config, shapes, base, edges, start) if "central" in config.run.compare else None
-        events = (*data_events(config, rows, examples, labels, base.tokenizer), *held_out_events(held_out, form, scored))
+        events = (*data_events(config, rows, examples, labels, base.tokenizer), *held_out_events(held_out, form, scored, examples))
         opened.pop_all()  # From here on the job closes what is open.
     return Job(
         loaded, base, bases, shapes, form, edges, central, held_out, plan, start, events, host is not None, split, own_host, scored
