@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,9 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1")
+
+# bitsandbytes, which PEFT imports where it is there, looks for a kernel from a hub, for a product that is not used here, and warns.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 if TYPE_CHECKING:
     from atoll.commands.evaluate import evaluate

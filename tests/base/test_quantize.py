@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -118,3 +119,8 @@ def test_broken_weights_are_the_same_error_as_without_quantization(tmp_path: Pat
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(WeightsError, match="cannot be loaded"):
         load_base(str(tmp_path), bits=8)
+
+
+def test_a_library_that_peft_imports_says_nothing_of_kernels_that_are_not_used() -> None:
+    code = "import atoll, logging; print(logging.getLogger('bitsandbytes.backends.cpu.ops').isEnabledFor(logging.WARNING))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

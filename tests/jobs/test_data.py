@@ -9,6 +9,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
+import atoll
 from atoll.config.load import load, load_config
 from atoll.errors import BadRowError, BadValueError, ConflictError, InputError
 from atoll.jobs.inputs import base_shapes, base_source, edge_rows, eval_rows, labels_of, public_name, run_labels
@@ -202,6 +203,49 @@ def test_columns_that_mean_something_else(folder: Path, column: Row) -> None:
     assert len(edge_rows(load(write_run(folder, {})))) == 2
     write(folder, "rows.jsonl", [{**one, "split": "test"} for one in ROWS])
     assert len(edge_rows(load(write_run(folder, {"data": {"partition": "by:split"}}, {"a": {}})))) == 1, "it is used, so it is no flag"
+
+
+def test_an_epoch_counts_the_rows_that_can_be_used(folder: Path) -> None:
+    write(folder, "rows.jsonl", [*ROWS[:4], *[{"prompt": None, "completion": "w1"}] * 6])
+    sections = {"data": {"on_bad_row": "skip"}, "train": {"local_steps": None, "local_epochs": 2, "batch_size": 2}}
+    job = prepare(write_run(folder, sections, {"a": {"data": "rows.jsonl"}}))
+    job.close()
+    (edge,) = job.edges
+    assert (edge.num_rows, edge.plan.num_steps) == (4, 4)
+
+
+def test_a_plan_tells_what_a_run_tells_of_its_data(folder: Path) -> None:
+    write(folder, "d/train.jsonl", [{"text": "w1", "label": n} for n in (0, 1)])
+    write(folder, "d/test.jsonl", [{"text": "w1", "label": 0}])
+    sections = {"model": {"task": "classify"}, "data": {"train": "d", "eval": None, "label": "label"}}
+    config = write_run(folder, sections, {"a": {}})
+    planned = atoll.plan(config).notes
+    assert len(planned) == 2
+    assert "the split train is read" in planned[0]
+    assert "2 classes in column label" in planned[1]
+    assert set(planned) <= set(notes(folder))
+
+
+def test_held_out_rows_that_are_trained_on_are_told(folder: Path) -> None:
+    write(folder, "held.jsonl", [*ROWS[:3], {"prompt": "w50", "completion": " w51"}])
+    write_run(folder, {"data": {"eval": "held.jsonl"}})
+    assert any(note.startswith("3 of 4 held-out rows stand among the training rows") for note in notes(folder))
+    write(folder, "held.jsonl", [{"prompt": "w50", "completion": " w51"}])
+    assert not any("stand among" in note for note in notes(folder))
+
+
+def test_answers_of_nothing_are_told(folder: Path) -> None:
+    write(folder, "rows.jsonl", [*ROWS, {"prompt": "w1", "completion": ""}, {"prompt": "w1", "completion": " "}])
+    write_run(folder, {"data": {"eval": None}}, {"a": {}})
+    assert any(note.startswith("2 rows hold nothing to learn but the end of a text (first: rows.jsonl, line 11)") for note in notes(folder))
+
+
+def test_a_page_names_the_edge_and_the_file_whose_columns_are_others(folder: Path) -> None:
+    write(folder, "other.jsonl", [{"frage": "w1", "antwort": " w2"}] * 2)
+    given = {"prompt": "{prompt}", "completion": "{completion}"}
+    with pytest.raises(InputError) as caught:
+        edge_rows(load(write_run(folder, {"data": given}, {"a": {}, "b": {"data": "other.jsonl"}})))
+    assert caught.value.where == "edge b, other.jsonl, [data] prompt"
 
 
 def test_special_tokens_in_texts_are_told(folder: Path) -> None:

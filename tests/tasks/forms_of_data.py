@@ -50,6 +50,13 @@ FORMS: dict[str, Form] = {
         {"conversations": [{"from": "system", "value": "s"}, HUMAN, GPT]}, (("<|system|>s</s><|user|>q</s><|assistant|>", "a</s>"),)
     ),
     "conversations of role and content": Form({"conversations": [USER, BOT]}, CHAT),
+    "messages of a human and a GPT, in any letters": Form(
+        {"messages": [{"role": "Human", "content": "q"}, {"role": "gpt", "content": "a"}]}, CHAT
+    ),
+    "a call as OpenAI once had it, which this template does not write": Form(
+        {"messages": [USER, {**BOT, "function_call": {"name": "f", "arguments": "{}"}}]}, refused="of whose tool_calls"
+    ),
+    "a refusal (OpenAI)": Form({"messages": [USER, {"role": "assistant", "refusal": "no"}]}, refused="refusal"),
     "ShareGPT with somebody unknown": Form({"conversations": [{"from": "parrot", "value": "q"}, GPT]}, refused="from 'parrot'"),
     "an answer with weight 0 (OpenAI)": Form(
         {"messages": [USER, {**BOT, "weight": 0}, USER, {**BOT, "weight": 1}]},
@@ -68,6 +75,9 @@ FORMS: dict[str, Form] = {
     "instruction, context, response (Dolly)": Form(
         {"instruction": "q", "context": "c", "response": "a"}, (("... ### Instruction: q ### Input: c ### Response: ", "a"),)
     ),
+    "system_prompt, question, response (Open-Orca)": Form({"system_prompt": "s", "question": "q", "response": "a"}, (("s q ", "a"),)),
+    "the same without a system prompt": Form({"system_prompt": "", "question": "q", "response": "a"}, (("q ", "a"),)),
+    "question, response": Form({"question": "q", "response": "a"}, (("q ", "a"),)),
     "instruction, output": Form({"instruction": "q", "output": "a"}, (("... ### Instruction: q ### Response: ", "a"),)),
     "instruction, response": Form({"instruction": "q", "response": "a"}, (("... ### Instruction: q ### Response: ", "a"),)),
     "question, answer": Form({"question": "q", "answer": "a"}, (("Question: q Answer:", " a"),)),
@@ -77,6 +87,7 @@ FORMS: dict[str, Form] = {
     "mr, ref (E2E)": Form({"mr": "q", "ref": "a"}, (("q ->", " a"),)),
     "text": Form({"text": "a"}, (("", "a"),)),
     "any columns, with templates": Form({"x": "q", "y": "a"}, (("Q: q", " a"),), data={"prompt": "Q: {x}", "completion": " {y}"}),
+    "columns with colons": Form({"Question: text": "q", "A": "a"}, (("q", "a"),), data={"prompt": "{Question: text}", "completion": "{A}"}),
     "other columns, without": Form({"x": "q", "y": "a"}, refused="columns x, y"),
     "a number": Form({"prompt": 1.5, "completion": 7}, (("1.5", "7"),)),
     "a list where a text is wanted": Form({"prompt": ["q"], "completion": "a"}, refused="a list"),
@@ -85,6 +96,7 @@ FORMS: dict[str, Form] = {
     'a column split = "test"': Form({"text": "a", "split": "test"}, refused="'test'; 1 of 1 rows"),
     "a column train = false": Form({"text": "a", "train": False}, refused="False; 1 of 1 rows"),
     "a column weight = 0": Form({"text": "a", "weight": 0}, refused="0; 1 of 1 rows"),
+    "a column consent = no": Form({"text": "a", "consent": "no"}, refused="'no'; 1 of 1 rows"),
 }
 
 

@@ -45,6 +45,9 @@ class Bad:
 MEND = "mend the row"
 FILES = {
     "bytes that are no UTF-8": Bad("a.csv", b"text\nfine\ncaf\xe9\n", DataFileError, "a.csv, line 3", "0xe9", "iconv"),
+    "bytes that are no UTF-8, in a header": Bad("a.csv", b"text,caf\xe9\n1,2\n", DataFileError, "a.csv, line 1", "0xe9", "iconv"),
+    "bytes that are no UTF-8, in a list": Bad("a.json", b'[{"a": "1"},\n{"a": "\xe9"}]', DataFileError, "a.json, line 2", "0xe9", "iconv"),
+    "Excel in name CSV": Bad("a.csv", b"PK\x03\x04\xff\xe9", DataFileError, "a.csv", "Excel", "what it is"),
     "UTF-16": Bad("a.csv", "text\nfine\n".encode("utf-16"), DataFileError, "a.csv, line 1", "UTF-16", "iconv"),
     "empty file": Bad("a.csv", "", EmptyDataError, "a.csv", "no text", "rows"),
     "only a byte order mark": Bad("a.jsonl", b"\xef\xbb\xbf\n", EmptyDataError, "a.jsonl", "no text", "rows"),
@@ -60,7 +63,7 @@ FILES = {
     "JSON line that is a list": Bad("a.jsonl", '{"a": "1"}\n["1"]\n', BadRowError, "a.jsonl, line 2", "list", MEND),
     "JSON line that is a number": Bad("a.jsonl", "3\n", BadRowError, "a.jsonl, line 1", "number", MEND),
     "JSON nested too deeply": Bad("a.jsonl", "[" * 100000 + "\n", BadRowError, "a.jsonl, line 1", "JSON", MEND),
-    "JSON object at the top": Bad("a.json", '{"rows": [{"a": "1"}]}', DataFileError, "a.json, line 1", "object at the top", "one list"),
+    "JSON object at the top": Bad("a.json", '{"a": [{}], "b": []}', DataFileError, "a.json, line 1", "object at the top", "one list"),
     "JSON text at the top": Bad("a.json", 'hello', DataFileError, "a.json, line 1", "'hello'", "one list"),
     "broken item in a list": Bad("a.json", '[\n{"a": "1"},\n{"a" "2"}\n]', BadRowError, "a.json, line 3", "column 6", MEND),
     "item that is no object": Bad("a.json", '[\n{"a": "1"},\n7\n]', BadRowError, "a.json, line 3", "number", MEND),
@@ -88,6 +91,34 @@ def test_a_bad_file_is_named_with_its_line(rows_of: RowsOf, kind: str) -> None:
     assert bad.do in error.do
     assert error.expected
     assert error.exit_status == 2
+
+
+SPOILT = {
+    "a.csv": b"a,b\n1,2\ncaf\xe9,4\n5,\"caf\xe9\n\"\n7,8\n", "old.csv": b"a,b\r1,2\rcaf\xe9,4\r5,\xe9\r7,8",
+    "a.tsv": b"a\tb\n1\t2\ncaf\xe9\t4\n5\t\xe9\n7\t8\n",
+    "a.jsonl": b'{"a": 1, "b": 2}\n{"a": "\xe9", "b": 4}\n{"\xe9": 5, "b": 6}\n{"a": 7, "b": 8}\n',
+    "a.json": b'[{"a": 1, "b": 2}, {"a": "\xe9", "b": 4},\n{"\xe9": 5, "b": 6}, {"a": 7, "b": 8}]',
+    "lines.json": b'{"a": 1, "b": 2}\n{"a": "\xe9", "b": 4}\n{"\xe9": 5, "b": 6}\n{"a": 7, "b": 8}\n',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_byte_that_is_no_utf_8_spoils_its_row_alone(rows_of: RowsOf, name: str) -> None:
+    rows = rows_of(SPOILT[name], name, on_bad_row="skip")
+    assert [[str(value) for value in rows[n].values()] for n in range(len(rows))] == [["1", "2"], ["7", "8"]]
+    assert rows.num_skipped == 2
+
+
+def test_rows_that_an_open_quote_takes_along_are_told(rows_of: RowsOf) -> None:
+    rows = rows_of('a,b\n1,2\n"3,4\n5,6\n7,8\n', "a.csv", on_bad_row="skip")
+    assert (len(rows), rows.num_skipped) == (1, 1)
+    assert "lines 3 to 5" in rows.notes[0]
+
+
+def test_an_object_with_one_list_of_objects_is_that_list(rows_of: RowsOf) -> None:
+    rows = rows_of('{"version": {"data": [1]},\n"data": [{"a": "1"},\n{"a": "2"}]}\n', "a.json")
+    assert (list(rows.column("a")), rows.where(1)) == (["1", "2"], "a.json, line 3")
+    assert "the list 'data' is read" in rows.notes[0]
 
 
 def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:

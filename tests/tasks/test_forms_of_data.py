@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from atoll.tasks.forms.usual import USUAL, told, usual_form
+from atoll.config.schema import Data
+from atoll.errors import ConflictError
+from atoll.tasks.forms.usual import USUAL, example, told, usual_form
+from atoll.tasks.text import text_form
 
 from tests.tasks.forms_of_data import FORMS, outcome, table
 
@@ -35,13 +38,36 @@ def test_the_table_is_the_pages() -> None:
 def test_what_the_names_of_columns_decide_is_told() -> None:
     dolly = usual_form(("instruction", "context", "response", "category"))
     assert dolly is not None
-    assert "Dolly" in told(dolly, dolly.columns)
+    assert "Dolly" in told(dolly, dolly.columns, is_chat=False)
     both = usual_form(("messages", "text"))
     assert both is not None
-    assert "text is there, too" in told(both, ("messages", "text"))
+    assert "text is there, too" in told(both, ("messages", "text"), is_chat=False)
     with_system = usual_form(("system", "conversations"))
     assert with_system is not None
-    assert "not used: system" in told(with_system, ("system", "conversations"))
+    assert "not used: system" in told(with_system, ("system", "conversations"), is_chat=False)
     plain = usual_form(("prompt", "completion"))
     assert plain is not None
-    assert told(plain, plain.columns) == ""
+    assert told(plain, plain.columns, is_chat=False) == ""
+
+
+EXAMPLES: dict[str, tuple[dict[str, object], str]] = {
+    "texts": ({"id": "1", "Instruction": "q", "Output": "a"}, 'prompt = "{Instruction}\\n" and completion = "{Output}"'),
+    "one text": ({"doc_id": 7, "body": "q", "score": 0.5}, 'text = "{body}"'),
+    "chats": ({"prompt": "q", "chosen": [{"role": "user", "content": "q"}], "rejected": []}, 'messages = "chosen"'),
+    "nothing else": ({"id": 1}, 'text = "{id}"'),
+}
+
+
+@pytest.mark.parametrize("kind", EXAMPLES)
+def test_what_could_be_written_is_not_the_first_column_that_comes(kind: str) -> None:
+    row, wanted = EXAMPLES[kind]
+    assert example(tuple(row), row) == wanted
+    with pytest.raises(ConflictError) as caught:
+        text_form(Data(), tuple(row), row)
+    assert wanted in caught.value.do
+
+
+def test_columns_that_a_chat_template_gets_are_not_called_unused() -> None:
+    chats = usual_form(("messages", "tools", "documents"))
+    assert chats is not None
+    assert told(chats, ("messages", "tools", "documents"), is_chat=True) == ""

@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from atoll.errors import BadRowError, DataFileError, InputError
+from atoll.tasks.forms.values import as_text
 from atoll.tasks.readers.reader import MOST_COLUMNS, Limits
-from atoll.tasks.rows import Rows, files_of, load_rows
+from atoll.tasks.rows import RowProblem, Rows, files_of, load_rows
 
 ROWS = [{"prompt": "a b", "completion": "1.10"}, {"prompt": "c\nd", "completion": "é, ; |"}]
 SMALL = Limits(file_bytes=100_000, row_bytes=10_000)
@@ -172,6 +173,50 @@ def test_held_out_files_are_never_trained_on(tmp_path: Path) -> None:
     assert listed(load_rows("d", base_dir=tmp_path, limit=None, on_bad_row="error", held_out=copied)) == [{"text": "train"}]
     (tmp_path / "d" / "a.jsonl").unlink()
     assert "by heart" in load_rows("d", base_dir=tmp_path, limit=None, on_bad_row="error", held_out=held_out).notes[0]
+
+
+@pytest.mark.parametrize("name", ["Test.jsonl", "TEST/b.jsonl", "my-Holdout.jsonl", "held_out.jsonl", "held-out-rows.jsonl", "Dev.jsonl"])
+def test_a_name_that_datasets_does_not_know_as_held_out_is_not_trained_on(tmp_path: Path, name: str) -> None:
+    write(tmp_path, "d/a.jsonl", TRAIN)
+    write(tmp_path, f"d/{name}", OTHER)
+    with pytest.raises(DataFileError) as caught:
+        load_rows("d", base_dir=tmp_path, limit=None, on_bad_row="error")
+    assert caught.value.where == f"d/{name}"
+    rows = load_rows("d", base_dir=tmp_path, limit=None, on_bad_row="error", held_out=(tmp_path / "d" / name,))
+    assert rows.column("text") == ["train"], "said to be held out, it is no riddle"
+
+
+def test_a_readme_names_a_folder(tmp_path: Path) -> None:
+    write(tmp_path, "d/README.md", "---\nconfigs:\n- config_name: a\n  data_dir: x\n---\n")
+    write(tmp_path, "d/x/a.jsonl", TRAIN)
+    write(tmp_path, "d/a.jsonl", OTHER)
+    assert load_rows("d", base_dir=tmp_path, limit=None, on_bad_row="error").column("text") == ["train"]
+
+
+@pytest.mark.parametrize("card", ["configs: [", "configs: 3", "configs:\n- data_files: 7"])
+def test_a_broken_readme_hides_no_split(tmp_path: Path, card: str) -> None:
+    write(tmp_path, "d/README.md", f"---\n{card}\n---\n")
+    write(tmp_path, "d/a.jsonl", TRAIN)
+    with pytest.raises(DataFileError):
+        load_rows("d", base_dir=tmp_path, limit=None, on_bad_row="error")
+
+
+def test_an_archive_is_read_by_the_name_of_what_is_in_it(tmp_path: Path) -> None:
+    for name, delimiter in (("a.csv", ","), ("a.tsv", "\t")):
+        (tmp_path / "archive.zip").write_bytes(zipped(separated(delimiter), name))
+        assert listed(load_rows("archive.zip", base_dir=tmp_path, limit=None, on_bad_row="error")) == ROWS
+    (tmp_path / "archive.zip").write_bytes(zipped(separated(","), "a.csv", "b.csv"))
+    with pytest.raises(DataFileError) as caught:
+        load_rows("archive.zip", base_dir=tmp_path, limit=None, on_bad_row="error")
+    assert "several files" in caught.value.got
+
+
+def test_a_slice_of_a_split_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "d/train.jsonl", TRAIN)
+    for source in ("d:train[:10%]", "org/name:train[:10%]"):
+        with pytest.raises(DataFileError) as caught:
+            load_rows(source, base_dir=tmp_path, limit=None, on_bad_row="error")
+        assert caught.value.got == "[:10%]"
 
 
 def test_what_save_to_disk_writes(tmp_path: Path) -> None:
@@ -336,3 +381,32 @@ def test_a_broken_file_is_a_page(tmp_path: Path, kind: str) -> None:
 def test_an_empty_value_is_none_as_datasets_has_it(tmp_path: Path, text: str) -> None:
     rows = load_rows(write(tmp_path, "a.csv", text), base_dir=tmp_path, limit=None, on_bad_row="error")
     assert listed(rows) == [{"a": "1", "b": None}]
+
+
+UNUSUAL = {
+    "a time that Python does not know": (pa.array([0, 2**62], pa.timestamp("us")), "cannot be read"),
+    "a time zone that nobody knows": (pa.array([0, 1], pa.timestamp("us", tz="Mars/Olympus")), "cannot be read"),
+    "bytes that are no UTF-8": (
+        pa.Array.from_buffers(pa.string(), 2, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"x\xe9")]), "cannot be read",
+    ),
+    "a map": (pa.array([[("k", "v")], [("k", "v"), ("l", "w")]], pa.map_(pa.string(), pa.string())), "a list"),
+    "a duration": (pa.array([1, 2], pa.duration("s")), "a timedelta"),
+    "binary": (pa.array([b"x", b"y"]), "a bytes"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_a_column_of_another_kind_matters_where_it_is_used_alone(tmp_path: Path, kind: str, suffix: str) -> None:
+    column, got = UNUSUAL[kind]
+    table = pa.table({"a": ["x", "y"], "b": column})
+    if suffix == "parquet":
+        pq.write_table(table, tmp_path / "a.parquet")
+    else:
+        with pa.ipc.new_file(tmp_path / "a.arrow", table.schema) as file:
+            file.write_table(table)
+    rows = load_rows(f"a.{suffix}", base_dir=tmp_path, limit=None, on_bad_row="error")
+    assert rows.column("a") == ["x", "y"]
+    with pytest.raises(RowProblem) as caught:
+        as_text(rows[1], "b")
+    assert got in caught.value.got

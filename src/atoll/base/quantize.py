@@ -77,8 +77,6 @@ def check_kept(name: str, model: PreTrainedModel, bits: Bits, wide: Collection[s
 
 
 def _require_library(bits: int) -> None:
-    # Of a kernel from a hub, which it looks for at its import, for the product that is not used here.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         importlib.import_module("bitsandbytes")
     except ImportError as problem:

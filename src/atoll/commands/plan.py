@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from atoll.config.load import load
-from atoll.jobs.inputs import base_shapes, edge_rows, given_importance, run_labels, start_ranks
+from atoll.jobs.inputs import base_shapes, data_notes, edge_rows, given_importance, run_labels, start_ranks
 from atoll.planner.edge_plan import FleetPlan
 from atoll.planner.plan_fleet import check_plan, plan_fleet
 from atoll.selection.selector import check_schedules
@@ -19,7 +20,8 @@ def plan(config_path: str | Path, *, overrides: Sequence[str] = ()) -> FleetPlan
     """
     loaded = load(Path(config_path), overrides)
     found = edge_rows(loaded)
-    shapes = base_shapes(loaded, len(run_labels(loaded.config, [edge.rows for edge in found])))
+    labels = run_labels(loaded.config, [edge.rows for edge in found])
+    shapes = base_shapes(loaded, len(labels))
     rows = {edge.name: len(edge.rows) for edge in found}
     start = loaded.config.adapter.start
     planned = plan_fleet(
@@ -28,4 +30,4 @@ def plan(config_path: str | Path, *, overrides: Sequence[str] = ()) -> FleetPlan
     )  # fmt: skip
     check_schedules(loaded.config, planned.rows_per_step, rows)
     check_plan(loaded.config, planned)
-    return planned
+    return replace(planned, notes=data_notes(loaded.config, found, labels))

@@ -17,19 +17,20 @@ from atoll.base.headers import fetch
 from atoll.base.read_shapes import read_shapes
 from atoll.config.load import LoadedConfig
 from atoll.config.schema import Data, Edge, RunConfig, held_out_source
-from atoll.errors import AdapterFolderError, BadValueError, BaseFolderError, DataFileError, EmptyDataError
+from atoll.errors import AdapterFolderError, BadValueError, BaseFolderError, DataFileError, EmptyDataError, InputError
 from atoll.planner.importance import Importance, read_importance
 from atoll.planner.plan_fleet import LOCAL_EDGE
 from atoll.runs.events import Advised, DataLoaded, Event
 from atoll.shapes import BaseShapes, with_full_weights, with_outside
 from atoll.tasks.forms.flags import check_flags
-from atoll.tasks.forms.special import token_notes
+from atoll.tasks.forms.special import seen_note, token_notes
+from atoll.tasks.forms.values import check_alike, class_of, in_order
 from atoll.tasks.partition import partition
 from atoll.tasks.readers.hub import Role
 from atoll.tasks.readers.nearest import few_names
 from atoll.tasks.readers.reader import Limits
 from atoll.tasks.rows import RowProblem, Rows, files_of, load_rows
-from atoll.tasks.text import TextForm, check_alike, check_column, class_of, row_form
+from atoll.tasks.text import TextForm, check_column, row_form
 from atoll.tasks.tokens import Examples, skip_or_raise
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def check_labels(config: RunConfig, labels: Sequence[str]) -> None:
 
 
 def labels_of(config: RunConfig, parts: Iterable[Rows]) -> tuple[str, ...]:
-    """The classes of some rows: as [evaluate] labels says, or all that are there, sorted; none where the run generates.
+    """The classes of some rows: as [evaluate] labels says, or all that are there, in order; none where the run generates.
 
     Raises: ColumnError, BadRowError.
     """
@@ -187,7 +188,7 @@ def labels_of(config: RunConfig, parts: Iterable[Rows]) -> tuple[str, ...]:
                 found.add(class_of({column: value}, column))
             except RowProblem as problem:
                 skip_or_raise(rows, index, problem)
-    return tuple(sorted(found))
+    return in_order(found)
 
 
 def edge_rows(loaded: LoadedConfig, only: str | None = None) -> tuple[EdgeRows, ...]:
@@ -214,10 +215,20 @@ def edge_rows(loaded: LoadedConfig, only: str | None = None) -> tuple[EdgeRows, 
         if edge.data not in own:
             own[edge.data] = _load(loaded, edge.data, config.data.train_rows, held_out=held_out)
         rows = own[edge.data]
-        form = _checked_form(data_of(config, edge), rows)
+        form = _checked_form(data_of(config, edge), rows, f"edge {edge.name}, ")
         found[edge.name] = EdgeRows(edge.name, rows, form, tuple((edge.name, note) for note in (*rows.notes, form.note) if note))
     names = [edge.name for edge in config.edge] or [LOCAL_EDGE]
     return tuple(found[name] for name in names if only in (None, name))
+
+
+def alone(loaded: LoadedConfig, name: str) -> LoadedConfig:
+    """The config of one edge on its own machine."""
+    config = loaded.config
+    edges = tuple(edge for edge in config.edge if edge.name == name)
+    federated = config.federated.model_copy(update={"min_edges": 1})
+    # One machine against its host: no planner may give it the whole base, which it need not have.
+    run = config.run.model_copy(update={"placement": "split" if config.run.placement == "auto" else config.run.placement})
+    return replace(loaded, config=config.model_copy(update={"run": run, "edge": edges, "federated": federated}))
 
 
 def data_of(config: RunConfig, edge: Edge) -> Data:
@@ -236,9 +247,14 @@ def _shares(config: RunConfig, rows: Rows, sharing: Sequence[str]) -> list[Rows]
     return [replace(shares[0], num_skipped=left_out), *shares[1:]]
 
 
-def _checked_form(data: Data, rows: Rows) -> TextForm:
+def _checked_form(data: Data, rows: Rows, owner: str = "") -> TextForm:
     """The form of training rows. Raises: as form_of; ConflictError for rows that say that they are not to be trained on."""
-    form = row_form(data, rows)
+    try:
+        form = row_form(data, rows)
+    except InputError as problem:
+        if owner:  # One of several files has other columns.
+            problem.where = f"{owner}{rows.name}, {problem.where}"
+        raise
     used = {*form.columns, data.label, data.partition.rpartition(":")[2]}
     check_flags(rows, {name for name in used if name})
     return form
@@ -312,23 +328,37 @@ def data_events(
     """Of training rows, edge by edge, and the classes that were found in them."""
     events: list[Event] = []
     for edge, part in zip(rows, examples, strict=True):
-        events += [Advised(name, note) for name, note in edge.notes]
-        events += [Advised(edge.name, note) for note in token_notes(edge.rows, edge.form, tokenizer)]
-        events.append(_loaded("train", edge.name, edge.rows, part))
+        events += [*(Advised(name, note) for name, note in edge.notes), *token_events(edge, part, tokenizer)]
     return (*events, *class_events(config, labels))
 
 
-def class_events(config: RunConfig, labels: Sequence[str]) -> tuple[Event, ...]:
+def token_events(edge: EdgeRows, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> tuple[Event, ...]:
+    """What became of an edge's rows as tokens were made of them."""
+    notes = [Advised(edge.name, note) for note in token_notes(edge.rows, edge.form, tokenizer)]
+    return (*notes, _loaded("train", edge.name, edge.rows, examples))
+
+
+def data_notes(config: RunConfig, rows: Sequence[EdgeRows], labels: Sequence[str]) -> tuple[str, ...]:
+    """What can be told of training rows before tokens are made of them, in sentences."""
+    notes = [f"{name}: {note}" if name else note for edge in rows for name, note in edge.notes]
+    for edge in {id(edge.rows): edge for edge in rows}.values():
+        notes += [f"{edge.rows.num_skipped} rows of {edge.name} cannot be read, and are left out"] if edge.rows.num_skipped else []
+    return (*notes, *(event.advice for event in class_events(config, labels)))
+
+
+def class_events(config: RunConfig, labels: Sequence[str]) -> tuple[Advised, ...]:
     """The classes of a run, which its data alone may have decided."""
     listed = few_names([repr(label) for label in labels], 20)
     return (Advised("", f"{len(labels)} classes in column {config.data.label}: {listed}"),) if labels else ()
 
 
-def held_out_events(rows: Rows | None, form: TextForm, examples: Examples | None) -> tuple[Event, ...]:
-    """Of held-out rows, where there are any."""
+def held_out_events(rows: Rows | None, form: TextForm, examples: Examples | None, trained: Sequence[Examples] = ()) -> tuple[Event, ...]:
+    """Of held-out rows, where there are any; with those that are `trained` on, of rows that are both."""
     if rows is None or examples is None:
         return ()
     notes = [Advised("", f"held-out rows: {note}") for note in (*rows.notes, form.note) if note]
+    seen = seen_note(trained, examples)
+    notes += [Advised("", seen)] if seen else []
     return (*notes, _loaded("eval", "", rows, examples))
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from atoll.adapters.attach import attached
@@ -22,6 +23,7 @@ from atoll.errors import AdapterFitError, InfeasibleError
 from atoll.jobs.finished import loaded_base
 from atoll.jobs.inputs import (
     EdgeRows,
+    alone,
     base_shapes,
     base_source,
     data_events,
@@ -35,7 +37,7 @@ from atoll.jobs.results.adapter import check_given, check_result
 from atoll.jobs.split import HostAccess, SplitSide, join, serve, start_host
 from atoll.planner.edge_plan import EdgePlan, FleetPlan
 from atoll.planner.importance import Importance
-from atoll.planner.plan_fleet import check_plan, plan_fleet
+from atoll.planner.plan_fleet import by_usable_rows, check_plan, plan_fleet
 from atoll.runs.events import Event
 from atoll.selection.selector import ModuleSelector, check_schedules, selector_of
 from atoll.shapes import BaseShapes
@@ -152,12 +154,12 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | N
         check_metrics(config.evaluate, form, held_out)
     given = given_start(loaded, shapes)
     num_rows = {edge.name: len(edge.rows) for edge in rows}
-    plan = plan_fleet(
-        config, shapes, num_rows, start_ranks=block_ranks(given, shapes) if given else None, has_host=host is not None,
+    plan_for = partial(
+        plan_fleet, config, shapes, start_ranks=block_ranks(given, shapes) if given else None, has_host=host is not None,
         importance=given_importance(loaded),
     )  # fmt: skip
-    plans = {edge.name: edge for edge in plan.edges}
-    rows = tuple(edge for edge in rows if edge.name in plans)
+    plan = plan_for(edges_rows=num_rows)
+    rows = tuple(edge for edge in rows if edge.name in {one.name for one in plan.edges})
     check_schedules(config, plan.rows_per_step, num_rows)
     check_plan(config, plan)
     with ExitStack() as opened:
@@ -176,18 +178,21 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | N
         if config.data.batching == "pack":
             check_packing(base.model, config.data.max_length)
         examples = _examples(rows, base, config.data.max_length)
+        usable = {**num_rows, **{edge.name: len(part) for edge, part in zip(rows, examples, strict=True)}}
+        plan, num_rows = by_usable_rows(plan, num_rows, usable, plan_for)
+        plans = {edge.name: edge for edge in plan.edges}
         # Held-out rows that cannot be used are found out before anything is written, too.
         settings, max_length = config.evaluate, config.data.max_length
         scored = None if held_out is None else held_out_examples(held_out, form, base.tokenizer, settings, max_length)
         edges = tuple(
             replace(
-                participant(config, shapes, base, edge.name, part, plans[edge.name], len(edge.rows)),
+                participant(config, shapes, base, edge.name, part, plans[edge.name], num_rows[edge.name]),
                 uploaded_bytes=_uploaded_bytes(edge, plans[edge.name]),
             )
             for edge, part in zip(rows, examples, strict=True)
         )
         central = _central(config, shapes, base, edges, start) if "central" in config.run.compare else None
-        events = (*data_events(config, rows, examples, labels, base.tokenizer), *held_out_events(held_out, form, scored))
+        events = (*data_events(config, rows, examples, labels, base.tokenizer), *held_out_events(held_out, form, scored, examples))
         opened.pop_all()  # From here on the job closes what is open.
     return Job(
         loaded, base, bases, shapes, form, edges, central, held_out, plan, start, events, host is not None, split, own_host, scored
@@ -295,16 +300,6 @@ def _uploaded_bytes(edge: EdgeRows, plan: EdgePlan) -> int:
     if plan.mode != "cloud":
         return 0
     return sum(len(json.dumps(dict(edge.rows[number]), ensure_ascii=False, default=str).encode()) + 1 for number in range(len(edge.rows)))
-
-
-def alone(loaded: LoadedConfig, name: str) -> LoadedConfig:
-    """The config of one edge on its own machine."""
-    config = loaded.config
-    edges = tuple(edge for edge in config.edge if edge.name == name)
-    federated = config.federated.model_copy(update={"min_edges": 1})
-    # One machine against its host: no planner may give it the whole base, which it need not have.
-    run = config.run.model_copy(update={"placement": "split" if config.run.placement == "auto" else config.run.placement})
-    return replace(loaded, config=config.model_copy(update={"run": run, "edge": edges, "federated": federated}))
 
 
 def _bases(

@@ -88,6 +88,8 @@ class FleetPlan:
     """Full names of all modules that may have an adapter."""
     remarks: tuple[str, ...] = ()
     """What targets and bits leave out of the base, in sentences."""
+    notes: tuple[str, ...] = ()
+    """What is to be told of the data, in sentences."""
 
     def edge(self, name: str) -> EdgePlan:
         """The plan of one edge, which must exist."""
@@ -111,6 +113,7 @@ class FleetPlan:
             "edges": [edge.to_json() for edge in self.edges],
             "left_out": [dataclasses.asdict(edge) for edge in self.left_out],
             "remarks": list(self.remarks),
+            "notes": list(self.notes),
         }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from atoll.adapters.targets import resolve_targets, unreached
@@ -78,6 +78,18 @@ def _remarks(config: RunConfig, shapes: BaseShapes, plans: Sequence[EdgePlan]) -
     if shapes.num_wide and any(plan.bits < precise for plan in plans):
         share = shapes.num_wide / shapes.num_parameters
         yield f"{share:.0%} of the base's weights stay in {precise} bits for all quantize says: experts in one tensor are no linear modules"
+
+
+def by_usable_rows(
+    plan: FleetPlan, planned: dict[str, int], usable: dict[str, int], plan_for: Callable[..., FleetPlan]
+) -> tuple[FleetPlan, dict[str, int]]:  # fmt: skip
+    """The plan of edges whose rows cannot all be used, and the rows by edge that it is made for: an epoch counts no others.
+
+    Bases are loaded by then, so that `plan` stays where `plan_for` the fewer rows asks for others.
+    """
+    again = plan if usable == planned else plan_for(edges_rows=usable)
+    before, after = ([(edge.name, edge.mode, edge.bits) for edge in one.edges] for one in (plan, again))
+    return (again, usable) if before == after else (plan, planned)
 
 
 def check_planned(request: PlanRequest, planned: Planned) -> None:

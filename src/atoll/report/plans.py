@@ -29,7 +29,8 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
     left_out: list[Mapping[str, Any]] = list(plan["left_out"])
     rows = [_row(edge) for edge in edges] + [(edge["name"], "left out", *["-"] * (len(_HEADER) - 2)) for edge in left_out]
     notes = {edge["name"]: edge["why"] for edge in [*edges, *left_out]}
-    notes |= {"base" + " " * number: remark for number, remark in enumerate(plan.get("remarks", ()))}
+    for label, key in (("base", "remarks"), ("data", "notes")):
+        notes |= {label + " " * number: remark for number, remark in enumerate(plan.get(key, ()))}
     if all(edge["objective"] is None for edge in edges):
         return plain_table(title, _without_worth(_HEADER), [_without_worth(row) for row in rows], notes)
     return plain_table(title, _HEADER, rows, notes)

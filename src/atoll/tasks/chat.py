@@ -56,6 +56,11 @@ def extras_of(row: Mapping[str, object], settings: Mapping[str, object] = NO_SET
         if value and not (isinstance(value, list) and all(isinstance(item, dict) for item in value)):
             raise RowProblem(repr(value)[:60], "a list of objects, or the JSON text of one", name)
         given[name] = list(value) if isinstance(value, list) and value else None
+    old = _without_nulls(_parsed(row.get("functions"), "a list of objects", "functions"))
+    if old and (given["tools"] or not isinstance(old, list)):
+        raise RowProblem("functions beside tools, or no list", "a list of objects, in one of the two", "functions")
+    if isinstance(old, list) and old:  # As OpenAI wrote tools before 2024.
+        return extras_of({**row, "functions": None, "tools": [{"type": "function", "function": one} for one in old]}, settings)
     name = "chat_template_kwargs"
     own = _without_nulls(_parsed(row.get(name), "an object", name)) or {}
     if not isinstance(own, dict) or _OWN_NAMES & set(own):

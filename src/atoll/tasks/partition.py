@@ -9,9 +9,9 @@ import numpy as np
 
 from atoll import seeding
 from atoll.errors import BadRowError, BadValueError, ColumnError, PartitionError
+from atoll.tasks.forms.values import class_of
 from atoll.tasks.readers.nearest import did_you_mean
 from atoll.tasks.rows import RowProblem, Rows
-from atoll.tasks.text import class_of
 
 SYNTAX = '"iid", "by:COLUMN" or "dirichlet:CONCENTRATION:COLUMN"'
 

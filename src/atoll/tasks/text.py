@@ -6,13 +6,9 @@ a long document does not push the completion behind it out of max_length.
 
 from __future__ import annotations
 
-import math
 import string
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date, time
-from decimal import Decimal
 from typing import TYPE_CHECKING, Literal
 
 from atoll.config.schema import Data
@@ -31,7 +27,8 @@ from atoll.tasks.chat import (
 from atoll.tasks.chats.template import Message
 from atoll.tasks.chats.turns import said as text_of
 from atoll.tasks.forms.conversations import Conversation, conversation, is_list
-from atoll.tasks.forms.usual import names_that_are_known, told, usual_form
+from atoll.tasks.forms.usual import example, names_that_are_known, told, usual_form
+from atoll.tasks.forms.values import as_text, class_of
 from atoll.tasks.readers.nearest import did_you_mean, few_names
 from atoll.tasks.rows import RowProblem, Rows
 
@@ -39,6 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Row = Mapping[str, object]
+
 
 @dataclass(frozen=True, slots=True)
 class Template:
@@ -252,7 +250,7 @@ def row_form(data: Data, rows: Rows) -> TextForm:
     if form.kind != "text":
         raise ConflictError(
             "it is not said which text is to be classified", where="[data] text", got=f"columns {few_names(rows.columns)}",
-            expected="a template", do=f'write text = "{{{rows.columns[0]}}}" below [data]',
+            expected="a template", do=f"write {example(sorted(rows.columns, key=data.label.__eq__)[:1], {})} below [data]",
         )  # fmt: skip
     return form
 
@@ -271,68 +269,14 @@ def parse_template(template: str, columns: Sequence[str], where: str) -> Templat
         if name is None:
             parts.append((literal, None, None))
             continue
+        whole = f"{name}{'!' + conversion if conversion else ''}{':' + width if width else ''}"
+        if whole in columns and (conversion or width):  # "Question: text" is a column's name here, no width.
+            name, conversion, width = whole, None, ""
         if not name or conversion or (width and not (width[0] == "." and width[1:].isdecimal())):
-            field = f"{name}{'!' + conversion if conversion else ''}{':' + width if width else ''}"
-            raise _template_error(where, f"{{{field}}} in {template!r}")
+            raise _template_error(where, f"{{{whole}}} in {template!r}")
         check_column(name, columns, where)
         parts.append((literal, name, int(width[1:]) if width else None))
     return Template(tuple(parts))
-
-
-def as_text(row: Row, column: str) -> str:
-    """A value as text.
-
-    Raises: RowProblem where there is none, or where it is a list, an object or bytes.
-    """
-    value = row.get(column)
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        raise RowProblem("no value (null, or the key is missing)", "a text", column)
-    if not isinstance(value, str | int | float | Decimal | date | time):
-        raise RowProblem(f"a {type(value).__name__}", "a text or a number", column)
-    if isinstance(value, float) and math.isinf(value):
-        raise RowProblem("a number without end", "a text or a number", column)
-    text = str(value)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise RowProblem("half of a surrogate pair", "text that can be written as UTF-8", column) from None
-    return text
-
-
-def class_of(row: Row, column: str) -> str:
-    """The class that a row names: its text without space around it; a whole number, however it is stored.
-
-    Raises: RowProblem where it names none.
-    """
-    value = row.get(column)
-    whole = isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value)
-    label = str(int(value)) if whole and isinstance(value, float | Decimal) else as_text(row, column).strip()
-    if not label:
-        raise RowProblem("an empty text", "the name of a class", column)
-    return label
-
-
-def check_alike(labels: Sequence[str], where: str) -> None:
-    """Whether classes differ in more than how they are written.
-
-    Raises: BadValueError naming two that are hardly meant to be two.
-    """
-    seen: dict[object, str] = {}
-    for label in labels:
-        other = seen.setdefault(_spelling(label), label)
-        if other != label:
-            raise BadValueError(
-                "two classes differ in nothing but how they are written", where=where, got=f"{other!r} and {label!r}",
-                expected="one way of writing each class", do="write them alike; if they are two, name all classes in [evaluate] labels",
-            )  # fmt: skip
-
-
-def _spelling(label: str) -> object:
-    try:
-        number = float(label)
-    except ValueError:
-        return " ".join(unicodedata.normalize("NFKC", label).casefold().split())
-    return number if math.isfinite(number) else label.casefold()
 
 
 def _check_combination(data: Data) -> None:
@@ -350,16 +294,15 @@ def _check_combination(data: Data) -> None:
 def _usual_form(columns: Sequence[str], first: Row) -> TextForm:
     found = usual_form(columns)
     if found is None:
-        listed = few_names(columns)
         raise ConflictError(
-            "it is not said how a row becomes text", where="[data]", got=f"columns {listed}",
+            "it is not said how a row becomes text", where="[data]", got=f"columns {few_names(columns)}",
             expected=f"prompt and completion, or text, or messages; or columns called so, or one of: {names_that_are_known()}",
-            do=f'set for example text = "{{{columns[0]}}}"' if columns else "give data with columns",
+            do=f"set for example {example(columns, first)}" if columns else "give data with columns",
         )  # fmt: skip
-    note = told(found, columns)
-    if found.completion is None:
-        return TextForm("messages", messages=found.columns, note=note)
-    if found.columns == ("prompt", "completion") and all(is_list(first.get(name)) for name in found.columns):
+    is_pair = found.columns == ("prompt", "completion")
+    is_chat = found.completion is None or (is_pair and all(is_list(first.get(name)) for name in found.columns))
+    note = told(found, columns, is_chat=is_chat)
+    if is_chat:
         return TextForm("messages", messages=found.columns, note=note)
     texts = (found.prompt, found.completion, found.short)
     prompt, completion, short = (None if text is None else parse_template(text, columns, "[data]") for text in texts)

@@ -67,6 +67,18 @@ def test_it_is_planned_as_with_all_rows_here(place: Workplace, sections: Section
         here.close()
 
 
+def test_a_fleet_of_chats_is_known_as_one_without_a_held_out_row(place: Workplace) -> None:
+    own = {"train": "chat.jsonl", "eval": None, "eval_rows": None, "prompt": None, "completion": None}
+    row = {"messages": [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]}
+    (place.folder / "chat.jsonl").write_text((json.dumps(row) + "\n") * 8)
+    loaded = config(place, {"data": own}, {"north": {}, "south": {}})
+    job = prepared_for_fleet(loaded, all_capabilities(loaded), {}, "run1")
+    assert job.form is not None
+    assert job.form.kind == "messages"
+    texts = [replace(one, form="text") for one in all_capabilities(loaded)]
+    assert prepared_for_fleet(loaded, texts, {}, "run1").form is None
+
+
 def test_edges_that_say_nothing_are_left_out(place: Workplace) -> None:
     loaded = config(place)
     job = prepared_for_fleet(loaded, all_capabilities(loaded, "north", "west"), {"south": "no answer in 5 s"}, "run1")
@@ -180,7 +192,7 @@ def said(capabilities: Capabilities) -> RecordDict:
     return RecordDict({CAPABILITIES: ConfigRecord({TEXT: capabilities.to_text()})})
 
 
-NORTH = Capabilities("north", 3, (), "base", "config", "0.1")
+NORTH = Capabilities("north", 3, "messages", (), "base", "config", "0.1")
 
 
 def test_edges_are_asked_what_they_have() -> None:
@@ -204,7 +216,7 @@ def test_an_edge_with_another_edges_key_is_left_out() -> None:
 
 
 def text(**changes: object) -> RecordDict:
-    values = {"edge": "south", "num_rows": 3, "labels": [], "base": "base", "config": "config", "atoll": "0.1"}
+    values = {"edge": "south", "num_rows": 3, "form": "text", "labels": [], "base": "base", "config": "config", "atoll": "0.1"}
     return RecordDict({CAPABILITIES: ConfigRecord({TEXT: json.dumps({**values, **changes})})})
 
 

@@ -16,6 +16,7 @@ from atoll.jobs.backends.backend import WorkOrder
 from atoll.jobs.backends.work_orders import SentOrder
 from atoll.jobs.backends.worker import Capabilities, Worker, asked_for
 from atoll.jobs.job import prepared
+from atoll.runs.events import Advised, DataLoaded
 
 from tests.jobs.conftest import Workplace
 
@@ -23,12 +24,12 @@ TWO: dict[str, dict[str, object]] = {"north": {}, "south": {"rank": 2}}
 NAME = st.text(max_size=8)
 
 
-@given(st.builds(Capabilities, NAME, st.integers(0, 2**40), st.lists(NAME, max_size=3).map(tuple), NAME, NAME, NAME))
+@given(st.builds(Capabilities, NAME, st.integers(0, 2**40), NAME, st.lists(NAME, max_size=3).map(tuple), NAME, NAME, NAME))
 def test_a_hello_comes_back(capabilities: Capabilities) -> None:
     assert Capabilities.from_text(capabilities.to_text()) == capabilities
 
 
-CAPABILITIES = Capabilities("north", 5, ("a",), "base", "config", "0.1").to_text()
+CAPABILITIES = Capabilities("north", 5, "text", ("a",), "base", "config", "0.1").to_text()
 
 NO_ROWS = ('"x"', "Infinity", "1e400", "5.0", "-1", "true", "9" * 400)
 
@@ -89,6 +90,21 @@ def test_an_edge_has_the_rows_that_it_has_in_one_process(loaded: LoadedConfig) -
         assert own.plan.pool == job.plan.pool
         worker.close()
         worker.close()
+
+
+def test_an_edge_tells_its_owner_what_becomes_of_its_rows(place: Workplace) -> None:
+    config = place.config(TWO, {"data": {"on_bad_row": "skip", "max_length": 8}})
+    (place.folder / "rows.csv").write_text("a,b\n" + "w1,w2 </s>\n,w3\nw1,w2 w3 w4 w5 w6 w7 w8 w9\n" * 9)
+    loaded = load(config)
+    job, worker = prepared(loaded), Worker(loaded, "north")
+    assert worker.untold() == ()
+    worker.work(SentOrder(WorkOrder("north", job.edges[0].plan, "federated", 4, 0), job.plan.pool, (), "run"))
+    special, loaded_rows = worker.untold()
+    assert isinstance(special, Advised)
+    assert "'</s>' as text" in special.advice
+    assert isinstance(loaded_rows, DataLoaded)
+    assert (loaded_rows.num_rows > 0, loaded_rows.num_skipped > 0, loaded_rows.num_truncated > 0) == (True, True, True)
+    assert worker.untold() == ()
 
 
 def test_a_base_is_loaded_once_for_orders_that_ask_for_the_same(loaded: LoadedConfig) -> None:

@@ -67,7 +67,10 @@ class Resident:
         self._audit.close()
 
     def _work(self) -> EdgeWork:
-        work, policy = edge_work(*self._worker.work(self._order), self._order.order, self._log, self._worker.digest), self._worker.policy
+        job, edge = self._worker.work(self._order)
+        for event in self._worker.untold():
+            self._log.append(event)
+        work, policy = edge_work(job, edge, self._order.order, self._log, self._worker.digest), self._worker.policy
         return work if policy.seconds is None else replace(work, on_step=_within(policy.seconds, work))
 
     def answer(self, data: bytes) -> bytes:

@@ -21,10 +21,13 @@ from atoll.jobs.job import Job, Participant, block_ranks, fresh_start, given_sta
 from atoll.jobs.results.adapter import check_given, check_result
 from atoll.planner.edge_plan import FleetPlan, LeftOut
 from atoll.planner.plan_fleet import check_plan, plan_fleet
+from atoll.runs.events import Event
 from atoll.selection.selector import schedule_of
 from atoll.shapes import BaseShapes
 from atoll.tasks.classes import form_of
 from atoll.tasks.evaluate import check_metrics, held_out_examples
+from atoll.tasks.forms.values import in_order
+from atoll.tasks.text import TextForm
 from atoll.units import format_seconds
 
 CAPABILITIES, TEXT = "capabilities", "text"
@@ -141,7 +144,7 @@ def prepared_for_fleet(loaded: LoadedConfig, all_capabilities: Sequence[Capabili
             "the rows of a fleet stay where they are", where="[run] compare", got='"central": one trainer that sees all rows',
             expected='"local-only" or "homogeneous"', do="remove it, or run without --engine flower where all rows are",
         )  # fmt: skip
-    ours = Capabilities("", 0, (), stored_digest(base_source(loaded)), asked_for(config), version("atoll"))
+    ours = Capabilities("", 0, "", (), stored_digest(base_source(loaded)), asked_for(config), version("atoll"))
     others = {one.edge: why for one in all_capabilities if (why := differs(ours, one)) is not None}
     known = {one.edge: one for one in all_capabilities if one.edge not in others}
     silent = {**silent, **others}
@@ -166,7 +169,7 @@ def _planned(loaded: LoadedConfig, known: Mapping[str, Capabilities]) -> tuple[t
     """The classes of the run, the base's shapes with a head for them, and what all edges are to do."""
     config = loaded.config
     given_labels = tuple(label.strip() for label in config.evaluate.labels or ())
-    labels = given_labels or tuple(sorted({label for capabilities in known.values() for label in capabilities.labels}))
+    labels = given_labels or in_order(label for capabilities in known.values() for label in capabilities.labels)
     labels = labels if config.model.task == "classify" else ()
     check_labels(config, labels)
     shapes = base_shapes(loaded, len(labels))
@@ -196,14 +199,16 @@ def _prepared(
         check_metrics(config.evaluate, form, held_out)
     check_plan(config, plan)
     base, given = loaded_base(loaded, labels), given_start(loaded, shapes)
-    scored, events = None, class_events(config, labels)
+    scored, events = None, list[Event](class_events(config, labels))
     if held_out is not None and form is not None:
         scored = held_out_examples(held_out, form, base.tokenizer, config.evaluate, config.data.max_length)
         events += held_out_events(held_out, form, scored)
+    if form is None and {known[one.name].form for one in plan.edges} == {"messages"}:
+        form = TextForm("messages")  # Of the edges' rows: what is said to the result is put into the chat template.
     edges = tuple(participant(config, shapes, base, one.name, None, one, known[one.name].num_rows) for one in plan.edges)
     start = with_head(given or fresh_start(config, shapes, plan), base)
     if config.adapter.start is not None:
         check_given(loaded.resolve(config.adapter.start), base)
     check_result(base, start, loaded)
     bases = {PRECISION_BITS[config.model.precision]: base}
-    return Job(loaded, base, bases, shapes, form, edges, None, held_out, plan, start, events, False, None, None, scored)
+    return Job(loaded, base, bases, shapes, form, edges, None, held_out, plan, start, tuple(events), False, None, None, scored)

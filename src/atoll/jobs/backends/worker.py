@@ -23,10 +23,11 @@ from atoll.jobs.backends.edge_policy import EdgePolicy
 from atoll.jobs.backends.order_checks import OrderChecks
 from atoll.jobs.backends.work_orders import SentOrder, read_strictly
 from atoll.jobs.finished import loaded_base
-from atoll.jobs.inputs import base_shapes, base_source, edge_rows, labels_of
-from atoll.jobs.job import Job, Participant, alone, participant
+from atoll.jobs.inputs import alone, base_shapes, base_source, edge_rows, labels_of, token_events
+from atoll.jobs.job import Job, Participant, participant
 from atoll.jobs.split import HostAccess, SplitSide, join
 from atoll.planner.edge_plan import EdgePlan, FleetPlan
+from atoll.runs.events import Event
 from atoll.tasks.batches import check_packing
 from atoll.tasks.classes import examples_of, with_classes
 from atoll.tasks.tokens import Examples
@@ -42,6 +43,8 @@ class Capabilities:
 
     edge: Annotated[str, Field(max_length=_LONGEST_NAME)]
     num_rows: Annotated[int, Field(ge=0, le=2**40)]
+    form: Annotated[str, Field(max_length=_LONGEST_NAME)]
+    """What its rows are: "completion", "text" or "messages"."""
     labels: Annotated[tuple[Annotated[str, Field(max_length=_LONGEST_LABEL)], ...], Field(max_length=_MOST_LABELS)]
     """The classes of its rows; none where it generates."""
     base: Annotated[str, Field(max_length=_LONGEST_NAME)]
@@ -91,6 +94,7 @@ class Worker:
         self._has: object = None
         self._examples: tuple[tuple[str, ...], Examples] | None = None
         """By the classes of the run, whose numbers they hold: another run may have more."""
+        self._untold: tuple[Event, ...] = ()
 
     @property
     def name(self) -> str:
@@ -103,9 +107,16 @@ class Worker:
         skipped = self._rows.rows.num_skipped
         return (*(note for _, note in self._rows.notes), *([f"{skipped} rows cannot be used, and are left out"] if skipped else []))
 
+    def untold(self) -> tuple[Event, ...]:
+        """What became of the rows as tokens were made of them; once."""
+        told, self._untold = self._untold, ()
+        return told
+
     def capabilities(self) -> Capabilities:
         """What the coordinator may know."""
-        return Capabilities(self._name, len(self._rows.rows), self._labels, self.digest, self._asked_for, version("atoll"))
+        return Capabilities(
+            self._name, len(self._rows.rows), self._rows.form.kind, self._labels, self.digest, self._asked_for, version("atoll")
+        )  # fmt: skip
 
     @cached_property
     def digest(self) -> str:
@@ -134,6 +145,7 @@ class Worker:
             if config.data.batching == "pack":
                 check_packing(base.model, config.data.max_length)
             self._examples = sent.labels, examples_of(self._rows.rows, form, base.tokenizer, config.data.max_length)
+            self._untold = token_events(self._rows, self._examples[1], base.tokenizer)
         fleet = FleetPlan((plan,), config.run.rounds, 0, shapes.num_parameters, None, 0, 0, pool=sent.pool)
         edge = participant(config, shapes, base, self._name, self._examples[1], plan, len(self._rows.rows))
         job = Job(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,12 @@ Message = Mapping[str, object]
 
 MOST_STEPS = 2_000_000
 """Lines that a template may execute for one page: a thousand times what long conversations take, and about a second."""
-_REFUSALS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError)
+MOST_BYTES = 2**30
+"""That a template may have while it writes a page."""
+MOST_TEXT = 2**26
+"""Characters of a page; a row comes to a quarter of it at most."""
+_REFUSALS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+_LIMIT = threading.RLock()
 _MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
@@ -87,7 +93,7 @@ def page(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, extras
         template_of(tokenizer, extras)
         conversation: Any = [dict(message) for message in messages]
         given: Any = {"tools": extras.tools or None, "documents": extras.documents or None, **extras.settings}
-        return str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=open_turn, **given))
+        return _checked(str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=open_turn, **given)))
 
 
 def marked_page(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, extras: Extras) -> tuple[str, list[tuple[int, int]]]:
@@ -103,11 +109,17 @@ def marked_page(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase,
         rendered: Any = render_jinja_template(
             [conversation], chat_template=template_of(tokenizer, extras), return_assistant_tokens_mask=True, **given | extras.settings
         )
-        return str(rendered[0][0]), [(int(start), int(stop)) for start, stop in rendered[1][0]]
+        return _checked(str(rendered[0][0])), [(int(start), int(stop)) for start, stop in rendered[1][0]]
 
 
 class _EndlessError(Exception):
     pass
+
+
+def _checked(text: str) -> str:
+    if len(text) > MOST_TEXT:
+        raise MemoryError
+    return text
 
 
 def _endless(got: str) -> TokenizerError:
@@ -124,8 +136,10 @@ def _judged(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
 
     where, name = "[data] messages", f"the chat template of {tokenizer.name_or_path or 'the base'}"
     try:
-        with _counted():
+        with _bounded(), _counted():
             yield
+    except MemoryError:
+        raise _endless(f"{name}, which takes {MOST_BYTES:,} bytes for one conversation, or writes {MOST_TEXT:,} letters") from None
     except _EndlessError:
         raise _endless(f"{name}, after {MOST_STEPS:,} steps on one conversation") from None
     except jinja2.TemplateSyntaxError as problem:
@@ -135,6 +149,28 @@ def _judged(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
         ) from None  # fmt: skip
     except (jinja2.TemplateError, *_REFUSALS) as problem:
         raise RowProblem(f"messages that the chat template refuses: {problem}", "roles in the order that the model knows", "") from None
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Within, this process gets at most so much memory more: 'a' * 10 ** 10 is one step. Systems that cannot say so are left alone."""
+    try:
+        import resource
+        from pathlib import Path
+
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    except (ImportError, OSError):
+        yield
+        return
+    with _LIMIT:
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        most = pages * resource.getpagesize() + MOST_BYTES
+        if all(limit in (resource.RLIM_INFINITY, -1) or limit > most for limit in (soft, hard)):
+            resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 @contextmanager

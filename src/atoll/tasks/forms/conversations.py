@@ -11,9 +11,14 @@ from atoll.tasks.rows import RowProblem
 ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
     "model": "assistant", "assistant": "assistant", "system": "system", "tool": "tool", "observation": "tool", "function_response": "tool",
-    "function_call": "assistant", "function": "function", "developer": "developer", "ipython": "ipython",
+    "function_call": "assistant", "function": "function", "developer": "developer", "ipython": "ipython", "bot": "assistant",
+    "prompter": "user",
 }  # fmt: skip
 """What ShareGPT and its kin call who speaks."""
+_AS_ROLE = {name: role for name, role in ROLES.items() if role in ("user", "assistant", "system") and name != "function_call"}
+"""Names that count where a role is wanted, too; others, as "observation", are a template's own."""
+_OTHERS = ("refusal", "audio", "images", "image", "videos", "video")
+"""What messages may hold that chat templates of text do not write."""
 TEXT_PARTS = ("text", "input_text", "output_text")
 LEARN = ("weight", "train", "training", "trainable", "loss", "learn")
 """Keys of a message by which its writer says whether it is learned."""
@@ -81,6 +86,17 @@ def _by_role(message: dict[str, object], number: int, column: str) -> dict[str, 
         if name == "function_call":
             return {"role": role, "content": "", **message, "tool_calls": [_call(value, number, column)]}
         message = {"role": role, **({"content": value} if value is not None else {}), **message}
+    called = message.get("role")
+    if isinstance(called, str):
+        message = {**message, "role": _AS_ROLE.get(called.strip().lower(), called)}
+    if "function_call" in message:
+        call = message.pop("function_call")
+        if message.get("tool_calls"):
+            raise RowProblem(f"message {number} with function_call beside tool_calls", "one of the two", column)
+        message["tool_calls"] = [_call(call, number, column)]
+    for name in _OTHERS:
+        if message.get(name):
+            raise RowProblem(f"message {number} with {name}, which is no text of a chat", "content", column)
     content = message.get("content")
     return {**message, "content": _joined(content, number, column)} if isinstance(content, list) else message
 

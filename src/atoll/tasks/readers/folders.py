@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from atoll.tasks.readers.nearest import few_names
 _TOLD = 8
 _OF_DATASETS = ("dataset_info.json", "state.json", "dataset_dict.json", "dataset_infos.json")
 """What `datasets` writes beside data."""
+_HELD_OUT = frozenset({
+    "test", "tests", "testing", "testset", "validation", "valid", "val", "dev", "devel", "eval", "evaluation", "holdout", "heldout",
+})  # fmt: skip
+"""Words in names of files that are hardly meant to be trained on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +26,8 @@ class FolderFiles:
 
     files: tuple[Path, ...]
     notes: tuple[str, ...]
+    doubtful: tuple[Path, ...] = ()
+    """Those of training rows that are named as if they were held out."""
 
 
 def is_saved(folder: Path) -> bool:
@@ -44,23 +51,32 @@ def split_files(name: str, folder: Path, words: Sequence[str], role: Role, is_da
             "the folder holds no data files", where=name, got=f"a folder holding {inside}",
             expected="files whose suffix says how to read them", do="name the folder that holds the files themselves",
         )  # fmt: skip
-    configs = _configs(folder)
+    configs = _configs(name, folder)
     config = words[0] if len(words) == 2 or (words and words[0] in configs) else None
     split = words[-1] if words and (len(words) == 2 or config is None) else None
-    splits = _splits(folder, data, _patterns(name, configs, config))
+    below, patterns = _patterns(name, configs, config)
+    splits = _splits(folder, below, data, patterns)
     chosen = split or ("train" if role == "train" else next((one for one in HELD_OUT_SPLITS if one in splits), "train"))
     if not splits.get(chosen):
-        raise no_split(name, chosen, [one for one, files in splits.items() if files] or ["nothing"])
+        raise no_split(name, chosen, [one for one, files in splits.items() if files])
     if len(splits) > 1 and split is None and role == "eval" and chosen == "train":
         raise no_split(name, " or ".join(HELD_OUT_SPLITS), list(splits))
-    return FolderFiles(tuple(splits[chosen]), _notes(name, folder, chosen, splits, everything))
+    guessed = split is None and role == "train" and patterns is None
+    doubtful = _named_otherwise(folder, splits[chosen]) if guessed else ()
+    return FolderFiles(tuple(splits[chosen]), _notes(name, folder, chosen, splits, everything), doubtful)
 
 
-def _splits(folder: Path, data: Sequence[Path], of_config: object | None) -> dict[str, list[Path]]:
+def _named_otherwise(folder: Path, files: Sequence[Path]) -> tuple[Path, ...]:
+    """Files that `datasets` takes for training rows, and that are named after other ones in a way that it does not know, as Test.csv."""
+    names = {file: re.sub("held[_-]out", "heldout", file.relative_to(folder).as_posix().lower()) for file in files}
+    return tuple(file for file, name in names.items() if _HELD_OUT.intersection(re.findall("[a-z]+", name)))
+
+
+def _splits(folder: Path, below: str, data: Sequence[Path], of_config: object | None) -> dict[str, list[Path]]:
     from datasets.data_files import _get_data_files_patterns, resolve_pattern, sanitize_patterns
 
-    base = folder.resolve()
-    known = {(base / path.relative_to(folder)).as_posix(): path for path in data}
+    base, root = (folder / below).resolve(), folder.resolve()
+    known = {(root / path.relative_to(folder)).as_posix(): path for path in data}
 
     def resolve(pattern: str) -> list[str]:
         found = [path for path in resolve_pattern(pattern, base.as_posix()) if path in known]
@@ -77,12 +93,19 @@ def _splits(folder: Path, data: Sequence[Path], of_config: object | None) -> dic
                 continue
         return [known[path] for path in sorted(found)]
 
-    splits = _get_data_files_patterns(resolve) if of_config is None else sanitize_patterns(of_config)
+    try:
+        splits = _get_data_files_patterns(resolve) if of_config is None else sanitize_patterns(of_config)
+    except FileNotFoundError:
+        return {}
     return {str(split): files(wanted) for split, wanted in splits.items()}
 
 
-def _configs(folder: Path) -> dict[str, object]:
-    """The data files of each config that the data set card names; the default one under "", too."""
+def _configs(name: str, folder: Path) -> dict[str, Mapping[str, object]]:
+    """Each config that the data set card names; the default one under "", too.
+
+    Raises: DataFileError for a card that speaks of configs and cannot be read.
+    """
+    import yaml
     from datasets.utils.metadata import MetadataConfigs
     from huggingface_hub.repocard import DatasetCard
 
@@ -91,19 +114,25 @@ def _configs(folder: Path) -> dict[str, object]:
         return {}
     try:
         configs = MetadataConfigs.from_dataset_card_data(DatasetCard.load(card).data)
-    except (ValueError, OSError):  # A README that is no card, as most are.
-        return {}
-    named = {name: config["data_files"] for name, config in configs.items() if "data_files" in config}
+    except (ValueError, TypeError, AttributeError, KeyError, OSError, yaml.YAMLError) as problem:
+        if "configs:" not in card.read_text(encoding="utf-8", errors="replace"):
+            return {}  # A README that is no card, as most are.
+        raise DataFileError(
+            "the README says in a broken way which files are data", where=f"{name}/README.md", got=" ".join(str(problem).split())[:160],
+            expected="a data set card as `datasets` reads it", do="mend what stands there between --- and ---, or take it out",
+        ) from None  # fmt: skip
+    named = {one: config for one, config in configs.items() if config.keys() & {"data_files", "data_dir"}}
     default = next(iter(named)) if len(named) == 1 else configs.get_default_config_name() if named else None
     return named | ({"": named[default]} if default in named else {})
 
 
-def _patterns(name: str, configs: dict[str, object], config: str | None) -> object | None:
-    """What the data set card says of a config, or of the default one; None where it says nothing."""
+def _patterns(name: str, configs: dict[str, Mapping[str, object]], config: str | None) -> tuple[str, object | None]:
+    """What the data set card says of a config, or of the default one: the folder of its files, and which they are, or None."""
     if not configs and config is None:
-        return None
+        return "", None
     if (config or "") in configs:
-        return configs[config or ""]
+        chosen = configs[config or ""]
+        return str(chosen.get("data_dir") or ""), chosen.get("data_files")
     known = [one for one in configs if one]
     raise DataFileError(
         "the data has no such config" if config else "the data has several configs, and no default", where=name, got=config or "none",

@@ -14,15 +14,18 @@ from atoll.registry.parts import find, make, names, trait
 from atoll.tasks.readers import scan
 from atoll.tasks.readers.nearest import did_you_mean
 from atoll.tasks.readers.reader import FileRows, GrowingColumns, OnBadRow, Origin, check_columns
-from atoll.tasks.readers.unpack import PACKED, check_unpacked, opened, unpacked_name, whole
+from atoll.tasks.readers.unpack import PACKED, check_unpacked, member_name, opened, unpacked_name, whole
 
 FORMS = ".jsonl .json .csv .tsv .parquet .arrow, also packed as .gz .bz2 .xz .zst .zip"
 
 
 def reader_of(path: Path) -> str | None:
-    """The built-in reader of a file, by its suffix, packed or not; None where the suffix says nothing."""
-    name = unpacked_name(path)
-    return next((one for one in names("reader") if name.endswith(trait("reader", one, "suffixes"))), None)
+    """The built-in reader of a file, by its suffix, packed or not, or by that of an archive's one file; None where it says nothing."""
+    return next((one for one in names("reader") if _is_called(path, trait("reader", one, "suffixes"))), None)
+
+
+def _is_called(path: Path, suffixes: tuple[str, ...]) -> bool:
+    return unpacked_name(path).endswith(suffixes) or unpacked_name(Path(member_name(path))).endswith(suffixes)
 
 
 class _Text:
@@ -69,18 +72,30 @@ class Csv(_Text):
         """As _Text."""
         with opened(origin) as stream:
             lines = scan.Lines(stream, origin.name, origin.limits.row_bytes, universal=True)
-            tabs = unpacked_name(origin.path).endswith((".tsv", ".tab"))
+            tabs = _is_called(origin.path, (".tsv", ".tab"))
             try:
                 header, delimiter = scan.csv_header(lines, "\t" if tabs else None)
             except scan.LongRowError:
                 raise _long_header(origin) from None
             if not header:
                 raise _no_text(origin)
+            if lines.other_byte:
+                raise scan.encoding_error(origin.name, lines.number, lines.other_byte)
             check_columns(origin.name, len(header))
             _check_header(origin, header)
             if delimiter != "," and not tabs:
                 notes.append(f"{origin.name} is read as values with {scan.DELIMITERS[delimiter]} between them")
-            yield from scan.scan_csv(lines, header, delimiter)
+            swallowed = list[tuple[int, int]]()
+            for record in scan.scan_csv(lines, header, delimiter):
+                yield record
+                if record.problem and lines.number > record.line:
+                    swallowed.append((record.line, lines.number))
+            if swallowed:
+                first, last = swallowed[0]
+                notes.append(
+                    f"{len(swallowed)} bad rows of {origin.name} go over several lines, by their quotes: all that stands there is left out "
+                    f"(first: lines {first} to {last})"
+                )
 
 
 class JsonLines(_Text):
@@ -108,8 +123,11 @@ class Json(_Text):
         if not text.strip():
             raise _no_text(origin)
         if scan.is_jsonl(text):
-            yield from scan.scan_jsonl(scan.Lines(io.BytesIO(text.encode()), origin.name, origin.limits.row_bytes))
+            yield from scan.scan_jsonl(scan.Lines(io.BytesIO(text.encode(errors="surrogateescape")), origin.name, origin.limits.row_bytes))
             return
+        if text.lstrip()[0] == "{" and (found := scan.only_list(text)) is not None:
+            notes.append(f"of {origin.name} the list {found[0]!r} is read")
+            text = found[1]
         if text.lstrip()[0] != "[":
             raise _no_list(origin, text)
         yield from scan.scan_json(text, origin.limits.row_bytes)
@@ -156,6 +174,8 @@ def _no_list(origin: Origin, text: str) -> DataFileError:
 def _checked(origin: Origin, records: Iterable[scan.Record], on_bad_row: OnBadRow) -> Iterator[scan.Record]:
     for record in records:
         if record.problem and on_bad_row == "error":
+            if record.expected == scan.UTF_8:
+                raise scan.encoding_error(origin.name, record.line, record.problem)
             raise BadRowError(
                 "a row cannot be read", where=f"{origin.name}, line {record.line}", got=record.problem, expected=record.expected,
                 do='mend the row, or set on_bad_row = "skip" in [data] to leave such rows out',
@@ -166,6 +186,11 @@ def _checked(origin: Origin, records: Iterable[scan.Record], on_bad_row: OnBadRo
 def unknown_suffix(name: str, path: Path) -> DataFileError:
     """The error for a file whose suffix names no format that is read."""
     suffix = path.suffix if path.suffix.lower() not in PACKED else "".join(path.suffixes[-2:])
+    if path.suffix.lower() == ".zip":
+        return DataFileError(
+            "the archive is not one data file", where=name, got="several files in it, or one whose suffix is not known",
+            expected=f"one file in it: {FORMS.partition(', ')[0]}", do="unpack it, and name the folder or the file",
+        )  # fmt: skip
     known = [one for name in names("reader") for one in trait("reader", name, "suffixes")]
     return DataFileError(
         "the data file has a suffix that is not known", where=name, got=suffix or "no suffix", expected=FORMS,

@@ -110,7 +110,7 @@ def dataset_columns(found: Any, limit: int | None, origin: Origin) -> Mapping[st
 def no_split(name: str, split: str, known: Sequence[str]) -> DataFileError:
     """The error for a split that a data set does not have."""
     return DataFileError(
-        "the data has no such split", where=name, got=split, expected=f"one of {', '.join(known)}",
+        "the data has no such split", where=name, got=split, expected=f"one of {', '.join(known)}" if known else "a split that has files",
         do=f'name one behind a colon: "{name}:{known[0]}"' if known else "name the files themselves",
     )  # fmt: skip
 

@@ -29,6 +29,31 @@ USUAL_LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True)
+class Unreadable:
+    """In the place of a value that is no value here, and matters only where its column is used: why."""
+
+    why: str
+
+
+class ClassNumber(int):
+    """A number that stands for a class by name (ClassLabel of `datasets`): a number where it is written, its name as a class."""
+
+    names: Sequence[str]
+
+    @classmethod
+    def of(cls, number: int, names: Sequence[str]) -> Self:
+        """One with the names of all classes."""
+        made = cls(number)
+        made.names = names
+        return made
+
+    @property
+    def label(self) -> str | None:
+        """Its name; None for -1, by which `datasets` says that there is no class."""
+        return self.names[self] if 0 <= self < len(self.names) else None if self == -1 else str(int(self))
+
+
+@dataclass(frozen=True, slots=True)
 class Origin:
     """A file that rows came from, under the name that error messages use."""
 

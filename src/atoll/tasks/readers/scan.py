@@ -18,6 +18,14 @@ from atoll.parsed import is_too_deep
 TextKind = Literal["csv", "jsonl", "json"]
 LIST = "a list of objects: [{...}, {...}]"
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+UTF_8 = "text encoded as UTF-8"
+_OTHER_BYTE = re.compile("[\udc80-\udcff]")
+_NO_TEXT = {
+    b"PK\x03\x04": "a zip archive, or an Excel file", b"\xd0\xcf\x11\xe0": "an old Excel or Word file", b"PAR1": "a Parquet file",
+    b"ARROW1": "an Arrow file", b"\x1f\x8b": "what gzip packed", b"BZh": "what bzip2 packed", b"\xfd7zXZ": "what xz packed",
+    b"\x28\xb5\x2f\xfd": "what zstd packed", b"%PDF-": "a PDF file", b"SQLite format 3\0": "an SQLite data base",
+}  # fmt: skip
+"""How files begin that are named .csv or .json all the same."""
 _DEEP, _FLAT = "JSON nested too deeply", "a flat JSON object"
 _MOST_DIGITS = 4000
 """Python makes no whole number of more than 4,300 digits."""
@@ -50,6 +58,8 @@ class Lines:
         """Of the line that was read last."""
         self.has_text = False
         """Whether any line held more than space."""
+        self.other_byte = ""
+        """The first one since the row began that is not UTF-8."""
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -64,11 +74,12 @@ class Lines:
             piece = next(self._pieces)
         self.number += 1
         self.has_text = self.has_text or not piece.isspace()
+        self.other_byte = self.other_byte or other_byte(piece)
         return piece
 
     def begin_row(self) -> None:
         """Count the bytes of a row from here on."""
-        self._row_bytes = 0
+        self._row_bytes, self.other_byte = 0, ""
 
     def _read(self) -> str:
         line = self._stream.readline(self._most + 1)
@@ -80,26 +91,36 @@ class Lines:
                 line = self._stream.readline(2**20)
             self.number, self.has_text = self.number + 1, True
             raise LongRowError
-        return decoded(line, self._name, self.number) if self.number else decoded(line, self._name, 0).removeprefix("\ufeff")
+        text = decoded(line, self._name, is_begin=not self.number)
+        return text if self.number else text.removeprefix("\ufeff")
 
 
-def decoded(data: bytes, name: str, lines_before: int = 0) -> str:
-    """UTF-8 as text.
+def decoded(data: bytes, name: str, *, is_begin: bool = True) -> str:
+    """UTF-8 as text; a byte that is none becomes half of a surrogate pair, which `other_byte` finds, so that it spoils its row alone.
 
-    Raises: DataFileError, naming the line that is something else.
+    Raises: DataFileError where the beginning of a file says that it is no such text at all.
     """
-    if not lines_before and data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise _encoding_error(name, 1, "UTF-16", "utf-16")
-    try:
-        return data.decode()
-    except UnicodeDecodeError as problem:
-        line = lines_before + data.count(b"\n", 0, problem.start) + 1
-        raise _encoding_error(name, line, f"byte 0x{data[problem.start]:02x}", "latin1") from None
+    if is_begin and data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise encoding_error(name, 1, "UTF-16", "utf-16")
+    what = next((what for begin, what in _NO_TEXT.items() if data.startswith(begin)), "") if is_begin else ""
+    if what:
+        raise DataFileError(
+            "the data file is no text", where=name, got=what, expected="what the file's name says",
+            do="name the file by what it is, or save it as CSV or JSON",
+        )  # fmt: skip
+    return data.decode(errors="surrogateescape")
 
 
-def _encoding_error(name: str, line: int, got: str, encoding: str) -> DataFileError:
+def other_byte(text: str) -> str:
+    """The first byte of decoded text that was not UTF-8, as "byte 0xe9"; empty where there is none."""
+    found = None if text.isascii() else _OTHER_BYTE.search(text)
+    return "" if found is None else f"byte 0x{ord(found.group()) - 0xDC00:02x}"
+
+
+def encoding_error(name: str, line: int, got: str, encoding: str = "latin1") -> DataFileError:
+    """The error for a file that is not UTF-8."""
     return DataFileError(
-        "the data file is not UTF-8", where=f"{name}, line {line}", got=got, expected="text encoded as UTF-8",
+        "the data file is not UTF-8", where=f"{name}, line {line}", got=got, expected=UTF_8,
         do=f"convert it, for example: iconv -f {encoding} -t utf-8",
     )  # fmt: skip
 
@@ -148,7 +169,9 @@ def scan_csv(lines: Lines, header: Sequence[str], delimiter: str) -> Iterator[Re
             return
         if not cells:
             continue
-        if len(cells) != len(header):
+        if lines.other_byte:
+            yield Record(line, {}, lines.other_byte, UTF_8)
+        elif len(cells) != len(header):
             yield Record(line, {}, f"{len(cells)} values", f"{len(header)} values, one for each column of the header")
         else:
             yield Record(line, {name: cell or None for name, cell in zip(header, cells, strict=True)})
@@ -167,6 +190,9 @@ def scan_jsonl(lines: Lines) -> Iterator[Record]:
         if text is None:
             return
         if not text.strip():
+            continue
+        if lines.other_byte:
+            yield Record(line, {}, lines.other_byte, UTF_8)
             continue
         try:
             value = _DECODER.decode(text.strip(" \t\r\n"))
@@ -199,7 +225,9 @@ def scan_json(text: str, most_row_bytes: int) -> Iterator[Record]:
             twice = isinstance(problem, _TwiceError)
             yield Record(line, {}, f"the key {str(problem)[:60]!r} twice" if twice else _DEEP, LIST)
         else:
-            yield _object(line, value) if end - position <= most_row_bytes else _too_long(line)
+            found = other_byte(text[position:end])
+            record = Record(line, {}, found, UTF_8) if found else _object(line, value)
+            yield record if end - position <= most_row_bytes else _too_long(line)
         position = _skip(text, end)
         if text[position : position + 1] not in ("]", ","):
             break
@@ -221,6 +249,25 @@ def is_jsonl(text: str) -> bool:
         end = _end_of(text, begin)
     rest = _skip(text, end)
     return text[rest : rest + 1] == "{" and "\n" in text[end:rest]
+
+
+def only_list(text: str) -> tuple[str, str] | None:
+    """Of an object that holds one list of objects, as {"version": 1, "data": [{...}]}: its key, and the list's text on its own lines."""
+    lists, position = list[tuple[str, int, int]](), _skip(text, 0) + 1
+    try:
+        while text[position - 1] in "{,":
+            key, end = _DECODER.raw_decode(text, _skip(text, position))
+            begin = _skip(text, _skip(text, end) + 1)
+            value, end = _DECODER.raw_decode(text, begin)
+            if isinstance(value, list):
+                lists.append((key, begin, end if value and isinstance(value[0], dict) else -1))
+            position = _skip(text, end) + 1
+    except (ValueError, RecursionError, IndexError):
+        return None
+    if len(lists) != 1 or lists[0][2] < 0:
+        return None
+    key, begin, end = lists[0]
+    return key, "\n" * text.count("\n", 0, begin) + text[begin:end]
 
 
 class _TwiceError(ValueError):

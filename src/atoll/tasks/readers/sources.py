@@ -41,14 +41,23 @@ class Files:
 
     origins: tuple[Origin, ...]
     notes: tuple[str, ...] = ()
+    doubtful: tuple[Path, ...] = ()
+    """Those of a folder's training rows that are named as if they were held out."""
 
     def without(self, held_out: Collection[Path]) -> Files:
         """The same without files that hold held-out rows; a source that names just these keeps them, with a word.
 
-        Raises: DataFileError where of a folder nothing is left.
+        Raises: DataFileError where of a folder nothing is left, or a file that is named as if it were held out.
         """
         left = tuple(origin for origin in self.origins if not any(_is_same(origin.path, path) for path in held_out))
         taken = ", ".join(origin.name for origin in self.origins if origin not in left)
+        named = next((origin.name for origin in left if origin.path in self.doubtful), "")
+        if named:
+            raise DataFileError(
+                "a file of the folder is named as if it were held out", where=named, got="training rows in it",
+                expected="files that are all trained on, or names as `datasets` knows them: train.csv, test.csv, validation.csv",
+                do="rename it in small letters, as test.csv, which is then left out; or name the file to train on alone",
+            )  # fmt: skip
         if not taken:
             return self
         if len(self.origins) == 1:
@@ -85,13 +94,18 @@ def find_source(source: str, how: HowToRead, role: Role) -> Files | DataSet:
         return Files((_origin(source, path, replace(how, reader="auto")),))
     path = how.base_dir / Path(source).expanduser()
     named = _folder_of(source, how.base_dir)
-    if named is not None:
+    if named is not None and not source.endswith("]"):
         name, folder, words = named
         if how.reader == "auto" and is_saved(folder):
             return DataSet(folder, words[-1] if words else None)
         return _folder(name, folder, words, how, role)
     if path.exists():
         return Files((_origin(source, path, how),))
+    if source.endswith("]") and "[" in source:
+        raise DataFileError(
+            "a slice of a split is not read", where=source, got=source[source.index("[") :], expected="a whole split",
+            do="take the slice off; train_rows and eval_rows in [data] use the first rows, and validation_share holds some out",
+        )  # fmt: skip
     if _missing_file(source, path, how.base_dir):
         raise _no_such_file(source, path)
     return DataSet(None)
@@ -131,7 +145,8 @@ def _folder(name: str, path: Path, words: tuple[str, ...], how: HowToRead, role:
         return not suffixes or file.name.lower().endswith(suffixes) or unpacked_name(file).endswith(suffixes)
 
     found = split_files(name, path, words, role, is_data)
-    return Files(tuple(_origin(f"{name}/{file.relative_to(path).as_posix()}", file, how) for file in found.files), found.notes)
+    origins = (_origin(f"{name}/{file.relative_to(path).as_posix()}", file, how) for file in found.files)
+    return Files(tuple(origins), found.notes, found.doubtful)
 
 
 def _missing_file(source: str, path: Path, base_dir: Path) -> bool:

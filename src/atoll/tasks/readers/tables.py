@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from atoll.errors import DataFileError, EmptyDataError
-from atoll.tasks.readers.reader import FileRows, OnBadRow, Origin, check_columns, check_size
+from atoll.tasks.readers.reader import ClassNumber, FileRows, OnBadRow, Origin, Unreadable, check_columns, check_size
 from atoll.tasks.readers.unpack import whole
 
 if TYPE_CHECKING:
@@ -61,8 +62,35 @@ def columns_of(batches: Any, origin: Origin) -> dict[str, list[object]]:
     for batch in batches:
         num_bytes += _checked_bytes(batch, num_bytes, origin)
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            columns.setdefault(name, []).extend(column.to_pylist())
+            classes = _class_names(batch.schema, name)
+            values = _values(column)
+            values = [ClassNumber.of(one, classes) if type(one) is int else one for one in values] if classes else values
+            columns.setdefault(name, []).extend(values)
     return columns
+
+
+def _class_names(schema: Any, name: str) -> tuple[str, ...]:
+    """The names of a column's classes, where `datasets` wrote them beside it; none elsewhere."""
+    try:
+        feature = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"][name]
+        return tuple(map(str, feature["names"])) if feature["_type"] == "ClassLabel" else ()
+    except (ValueError, LookupError, TypeError):
+        return ()
+
+
+def _values(column: Any) -> list[object]:
+    """The column's values as Python has them, and for one that it cannot have, as a time in the year 300,000, the reason."""
+    try:
+        return list(column.to_pylist())
+    except (OverflowError, ValueError):
+        return [_value(cell) for cell in column]
+
+
+def _value(cell: Any) -> object:
+    try:
+        return cell.as_py()
+    except (OverflowError, ValueError) as problem:
+        return Unreadable(f"a value that cannot be read: {problem}"[:160])
 
 
 def _checked_bytes(batch: Any, before: int, origin: Origin) -> int:
@@ -141,8 +169,11 @@ def _plain_bytes(column: Any) -> int:
         texts = column.dictionary
         if pa.types.is_string(texts.type) or pa.types.is_binary(texts.type):
             return int(pc.sum(pc.take(pc.binary_length(texts), column.indices)).as_py() or 0)
-    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind):
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return 8 * len(column) + _plain_bytes(column.flatten())
+    elif pa.types.is_map(kind):
+        begin, end = column.offsets[0].as_py(), column.offsets[-1].as_py()
+        return 8 * len(column) + sum(_plain_bytes(part.slice(begin, end - begin)) for part in (column.keys, column.items))
     elif pa.types.is_struct(kind):
         return sum(_plain_bytes(column.field(number)) for number in range(kind.num_fields))
     return int(column.nbytes)

@@ -24,6 +24,14 @@ def unpacked_name(path: Path) -> str:
     return next((name.removesuffix(suffix) for suffix in PACKED if name.endswith(suffix)), name)
 
 
+def member_name(path: Path) -> str:
+    """What the one file in an archive is called; empty where there is no archive, or another number of files in it."""
+    try:
+        return _members(zipfile.ZipFile(path))[0].filename if path.suffix.lower() == ".zip" else ""
+    except (ValueError, OSError, zipfile.BadZipFile):
+        return ""
+
+
 def opened(origin: Origin) -> IO[bytes]:
     """The file's bytes as they are once unpacked. Reading raises DataFileError, too.
 
@@ -79,11 +87,16 @@ def _stream(path: Path) -> Any:
 
 def _only_member(path: Path) -> IO[bytes]:
     archive = zipfile.ZipFile(path)
+    return archive.open(_members(archive)[0])
+
+
+def _members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """The one file of an archive."""
     # macOS puts a hidden file beside each.
     members = [one for one in archive.infolist() if not one.is_dir() and not one.filename.startswith("__MACOSX/")]
     if len(members) != 1:
-        raise ValueError(f"an archive of {len(members)} files, where one is read")
-    return archive.open(members[0])
+        raise ValueError(f"an archive of {len(members)} files, where one is read: unpack it, and name the folder")
+    return members
 
 
 class _Bounded(io.RawIOBase):

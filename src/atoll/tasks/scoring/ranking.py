@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from atoll.config.schema import Evaluate
 from atoll.errors import BadValueError
+from atoll.tasks.forms.values import as_text
 from atoll.tasks.rows import RowProblem, Rows
-from atoll.tasks.text import TextForm, as_text
+from atoll.tasks.text import TextForm
 from atoll.tasks.tokens import skip_or_raise
 
 MOST_LABELS = 256
