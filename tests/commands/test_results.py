@@ -93,6 +93,20 @@ def test_an_adapter_in_a_runs_folder_is_of_its_base(moved: Path) -> None:
     evaluate(moved / "alone")
 
 
+def test_a_run_that_starts_from_an_adapter_of_another_base_says_so(moved: Path) -> None:
+    toml = moved / "run.toml"
+    toml.write_text(toml.read_text() + '[adapter]\nstart = "run/adapter"\n')
+
+    def told(out: str) -> list[str]:
+        events = (moved / out / "events.jsonl").read_text().splitlines()
+        return [line for line in events if "trained on another base" in line]
+
+    atoll.train(toml, out=moved / "same")
+    change(moved, lambda tensors: tensors["model.norm.weight"].add_(1e-3))
+    atoll.train(toml, out=moved / "other")
+    assert (told("same"), len(told("other"))) == ([], 1)
+
+
 def test_older_runs_kept_one_hash(moved: Path) -> None:
     file = moved / "run" / "config.json"
     values = json.loads(file.read_text())

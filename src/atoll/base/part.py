@@ -26,6 +26,7 @@ from atoll.base.headers import (
     WEIGHTS,
     StoredTensor,
     fetch,
+    read_config,
     read_headers,
     read_index,
     read_part,
@@ -44,10 +45,10 @@ from atoll.base.load import (
     quiet,
     weights_error,
 )
-from atoll.base.skeleton.build import build
+from atoll.base.skeleton.build import build, left_in_files
 from atoll.base.skeleton.released import not_twice
 from atoll.base.skeleton.stored_names import StoredNames
-from atoll.base.weights.checks import check_numbers, check_one_head
+from atoll.base.weights.checks import check_all_taken, check_numbers, check_one_head
 from atoll.embedded import tiny_path
 from atoll.errors import BadValueError, WeightsError
 from atoll.remote_blocks import RemoteBlocksPlaceholder
@@ -243,7 +244,9 @@ def _held(skeleton: _Skeleton) -> dict[str, _Held]:
     expected, names = skeleton.held(), skeleton.names
     found: dict[str, _Held] = {}
     filled: set[str] = set()
-    for stored, tensor in _stored_tensors(skeleton).items():
+    tensors, stored_type = _stored_tensors(skeleton), str(read_config(skeleton.folder).get("model_type"))
+    check_all_taken(str(skeleton.folder), names.not_taken(tensors), left_in_files(skeleton.model.config, stored_type))
+    for stored, tensor in tensors.items():
         if skeleton.holds(stored):
             merged = names.converted(stored)
             filled.update(names.of(stored))

@@ -245,7 +245,7 @@ def _write_adapter(job: Job, state: AdapterState, folder: Path) -> None:
     try:
         save_adapter(
             state, folder, base_name=form.base_name, transposed=form.transposed, head=form.head, labels=form.labels,
-            embeddings=form.embeddings,
+            embeddings=form.embeddings, revision=form.revision,
         )  # fmt: skip
     except SafetensorError as problem:
         # safetensors keeps what the system says in its text alone.
