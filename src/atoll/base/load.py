@@ -25,7 +25,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from atoll.base.head import NextToken, Objective, check_head
 from atoll.base.headers import CONFIG, INDEX, PART, WEIGHTS, fetch, read_config, read_index, read_part, read_stored, weight_files
-from atoll.base.quantize import Bits, check_kept, how_to_keep, left_wide, let_gradients_through
+from atoll.base.quantize import Bits, check_kept, how_to_keep, left_wide, let_deep_inputs_in, let_gradients_through
 from atoll.base.skeleton.build import auto_class_of, build, config_of_text, left_in_files
 from atoll.base.skeleton.reasons import why_no_config, why_no_tokenizer
 from atoll.base.skeleton.released import made_wide
@@ -246,6 +246,7 @@ def load_model(
         raise _placing_error("an input embedding that is brought in for each pass")
     model = model.to(device) if quantization is None and device_map is None else model
     let_gradients_through(model)
+    let_deep_inputs_in(model)
     return model.eval().requires_grad_(False)
 
 
