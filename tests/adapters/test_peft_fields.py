@@ -208,6 +208,33 @@ def test_a_weight_of_the_base_that_comes_with_it_must_be_the_bases_own(tmp_path:
             by_us(folder, random_model("llama"))
 
 
+@pytest.mark.parametrize(("family", "name"), [("opt", "embed_positions"), ("gpt2", "wpe"), ("gpt2", "wte"), ("opt", "embed_tokens")])
+def test_an_embedding_of_any_name_is_as_in_peft(family: str, name: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path, family, target_modules=[name])
+    try:
+        theirs = by_peft(folder, family)
+    except RuntimeError:  # It is given more than ids.
+        with pytest.raises(AdapterFitError, match=name):
+            check_adapter(folder, random_model(family))
+    else:
+        torch.testing.assert_close(by_us(folder, random_model(family)), theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_resized_embedding_and_weights_of_another_format_say_what_to_do(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "resized", target_modules=["lm_head"])
+    key = "base_model.model.lm_head.base_layer.weight"
+    own = load_file(folder / WEIGHTS_FILE)[key]
+    change(folder, **{key: torch.cat([own, own[:4]])})
+    with pytest.raises(AdapterFolderError) as caught:
+        check_adapter(folder, random_model("llama"))
+    assert "100 rows" in caught.value.got
+    assert "resize_token_embeddings" in caught.value.do
+    (folder / WEIGHTS_FILE).rename(folder / "adapter_model.bin")
+    with pytest.raises(AdapterFolderError, match="there is no") as caught:
+        load_adapter(folder)
+    assert "PeftModel.from_pretrained" in caught.value.do
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_numbers_that_are_none_are_refused(value: float, tmp_path: Path) -> None:
     folder = saved(tmp_path)

@@ -21,8 +21,9 @@ from atoll.base import head
 from atoll.base.blocks import Skip, blocks_path, sizes_of, trace
 from atoll.base.headers import INDEX, PART, WEIGHTS, read_headers, read_stored
 from atoll.base.load import Base, load_base, load_config, load_tokenizer
-from atoll.base.part import load_part, part_digest, part_tensors, tokenizer_digest
+from atoll.base.part import load_part, part_digest, part_tensors
 from atoll.base.read_shapes import read_shapes
+from atoll.base.weights.beside import tokenizer_digest
 from atoll.errors import ArchitectureError, BadValueError, BaseFolderError, InputError, TokenizerError, WeightsError
 from atoll.remote_blocks import RemoteBlocksPlaceholder, find_placeholder
 from atoll.tasks.batches import Batch, pack_batch, pad_batch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -78,6 +79,22 @@ def test_gradients_pass_every_projection_also_after_a_pass_without_gradients(
             (grad_TI,) = torch.autograd.grad(out_TO, x_TI, torch.linspace(-1, 1, out_TO.numel()).view_as(out_TO))
             grads.append(grad_TI.flatten())
         assert torch.cosine_similarity(*grads, dim=0) > ALONG[bits], name
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+@pytest.mark.parametrize("shape", [(5,), (2, 5), (2, 1, 5), (2, 3, 1, 2)])
+def test_inputs_of_any_number_of_dimensions_are_taken(bits: Any, shape: tuple[int, ...], tmp_path: Path) -> None:
+    """As latent attention gives its compressed keys to a projection: rows x 1 x T x width."""
+    save_model_folder(tmp_path, "llama")
+    models = [load_base(str(tmp_path), bits=some).model for some in (None, bits)]
+    wide, small = (model.get_submodule("model.layers.0.mlp.up_proj") for model in models)
+    x = torch.randn(*shape, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    grads = []
+    for module in (wide, small):
+        y = module(x)
+        assert y.shape[:-1] == shape
+        grads.append((y.detach(), *torch.autograd.grad(y.square().sum(), x)))
+    assert all(distance(a, b) < 2 * TOLERANCE.get(bits, 0.01) for a, b in zip(*grads, strict=True))
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from atoll.base.classifier import load_classifier
 from atoll.base.headers import read_headers, read_index
 from atoll.base.load import load_base
+from atoll.base.part import part_digest
 from atoll.base.read_shapes import read_shapes
 from atoll.errors import BaseFolderError, InputError, WeightsError
 
@@ -58,6 +59,16 @@ def test_a_weight_that_the_model_does_not_take_is_named(name: str, llama: Path) 
     with pytest.raises(WeightsError, match="does not take") as caught:
         load_base(str(change(llama, add(name))))
     assert name in caught.value.got
+    with pytest.raises(WeightsError, match="does not take"):
+        part_digest(str(llama), 0, 1)
+
+
+@pytest.mark.parametrize("value", [{"vocab_size": 90}, {"intermediate_size": 40}])
+def test_a_weight_of_another_shape_is_named_with_both(value: dict[str, int], llama: Path) -> None:
+    with pytest.raises(WeightsError) as caught:
+        load_base(str(edited(llama, **value)))
+    assert "weight, (" in caught.value.got
+    assert f"where the model has ({next(iter(value.values()))}, " in caught.value.got
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])

@@ -18,6 +18,7 @@ import atoll
 from atoll.adapters.attach import merge_into
 from atoll.adapters.peft_files import load_adapter, save_adapter
 from atoll.adapters.state import AdapterState, ModuleAdapter
+from atoll.base.part import part_digest, stored_digest
 from atoll.errors import AdapterFitError, BaseFolderError, OtherBaseError, TargetError
 
 from tests.conftest import random_model, write_job
@@ -67,6 +68,41 @@ def test_a_result_is_used_with_the_base_it_was_trained_on(use: str, moved: Path)
     USES[use](moved / "run", moved / "after", other_base=True)
 
 
+def swap_two_tokens(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    file.write_text(file.read_text().replace('"w3":', '"w_":').replace('"w4":', '"w3":').replace('"w_":', '"w4":'))
+
+
+def set_in_config(folder: Path, **values: object) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+OTHERWISE: dict[str, Callable[[Path], None]] = {
+    "rms_norm_eps = 0.1, where it was": lambda base: set_in_config(base, rms_norm_eps=0.1),
+    "rope_theta = 7": lambda base: set_in_config(base, rope_parameters={"rope_type": "default", "rope_theta": 7.0}),
+    "another tokenizer": swap_two_tokens,
+}
+
+
+@pytest.mark.parametrize("got", OTHERWISE)
+def test_the_same_weights_with_other_settings_or_another_tokenizer_are_another_base(got: str, moved: Path) -> None:
+    before = stored_digest(str(moved / "base")), part_digest(str(moved / "base"), 0, 1)
+    set_in_config(moved / "base", transformers_version="9.9", architectures=None)
+    atoll.load(moved / "run")
+    assert before == (stored_digest(str(moved / "base")), part_digest(str(moved / "base"), 0, 1))
+    OTHERWISE[got](moved / "base")
+    for use in USES.values():
+        with pytest.raises(OtherBaseError) as caught:
+            use(moved / "run", moved / "out")
+        assert got in caught.value.got
+        use(moved / "run", moved / "out", other_base=True)
+        shutil.rmtree(moved / "out", ignore_errors=True)
+    assert before[0] != stored_digest(str(moved / "base")), "on a fleet, too"
+    # A host compares the tokenizer by itself.
+    assert (before[1] == part_digest(str(moved / "base"), 0, 1)) == (got == "another tokenizer")
+
+
 @pytest.mark.parametrize("use", USES)
 def test_a_base_that_was_moved_is_named(use: str, moved: Path) -> None:
     (moved / "base").rename(moved / "elsewhere")
@@ -91,6 +127,20 @@ def test_an_adapter_in_a_runs_folder_is_of_its_base(moved: Path) -> None:
         evaluate(adapter, other_base=True)
     shutil.copytree(moved / "run" / "adapter", moved / "alone")
     evaluate(moved / "alone")
+
+
+def test_a_run_that_starts_from_an_adapter_of_another_base_says_so(moved: Path) -> None:
+    toml = moved / "run.toml"
+    toml.write_text(toml.read_text() + '[adapter]\nstart = "run/adapter"\n')
+
+    def told(out: str) -> list[str]:
+        events = (moved / out / "events.jsonl").read_text().splitlines()
+        return [line for line in events if "trained on another base" in line]
+
+    atoll.train(toml, out=moved / "same")
+    change(moved, lambda tensors: tensors["model.norm.weight"].add_(1e-3))
+    atoll.train(toml, out=moved / "other")
+    assert (told("same"), len(told("other"))) == ([], 1)
 
 
 def test_older_runs_kept_one_hash(moved: Path) -> None:

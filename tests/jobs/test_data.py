@@ -12,7 +12,7 @@ import pytest
 import atoll
 from atoll.config.load import load, load_config
 from atoll.errors import BadRowError, BadValueError, ConflictError, InputError
-from atoll.jobs.inputs import base_shapes, base_source, edge_rows, eval_rows, labels_of, public_name, run_labels
+from atoll.jobs.inputs import base_shapes, base_source, edge_rows, eval_rows, labels_of, public_name, public_revision, run_labels
 from atoll.jobs.job import prepare
 from atoll.runs.events import Advised, DataLoaded
 
@@ -272,5 +272,5 @@ def test_a_base_of_a_revision_comes_from_the_hub(folder: Path, monkeypatch: pyte
     loaded = load(write_run(folder, {"model": {"base": "org/name@v1.0"}}))
     assert base_source(loaded) == base_source(loaded) == str(folder / "base")
     assert asked == [("org/name", "v1.0")]
-    assert public_name(loaded) == "org/name"
+    assert (public_name(loaded), public_revision(loaded)) == ("org/name", "v1.0")
     assert base_shapes(loaded, 0).model_type == "llama"

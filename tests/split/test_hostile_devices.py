@@ -212,16 +212,21 @@ def test_any_first_message_but_a_greeting_is_a_refusal_and_a_goodbye_is_one(kind
 
 
 class Broken(nn.Module):
+    def __init__(self, kind: type[BaseException]) -> None:
+        super().__init__()
+        self.kind = kind
+
     def forward(self, *args: object, **kwargs: object) -> None:
-        raise RuntimeError("a kernel that fails\x1b[2J")
+        raise self.kind("a kernel that fails\x1b[2J")
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, MemoryError, OSError, StopIteration, BaseException, SystemExit, GeneratorExit])
 def test_a_fault_of_the_hosts_own_is_told_and_logged_and_ends_one_session(
-    recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture
+    kind: type[BaseException], recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = llama_host()
     blocks: Any = broken.base.model.get_submodule("model.layers")
-    blocks[1] = Broken()
+    blocks[1] = Broken(kind)
     with running(broken) as host, channel_to(host) as channel:
         with session_on(channel) as session:
             session.stream.send(pb.Forward(rows=1, positions=2), [torch.zeros(2, 32)])

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,16 @@ _TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<embedding>emb
 _SAVED = re.compile(r"base_model\.model\.(?P<module>.+?)(?P<base>\.base_layer)?\.(?P<side>weight|bias)")
 _SIDES = ("weight", "bias")
 _LARGEST_CONFIG_BYTES = 2**25
+_SELF_AND_IDS = 2
 _RANK, _ALPHA = 8, 8
 """PEFT's, where the file does not say."""
 _SAVED_BY = "give a folder saved by Atoll or by PeftModel.save_pretrained"
+_OLD_WEIGHTS_FILE = "adapter_model.bin"
+_SAVED_ANEW = "write it anew: PeftModel.from_pretrained(BASE, FOLDER).save_pretrained(NEW_FOLDER)"
+_RESIZED = (
+    "give the base with as many tokens as the adapter was made with: BASE.resize_token_embeddings(ROWS), save_pretrained, and beside it "
+    "the tokenizer of the adapter's folder"
+)
 _MERGE = "merge it with PEFT (merge_and_unload, save_pretrained), and give the merged folder as the base"
 
 
@@ -54,18 +62,20 @@ class Form:
     labels: tuple[str, ...] = ()
     embeddings: frozenset[str] = frozenset()
     """Modules that are embeddings, whose pairs have other names in PEFT."""
+    revision: str | None = None
+    """Of a base from a hub."""
 
 
 def save_adapter(
     state: AdapterState, folder: Path, *, base_name: str, transposed: bool = False, head: Collection[str] = (), labels: Sequence[str] = (),
-    embeddings: Collection[str] = (),
+    embeddings: Collection[str] = (), revision: str | None = None,
 ) -> None:  # fmt: skip
     """Write the state as a PEFT adapter folder; what is given beside it is described at `Form`.
 
     A full weight becomes a LoRA pair of the full rank, of which one side is the identity: no bit is lost. But the modules of a
     classifier's head are saved as they are, and its labels in a file beside.
     """
-    form = Form(base_name, transposed, tuple(head), tuple(labels), frozenset(embeddings))
+    form = Form(base_name, transposed, tuple(head), tuple(labels), frozenset(embeddings), revision)
     folder.mkdir(parents=True, exist_ok=True)
     heads = {name: zip(_SIDES, state.full_weights[name].tensors, strict=False) for name in form.head}
     tensors = {f"{_PREFIX}{name}.{side}": tensor for name, sides in heads.items() for side, tensor in sides}
@@ -170,10 +180,12 @@ def check_adapter(folder: Path, model: nn.Module) -> None:
     stored = _stored(folder, config)
     modules = dict(model.named_modules())
     for name in stored.pairs.keys() & modules.keys():
-        if (name in stored.embeddings) != isinstance(modules[name], nn.Embedding):
+        # Some position embeddings (OPT's) are given more than ids, and fail with a pair in PEFT, too.
+        is_of_ids = isinstance(modules[name], nn.Embedding) and len(signature(type(modules[name]).forward).parameters) == _SELF_AND_IDS
+        if (name in stored.embeddings) != is_of_ids:
             raise AdapterFitError(
                 f"the adapter is not for {name} as this model has it", where=str(folder), got=type(modules[name]).__name__,
-                expected="an embedding" if name in stored.embeddings else "a projection",
+                expected="an embedding of ids alone" if name in stored.embeddings else "a projection",
                 do="use the adapter with the base model it was trained on",
             )  # fmt: skip
     # Of blocks that run in a host nothing is here.
@@ -181,11 +193,13 @@ def check_adapter(folder: Path, model: nn.Module) -> None:
     for name, sides in stored.kept.items():
         module = modules.get(name)
         for side, tensor in sides.items():
-            own = getattr(module, side, None)
+            own: Any = getattr(module, side, None)
             if own is None or own.shape != tensor.shape or not torch.equal(tensor.to(own), own):
+                resized = own is not None and own.shape != tensor.shape
                 raise _folder_error(
-                    folder, "the adapter brings a weight of the base along, and it is another than this base's", got=f"{name}.{side}",
-                    expected="the weight that the base has", do=_MERGE,
+                    folder, "the adapter brings a weight of the base along, and it is another than this base's",
+                    got=f"{name}.{side} of {len(tensor)} rows" if resized else f"{name}.{side}",
+                    expected=f"{len(own)} rows" if resized else "the weight that the base has", do=_RESIZED if resized else _MERGE,
                 )  # fmt: skip
 
 
@@ -271,6 +285,7 @@ def peft_config(state: AdapterState, form: Form) -> dict[str, Any]:
         "peft_type": _PEFT_TYPE[state.kind],
         "task_type": "SEQ_CLS" if form.head else "CAUSAL_LM",
         "base_model_name_or_path": form.base_name,
+        "revision": form.revision,
         "inference_mode": True,
         "r": rank,
         "lora_alpha": alpha,
@@ -334,7 +349,11 @@ def _short(value: object) -> str:
 def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     path = folder / WEIGHTS_FILE
     if not path.is_file():
-        raise _folder_error(folder, f"there is no {WEIGHTS_FILE}", got=_names(folder), expected="weights in the safetensors format")
+        old = (folder / _OLD_WEIGHTS_FILE).is_file()
+        raise _folder_error(
+            folder, f"there is no {WEIGHTS_FILE}", got=_names(folder), expected="weights in the safetensors format",
+            do=_SAVED_ANEW if old else _SAVED_BY,
+        )  # fmt: skip
     try:
         return load_file(path)
     except SafetensorError as problem:

@@ -25,7 +25,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from atoll.base.head import NextToken, Objective, check_head
 from atoll.base.headers import CONFIG, INDEX, PART, WEIGHTS, fetch, read_config, read_index, read_part, read_stored, weight_files
-from atoll.base.quantize import Bits, check_kept, how_to_keep, left_wide, let_gradients_through
+from atoll.base.quantize import Bits, check_kept, how_to_keep, left_wide, let_deep_inputs_in, let_gradients_through
 from atoll.base.skeleton.build import auto_class_of, build, config_of_text, left_in_files
 from atoll.base.skeleton.reasons import why_no_config, why_no_tokenizer
 from atoll.base.skeleton.released import made_wide
@@ -223,6 +223,7 @@ def load_model(
                 str(folder) if stored is None else None, config=config, state_dict=stored, dtype=DTYPES[precision],
                 output_loading_info=True, quantization_config=quantization, use_safetensors=True,
                 device_map=device_map or (None if quantization is None else {"": device}),
+                ignore_mismatched_sizes=True,  # They are named below.
             )  # fmt: skip
         model, loaded = found
         if isinstance(device_map, Mapping):
@@ -230,10 +231,11 @@ def load_model(
         model.name_or_path = model.config.name_or_path = source
         load_generation_config(model, folder)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError, RecursionError, ArithmeticError) as problem:
-        raise _placing_error(first_line(problem)) if device_map else weights_error(source, first_line(problem)) from None
+        raise _placing_error(first_line(problem)) if device_map else weights_error(source, _why(problem)) from None
     check_all_taken(source, loaded["unexpected_keys"], (*may_stay, *left_in_files(config, str(read_config(folder).get("model_type")))))
     missing = [key for key in sorted(loaded["missing_keys"]) if key.rpartition(".")[0] not in may_miss]
-    wrong = [*missing[:3], *(str(key) for key in list(loaded["mismatched_keys"])[:3])]
+    others = (f"{name}, {tuple(stored)} where the model has {tuple(own)}" for name, stored, own in sorted(loaded["mismatched_keys"]))
+    wrong = [*missing, *others][:3]
     if wrong:
         raise weights_error(source, "missing or of another shape: " + ", ".join(wrong))
     check_one_head(source, model)
@@ -244,7 +246,15 @@ def load_model(
         raise _placing_error("an input embedding that is brought in for each pass")
     model = model.to(device) if quantization is None and device_map is None else model
     let_gradients_through(model)
+    let_deep_inputs_in(model)
     return model.eval().requires_grad_(False)
+
+
+def _why(problem: BaseException) -> str:
+    # The library's own words speak of a report that it has written elsewhere.
+    if "automatic conversion of the weights" in str(problem):
+        return "tensors that are one in the model, as experts are, do not go together: one is missing, or too many"
+    return first_line(problem)
 
 
 def _check_device_map(device_map: DeviceMap) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from atoll.base.blocks import Skip, blocks_path, hear_hidden_states_only, sizes_of, trace
 from atoll.base.head import check_head
@@ -26,6 +26,7 @@ from atoll.base.headers import (
     WEIGHTS,
     StoredTensor,
     fetch,
+    read_config,
     read_headers,
     read_index,
     read_part,
@@ -44,10 +45,11 @@ from atoll.base.load import (
     quiet,
     weights_error,
 )
-from atoll.base.skeleton.build import build
+from atoll.base.skeleton.build import build, left_in_files
 from atoll.base.skeleton.released import not_twice
 from atoll.base.skeleton.stored_names import StoredNames
-from atoll.base.weights.checks import check_numbers, check_one_head
+from atoll.base.weights.beside import settings_digest, tokenizer_digest
+from atoll.base.weights.checks import check_all_taken, check_numbers, check_one_head
 from atoll.embedded import tiny_path
 from atoll.errors import BadValueError, WeightsError
 from atoll.remote_blocks import RemoteBlocksPlaceholder
@@ -131,14 +133,15 @@ def load_part(name: str, front: int, back: int, *, precision: str, remote_blocks
 
 
 def part_digest(source: str, front: int, back: int) -> str:
-    """SHA-256 over names, types, shapes and bytes of the stored tensors that a device with this cut holds.
+    """SHA-256 over names, types, shapes and bytes of the stored tensors that a device with this cut holds, and over config.json's settings.
 
     It does not depend on the division of the checkpoint into files, nor on whether its names have their leading component.
 
     Raises: what load_part raises.
     """
-    hasher = hashlib.sha256()
-    for name, held in sorted(_held(_skeleton(source, front, back)).items()):
+    skeleton = _skeleton(source, front, back)
+    hasher = hashlib.sha256(settings_digest(read_config(skeleton.folder)).encode())
+    for name, held in sorted(_held(skeleton).items()):
         hasher.update(f"\n{name} {held.tensor.dtype} {tuple(held.tensor.shape)}\n".encode())
         for chunk in _bytes_of(held.tensor):
             hasher.update(chunk)
@@ -146,14 +149,17 @@ def part_digest(source: str, front: int, back: int) -> str:
 
 
 def stored_digest(source: str) -> str:
-    """SHA-256 over names, types, shapes and bytes of all tensors of a base as they are stored, however it is divided into files.
+    """SHA-256 over names, types, shapes and bytes of all tensors of a base as they are stored, however it is divided into files, over
+    config.json's settings, and over the tokenizer.
 
-    Raises: BaseFolderError, WeightsError.
+    Raises: BaseFolderError, WeightsError, TokenizerError.
     """
     source = str(tiny_path()) if source == "tiny" else source
     check_folder(source)
     folder = Path(source) if Path(source).is_dir() else fetch(source, (*BESIDE_WEIGHTS, INDEX, WEIGHTS))
-    hasher = hashlib.sha256()
+    with quiet():
+        beside = settings_digest(read_config(folder)) + tokenizer_digest(load_tokenizer(str(folder)))
+    hasher = hashlib.sha256(beside.encode())
     for name, tensor in sorted(read_stored(weight_files(folder)).items()):
         hasher.update(f"\n{name} {tensor.dtype} {tensor.shape}\n".encode())
         for chunk in _bytes_of(tensor):
@@ -167,16 +173,6 @@ def part_tensors(source: str, front: int, back: int) -> tuple[str, ...]:
     Raises: what load_part raises.
     """
     return tuple(sorted(held.stored for held in _held(_skeleton(source, front, back)).values()))
-
-
-def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 over all that decides which ids a text becomes."""
-    parts: dict[str, Any] = {"special": sorted(tokenizer.all_special_ids), "vocabulary": sorted(tokenizer.get_vocab().items())}
-    if tokenizer.is_fast:
-        # Truncation and padding are settings of the last call, not of the tokenizer.
-        rules = json.loads(tokenizer.backend_tokenizer.to_str())
-        parts["rules"] = {key: value for key, value in rules.items() if key not in ("truncation", "padding")}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -243,7 +239,9 @@ def _held(skeleton: _Skeleton) -> dict[str, _Held]:
     expected, names = skeleton.held(), skeleton.names
     found: dict[str, _Held] = {}
     filled: set[str] = set()
-    for stored, tensor in _stored_tensors(skeleton).items():
+    tensors, stored_type = _stored_tensors(skeleton), str(read_config(skeleton.folder).get("model_type"))
+    check_all_taken(str(skeleton.folder), names.not_taken(tensors), left_in_files(skeleton.model.config, stored_type))
+    for stored, tensor in tensors.items():
         if skeleton.holds(stored):
             merged = names.converted(stored)
             filled.update(names.of(stored))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Literal
 
 import torch
+from torch import Tensor
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -50,6 +52,20 @@ def let_gradients_through(model: PreTrainedModel) -> None:
     for module in model.modules():
         if type(module).__name__ in _MADE_BY[4]:
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def let_deep_inputs_in(model: PreTrainedModel) -> None:
+    """Have bitsandbytes take inputs of more than three dimensions in 8 bits, as the compressed keys of latent attention are.
+
+    It flattens those of three only (bitsandbytes 0.50.2, MatMul8bitLt).
+    """
+    for module in model.modules():
+        if type(module).__name__ in _MADE_BY[8]:
+            module.forward = partial(_flattened, module.forward)
+
+
+def _flattened(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return forward(x.flatten(0, -2)).unflatten(0, x.shape[:-1]) if x.ndim > 3 else forward(x)
 
 
 def left_wide(model: PreTrainedModel) -> list[str]:

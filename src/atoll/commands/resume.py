@@ -12,6 +12,7 @@ from atoll.errors import ConflictError, ResumeError
 from atoll.jobs.backends.backend import BackendFactory
 from atoll.jobs.finished import run_config
 from atoll.jobs.job import Job, prepared
+from atoll.jobs.results.trained_on import check_trained_on
 from atoll.jobs.resume_state import check_unchanged, config_hashes, find_resume_point, hashes_of
 from atoll.jobs.split import HostAccess
 from atoll.runs.disk import disk_told
@@ -71,6 +72,7 @@ def _resumed(
 ) -> RunResult:  # fmt: skip
     hashes = hashes_of(job)
     check_unchanged(began_with, hashes)
+    check_trained_on(run, job.base, job.config, "begin a new run with `atoll train`")
     resume_point, passed = find_resume_point(run, hashes)
     track(job, run, log)
     log.append(Resumed(0 if resume_point is None else resume_point.round))

@@ -27,7 +27,7 @@ from atoll.jobs.finished import run_config
 from atoll.jobs.inputs import eval_rows
 from atoll.jobs.job import Job, prepare
 from atoll.jobs.results.adapter import check_result, written_form
-from atoll.jobs.results.trained_on import base_hashes
+from atoll.jobs.results.trained_on import base_notes
 from atoll.jobs.resume_state import ResumePoint, RunState, hashes_of, write_resume_state
 from atoll.jobs.rounds import Rounds, run_rounds
 from atoll.jobs.split import HostAccess
@@ -245,7 +245,7 @@ def _write_adapter(job: Job, state: AdapterState, folder: Path) -> None:
     try:
         save_adapter(
             state, folder, base_name=form.base_name, transposed=form.transposed, head=form.head, labels=form.labels,
-            embeddings=form.embeddings,
+            embeddings=form.embeddings, revision=form.revision,
         )  # fmt: skip
     except SafetensorError as problem:
         # safetensors keeps what the system says in its text alone.
@@ -260,7 +260,7 @@ def _resolved(job: Job, hashes: Mapping[str, object]) -> dict[str, object]:
     folder = str(job.loaded.path.resolve().parent)
     return {
         "config": resolved(job.config), "folder": folder, "has_host": job.has_host, "run_id": job.run_id, "hashes": hashes,
-        "form": None if job.form is None else job.form.kind, "base": base_hashes(job.base, job.config, str(hashes["base_hash"])),
+        "form": None if job.form is None else job.form.kind, "base": base_notes(job.base, job.config, str(hashes["base_hash"])),
         "versions": versions(), **named,
     }  # fmt: skip
 

@@ -114,6 +114,12 @@ def public_name(loaded: LoadedConfig) -> str:
     return f"./{path.name}" if name.startswith("~") or path.is_absolute() else name if name.startswith(".") else f"./{name}"
 
 
+def public_revision(loaded: LoadedConfig) -> str | None:
+    """The revision of a base from a hub, where run.toml names one."""
+    name = loaded.config.model.base
+    return name.partition("@")[2] if not _is_folder(loaded) and _HUB_REVISION.fullmatch(name) else None
+
+
 def base_shapes(loaded: LoadedConfig, num_classes: int) -> BaseShapes:
     """The shapes of the base, of a classifier with so many classes (0: it generates), and whether its weights are to be trained.
 

@@ -33,7 +33,7 @@ from atoll.jobs.inputs import (
     held_out_events,
     run_labels,
 )
-from atoll.jobs.results.adapter import check_given, check_result
+from atoll.jobs.results.adapter import check_result, check_start
 from atoll.jobs.split import HostAccess, SplitSide, join, serve, start_host
 from atoll.planner.edge_plan import EdgePlan, FleetPlan
 from atoll.planner.importance import Importance
@@ -171,8 +171,7 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | N
             for killed in (Killed(), *([Killed(tuple(start.modules), "merge")] if config.select.merges else [])):
                 with attached(split.base.model, start, killed=killed):
                     split.blocks.open()
-        if config.adapter.start is not None:
-            check_given(loaded.resolve(config.adapter.start), base)
+        told = check_start(loaded, base)
         if only is None:
             check_result(base, start, loaded)
         if config.data.batching == "pack":
@@ -192,7 +191,11 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | N
             for edge, part in zip(rows, examples, strict=True)
         )
         central = _central(config, shapes, base, edges, start) if "central" in config.run.compare else None
+<<<<<<< HEAD
         events = (*data_events(config, rows, examples, labels, base.tokenizer), *held_out_events(held_out, form, scored, examples))
+=======
+        events = (*told, *data_events(config, rows, examples, labels, base.tokenizer), *held_out_events(held_out, form, scored))
+>>>>>>> hbase
         opened.pop_all()  # From here on the job closes what is open.
     return Job(
         loaded, base, bases, shapes, form, edges, central, held_out, plan, start, events, host is not None, split, own_host, scored

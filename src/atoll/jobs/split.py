@@ -14,7 +14,8 @@ import torch
 
 from atoll.base.blocks import blocks_path, sizes_of, trace
 from atoll.base.load import Base
-from atoll.base.part import load_part, part_digest, tokenizer_digest
+from atoll.base.part import load_part, part_digest
+from atoll.base.weights.beside import tokenizer_digest
 from atoll.config.load import LoadedConfig, changed
 from atoll.config.schema import RunConfig
 from atoll.registry.parts import names

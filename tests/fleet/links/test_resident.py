@@ -436,14 +436,20 @@ def test_a_full_disk_is_a_page_and_the_round_is_trained_again_later(
     (RuntimeError("out of memory: tried to allocate 7 GB"), "tried to allocate 7 GB", "give it more memory"),
     (MemoryError(), "MemoryError", "give it more memory"),
     (IndexError("index out of range in self"), "IndexError: index out of range in self", "traceback.txt"),
+    (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), "Connection reset by peer", "traceback.txt"),
+    (PermissionError(errno.EACCES, "Permission denied", "rows.csv"), "Permission denied", "traceback.txt"),
     *((kind("patient Anna"), kind.__name__, "traceback.txt") for kind in (
         ValueError, KeyError, TypeError, AttributeError, AssertionError, ZeroDivisionError, ImportError, EOFError, Exception, StopIteration,
+        BaseException, SystemExit, GeneratorExit,
     )),
 ])  # fmt: skip
 def test_whatever_goes_wrong_at_an_edge_is_told_to_both_sides_at_once(
-    problem: Exception, told: str, do: str, edge: Edge, job: Job, here: Here, monkeypatch: pytest.MonkeyPatch
+    problem: BaseException, told: str, do: str, edge: Edge, job: Job, here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    """And no row with it, which the message of another library's exception may quote."""
+    """Also what compiled libraries panic with, which is no Exception.
+
+    And no row with it, which the message of another library's exception may quote.
+    """
     def fails(*_: object) -> None:
         raise problem
 
@@ -458,6 +464,17 @@ def test_whatever_goes_wrong_at_an_edge_is_told_to_both_sides_at_once(
     assert "Anna" not in page
     assert page in str(edge.events("advised")[-1]["advice"])
     assert type(problem).__name__ in (edge.folder / "traceback.txt").read_text()
+    train(edge, job, here, 1)
+
+
+def test_what_asks_an_edge_to_end_is_no_failure(edge: Edge, job: Job, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ends(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "work", ends)
+        with pytest.raises(KeyboardInterrupt):
+            edge.answer(asks(job, 1, here[0][0]), 1)
     train(edge, job, here, 1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -24,6 +25,7 @@ class StoredNames:
         self._converters = [one for one in mapping if isinstance(one, WeightConverter)]
         self._by_pattern = {pattern: one for one in self._converters for pattern in one.source_patterns}
         self._prefix = model.base_model_prefix
+        self._needless = tuple(model._keys_to_ignore_on_load_unexpected or ())
         self._tensors = model.state_dict()
         self._known: dict[str, tuple[tuple[str, ...], bool]] = {}
 
@@ -65,6 +67,10 @@ class StoredNames:
             return (name,), False
         first, *others = self._by_pattern[pattern].target_patterns
         return (name, *(name.replace(first, other) for other in others)), True
+
+    def not_taken(self, stored: Iterable[str]) -> tuple[str, ...]:
+        """Those of the stored tensors that the model has no place for, but for those that the library knows to be needless."""
+        return tuple(one for one in stored if not self.of(one) and not any(re.search(pattern, one) for pattern in self._needless))
 
     def missing(self, stored: Iterable[str], tied: Mapping[str, str]) -> tuple[str, ...]:
         """The model's tensors that none of the stored ones is for; one of two tied tensors is enough."""

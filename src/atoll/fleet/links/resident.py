@@ -6,6 +6,7 @@ was killed, gets the same answer and trains nothing twice; and one for a round t
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -40,8 +41,9 @@ KEPT_ROUNDS = 3
 KEPT_RUNS = 4
 """Of which the last rounds are kept: any of them may be resumed."""
 _RUN_ID, _COORDINATOR = 1, 0
-_WITHOUT_ROWS = (RuntimeError, IndexError, MemoryError)
-"""As torch raises them: of sizes, devices and memory."""
+_WITHOUT_ROWS = (RuntimeError, IndexError, MemoryError, OSError)
+"""As torch and the system raise them: of sizes, devices, memory, files and connections."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _STATE, _ANSWER, _QUESTION = "state.record", "answer.record", "question.txt"
 
 
@@ -92,24 +94,24 @@ class Resident:
         try:
             self._check_size(num_bytes)
             return question.answered(self._answered(question))
-        except OrderRefusedError as problem:
-            self._log.append(Advised(self._worker.name, problem.page()))
-            return question.answered(problem=problem.page())
         except BadRowError as problem:
             # Its page quotes a row, which stays here.
             bare = BadRowError(problem.what, expected=problem.expected, do="look at this edge's own log")
             self._log.append(Advised(self._worker.name, problem.page()))
             return question.answered(problem=bare.page())
         except AtollError as problem:
+            self._log.append(Advised(self._worker.name, problem.page()))
             return question.answered(problem=problem.page())
-        except OSError as problem:
-            full = OutputError("this edge cannot save its state", where=str(self._folder), got=str(problem), do="free some space")
-            return question.answered(problem=full.page())
-        except Exception as problem:  # torch's, a library's or our own: asked again, it would fail again.
+        except KeyboardInterrupt:  # So are the signals that ask this process to end.
+            raise
+        # torch's, a library's (what was compiled panics past Exception) or our own: asked again, it would fail again.
+        except BaseException as problem:
             return question.answered(problem=self._failed(problem).page())
 
-    def _failed(self, problem: Exception) -> PeerError:
+    def _failed(self, problem: BaseException) -> AtollError:
         """What the coordinator is told; the edge's log says it too, and where the traceback is."""
+        if isinstance(problem, OSError) and problem.errno in _FULL:  # Nor could more be written of it.
+            return OutputError("this edge cannot save its state", where=str(self._folder), got=str(problem), do="free some space")
         kept = self._folder.with_name("traceback.txt")
         kept.write_text("".join(traceback.format_exception(problem)), encoding="utf-8")
         place = traceback.extract_tb(problem.__traceback__)[-1]

@@ -300,8 +300,8 @@ class _Boundary:
                     code="frame" if isinstance(problem, FrameError) else "dialogue", field=problem.what, host_value=problem.expected,
                     device_value=problem.got, do=problem.do,
                 ))  # fmt: skip
-            case Exception():
+            case BaseException() if not isinstance(problem, KeyboardInterrupt):  # What was compiled panics past Exception.
                 lines = "".join(traceback.format_exception(problem)).splitlines()
                 log.error("a session fails\n%s", "\n".join(map(printable, lines)))
                 self._refuse(pb.Refusal(code="failed", do="look into the host's log"))
-        return isinstance(problem, Exception)
+        return problem is not None and not isinstance(problem, KeyboardInterrupt)
