@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,10 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 import atoll
 from atoll.base.load import load_base
 from atoll.base.read_shapes import read_shapes
+from atoll.cli.app import main
 from atoll.commands.models.convert import convert
 from atoll.embedded import tiny_path
-from atoll.errors import AtollError, BaseFolderError, UnavailableError
+from atoll.errors import AtollError
 
 from tests.run_files import write_rows, write_run
 
@@ -213,6 +213,7 @@ LOST: dict[str, tuple[Change, str, str]] = {
     "no cut": (lambda f: f.fields.pop("tokenizer.ggml.pre"), "B303", "None"),
     "words": (lambda f: f.fields.update({"tokenizer.ggml.model": "bert"}), "B303", "'bert'"),
     "a first token": (lambda f: f.fields.update({"tokenizer.ggml.add_bos_token": True}), "B303", "begins"),
+    "a merge of what is no token": (lambda f: f.fields["tokenizer.ggml.merges"].append("Ġzq xj"), "B304", "out of vocabulary"),
     "NaN": (lambda f: f.tensors["output_norm.weight"].fill(np.nan), "B304", "NaN"),
 }  # fmt: skip
 
@@ -274,30 +275,10 @@ def test_a_run_on_a_converted_file_is_evaluated_and_merged(tmp_path: Path) -> No
         torch.testing.assert_close(merged, atoll.load(run.run_dir)(ids).logits, rtol=0.05, atol=0.05)
 
 
-@pytest.mark.parametrize("where", ["file", "folder", "beside config.json"])
-def test_a_file_where_a_base_is_wanted_is_refused_with_the_command(where: str, tmp_path: Path) -> None:
-    path = File().write(tmp_path / "m.gguf")
-    if where == "beside config.json":
-        (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
-    # A run reads the shapes first, and with config.json there are some to read.
-    for read in (read_shapes, load_base)[: 1 if where == "beside config.json" else 2]:
-        with pytest.raises(BaseFolderError) as caught:
-            read(str(path if where == "file" else tmp_path))
-        assert f"atoll convert {path} --out {tmp_path / 'm'}" in caught.value.page()
-
-
-def test_without_the_package_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = File().write(tmp_path / "m.gguf")
-    monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(UnavailableError) as caught:
-        convert(path, out=tmp_path / "m")
-    assert "pip install 'atoll[gguf]'" in caught.value.page()
-
-
-def test_one_file_is_wanted(tmp_path: Path) -> None:
-    for names, got in (((), "a folder without one"), (("a.gguf", "b.gguf"), "a.gguf, b.gguf")):
-        for name in names:
-            (tmp_path / name).touch()
-        with pytest.raises(BaseFolderError) as caught:
-            convert(tmp_path, out=tmp_path / "m")
-        assert got in caught.value.page()
+def test_the_command_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = File().write(tmp_path / "m.gguf", "Q4_1"), tmp_path / "m"
+    assert main(["convert", str(tmp_path), "--out", str(out), "--dtype", "fp16"]) == 0
+    numbers = AutoModelForCausalLM.from_pretrained(out).num_parameters()
+    assert capsys.readouterr().out == f"wrote {out}: {numbers:,} numbers in float16, from Q4_1, F32\n"
+    assert main(["convert", str(path), "--out", str(out)]) == 2
+    assert "R502" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from shlex import quote
 from typing import Any
 
 from atoll.errors import BaseFolderError, InputError, WeightsError
@@ -298,7 +299,7 @@ def to_convert(source: str) -> BaseFolderError | None:
     return BaseFolderError(
         "a GGUF file is no base before it is converted", where=source, got=", ".join(file.name for file in files[:3]),
         expected=f"a model folder with {CONFIG}, {WEIGHTS} and tokenizer files",
-        do=f"convert it once: atoll convert {files[0]} --out {files[0].with_suffix('')}; then give that folder",
+        do=f"convert it once: atoll convert {quote(str(files[0]))} --out {quote(str(files[0].with_suffix('')))}; then give that folder",
     )  # fmt: skip
 
 
