@@ -16,16 +16,17 @@ def shared(*parts: str) -> Path:
     """A file or folder of the real models and data in ../shared, beside the project's folder."""
     path = SHARED.joinpath(*parts)
     if not path.exists():
-        _leave(f"{'/'.join(parts)} in ../shared, beside the project's folder")
+        leave(f"{'/'.join(parts)} in ../shared, beside the project's folder")
     return path
 
 
 def package(name: str) -> None:
     """Go on where it is installed."""
     if find_spec(name) is None:
-        _leave(f"the package {name}")
+        leave(f"the package {name}")
 
 
-def _leave(what: str) -> NoReturn:
+def leave(what: str) -> NoReturn:
+    """End as left out."""
     print(f"left out: needs {what}", file=sys.stderr)
     sys.exit(ABSENT)

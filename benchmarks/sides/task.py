@@ -13,6 +13,7 @@ import numpy as np
 
 from atoll.embedded import tiny_path
 from atoll.tasks.tokens import Example, Examples
+from sides import pretrained
 from sides.needs import shared
 
 RANK, ALPHA, LEARNING_RATE, SEED, EDGE = 8, 16.0, 1e-3, 0, "bench"
@@ -75,10 +76,12 @@ def examples_for(model: str, tokenizer: Any, num_rows: int) -> Examples:
 
 
 def model_folder(model: str, folder: Path) -> Path:
-    """Where the model lies: one of `RANDOM` is written into the folder."""
+    """Where the model lies: one of `RANDOM` is written into the folder, one of `pretrained.MODELS` is got once."""
     if model in RANDOM:
         _random_llama(folder, RANDOM[model])
         return folder
+    if model in pretrained.MODELS:
+        return pretrained.folder(model)
     return tiny_path() if model == TINY else shared("models", model)
 
 

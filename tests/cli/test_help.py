@@ -15,7 +15,7 @@ from atoll import __version__, errors
 from atoll.cli.boundary import STATUSES
 from atoll.errors import AtollError
 
-COMMANDS = ("init", "plan", "train", "resume", "edge", "status", "host", "evaluate", "generate", "merge", "doctor", "fleet")
+COMMANDS = ("init", "plan", "train", "resume", "edge", "status", "host", "evaluate", "generate", "merge", "convert", "doctor", "fleet")
 IN_GROUPS = ("host certify", "fleet init", "fleet join", "fleet add", "fleet renew", "fleet remove")
 HEAVY = ("torch", "transformers", "peft", "datasets", "flwr", "pydantic", "numpy", "pyarrow", "huggingface_hub")
 

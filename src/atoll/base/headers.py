@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from shlex import quote
 from typing import Any
 
 from atoll.errors import BaseFolderError, InputError, WeightsError
@@ -283,7 +284,28 @@ def _read_json(file: Path) -> dict[str, Any]:
     return value
 
 
+def gguf_files(path: Path) -> list[Path]:
+    """The GGUF files that a path is, or holds."""
+    if path.is_dir():
+        return sorted(one for one in path.glob("*") if one.suffix.lower() == ".gguf")
+    return [path] if path.suffix.lower() == ".gguf" and path.is_file() else []
+
+
+def to_convert(source: str) -> BaseFolderError | None:
+    """What is said of GGUF files where a model folder is wanted; None where there are none."""
+    files = gguf_files(Path(source).expanduser())
+    if not files:
+        return None
+    return BaseFolderError(
+        "a GGUF file is no base before it is converted", where=source, got=", ".join(file.name for file in files[:3]),
+        expected=f"a model folder with {CONFIG}, {WEIGHTS} and tokenizer files",
+        do=f"convert it once: atoll convert {quote(str(files[0]))} --out {quote(str(files[0].with_suffix('')))}; then give that folder",
+    )  # fmt: skip
+
+
 def _no_folder(source: str, path: Path) -> BaseFolderError:
+    if (to_do := to_convert(source)) is not None:
+        return to_do
     siblings = [p.name for p in path.parent.glob("*/")] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, [*siblings, "tiny"], n=1)
     return BaseFolderError(
@@ -300,6 +322,8 @@ def _no_config(folder: Path) -> BaseFolderError:
             "the folder holds an adapter, not a model", where=str(folder), got="adapter_config.json", expected=CONFIG,
             do="name the base model here, and the adapter in [adapter] start",
         )  # fmt: skip
+    if (to_do := to_convert(str(folder))) is not None:
+        return to_do
     names = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
     return BaseFolderError(
         "the model folder has no config.json", where=str(folder), got=f"a folder holding {names}",
@@ -314,7 +338,9 @@ def _no_weights(folder: Path) -> BaseFolderError:
             "the weight files of the model folder cannot be put together", where=str(folder), got=", ".join(parts[:3]),
             expected=f"{WEIGHTS}, or {INDEX} beside the parts", do=f"copy or download {INDEX}, or rename a single file to {WEIGHTS}",
         )  # fmt: skip
-    others = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack") for p in folder.glob(pattern))
+    if (to_do := to_convert(str(folder))) is not None:
+        return to_do
+    others = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack") for p in folder.glob(pattern))
     return _no_safetensors(str(folder), f"only {', '.join(others[:3])}" if others else "no weights at all")
 
 

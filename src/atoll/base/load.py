@@ -24,7 +24,19 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from atoll.base.head import NextToken, Objective, check_head
-from atoll.base.headers import CONFIG, INDEX, PART, WEIGHTS, fetch, read_config, read_index, read_part, read_stored, weight_files
+from atoll.base.headers import (
+    CONFIG,
+    INDEX,
+    PART,
+    WEIGHTS,
+    fetch,
+    read_config,
+    read_index,
+    read_part,
+    read_stored,
+    to_convert,
+    weight_files,
+)
 from atoll.base.quantize import Bits, check_kept, how_to_keep, left_wide, let_deep_inputs_in, let_gradients_through
 from atoll.base.skeleton.build import auto_class_of, build, config_of_text, left_in_files
 from atoll.base.skeleton.reasons import why_no_config, why_no_tokenizer
@@ -145,6 +157,8 @@ def check_folder(source: str) -> None:
     looks_local = path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
     if not looks_local or (path / "config.json").is_file():
         return
+    if (to_do := to_convert(source)) is not None:
+        raise to_do
     if path.is_dir():
         names = ", ".join(sorted(p.name for p in path.iterdir())[:6]) or "nothing"
         raise BaseFolderError(

@@ -10,10 +10,10 @@ import torch
 
 from atoll.adapters.attach import merge_into
 from atoll.base.load import DTYPES, stored_dtypes
-from atoll.errors import AdapterFitError, OutputError
+from atoll.commands.models.folder import check_free, written_whole
+from atoll.errors import AdapterFitError
 from atoll.jobs.finished import FinishedRun, is_chat, open_run
 from atoll.jobs.inputs import base_source
-from atoll.scratch import scratch_folder
 from atoll.tasks.chat import chat_closing
 from atoll.tasks.scoring.generation import ends_of
 from atoll.tasks.text import chat_settings
@@ -38,11 +38,7 @@ def merge(
     that no weight, or none of this type, can hold.
     """
     target = Path(out)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise OutputError(
-            "the folder to write to is not empty", where=str(target), got="something there already", expected="a new or empty folder",
-            do="give another folder with --out",
-        )  # fmt: skip
+    check_free(target)
     finished = open_run(Path(run_dir), trust=trust, other_base=other_base, model=model)
     if finished.adapter.kind != "lora":
         raise AdapterFitError(
@@ -54,16 +50,9 @@ def merge(
     with torch.no_grad():
         merge_into(whole, finished.adapter)
         _narrow(whole, base_source(finished.loaded), dtype)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with scratch_folder(f".{target.name}-", target.parent) as stage:
-            folder = Path(stage) / "model"
-            whole.save_pretrained(folder)
-            finished.base.tokenizer.save_pretrained(folder)
-            folder.rename(target)
-    except OSError as problem:
-        do = "give another folder with --out"
-        raise OutputError("the merged model cannot be written", where=str(target), got=str(problem), do=do) from None
+    with written_whole(target, "the merged model") as folder:
+        whole.save_pretrained(folder)
+        finished.base.tokenizer.save_pretrained(folder)
     return target
 
 

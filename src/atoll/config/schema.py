@@ -54,7 +54,7 @@ class Model(Section):
 
     base: Text = "tiny"
     """"tiny" (built in), a folder, or a Hugging Face id, "org/name" or "org/name@REVISION" (a branch, tag or commit). A folder's path
-    begins at the folder of this file, wherever Atoll is started."""
+    begins at the folder of this file, wherever Atoll is started. `atoll convert` makes a GGUF file such a folder."""
     task: Literal["generate", "classify"] = "generate"
     """Predict text; or tell the class of a row ("classify"): a decoder or BERT with a head on top whose full weights are always trained, on
     edges that hold the whole base. Rows are [data] text and label; scores are loss in nats per row, accuracy and macro_f1."""

@@ -1,0 +1,1 @@
+"""Model folders: from other formats, and written whole or not at all."""
