@@ -164,7 +164,7 @@ class BadLine:
 
 LINES = (
     BadLine(("trian", "run.toml"), ("C107", "'trian'", "did you mean `atoll train`?")),
-    BadLine(("frobnicate",), ("C107", "init, plan, train, resume, edge, status, host, evaluate, generate, merge, doctor")),
+    BadLine(("frobnicate",), ("C107", "init, plan, train, resume, edge, status, host, evaluate, generate, merge, convert, doctor")),
     BadLine(("audit", "runs/x"), ("C107", "not in this version")),
     BadLine(("host",), ("C107", "missing option '--model'")),
     BadLine(("host", "--model", "tiny", "--quantize", "3"), ("C107", "--quantize 3", "16, 8 or 4")),
