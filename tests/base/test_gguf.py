@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import AutoPeftModelForCausalLM
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -26,6 +27,7 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 import atoll
 from atoll.base.load import load_base
+from atoll.base.quantize import Bits
 from atoll.base.read_shapes import read_shapes
 from atoll.cli.app import main
 from atoll.commands.models.convert import convert
@@ -259,11 +261,13 @@ def test_broken_files_are_refused_with_one_page(tmp_path: Path) -> None:
             assert number >= len(ends), "a file that is cut off"
 
 
-def test_a_run_on_a_converted_file_is_evaluated_and_merged(tmp_path: Path) -> None:
+def test_a_run_on_a_converted_file_is_evaluated_and_merged_and_loads_in_peft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # The adapter names its base as run.toml does, from where that is.
     one = File(tie_word_embeddings=True)
     convert(one.write(tmp_path / "m.gguf", "Q8_0"), out=tmp_path / "m")
     assert len(read_shapes(str(tmp_path / "m")).modules) == 14
-    for bits in (16, None):
+    choices: tuple[Bits | None, ...] = (None, 16, 8, 4)
+    for bits in choices:
         assert load_base(str(tmp_path / "m"), bits=bits).model.config.model_type == "llama"
     write_rows(tmp_path / "rows.jsonl")
     run = atoll.train(write_run(tmp_path, {"model": {"base": "m"}, "train": {"learning_rate": 1e-3}}))
@@ -273,6 +277,8 @@ def test_a_run_on_a_converted_file_is_evaluated_and_merged(tmp_path: Path) -> No
     with torch.no_grad():
         merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)(ids).logits
         torch.testing.assert_close(merged, atoll.load(run.run_dir)(ids).logits, rtol=0.05, atol=0.05)
+        peft = AutoPeftModelForCausalLM.from_pretrained(str(run.run_dir / "adapter"), dtype=torch.float32)
+        torch.testing.assert_close(peft(ids).logits, atoll.load(run.run_dir)(ids).logits, rtol=1e-5, atol=1e-5)
 
 
 def test_the_command_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
