@@ -16,12 +16,15 @@ from atoll.adapters.attach import attached
 from atoll.adapters.peft_files import load_adapter
 from atoll.adapters.targets import named_outside, resolve_targets
 from atoll.base.head import loss_sum
+from atoll.base.load import load_base
 from atoll.base.read_shapes import read_shapes
 from atoll.errors import ConflictError, TargetError
 from atoll.shapes import with_outside
 
 from tests.base.test_head import rows
 from tests.conftest import random_model, save_model_folder, write_job
+from tests.families import save
+from tests.run_files import write_rows, write_run
 
 ONE: dict[str, dict[str, object]] = {"run": {"rounds": 2}, "train": {"local_steps": 2}}
 IDS = torch.arange(24).view(2, 12) * 3 % 96
@@ -87,6 +90,25 @@ def test_they_are_trained_and_the_result_is_pefts(edge: dict[str, object], selec
         torch.testing.assert_close(atoll.load(run.run_dir)(IDS).logits, theirs)
         merged = AutoModelForCausalLM.from_pretrained(atoll.merge(run.run_dir, out=tmp_path / "merged"))(IDS).logits
     torch.testing.assert_close(merged, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "cohere", "gpt_bigcode", "mamba2", "granitemoehybrid", "rwkv", "llava"])
+def test_they_are_trained_in_families_that_only_the_model_tells_of(name: str, tmp_path: Path) -> None:
+    save(name, tmp_path / "base")
+    write_rows(tmp_path / "rows.jsonl", 6)
+    targets = [module.name for module in read_shapes(str(tmp_path / "base")).outside]
+    assert len(targets) == 2
+    toml = write_run(tmp_path, {**ONE, "data": {"eval": None, "max_length": 48}, "adapter": {"targets": targets}}, {"north": {}})
+    run = atoll.train(toml, out=tmp_path / "run")
+    state, ids = load_adapter(run.adapter), torch.arange(40, 52)[None]
+    assert set(state.modules) == set(targets)
+    base = load_base(str(tmp_path / "base")).model
+    with torch.no_grad():
+        with attached(base, state):
+            ours = base(ids).logits
+        theirs = atoll.load(run.run_dir)(ids).logits
+        assert (theirs - base(ids).logits).abs().max() > 1e-3
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_a_run_goes_on_from_them(tmp_path: Path) -> None:

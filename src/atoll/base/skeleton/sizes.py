@@ -56,7 +56,20 @@ def sizes_of_model(headers: Headers) -> BaseShapes:
         keeps_scores=family.keeps_scores if family is not None else bool(num_heads),
         without_adapter=(*experts, *(module.name for module in modules if not module.takes_adapter)),
         num_wide=sum(model.get_parameter(name).numel() for name in experts),
+        outside=tuple(_outside(model, len(blocks))),
     )
+
+
+def _outside(model: PreTrainedModel, num_blocks: int) -> Iterator[ModuleShape]:
+    """Embedding and head, each where it is a module that a pair can be put beside."""
+    names = {module: name for name, module in model.named_modules()}
+    embedding: Any = model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
+    if isinstance(embedding, nn.Embedding) and embedding in names:
+        rows, width = embedding.num_embeddings, embedding.embedding_dim
+        yield ModuleShape(names[embedding], rows, width, "other", -1, outside="embedding")
+    if type(head) is nn.Linear and head in names:
+        yield ModuleShape(names[head], head.in_features, head.out_features, "other", num_blocks, outside="head")
 
 
 def _modules(path: str, model: PreTrainedModel) -> Iterator[ModuleShape]:

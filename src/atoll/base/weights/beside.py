@@ -18,7 +18,8 @@ _INCIDENTAL = frozenset({
 
 def settings_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """What is in a configuration, in JSON's types, without what changes no logits."""
-    found: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    # What is infinite has no number in files of runs.
+    found: dict[str, Any] = json.loads(json.dumps(values, default=str), parse_constant=str)
     return _without_incidental(found)
 
 
