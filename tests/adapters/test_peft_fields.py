@@ -233,6 +233,10 @@ def test_a_resized_embedding_and_weights_of_another_format_say_what_to_do(tmp_pa
     with pytest.raises(AdapterFolderError, match="there is no") as caught:
         load_adapter(folder)
     assert "PeftModel.from_pretrained" in caught.value.do
+    for place, got in ((tmp_path, "in it: resized"), (tmp_path / "other", "beside it: resized"), (tmp_path / "no" / "x", "no such file")):
+        with pytest.raises(AdapterFolderError) as caught:
+            load_adapter(place)
+        assert got in caught.value.got
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

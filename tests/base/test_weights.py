@@ -63,6 +63,15 @@ def test_a_weight_that_the_model_does_not_take_is_named(name: str, llama: Path) 
         part_digest(str(llama), 0, 1)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32])
+def test_weights_that_are_whole_numbers_are_refused(dtype: torch.dtype, llama: Path) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    change(llama, lambda tensors: tensors.update({name: (tensors[name] * 100).to(dtype)}))
+    with pytest.raises(WeightsError, match="whole numbers") as caught:
+        load_base(str(llama))
+    assert name in caught.value.got
+
+
 @pytest.mark.parametrize("value", [{"vocab_size": 90}, {"intermediate_size": 40}])
 def test_a_weight_of_another_shape_is_named_with_both(value: dict[str, int], llama: Path) -> None:
     with pytest.raises(WeightsError) as caught:

@@ -309,8 +309,10 @@ def _commonest(values: Mapping[str, Any]) -> Any:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     if not path.is_file():
-        siblings = [p.parent.name for p in sorted(folder.parent.glob(f"*/{CONFIG_FILE}"))] if folder.parent.is_dir() else []
-        found = f"folders with an adapter beside it: {', '.join(siblings[:5])}" if siblings else "no such file"
+        # PEFT saves adapters of other names than "default" in folders of their names.
+        near = {"in": folder.glob(f"*/{CONFIG_FILE}"), "beside": folder.parent.glob(f"*/{CONFIG_FILE}")}
+        names = {place: ", ".join(sorted(path.parent.name for path in paths)[:5]) for place, paths in near.items()}
+        found = next((f"folders with an adapter {place} it: {some}" for place, some in names.items() if some), "no such file")
         raise _folder_error(folder, f"there is no {CONFIG_FILE}", got=found, expected="a PEFT adapter folder")
     try:
         if path.stat().st_size > _LARGEST_CONFIG_BYTES:

@@ -41,7 +41,7 @@ from atoll.base.quantize import Bits, check_kept, how_to_keep, left_wide, let_de
 from atoll.base.skeleton.build import auto_class_of, build, config_of_text, left_in_files
 from atoll.base.skeleton.reasons import why_no_config, why_no_tokenizer
 from atoll.base.skeleton.released import made_wide
-from atoll.base.weights.checks import check_all_taken, check_numbers, check_one_head, stored_tensors
+from atoll.base.weights.checks import check_all_taken, check_numbers, check_one_head, check_types, stored_tensors
 from atoll.embedded import tiny_path
 from atoll.errors import ArchitectureError, BadValueError, BaseFolderError, TokenizerError, WeightsError
 
@@ -230,6 +230,8 @@ def load_model(
         with ExitStack() as opened:
             # What a device map leaves on disk is read from the folder's own files at every pass.
             stored = _stored(folder, opened) if device_map is None else None
+            if stored is not None and getattr(config, "quantization_config", None) is None:
+                check_types(source, ((name, one.get_dtype(), len(one.get_shape())) for name, one in stored.items()))
             blocks = getattr(config.get_text_config(), "num_hidden_layers", None)
             if stored is not None and isinstance(blocks, int) and blocks > len(stored):
                 raise ValueError(f"{len(stored)} tensors for the {blocks} blocks that {CONFIG} describes")

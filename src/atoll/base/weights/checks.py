@@ -34,6 +34,21 @@ def check_all_taken(source: str, unexpected: Collection[str], may_stay: tuple[st
         )  # fmt: skip
 
 
+def check_types(source: str, types: Iterable[tuple[str, str, int]]) -> None:
+    """Whether the files' weights, by name, type there and number of dimensions, are no whole numbers, which the library would take as they
+    are, without the scales that belong to them.
+
+    Raises: WeightsError.
+    """
+    found = [f"{name} as {kind}" for name, kind, rank in types if rank > 1 and kind[0] in "IU" and not BUFFER.fullmatch(name)]
+    if found:
+        raise WeightsError(
+            "the files hold whole numbers in place of weights", where=source, got=", ".join(found[:3]),
+            expected="weights in fp32, fp16 or bf16, or a quantization_config in config.json that says how they were quantized",
+            do="use the model as it was before quantization; [model] quantize sets the bits",
+        )  # fmt: skip
+
+
 def check_one_head(source: str, model: PreTrainedModel) -> None:
     """Whether embedding and head are one in the files, too, where config.json says that they are; the library takes both as they are.
 
