@@ -38,6 +38,8 @@ def shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedPr
     ("$A train run.toml 2>&- >&-", 0, b"", b""),
     ("$A plan run.toml <&- >&-", 0, b"", b""),
     ("$A train run.toml 2>&1 | true", 141, b"", b""),
+    # Without the package's own folder on its path, python -m could not start there.
+    ('mkdir gone; cd gone; rmdir ../gone; PYTHONSAFEPATH=1 $A plan ../run.toml', 2, b"", b"the current folder is not there any more"),
     ("$A plan run.toml --json | true", 141, b"", b""),
 ])  # fmt: skip
 def test_streams_that_are_full_closed_or_not_read(line: str, status: int, out: bytes, err: bytes, folder: Path) -> None:

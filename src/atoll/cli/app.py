@@ -12,6 +12,7 @@ import typer
 from atoll.cli.boundary import STATUSES, Boundary
 from atoll.cli.groups import fleet, machine, models, results, split, training
 from atoll.cli.parsing import Commands, command_with_commands
+from atoll.cli.surroundings import check_current_folder
 from atoll.errors import CommandLineError
 
 
@@ -47,6 +48,7 @@ for _group in (training, split, results, models, machine, fleet):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status; nothing is raised."""
     with Boundary() as boundary:
+        check_current_folder()
         command = typer.main.get_command(app)
         given = list(sys.argv[1:] if arguments is None else arguments)
         parsed = command.main(args=given, prog_name="atoll", standalone_mode=False)

@@ -16,6 +16,8 @@ from typing import TextIO
 
 from typing_extensions import Buffer
 
+from atoll.errors import CommandLineError
+
 STDERR_FD = 2
 _ENDING = tuple(number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None)
 
@@ -43,6 +45,20 @@ def endable() -> Iterator[None]:
 
 def _end(number: int, frame: FrameType | None) -> None:
     raise ToldToEnd(signal.Signals(number))
+
+
+def check_current_folder() -> None:
+    """Whether the folder that the command was started in is still there: without it libraries end the process with words of their own.
+
+    Raises: CommandLineError.
+    """
+    try:
+        Path.cwd()
+    except OSError as problem:
+        raise CommandLineError(
+            "the current folder is not there any more", where="current folder", got=str(problem.strerror), expected="a folder to start in",
+            do="go to another folder, or to this one anew (cd \"$PWD\")",
+        ) from None  # fmt: skip
 
 
 class UnwritableError(OSError):
