@@ -65,6 +65,9 @@ FORMS: dict[str, Form] = {
     "an answer with train = false (Axolotl)": Form(
         {"conversations": [HUMAN, GPT, HUMAN, {**GPT, "train": False}]}, (*CHAT, ("<|user|>q</s><|assistant|>a</s>", "")),
     ),
+    "an answer of which parts are trained (Axolotl)": Form(
+        {"messages": [USER, {**BOT, "train_detail": [{"train": True}]}]}, refused="train_detail"
+    ),
     "an answer with weight 0.5": Form({"messages": [USER, {**BOT, "weight": 0.5}]}, refused="weight = 0.5"),
     "instruction, input, output (Alpaca)": Form(
         {"instruction": "q", "input": "i", "output": "a"}, (("... ### Instruction: q ### Input: i ### Response: ", "a"),)

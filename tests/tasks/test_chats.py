@@ -245,6 +245,14 @@ def test_a_template_that_fails_names_the_row(template: str) -> None:
         page([USER], with_template(template), NO_EXTRAS)
 
 
+@pytest.mark.parametrize("where", ["user", "assistant"])
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_half_a_surrogate_pair_in_a_message_is_named(where: str, kind: str) -> None:
+    messages = [{**message, "content": "\ud83d"} if message["role"] == where else message for message in (USER, ANSWER)]
+    with pytest.raises(RowProblem):
+        chat_segments(messages, with_template(TEMPLATES[kind]))
+
+
 def test_of_templates_by_name_the_default_is_used_and_the_one_for_tools_with_tools() -> None:
     templates: Any = {"default": "A" + TEMPLATES["ends every turn"], "tool_use": "B{{ tools }}" + TEMPLATES["ends every turn"]}
     tokenizer = with_template(templates)

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Row = Mapping[str, object]
+_LOOKED_AT = 1000
+"""Rows in which the first value of a column is sought."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +243,7 @@ def row_form(data: Data, rows: Rows) -> TextForm:
 
     Raises: as text_form.
     """
-    first = rows[0] if len(rows) else None
+    first = {name: next((value for value in rows.column(name)[:_LOOKED_AT] if value is not None), None) for name in rows.columns}
     if data.label is None:
         return text_form(data, rows.columns, first)
     check_column(data.label, rows.columns, "[data] label")

@@ -119,6 +119,10 @@ class _EndlessError(Exception):
 def _checked(text: str) -> str:
     if len(text) > MOST_TEXT:
         raise MemoryError
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise RowProblem("half of a surrogate pair", "text that can be written as UTF-8", "") from None
     return text
 
 

@@ -17,10 +17,10 @@ ROLES = {
 """What ShareGPT and its kin call who speaks."""
 _AS_ROLE = {name: role for name, role in ROLES.items() if role in ("user", "assistant", "system") and name != "function_call"}
 """Names that count where a role is wanted, too; others, as "observation", are a template's own."""
-_OTHERS = ("refusal", "audio", "images", "image", "videos", "video")
-"""What messages may hold that chat templates of text do not write."""
+_OTHERS = ("train_detail", "refusal", "audio", "images", "image", "videos", "video")
+"""What messages may hold that is not done: parts of a turn alone, and what chat templates of text do not write."""
 TEXT_PARTS = ("text", "input_text", "output_text")
-LEARN = ("weight", "train", "training", "trainable", "loss", "learn")
+LEARN = ("weight", "train", "training", "trainable", "train_on_turn", "loss", "loss_mask", "loss_weight", "learn")
 """Keys of a message by which its writer says whether it is learned."""
 IGNORE = ("ignore", "mask", "masked", "skip")
 """Keys that say the opposite."""
@@ -96,7 +96,7 @@ def _by_role(message: dict[str, object], number: int, column: str) -> dict[str, 
         message["tool_calls"] = [_call(call, number, column)]
     for name in _OTHERS:
         if message.get(name):
-            raise RowProblem(f"message {number} with {name}, which is no text of a chat", "content", column)
+            raise RowProblem(f"message {number} with {name}", "role, content, tool_calls and reasoning", column)
     content = message.get("content")
     return {**message, "content": _joined(content, number, column)} if isinstance(content, list) else message
 

@@ -14,7 +14,7 @@ _NO, _YES = frozenset({"false", "no", "0", "0.0", "n", "f"}), frozenset({"true",
 
 SPLITS = ("split", "subset", "fold", "set", "partition")
 """Columns that name the split of a row."""
-WEIGHTS = ("weight", "loss_weight", "sample_weight")
+WEIGHTS = ("weight", "loss_weight", "loss_mask", "sample_weight")
 """Columns whose numbers from 0 to 1 would count a row in part, which is not done."""
 FLAGS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     **dict.fromkeys(SPLITS, (_TRAINED, _HELD_OUT)),

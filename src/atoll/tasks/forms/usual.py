@@ -53,7 +53,7 @@ USUAL = (
 )
 _OF_CHATS = {"tools", "functions", "documents"}
 """Columns that a chat template gets."""
-_MEANT = {"system", "system_prompt", "history", "context", "input", "image", "images", "chosen", "rejected", *_OF_CHATS}
+_MEANT = {"system", "system_prompt", "history", "context", "input", "image", "images", "chosen", "rejected", "label", "labels", *_OF_CHATS}
 """Columns that somebody hardly fills for nothing."""
 _NAMES_NOTHING = re.compile(r"(?i)(.*[_ ])?(id|idx|index|uuid|url|date|source|split|lang|language|category|type|rejected|unnamed.*)|")
 """Names of columns that are hardly what is to be learned."""
