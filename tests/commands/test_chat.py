@@ -66,6 +66,8 @@ def test_a_run_on_prompts_goes_on_from_the_prompt(tmp_path: Path, given: list[tu
     for prompt in ("hi", "<s>hi"):
         atoll.generate(run, prompt)
     assert given == [("<s>hi", "")] * 2
+    with pytest.raises(BadValueError, match="no text"):
+        atoll.generate(run, "caf\udce9")
 
 
 def test_variables_of_the_template_hold_in_training_and_after_it(tmp_path: Path, given: list[tuple[str, str]]) -> None:

@@ -267,6 +267,8 @@ def test_a_question_gets_the_template_once(kind: str) -> None:
     assert prompt == chat_prompt(as_messages(ROWS["one"], "m"), tokenizer)
     assert question_prompt(prompt, tokenizer) == prompt
     assert question_prompt(json.dumps([USER]), tokenizer) == prompt
+    assert question_prompt(json.dumps([{**USER, "role": "Human"}]), tokenizer) == prompt
+    assert question_prompt(json.dumps([{"from": "human", "value": USER["content"]}]), tokenizer) == prompt
 
 
 # TRL's training templates, which mark what the assistant says, for each template of a model.

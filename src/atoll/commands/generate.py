@@ -33,6 +33,13 @@ def generate(
     adapter raise; OtherBaseError where the base's weights are not those of the run, and `other_base` does not say that they may;
     ConflictError for a classifier.
     """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise BadValueError(
+            "the prompt is no text", where="PROMPT", got="bytes that are not UTF-8, or half of a surrogate pair", expected="text",
+            do="write it in a terminal that speaks UTF-8",
+        ) from None  # fmt: skip
     labels = read_labels(RunDirectory.open(Path(run_dir)).adapter)
     if labels:
         raise ConflictError(

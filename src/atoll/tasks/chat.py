@@ -14,6 +14,7 @@ from atoll.parsed import parse_json
 from atoll.tasks.chats.template import NO_EXTRAS, Extras, page, template_of
 from atoll.tasks.chats.template import Message as Message
 from atoll.tasks.chats.turns import REASONING, opening, said, spoken_page
+from atoll.tasks.forms.conversations import conversation
 from atoll.tasks.rows import RowProblem
 
 if TYPE_CHECKING:
@@ -122,7 +123,8 @@ def question_prompt(text: str, tokenizer: PreTrainedTokenizerBase, settings: Map
         row = given if isinstance(given, dict) else {"messages": given}
         listed = row.get("messages")
         if isinstance(listed, list) and listed and all(isinstance(message, dict) for message in listed):
-            messages = [_message(message, number, "messages") for number, message in enumerate(listed, start=1)]
+            said_so_far = conversation({"messages": listed}, ("messages",)).messages
+            messages = [_message(message, number, "messages") for number, message in enumerate(said_so_far, start=1)]
             extras = extras_of(row, settings)
     return opening(_accepted(messages, tokenizer, extras), tokenizer, extras)
 
