@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas
 import pytest
 from transformers import PreTrainedTokenizerFast
 
@@ -72,6 +74,7 @@ FILES = {
     "text after the list": Bad("a.json", '[{"a": "1"}]\nend', BadRowError, "a.json", "after the list", MEND),
     "unknown suffix": Bad("a.xlsx", "a", DataFileError, "a.xlsx", ".xlsx", "convert"),
     "nearly known suffix": Bad("a.josnl", "{}", DataFileError, "a.josnl", ".josnl", "did you mean '.jsonl'?"),
+    "plain text": Bad("a.txt", "a", DataFileError, "a.txt", ".txt", ".jsonl"),
     "no suffix": Bad("data", "{}", DataFileError, "data", "no suffix", "convert"),
     "Parquet in name only": Bad("a.parquet", "a,b\n", DataFileError, "a.parquet", "", "name the file by what it is"),
     "gzip in name only": Bad("a.csv.gz", "a,b\n1,2\n", DataFileError, "a.csv.gz", "gzip", "write it again"),
@@ -107,6 +110,13 @@ def test_a_byte_that_is_no_utf_8_spoils_its_row_alone(rows_of: RowsOf, name: str
     rows = rows_of(SPOILT[name], name, on_bad_row="skip")
     assert [[str(value) for value in rows[n].values()] for n in range(len(rows))] == [["1", "2"], ["7", "8"]]
     assert rows.num_skipped == 2
+
+
+def test_columns_without_a_name_are_called_as_pandas_calls_them(rows_of: RowsOf) -> None:
+    text = ",v1,v2,,\n0,ham,hi,,\n1,spam,x,y,\n"
+    rows = rows_of(text, "a.csv")
+    assert list(rows.columns) == list(pandas.read_csv(io.StringIO(text)).columns)
+    assert rows[1]["Unnamed: 3"] == "y"
 
 
 def test_rows_that_an_open_quote_takes_along_are_told(rows_of: RowsOf) -> None:

@@ -248,11 +248,13 @@ def row_form(data: Data, rows: Rows) -> TextForm:
         return text_form(data, rows.columns, first)
     check_column(data.label, rows.columns, "[data] label")
     given = data.text or ("{text}" if "text" in rows.columns else None)
-    form = text_form(data.model_copy(update={"text": given, "label": None}), rows.columns, first)
-    if form.kind != "text":
+    is_said = given or data.prompt or data.completion or data.messages or usual_form(rows.columns)
+    form = text_form(data.model_copy(update={"text": given, "label": None}), rows.columns, first) if is_said else None
+    if form is None or form.kind != "text":
+        texts = [name for name in rows.columns if name != data.label and isinstance(first[name], str)]
         raise ConflictError(
             "it is not said which text is to be classified", where="[data] text", got=f"columns {few_names(rows.columns)}",
-            expected="a template", do=f"write {example(sorted(rows.columns, key=data.label.__eq__)[:1], {})} below [data]",
+            expected="a template", do=f'write text = "{{{texts[0]}}}" below [data]' if texts else "give rows with a column of texts",
         )  # fmt: skip
     return form
 

@@ -82,6 +82,7 @@ class Csv(_Text):
             if lines.other_byte:
                 raise scan.encoding_error(origin.name, lines.number, lines.other_byte)
             check_columns(origin.name, len(header))
+            header = [name or f"Unnamed: {number}" for number, name in enumerate(header)]  # As pandas and `datasets` call it.
             _check_header(origin, header)
             if delimiter != "," and not tabs:
                 notes.append(f"{origin.name} is read as values with {scan.DELIMITERS[delimiter]} between them")
@@ -190,6 +191,11 @@ def unknown_suffix(name: str, path: Path) -> DataFileError:
         return DataFileError(
             "the archive is not one data file", where=name, got="several files in it, or one whose suffix is not known",
             expected=f"one file in it: {FORMS.partition(', ')[0]}", do="unpack it, and name the folder or the file",
+        )  # fmt: skip
+    if suffix.lower() in (".txt", ".text", ".md"):
+        return DataFileError(
+            "it is not said what of the file is a row", where=name, got=suffix, expected=FORMS,
+            do='write each text as a row of a .jsonl file: {"text": "..."}',
         )  # fmt: skip
     known = [one for name in names("reader") for one in trait("reader", name, "suffixes")]
     return DataFileError(
