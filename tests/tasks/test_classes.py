@@ -61,11 +61,11 @@ def test_rows_without_a_text_column_need_a_template(tmp_path: Path) -> None:
     with pytest.raises(ConflictError, match="which text"):
         form_of(Data(label="spam"), rows, LABELS)
     assert form_of(Data(label="spam", text="{prompt}"), rows, LABELS).classes is not None
+    assert form_of(Data(), rows, ()).classes is None
     rows = rows_of(tmp_path, {"spam": "yes", "id": 7, "sentence": "w1"})
     with pytest.raises(ConflictError, match="which text") as caught:
         form_of(Data(label="spam"), rows, LABELS)
     assert 'text = "{sentence}"' in caught.value.do
-    assert form_of(Data(), rows, ()).classes is None
 
 
 def test_macro_f1_is_the_mean_over_classes_that_occur() -> None:
