@@ -16,6 +16,7 @@ _OF_DATASETS = ("dataset_info.json", "state.json", "dataset_dict.json", "dataset
 """What `datasets` writes beside data."""
 _HELD_OUT = frozenset({
     "test", "tests", "testing", "testset", "validation", "valid", "val", "dev", "devel", "eval", "evaluation", "holdout", "heldout",
+    "devset", "valset", "evalset",
 })  # fmt: skip
 """Words in names of files that are hardly meant to be trained on."""
 
