@@ -42,8 +42,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def moved(trained: Path, tmp_path: Path) -> Path:
-    """A copy, the config of whose run says that it was always there."""
+def moved(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy, the config of whose run says that it was always there. No hub is asked for a base that is not."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     folder = Path(shutil.copytree(trained, tmp_path / "moved"))
     file = folder / "run" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "folder": str(folder)}))
