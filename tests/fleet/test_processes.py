@@ -117,6 +117,14 @@ def test_who_does_not_stop_is_killed(child: Callable[[str], Child], monkeypatch:
     assert one.status == -signal.SIGKILL
 
 
+def test_a_port_that_was_given_is_not_given_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the system may offer it again at once."""
+    offered = iter([("127.0.0.1", 40_001), ("127.0.0.1", 40_001), ("127.0.0.1", 40_002)])
+    monkeypatch.setattr(processes, "_given", set())
+    monkeypatch.setattr(processes.socket.socket, "getsockname", lambda _: next(offered))
+    assert (free_port(), free_port()) == (40_001, 40_002)
+
+
 def test_a_free_port_can_be_listened_on() -> None:
     with socket.socket() as server:
         server.bind(("127.0.0.1", free_port()))
