@@ -258,6 +258,13 @@ def test_a_hostile_config_is_a_page(text: str, tmp_path: Path) -> None:
         load_adapter(folder)
 
 
+def test_a_folder_of_adapters_says_which_to_give(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    with pytest.raises(AdapterFolderError, match="there is no") as caught:
+        load_adapter(folder.parent)
+    assert caught.value.do == f"give {folder}"
+
+
 def deepseek() -> PreTrainedModel:
     torch.manual_seed(0)
     config = AutoConfig.for_model(

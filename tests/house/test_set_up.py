@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -21,6 +23,32 @@ def test_every_direct_dependency_is_pinned_exactly() -> None:
     names = {re.split(r"[^A-Za-z0-9._-]", requirement)[0].lower().replace("_", "-") for requirement in direct}
     assert names <= set(pins())
     assert all(re.fullmatch(r"[0-9][0-9a-z.]*", version) for version in pins().values()), "no local versions, no ranges"
+
+
+def test_every_library_that_is_imported_is_asked_for() -> None:
+    """And not merely there because another one needs it; names of modules that are not their library's stand here."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    direct = [*project["dependencies"], *project["optional-dependencies"]["gguf"]]
+    asked = {re.split(r"[^A-Za-z0-9._-]", requirement)[0] for requirement in direct}
+    asked |= {"grpc", "google", "yaml", "pydantic_core", "huggingface_hub", "prometheus_client", "rouge_score"}
+    found: dict[str, str] = {}
+    for file in (ROOT / "src").rglob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        only_types = {
+            inner for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+            for inner in ast.walk(node)
+        }  # fmt: skip
+        for node in ast.walk(tree):
+            if node not in only_types:
+                found |= {name.partition(".")[0]: str(file) for name in imported(node)}
+    assert {name: file for name, file in found.items() if name not in {*asked, *sys.stdlib_module_names, "atoll"}} == {}
+
+
+def imported(node: ast.AST) -> list[str]:
+    """Modules that a statement imports from outside its own package."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module else []
 
 
 def test_continuous_integration_is_make_test() -> None:

@@ -313,7 +313,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         near = {"in": folder.glob(f"*/{CONFIG_FILE}"), "beside": folder.parent.glob(f"*/{CONFIG_FILE}")}
         names = {place: ", ".join(sorted(path.parent.name for path in paths)[:5]) for place, paths in near.items()}
         found = next((f"folders with an adapter {place} it: {some}" for place, some in names.items() if some), "no such file")
-        raise _folder_error(folder, f"there is no {CONFIG_FILE}", got=found, expected="a PEFT adapter folder")
+        do = f"give {folder / names['in'].partition(', ')[0]}" if names["in"] else _SAVED_BY
+        raise _folder_error(folder, f"there is no {CONFIG_FILE}", got=found, expected="a PEFT adapter folder", do=do)
     try:
         if path.stat().st_size > _LARGEST_CONFIG_BYTES:
             raise ValueError(f"{path.stat().st_size} bytes")

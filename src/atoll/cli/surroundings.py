@@ -12,11 +12,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
-
-from typing_extensions import Buffer
+from typing import TYPE_CHECKING, TextIO
 
 from atoll.errors import CommandLineError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 STDERR_FD = 2
 _ENDING = tuple(number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -28,7 +29,7 @@ def _is_called(path: Path, suffixes: tuple[str, ...]) -> bool:
     return unpacked_name(path).endswith(suffixes) or unpacked_name(Path(member_name(path))).endswith(suffixes)
 
 
-class _Text:
+class _Text(ABC):
     """Text that is read row by row."""
 
     def read(self, origin: Origin, on_bad_row: OnBadRow) -> FileRows:
@@ -55,12 +56,12 @@ class _Text:
         """Where one record begins; None where there is no such record any more."""
         return next((found.line for number, found in enumerate(self.scan(origin, [])) if number == record), None)
 
+    @abstractmethod
     def scan(self, origin: Origin, notes: list[str]) -> Iterator[scan.Record]:
         """Every row of a file in order, good or bad, and what should be told of the file.
 
         Raises: DataFileError, EmptyDataError.
         """
-        raise NotImplementedError
 
 
 class Csv(_Text):
