@@ -24,7 +24,8 @@ from atoll.config.schema import Adapter, Cut, Data, Model, RunConfig, Train, Wir
 from atoll.errors import PeerError
 from atoll.jobs.split import HostAccess, SplitSide, join
 from atoll.split.certificates import DeviceTls, open_channel
-from atoll.split.device.blocks import Given, Session
+from atoll.split.device.blocks import Given
+from atoll.split.device.exchange import Session
 from atoll.split.transport import SERVICE
 from atoll.tasks.batches import Batch, pad_batch
 from atoll.tasks.tokens import Example

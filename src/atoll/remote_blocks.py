@@ -38,6 +38,10 @@ class RemoteBlocksPlaceholder(nn.Module):
         self.killed: dict[str, nn.Module] = {}
         self.merges = False
         self.layout: Layout | None = None
+        self.ends_step = True
+        """Whether the next backward pass is the last before the optimizer moves what is trained."""
+        self.checkpoint = False
+        """Whether activations there are computed again in the backward pass."""
 
     @contextmanager
     def expect(self, layout: Layout) -> Iterator[None]:

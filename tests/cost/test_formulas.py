@@ -159,7 +159,7 @@ def test_killed_modules_cost_nothing_where_they_are_not_evaluated_and_active_one
     assert count(first, {}, {0}, again=True) == count(first, {}, set())
 
 
-@pytest.mark.parametrize("mode", ["dense", "factored"])
+@pytest.mark.parametrize("mode", ["dense", "factored", "lent"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("active", ["", "layers.0.", "layers.1.", "layers.2.", "layers.1.mlp.down_proj"])
 def test_flops_of_a_device_are_what_pytorch_counts(active: str, checkpointing: bool, mode: str, tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_flops_of_a_device_are_what_pytorch_counts(active: str, checkpointing: b
     client.end()
     foretold = formulas.step_flops(
         shapes, ranks, num_rows=ROWS, row_tokens=TOKENS, num_label_tokens=LABELS, gradient_checkpointing=checkpointing,
-        remote_blocks={1}, frozen=killed, factored=mode == "factored",
+        remote_blocks={1}, frozen=killed, wire_mode=mode,
     )  # fmt: skip
     assert counter.head_flops == foretold.head_flops
     assert counter.flops == foretold.flops or (checkpointing and 0.88 * foretold.flops < counter.flops < foretold.flops)

@@ -72,15 +72,15 @@ def test_without_an_active_module_in_host_or_front_no_gradient_travels() -> None
 def test_killed_modules_of_the_host_travel_once_in_fp32() -> None:
     """q_proj 2 * 16 numbers and v_proj 2 * 12; those of the device's own blocks stay."""
     killed = ("h.1.attn.q_proj", "h.2.attn.v_proj", "h.0.attn.q_proj", "h.3.attn.q_proj")
-    for wire in ({}, {"codec": "int8"}, {"mode": "factored", "codec": "bf16"}):
+    for wire in ({}, {"codec": "int8"}, {"mode": "factored", "codec": "bf16"}, {"mode": "lent", "adapters": "bf16"}):
         for num_exchanges in (1, 3):
             plain = count("h.1.attn.v_proj", num_exchanges=num_exchanges, **wire)
             first = count("h.1.attn.v_proj", num_exchanges=num_exchanges, killed=killed, **wire)
             assert first == plain + WireBytes(224, 0, 224)
 
 
-def trips(*names: str, killed: tuple[str, ...] = (), num_exchanges: int = 1) -> int:
-    return step_round_trips(config(), BASE, dict.fromkeys(names, 2), num_exchanges=num_exchanges, killed=dict.fromkeys(killed, 2))
+def trips(*names: str, killed: tuple[str, ...] = (), num_exchanges: int = 1, **wire: str) -> int:
+    return step_round_trips(config(**wire), BASE, dict.fromkeys(names, 2), num_exchanges=num_exchanges, killed=dict.fromkeys(killed, 2))
 
 
 def test_an_exchange_waits_twice_for_each_group_with_an_active_module_and_once_more() -> None:
@@ -102,13 +102,30 @@ def test_handing_over_opens_one_session_whatever_the_exchanges() -> None:
     assert trips("h.1.attn.q_proj", killed=("h.0.attn.q_proj", "h.3.mlp.fc1")) == 3
 
 
+def test_with_lent_adapters_an_exchange_waits_twice_whatever_is_active() -> None:
+    assert trips("h.1.attn.q_proj", mode="lent") == trips("h.1.attn.q_proj", "h.1.mlp.fc1", "h.2.attn.v_proj", mode="lent") == 2
+    assert trips("h.0.attn.q_proj", "h.1.attn.q_proj", num_exchanges=3, mode="lent") == 6
+    assert trips("h.3.attn.q_proj", mode="lent") == 1
+    assert trips("h.1.attn.q_proj", killed=("h.2.attn.q_proj",), mode="lent") == 3
+
+
+def test_lent_factors_travel_once_a_step_and_their_gradients_too() -> None:
+    """h and g up, h down, 4 bytes a number; 2 * (8 + 8) numbers of q_proj each way, in 2 bytes."""
+    one, four = (count("h.1.attn.q_proj", num_exchanges=number, mode="lent", adapters="bf16") for number in (1, 4))
+    assert one == four
+    plain = count("h.1.attn.q_proj", mode="lent", adapters="fp32")
+    assert (plain.up_bytes - one.up_bytes, plain.down_bytes - one.down_bytes) == (64, 64)
+
+
 ACTIVE = {
     "all": [""], "a part of two groups": ["1.self_attn.k_proj", "1.mlp.up_proj"], "last of the host": ["1.mlp.down_proj"],
     "front and host": ["0.mlp.down_proj", "1.self_attn.q_proj"], "front only": ["0."], "back only": ["2."],
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("mode", "codec"), [("dense", "fp32"), ("dense", "int8"), ("factored", "fp32"), ("factored", "bf16")])
+@pytest.mark.parametrize(("mode", "codec"), [
+    ("dense", "fp32"), ("dense", "int8"), ("factored", "fp32"), ("factored", "bf16"), ("lent", "fp32"), ("lent", "int8"),
+])  # fmt: skip
 @pytest.mark.parametrize("active", ACTIVE)
 @pytest.mark.parametrize("cut", [Cut(1, 1), Cut(1, 0)])
 def test_the_formula_is_what_a_step_carries(

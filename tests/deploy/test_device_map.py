@@ -17,7 +17,7 @@ from atoll.commands.edge import edge
 from atoll.commands.host import HostSettings, host
 from atoll.errors import BadValueError, CommandLineError
 from atoll.jobs.split import HostAccess
-from atoll.split.host.middle import shared_view
+from atoll.split.host.blocks.middle import shared_view
 
 from tests.conftest import save_model_folder
 from tests.run_files import write_run

@@ -32,7 +32,7 @@ def oracle(active: Iterable[PoolModule], exchange: Exchange) -> int:
     groups = [[module.size for module in active if module.remote and module.place == place] for place in places]
     up, down = split_bytes(
         groups, exchange.d_model, exchange.num_tokens, exchange.num_wanted, exchange.codec, exchange.mode, shared=True,
-        lowest_needs_input_gradient=front, front_gradient=front, has_factors=exchange.mode == "factored",
+        lowest_needs_input_gradient=front, front_gradient=front, has_factors=exchange.mode != "dense",
     )  # fmt: skip
     return up + down
 

@@ -36,18 +36,18 @@ def middle_sizes(model: PreTrainedModel, cut: Cut) -> dict[str, tuple[int, int]]
     return {name: sizes_of(model.get_submodule(name)) for name in names}
 
 
-def served(model: PreTrainedModel, compute_queue: ComputeQueue | None = None) -> Served:
+def served(model: PreTrainedModel, compute_queue: ComputeQueue | None = None, *, recomputes: bool = False) -> Served:
     """A host of this model."""
     blocks: Any = model.get_submodule(blocks_path(model))
 
     def facts(cut: Cut) -> HostFacts:
         return HostFacts(
-            PROTOCOL, "test", "tokenizer", len(blocks), middle_sizes(model, cut), ("fp32", "bf16", "int8"), ("dense", "factored"),
-            "fp32", ("lora", "bottleneck"), 4096, 64, ("offload", "merge"),
+            PROTOCOL, "test", "tokenizer", len(blocks), middle_sizes(model, cut), ("fp32", "bf16", "fp16", "int8"),
+            ("dense", "factored", "lent"), "fp32", ("lora", "bottleneck"), 4096, 64, ("offload", "merge"),
         )  # fmt: skip
 
     base, queue = Base("host", model, None, False), compute_queue or ComputeQueue()  # type: ignore[arg-type]
-    return Served(base, "", trace(model), facts, lambda cut: "base", 32, 60.0, queue)
+    return Served(base, "", trace(model), facts, lambda cut: "base", 32, 60.0, queue, recomputes)
 
 
 def thread_host(host: Served) -> Callable[[], Transport]:
@@ -64,12 +64,15 @@ def thread_host(host: Served) -> Callable[[], Transport]:
 
 def device_trainer(
     family: str | PreTrainedModel, cut: Cut, transport: Callable[[], Transport], *, kind: str = "lora", mode: str = "dense",
-    codec: str = "fp32", edge: str = "north", total_steps: int = 20, patience: float = 0.0, **train: object,
+    codec: str = "fp32", edge: str = "north", total_steps: int = 20, patience: float = 0.0, dropout: float = 0.0,
+    adapter_codec: str = "fp32", **train: object,
 ) -> tuple[LocalTrainer, Client]:  # fmt: skip
     """A trainer on a model whose middle blocks are gone."""
     model = random_model(family, BLOCKS) if isinstance(family, str) else family
     sizes, traced = middle_sizes(model, cut), trace(model)
-    terms = Terms("test", "base", "tokenizer", cut, kind, mode, codec, "fp32", 512, int(model.config.hidden_size))  # type: ignore[arg-type]
+    terms = Terms(
+        "test", "base", "tokenizer", cut, kind, mode, codec, "fp32", 512, int(model.config.hidden_size), adapter_codec  # type: ignore[arg-type]
+    )
     client = Client("test", terms, transport, patience)
     blocks: Any = model.get_submodule(blocks_path(model))
     remote = RemoteBlocks(
@@ -82,4 +85,4 @@ def device_trainer(
     hear_hidden_states_only(remote)
     base = Base("device", model, None, False)  # type: ignore[arg-type]
     settings = Train(learning_rate=2e-3, **train)  # type: ignore[arg-type]
-    return LocalTrainer(base, settings, total_steps, 0.0, 0, edge, client.retrying), client
+    return LocalTrainer(base, settings, total_steps, dropout, 0, edge, client.retrying), client

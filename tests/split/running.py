@@ -14,8 +14,9 @@ import grpc
 
 from atoll.split.certificates import DeviceTls, HostTls, open_channel, server_credentials
 from atoll.split.cut import Cut
-from atoll.split.device.blocks import Given, Session
+from atoll.split.device.blocks import Given
 from atoll.split.device.client import Client, Terms
+from atoll.split.device.exchange import Session
 from atoll.split.host.audit import Audit
 from atoll.split.host.server import Host
 from atoll.split.host.session import Served

@@ -20,7 +20,7 @@ from atoll.commands.host import certify, revoke
 from atoll.errors import HostLostError, OutputError, TransportError
 from atoll.split import issuer as issuing
 from atoll.split.certificates import DeviceTls, HostTls, Made, is_loopback, make_certificates, open_channel, server_credentials
-from atoll.split.device.blocks import Session
+from atoll.split.device.exchange import Session
 from atoll.split.issuer import Issuer
 from atoll.split.revocation import Revoked, listed
 from atoll.split.transport import fetch_status

@@ -15,7 +15,7 @@ from atoll.base.load import Base, load_base
 from atoll.config.schema import Train
 from atoll.selection.schedule import Schedule
 from atoll.split.cut import Cut
-from atoll.split.host.middle import KilledModule, Middle
+from atoll.split.host.blocks.middle import KilledModule, Middle
 from atoll.training.local_trainer import LocalTrainer
 from atoll.training.trainer import FitPlan, TrainState
 
@@ -28,7 +28,7 @@ STEPS = 20
 PLAN, SCHEDULE = FitPlan(STEPS, 1, False), Schedule(3, 8, ever=True)
 
 
-@pytest.mark.parametrize("mode", ["dense", "factored"])
+@pytest.mark.parametrize("mode", ["dense", "factored", "lent"])
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize(("kind", "killed"), HOW_KILLED)
 def test_split_equals_local(kind: str, killed: str, cut: str, mode: str) -> None:
@@ -88,7 +88,7 @@ def test_on_a_quantized_base(bits: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("codec", ["bf16", "int8"])
-@pytest.mark.parametrize("mode", ["dense", "factored"])
+@pytest.mark.parametrize("mode", ["dense", "factored", "lent"])
 def test_with_a_lossy_codec(codec: str, mode: str) -> None:
     start = adapters(random_model("llama", BLOCKS))
     choosing = selector(start, Schedule(0, None, ever=True), policy="last-layers", keep=0.2)

@@ -56,7 +56,7 @@ def windows(batches: Sequence[Batch]) -> Iterator[list[int]]:
         yield from (labels[start : start + RUN] for start in range(0, len(labels) - RUN + 1))
 
 
-@pytest.mark.parametrize("mode", ["dense", "factored"])
+@pytest.mark.parametrize("mode", ["dense", "factored", "lent"])
 @pytest.mark.parametrize("codec", ["fp32", "int8"])
 @pytest.mark.parametrize("batching", ["bucket", "pack"])
 def test_no_tokens_and_no_labels(mode: str, codec: str, batching: str) -> None:

@@ -21,17 +21,18 @@ def test_the_worked_examples_hold() -> None:
     assert doctest.testmod(byte_formulas).attempted > 3
 
 
-@pytest.mark.parametrize(("mode", "codec", "front"), list(itertools.product(("dense", "factored"), names("codec"), (False, True))))
+@pytest.mark.parametrize(("mode", "codec", "front"), list(itertools.product(("dense", "factored", "lent"), names("codec"), (False, True))))
 def test_the_formula_is_what_an_exchange_carries(mode: str, codec: str, front: bool) -> None:
     talk = Talk(mode, codec, front)
-    for has_factors in (False, True):
+    for has_factors, ends_step in itertools.product((False, True), (False, True) if mode == "lent" else (True,)):
         carried = dict.fromkeys(("device", "host"), 0)
-        for sender, message in talk.exchange(0, train=True, has_factors=has_factors):
+        for sender, message in talk.exchange(0, train=True, has_factors=has_factors, ends_step=ends_step):
             carried[sender] += sum(tensor.num_bytes for tensor in message.tensors)
         groups = [[SIZES[name] for name in group] for group in talk.groups]
         foretold = split_bytes(
             groups, D_MODEL, NUM_TOKENS, len(WANTED), codec, mode,
-            shared=True, lowest_needs_input_gradient=front, front_gradient=front, has_factors=has_factors,
+            shared=True, lowest_needs_input_gradient=front, front_gradient=front, has_factors=has_factors, ends_step=ends_step,
+            adapter_codec=talk.adapter_codec,
         )  # fmt: skip
         assert foretold == (carried["device"], carried["host"])
 

@@ -18,7 +18,7 @@ from tests.wire.talk import GROUPS, Said, Talk
 
 KINDS = {kind.name: getattr(pb, kind.message_type.name) for kind in pb.Message.DESCRIPTOR.oneofs_by_name["body"].fields}
 ROLES: tuple[Role, Role] = ("device", "host")
-TALKS = [Talk(mode, front_gradient=front, has_killed=True) for mode in ("dense", "factored") for front in (False, True)]
+TALKS = [Talk(mode, front_gradient=front, has_killed=True) for mode in ("dense", "factored", "lent") for front in (False, True)]
 
 
 def tell(dialogue: Dialogue, said: Said) -> None:
@@ -45,7 +45,8 @@ def test_a_whole_session_passes(talk: Talk, role: Role) -> None:
     assert dialogue.closed
     assert dialogue.exchange == 3
     assert dialogue.groups == GROUPS
-    assert set(states) == set(TURNS) - {"hello"} | {"closed"}
+    of_groups = {"input", "output", "gradient", "input_gradient"} if talk.mode == "lent" else set()
+    assert set(states) == set(TURNS) - {"hello"} - of_groups | {"closed"}
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -63,7 +64,7 @@ def test_a_session_without_adapters_has_no_groups(role: Role) -> None:
     assert after(said, len(said), role).closed
 
 
-@pytest.mark.parametrize("mode", ["dense", "factored"])
+@pytest.mark.parametrize("mode", ["dense", "factored", "lent"])
 def test_every_other_kind_in_every_state_is_refused(mode: str) -> None:
     """By each sender, on both sides; only the ending of the sender passes."""
     said = Talk(mode, front_gradient=True, has_killed=True).session()
@@ -88,7 +89,7 @@ def test_every_other_kind_in_every_state_is_refused(mode: str) -> None:
                 assert f"{kind} from the {sender}" == caught.value.got
 
 
-@pytest.mark.parametrize("mode", ["dense", "factored"])
+@pytest.mark.parametrize("mode", ["dense", "factored", "lent"])
 def test_other_numbers_and_sizes_are_refused_in_every_state(mode: str) -> None:
     """Another exchange, another group, a tensor more, less or of another size; after each refusal the right message still passes."""
     said = Talk(mode, front_gradient=True, has_killed=True).session()
@@ -102,7 +103,7 @@ def test_other_numbers_and_sizes_are_refused_in_every_state(mode: str) -> None:
             count += 1
         tell(dialogue, (sender, message))
     assert dialogue.closed
-    assert count > 200
+    assert count > (200 if mode != "lent" else 100)
 
 
 def wrong_ones(message: Message) -> list[Message]:
@@ -113,12 +114,15 @@ def wrong_ones(message: Message) -> list[Message]:
             setattr(other, field, getattr(body, field) + 1)
             wrong.append(Message(other, tensors))
     extra = encode(torch.zeros(3, 3), "fp32")
+    lends = message.kind == "forward" and len(tensors) == 1 + 2 * len([name for group in GROUPS for name in group])
     wrong.append(Message(body, (*tensors, extra)))
     for place, tensor in enumerate(tensors):
         rows, width = tensor.shape
         # The width of h and of x is the base's, which only the engines know; that of the deltas becomes known with them. Of a killed
         # module's matrices the rank alone is known: rows of the first, width of the second.
         down, up = (message.kind == "killed" and place % 2 == side for side in (0, 1))
+        if lends and place > 0:  # Of lent factors, too.
+            down, up = (place % 2 == side for side in (1, 0))
         free = message.kind in ("forward", "input") or (message.kind == "output" and rows != 0) or down
         shapes = [(rows, 0), (width * rows,), (1, rows, width)]
         shapes += [*([] if up else [(rows + 1, width)]), *([] if free else [(rows, width + 1)])]
@@ -229,8 +233,30 @@ def test_factors_must_come_once() -> None:
     """Later exchanges may leave them out; that is what a Talk does."""
     talk = Talk("factored")
     said = [talk.hello(), talk.welcome(), *talk.exchange(0, train=True, has_factors=False)]
-    with pytest.raises(ProtocolError, match="no factors in the first exchange"):
+    with pytest.raises(ProtocolError, match="without factors, of which none hold"):
         after(said, 3)
+
+
+def test_lent_factors_hold_until_their_gradients_have_gone_back() -> None:
+    """Over the micro-batches of a step, and over evaluations; the next step brings its own."""
+    talk = Talk("lent")
+    said = [talk.hello(), talk.welcome(), *talk.exchange(0, train=True, ends_step=False)]
+    said += [*talk.exchange(1, train=False, has_factors=False), *talk.exchange(2, train=True, has_factors=False)]
+    assert [message.kind for _, message in said[2:6]] == ["forward", "hidden", "hidden_gradient", "finished"]
+    assert (len(said[5][1].tensors), len(said[-1][1].tensors)) == (0, 8)
+    with pytest.raises(ProtocolError, match="without factors, of which none hold"):
+        after([*said, *talk.exchange(3, train=True, has_factors=False)], len(said) + 1)
+    assert after([*said, *talk.exchange(3, train=True)], len(said) + 4).state == "forward"
+
+
+@pytest.mark.parametrize("mode", ["dense", "factored"])
+def test_gradients_of_factors_are_of_lent_ones(mode: str) -> None:
+    talk = Talk(mode)
+    said = [talk.hello(), talk.welcome(), *talk.exchange(0, train=True)]
+    (place,) = (at for at, (_, message) in enumerate(said) if message.kind == "hidden_gradient")
+    asking = Message(pb.HiddenGradient(want_factor_gradients=True), said[place][1].tensors)
+    with pytest.raises(ProtocolError, match="gradients of factors asked for"):
+        tell(after(said, place), ("device", asking))
 
 
 def test_factors_are_for_factored_mode_only() -> None:

@@ -75,7 +75,8 @@ def test_int8_shrinks_and_is_not_the_same() -> None:
     """So that no test of int8 passes because fp32 was sent."""
     x = torch.randn(16, 256, generator=torch.Generator().manual_seed(0))
     sizes = {codec: encode(x, codec).num_bytes for codec in names("codec")}
-    assert sizes == {"fp32": 16 * 256 * 4, "bf16": 16 * 256 * 2, "int8": 16 * 256 + 16 * 4}
+    halves = 16 * 256 * 2
+    assert sizes == {"fp32": 16 * 256 * 4, "bf16": halves, "fp16": halves + 16 * 4, "int8": 16 * 256 + 16 * 4}
     back = decode(encode(x, "int8"))
     assert not torch.equal(back, x)
     assert all(len(row.unique()) <= 255 for row in back)
@@ -98,6 +99,14 @@ def test_int8_is_scales_and_then_values() -> None:
 def test_int8_rows_without_a_scale_are_zeros() -> None:
     """Also where the largest magnitude is so small that a 127th of it is none."""
     assert bytes(encode(torch.tensor([[0.0, 0.0], [1e-45, 0.0]]), "int8").data) == bytes(12)
+
+
+def test_fp16_is_powers_of_two_and_then_halves() -> None:
+    """Whatever a row's size, its largest value uses all the bits of a half, and a value 2^38 times smaller is still there."""
+    x = torch.tensor([[1.0, 2.0**-38], [-(2.0**127), 3.0 * 2.0**100], [2.0**-140, 0.0], [0.0, 0.0]])
+    encoded = encode(x, "fp16")
+    assert torch.frombuffer(bytearray(encoded.data[:16]), dtype=torch.float32).tolist() == [2.0**-14, 2.0**113, 2.0**-126, 2.0**-15]
+    assert torch.equal(decode(encoded), x)
 
 
 def test_bf16_says_where_it_ends() -> None:

@@ -13,8 +13,8 @@ from atoll.wire.handshake import PROTOCOL, REFUSAL_CODES, HostFacts, block_of, c
 MODULES = {f"model.layers.{block}.{name}": (8, 6) for block in range(4) for name in ("self_attn.q_proj", "mlp.down_proj")}
 FACTS = HostFacts(
     protocol=PROTOCOL, atoll_version="0.2.0", tokenizer_digest="70ce", num_blocks=4, modules=MODULES,
-    codecs=("fp32", "bf16"), wire_modes=("dense", "factored"), precision="fp32", kinds=("lora", "bottleneck"), max_tokens=100, max_rank=5,
-    killed=("offload",),
+    codecs=("fp32", "bf16"), wire_modes=("dense", "factored", "lent"), precision="fp32", kinds=("lora", "bottleneck"), max_tokens=100,
+    max_rank=5, killed=("offload",),
 )  # fmt: skip
 DIGEST = "ba5e"
 Q1 = "model.layers.1.self_attn.q_proj"
@@ -36,7 +36,8 @@ def hello(**changes: object) -> pb.Hello:
 
 
 @pytest.mark.parametrize("changes", [
-    {}, {"atoll_version": "9.9"}, {"adapter_kind": "bottleneck"}, {"wire_mode": "factored"}, {"codec": "bf16"}, {"max_tokens": 1},
+    {}, {"atoll_version": "9.9"}, {"adapter_kind": "bottleneck"}, {"wire_mode": "factored"}, {"codec": "bf16"},
+    {"wire_mode": "lent", "adapter_codec": "bf16", "dropout": 0.5}, {"max_tokens": 1},
     {"modules": [(Q1, 5, "offload")]}, {"modules": []},
     {"cut_front": 0, "cut_back": 0}, {"cut_front": 1, "cut_back": 2, "modules": [(Q1, 1)]},
 ], ids=str)  # fmt: skip
@@ -54,7 +55,12 @@ def test_what_fits_passes(changes: dict[str, object]) -> None:
     ({"cut_front": 2, "cut_back": 2}, "cut", "4 blocks", "2 front, 2 back"),
     ({"cut_front": 2**32 - 1}, "cut", "4 blocks", "4294967295 front, 1 back"),
     ({"adapter_kind": "dora"}, "adapter_kind", "lora, bottleneck", "dora"),
-    ({"wire_mode": "sparse"}, "wire_mode", "dense, factored", "sparse"),
+    ({"wire_mode": "sparse"}, "wire_mode", "dense, factored, lent", "sparse"),
+    ({"wire_mode": "lent", "adapter_codec": "int8"}, "adapter_codec", "fp32, bf16", "int8"),
+    ({"wire_mode": "lent"}, "adapter_codec", "fp32, bf16", ""),
+    ({"wire_mode": "lent", "adapter_codec": "fp32", "dropout": 1.0}, "dropout", "0 or more, and less than 1", "1.0"),
+    ({"wire_mode": "lent", "adapter_codec": "fp32", "dropout": math.nan}, "dropout", "0 or more, and less than 1", "nan"),
+    ({"wire_mode": "lent", "adapter_codec": "fp32", "scaling": 0.0}, "scaling", "a finite number other than 0", f"0.0 for {Q1}"),
     ({"codec": "int8"}, "codec", "fp32, bf16", "int8"),
     ({"max_tokens": 101}, "max_tokens", "1 to 100", "101"),
     ({"max_tokens": 0}, "max_tokens", "1 to 100", "0"),

@@ -15,6 +15,7 @@ from atoll.adapters.killed import Killed, kill
 from atoll.adapters.layers import FullWeightLinear, LowRankPair, merged_weight
 from atoll.adapters.places import Places, fitting_module
 from atoll.adapters.state import AdapterState, ModuleAdapter
+from atoll.remote_blocks import RemoteBlocksPlaceholder
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,6 +45,8 @@ class Attached:
     start: AdapterState
     full_weights: dict[str, FullWeightLinear]
     """Modules whose full weights are trained; none of them is ever killed."""
+    remote_blocks: RemoteBlocksPlaceholder | None = None
+    """Where some of them are in another process."""
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -94,7 +97,7 @@ def attached(
         full_weights = {name: places.put_full_weights(name, change, *views[name]) for name, change in state.full_weights.items()}
         kill(places, state, killed)
         places.put_rest_of_frozen_delta()
-        yield Attached(flats, layers, state, full_weights)
+        yield Attached(flats, layers, state, full_weights, places.remote_blocks)
     finally:
         places.clear()
 

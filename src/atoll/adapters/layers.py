@@ -38,7 +38,7 @@ class LowRankPair(nn.Module):
 
         Shapes: (..., inputs) to (..., rank).
         """
-        dropped = nn.functional.dropout(x, self.dropout) if self._drops() else x
+        dropped = nn.functional.dropout(x, self.dropout) if self.drops else x
         u = nn.functional.linear(dropped, self.down_RI.to(x.dtype))
         return (u.relu() if self.kind == "bottleneck" else u) * self.scaling
 
@@ -49,8 +49,9 @@ class LowRankPair(nn.Module):
         """
         return nn.functional.linear(u, self.up_OR.to(u.dtype))
 
-    def _drops(self) -> bool:
-        # The base is in eval mode all the time; only the adapter itself is switched to training.
+    @property
+    def drops(self) -> bool:
+        """Whether something of x is dropped: the base is in eval mode all the time, and only the adapter is switched to training."""
         return self.training and self.dropout > 0
 
 
@@ -74,7 +75,7 @@ class AdaptedLinear(LowRankPair):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (..., inputs) to (..., outputs)."""
-        if self.kind == "lora" and not self._drops() and _is_plain(self.base):
+        if self.kind == "lora" and not self.drops and _is_plain(self.base):
             down_RI, up_OR = self.down_RI.to(x.dtype), self.up_OR.to(x.dtype)
             weight_OI = self.weight.T if isinstance(self.base, Conv1D) else self.weight
             low_rank = _MergedLowRank if _is_small(weight_OI) else _LinearPlusLowRank

@@ -61,6 +61,8 @@ class HostSettings:
     max_tenant_sessions: int | None = None
     """Of devices whose certificates have the same name; without certificates all are one tenant. None: as many as of all together."""
     exchange_seconds: float = 3600.0
+    recomputes: bool = False
+    """Whether a session with lent adapters keeps no activations while its device computes, and makes the forward pass twice."""
     device_map: str | None = None
     """For a base that is larger than one accelerator: "auto", or a JSON file that gives each module its place."""
     max_part: str | None = None
@@ -130,7 +132,7 @@ def host(settings: HostSettings, on_ready: Callable[[str], None], stop: threadin
     bits = settings.quantize if settings.quantize < 16 else PRECISION_BITS[settings.precision]
     limits = HostLimits(
         settings.max_sessions, settings.max_tokens, settings.idle_seconds, settings.merges, settings.max_tenant_sessions,
-        settings.exchange_seconds, max_part,
+        settings.exchange_seconds, settings.recomputes, max_part,
     )  # fmt: skip
     served = serve(base, settings.model, settings.precision, bits, limits, settings.codecs)
     with suited_threads(base.model.config.get_text_config().hidden_size):

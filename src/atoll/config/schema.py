@@ -244,10 +244,13 @@ class Federated(Section):
 class Wire(Section):
     """[wire] how split mode travels."""
 
-    mode: Literal["dense", "factored"] = "dense"
-    """What an adapter adds travels whole (B A x), or as its two factors (A x, and B once per update): the same result, fewer bytes."""
+    mode: Literal["dense", "factored", "lent"] = "dense"
+    """What an adapter adds travels whole (B A x), or as its two factors (A x, and B once per update): the same result, fewer bytes.
+    Or A and B are lent to the host for a step, and their gradients come back: two round trips, however many layers there are."""
     codec: Annotated[str, Named("codec")] = "fp32"
-    """Number format of tensors that travel; int8 has a scale for each token."""
+    """Number format of tensors that travel; int8 has a scale for each token, fp16 a power of two."""
+    adapters: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Number format of A and B and of their gradients, where they are lent."""
     timeout: Seconds = 60.0
     """A host that is silent for longer counts as lost."""
     reconnect: SecondsOrZero = 120.0

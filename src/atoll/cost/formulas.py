@@ -18,6 +18,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from atoll.shapes import BaseShapes, ModuleShape
+from atoll.wire.byte_formulas import WireMode
 
 ADAPTER_BYTES_PER_PARAMETER = 4
 """Adapters are kept in fp32, and travel so where nothing else is asked for."""
@@ -56,14 +57,14 @@ def step_flops(
     gradient_checkpointing: bool = False,
     remote_blocks: Container[int] = (),
     frozen: Mapping[str, int] = {},
-    factored: bool = False,
+    wire_mode: WireMode = "dense",
     num_real_tokens: int | None = None,
 ) -> Flops:
     """Forward and backward through the base, its adapters and its head, for `num_rows` rows of `row_tokens` tokens.
 
     `ranks` are those of active modules; `frozen` those of what is evaluated and not trained: killed modules, and the frozen delta. The
-    `remote_blocks`, which a host runs, cost nothing here, nor does what is frozen there; their active adapters do, on a `factored` wire
-    their first factor only, for `num_real_tokens` where there is padding.
+    `remote_blocks`, which a host runs, cost nothing here, nor does what is frozen there; their active adapters do, unless they are lent,
+    on a factored wire their first factor only, for `num_real_tokens` where there is padding.
 
     With one adapter on the second block's fc1 and 10 label tokens of 2 rows x 6 tokens: forward 2*12*(64+64+128+128) = 9216 a block
     and scores 4*2*36*8 = 2304; backward only fc2's dx, 2*12*128 = 3072.
@@ -88,7 +89,7 @@ def step_flops(
     )
     adapters = adapter_flops(
         shapes, ranks, num_tokens=num_tokens, gradient_checkpointing=gradient_checkpointing, remote_blocks=remote_blocks, frozen=frozen,
-        factored=factored, num_real_tokens=num_real_tokens,
+        wire_mode=wire_mode, num_real_tokens=num_real_tokens,
     )  # fmt: skip
     if shapes.head:
         return Flops(blocks, adapters + class_head_flops(shapes, num_rows=num_label_tokens), 0)
@@ -128,7 +129,8 @@ def base_flops(
 
 def adapter_flops(
     shapes: BaseShapes, ranks: Mapping[str, int], *, num_tokens: int, gradient_checkpointing: bool = False,
-    remote_blocks: Container[int] = (), frozen: Mapping[str, int] = {}, factored: bool = False, num_real_tokens: int | None = None,
+    remote_blocks: Container[int] = (), frozen: Mapping[str, int] = {}, wire_mode: WireMode = "dense",
+    num_real_tokens: int | None = None,
 ) -> int:  # fmt: skip
     """The adapters, forward and backward: active ones (`ranks`) wherever their block runs, `frozen` ones but for those in `remote_blocks`.
 
@@ -158,10 +160,11 @@ def adapter_flops(
         >>> adapter_flops(base, active, num_tokens=4, gradient_checkpointing=True, remote_blocks={0})
         512
 
-    On a `factored` wire the host makes B u and its two gradients for `remote_blocks`: of 512, fc1's 2*4*16*3 = 384 are not done here.
+    On a factored wire the host makes B u and its two gradients for `remote_blocks`: of 512, fc1's 2*4*16*3 = 384 are not done here. Lent,
+    it makes all of them.
 
-        >>> adapter_flops(base, active, num_tokens=4, remote_blocks={0}, factored=True)
-        128
+        >>> [adapter_flops(base, active, num_tokens=4, remote_blocks={0}, wire_mode=mode) for mode in ("factored", "lent")]
+        [128, 0]
 
     Of a full weight, the gradient is one product more than the frozen base has, 2 n d_in d_out; what was learned is
     summed into the weight, and costs no product.
@@ -177,10 +180,11 @@ def adapter_flops(
             continue
         here, above = module.block not in remote_blocks, _place(module) > lowest
         again = gradient_checkpointing and here and module.block >= lowest[0]
-        rank, frozen_rank = ranks.get(module.name, 0), frozen.get(module.name, 0) if here else 0
+        rank = ranks.get(module.name, 0) if here or wire_mode != "lent" else 0
+        frozen_rank = frozen.get(module.name, 0) if here else 0
         no_input_gradient = 0 if above else 2 * num_tokens * rank * module.d_in
         total += 2 * num_tokens * module.num_adapter_parameters(rank) * (3 + again) - no_input_gradient
-        total -= 6 * num_tokens * rank * module.d_out if factored and not here else 0
+        total -= 6 * num_tokens * rank * module.d_out if wire_mode == "factored" and not here else 0
         total += 2 * num_tokens * module.num_adapter_parameters(frozen_rank) * (1 + above + again)
     return total
 

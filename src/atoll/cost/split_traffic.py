@@ -34,11 +34,13 @@ def step_round_trips(
     config: RunConfig, shapes: BaseShapes, ranks: Mapping[str, int], *, num_exchanges: int = 1, killed: Mapping[str, int] = {}
 ) -> int:
     """Round trips of one optimizer step: of every exchange two for every group, one more, and one where gradients go on to front blocks.
+    With lent adapters two for every exchange.
 
     The lowest group's gradient and the end of the exchange come together, unless the device has an input gradient to send between them.
     `ranks` are those of active modules. Where any of `killed` are the host's, they are sent in a session that is opened first.
     """
     turns = 2 * len(groups(config, shapes, ranks)) + 1 + _reaches_front(config, shapes, ranks)
+    turns = min(turns, 2) if config.wire.mode == "lent" else turns
     return num_exchanges * turns + bool(groups(config, shapes, killed))
 
 
@@ -57,7 +59,8 @@ def step_bytes(
     def count(tokens: int, wanted_tokens: int, *, shared: bool, first: bool) -> tuple[int, int]:
         return split_bytes(
             active, shapes.d_model, tokens, wanted_tokens, config.wire.codec, config.wire.mode, shared=shared,
-            lowest_needs_input_gradient=front, front_gradient=front, has_factors=first and config.wire.mode == "factored",
+            lowest_needs_input_gradient=front, front_gradient=front, has_factors=first and config.wire.mode != "dense", ends_step=first,
+            adapter_codec=config.wire.adapters,
         )  # fmt: skip
 
     offloaded = killed_bytes([sizes for group in groups(config, shapes, killed) for sizes in group])

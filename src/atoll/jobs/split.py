@@ -8,6 +8,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
+from typing import get_args
 
 import grpc
 import torch
@@ -27,13 +28,14 @@ from atoll.split.device.base_part import fetch_part
 from atoll.split.device.blocks import RemoteBlocks
 from atoll.split.device.client import Client, Terms
 from atoll.split.host.audit import Audit
+from atoll.split.host.blocks.middle import shared_view
 from atoll.split.host.compute_queue import ComputeQueue
-from atoll.split.host.middle import shared_view
 from atoll.split.host.server import Host
 from atoll.split.host.session import Served
 from atoll.split.host.tenants import HostLimits
 from atoll.split.revocation import Revoked
 from atoll.split.transport import ClientTransport, SlowLink, SlowTransport
+from atoll.wire.byte_formulas import WireMode
 from atoll.wire.handshake import PROTOCOL, HostFacts, block_of
 
 Sizes = Mapping[str, tuple[int, int]]
@@ -85,13 +87,15 @@ def serve(base: Base, source: str, precision: str, bits: int, limits: HostLimits
         return HostFacts(
             protocol=PROTOCOL, atoll_version=version("atoll"), tokenizer_digest=tokenizer, num_blocks=num_blocks,
             modules={name: size for name, size in sizes.items() if block_of(name) in middle},
-            codecs=tuple(dict.fromkeys((*names("codec"), *codecs))), wire_modes=("dense", "factored"), precision=precision,
+            codecs=tuple(dict.fromkeys((*names("codec"), *codecs))), wire_modes=get_args(WireMode), precision=precision,
             kinds=("lora", "bottleneck"),
             max_tokens=limits.max_tokens, max_rank=MAX_RANK, killed=("offload", "merge") if limits.merges and bits >= 16 else ("offload",),
         )  # fmt: skip
 
     queue = ComputeQueue(torch.cuda.synchronize) if base.model.device.type == "cuda" else ComputeQueue()
-    return Served(base, source, traced, facts, base_digest, bits, limits.idle_seconds, queue, limits.exchange_seconds)
+    return Served(
+        base, source, traced, facts, base_digest, bits, limits.idle_seconds, queue, limits.recomputes, limits.exchange_seconds
+    )
 
 
 def start_host(
@@ -135,7 +139,7 @@ def join(base_name: str, config: RunConfig, access: HostAccess, max_tokens: int)
         atoll_version=version("atoll"), base_digest=part_digest(base_name, cut.front, cut.back),
         tokenizer_digest=tokenizer_digest(base.tokenizer), cut=cut, kind=config.adapter.kind, mode=wire.mode, codec=wire.codec,
         precision=config.model.precision, max_tokens=max_tokens,
-        d_model=int(base.model.config.get_text_config().hidden_size),
+        d_model=int(base.model.config.get_text_config().hidden_size), adapter_codec=wire.adapters,
     )  # fmt: skip
     client = Client(access.address, terms, transport, wire.reconnect)
     client.blocks = blocks

@@ -35,7 +35,7 @@ def _flops(job: Job, plan: EdgePlan, report: StepReport, active: Mapping[str, in
     return step_flops(
         job.shapes, active, num_rows=rows, row_tokens=round(positions / rows), num_label_tokens=report.num_label_tokens,
         gradient_checkpointing=plan.gradient_checkpointing, remote_blocks=remote,
-        frozen=frozen, factored=job.config.wire.mode == "factored", num_real_tokens=report.num_tokens,
+        frozen=frozen, wire_mode=job.config.wire.mode, num_real_tokens=report.num_tokens,
     )  # fmt: skip
 
 

@@ -65,7 +65,7 @@ def costs_of(config: RunConfig, setting: Setting, *, accumulate: int, split: boo
     flops = step_flops(
         setting.shapes, setting.ranks, num_rows=setting.batch_size, row_tokens=setting.row_tokens,
         num_label_tokens=setting.num_label_tokens, gradient_checkpointing=setting.gradient_checkpointing,
-        remote_blocks=setting.remote_blocks, frozen=setting.frozen_delta, factored=config.wire.mode == "factored",
+        remote_blocks=setting.remote_blocks, frozen=setting.frozen_delta, wire_mode=config.wire.mode,
     ).times(accumulate)  # fmt: skip
     trips = step_round_trips(config, setting.shapes, setting.ranks, num_exchanges=accumulate) if split else 0
     number_bytes = PRECISION_BITS[config.federated.precision] // 8

@@ -63,6 +63,7 @@ register(
 _WIRE = "atoll.wire.codecs"
 register("codec", "fp32", f"{_WIRE}:Fp32", "As it is")
 register("codec", "bf16", f"{_WIRE}:Bf16", "Rounded to 8 bits of mantissa")
+register("codec", "fp16", f"{_WIRE}:Fp16", "Rounded to 11 bits of mantissa, with a power of two for every token")
 register("codec", "int8", f"{_WIRE}:Int8", "A byte a value, and a scale for every token")
 
 _READERS = "atoll.tasks.readers"

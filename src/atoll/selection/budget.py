@@ -29,6 +29,8 @@ class Exchange:
     """Tokens whose final hidden state crosses."""
     codec: str
     mode: WireMode
+    adapter_codec: str = "fp32"
+    """Of lent adapters."""
 
     def num_bytes(self, active: Iterable[PoolModule]) -> int:
         """Tensor bytes, both ways, with these modules active; what several modules read is sent once, factors are counted once."""
@@ -40,7 +42,8 @@ class Exchange:
                 groups.setdefault(module.place, []).append(module.size)
         return sum(split_bytes(
             [groups[place] for place in sorted(groups)], self.d_model, self.num_tokens, self.num_wanted, self.codec, self.mode,
-            shared=True, lowest_needs_input_gradient=front, front_gradient=front, has_factors=self.mode == "factored",
+            shared=True, lowest_needs_input_gradient=front, front_gradient=front, has_factors=self.mode != "dense",
+            adapter_codec=self.adapter_codec,
         ))  # fmt: skip
 
 
@@ -83,7 +86,8 @@ def _candidates(
     table, spare_bytes = _Table(), limit - fixed_bytes
     for place in sorted({module.place for module in pool if module.remote}, reverse=True):
         modules = [i for i, module in enumerate(pool) if module.place == place]
-        x_bytes = encoded_bytes((exchange.num_tokens, pool[modules[0]].size[0]), exchange.codec)
+        lends = exchange.mode == "lent"  # Then nothing crosses at a place.
+        x_bytes = 0 if lends else encoded_bytes((exchange.num_tokens, pool[modules[0]].size[0]), exchange.codec)
         options = _options({i: alone[i] - fixed_bytes - x_bytes for i in modules}, x_bytes, scores)
         yield from (table.best(spare_bytes, option, back) for option in options if option.num_bytes <= spare_bytes)
         # dx is as large as x.

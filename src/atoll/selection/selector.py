@@ -72,7 +72,7 @@ class ModuleSelector:
         """
         measured = {} if self.score_kind is None else self._finite(scores)
         num_wanted = tokens.num_tokens if self.keeps_back else tokens.num_label_tokens
-        exchange = Exchange(self.d_model, tokens.num_tokens, num_wanted, self.wire.codec, self.wire.mode)
+        exchange = Exchange(self.d_model, tokens.num_tokens, num_wanted, self.wire.codec, self.wire.mode, self.wire.adapters)
         chosen = set(self.policy.choose(self.pool, measured, Choice(self.select, self.seed, steps_done, exchange)))
         others = chosen - {module.name for module in self.pool}
         if others or not chosen:

@@ -52,12 +52,13 @@ class CountedStream:
         """Take larger messages from now on: before both sides know each other, only a greeting."""
         self._assembler.max_message_bytes = max_message_bytes
 
-    def send(self, body: Any, tensors: Sequence[Tensor] = (), codec: str | None = None) -> None:
-        """Send a message with its tensors, encoded in the session's codec or in this one.
+    def send(self, body: Any, tensors: Sequence[Tensor] = (), codecs: Sequence[str] | None = None) -> None:
+        """Send a message with its tensors, encoded in the session's codec or, one by one, in these.
 
         Raises: ProtocolError where the dialogue does not allow it now; HostLostError.
         """
-        message = Message(body, tuple(encode(tensor, codec or self.codec) for tensor in tensors))
+        each = zip(tensors, codecs or [self.codec] * len(tensors), strict=True)
+        message = Message(body, tuple(encode(tensor, codec) for tensor, codec in each))
         self.dialogue.sent(message)
         for frame in self._packer.frames(message):
             self.sent_bytes[message.kind] += len(frame)
@@ -79,9 +80,9 @@ class CountedStream:
                 return message
 
 
-def tensors_of(message: Message, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    """The tensors of a message, decoded."""
-    return [decode(encoded, dtype=dtype, device=device) for encoded in message.tensors]
+def tensors_of(message: Message, dtype: torch.dtype, device: torch.device, part: slice = slice(None)) -> list[Tensor]:
+    """The tensors of a message, or a part of them, decoded."""
+    return [decode(encoded, dtype=dtype, device=device) for encoded in message.tensors[part]]
 
 
 def check_shapes(message: Message, shapes: Sequence[tuple[int, ...]]) -> None:

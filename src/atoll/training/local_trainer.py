@@ -16,6 +16,7 @@ from atoll.adapters.attach import attached
 from atoll.base.load import Base
 from atoll.config.schema import Train
 from atoll.cost.meters import CountedFlops, CountedStep
+from atoll.remote_blocks import find_placeholder
 from atoll.seeding import stream
 from atoll.selection.selector import ModuleSelector
 from atoll.tasks.batches import Batch
@@ -119,8 +120,13 @@ def checkpointing(model: PreTrainedModel, on: bool) -> Iterator[None]:
     blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)] if on else []
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    remote_blocks = find_placeholder(model)
+    if remote_blocks is not None:
+        remote_blocks.checkpoint = on
     try:
         yield
     finally:
+        if remote_blocks is not None:
+            remote_blocks.checkpoint = False
         for block in blocks:
             del block.forward  # the instance's wrapper: the class's own method shows again

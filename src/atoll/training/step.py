@@ -30,7 +30,9 @@ def fill_gradients(adapters: Attached, batches: Sequence[Batch], loss_sum: Calla
         flat.grad.zero_()
     num_label_tokens = sum(len(batch.target_N) for batch in batches)
     loss = 0.0
-    for batch in batches:
+    for number, batch in enumerate(batches):
+        if adapters.remote_blocks is not None:
+            adapters.remote_blocks.ends_step = number == len(batches) - 1
         part = loss_sum(batch) / num_label_tokens
         part.backward()
         loss += part.item()

@@ -6,13 +6,13 @@ n: real tokens of the micro-batch. d: width of the hidden state. r: rank of a mo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from atoll.registry.parts import known
 from atoll.wire.codecs import codec_of
 
-WireMode = Literal["dense", "factored"]
+WireMode = Literal["dense", "factored", "lent"]
 ModuleSizes = tuple[int, int, int]
 """d_in, d_out and rank of one adapted module."""
 
@@ -58,15 +58,15 @@ def largest_message_bytes(
 ) -> int:
     """Bytes of the largest message that a session of these groups may need, in any mode and codec, its header included.
 
-    The hidden states with all factors, or a group's outputs and gradients, in fp32: int8 with its scales is no larger but for one value.
-    Or the `killed` modules, all sent at once.
+    The hidden states with both factors of all modules, or a group's outputs and gradients, in fp32: int8 with its scales is no larger but
+    for one value. Or the `killed` modules, all sent at once.
 
         >>> largest_message_bytes([[(8, 8, 2), (8, 8, 2)]], 8, 10)
-        1049548
-        >>> [largest_message_bytes([[(8, 8, 2)]], 8, 10, killed=[(8, 8, 2)] * count) for count in (0, 3, 4)]
-        [1049084, 1049084, 1049092]
+        1049676
+        >>> [largest_message_bytes([[(8, 8, 2)]], 8, 10, killed=[(8, 8, 2)] * count) for count in (0, 4, 5)]
+        [1049148, 1049148, 1049220]
     """
-    factors = sum(rank * d_out for group in groups for _, d_out, rank in group)
+    factors = sum(rank * (d_in + d_out) for group in groups for d_in, d_out, rank in group)
     widest = max([d_model, *(max(group[0][0], sum(d_out + rank for _, d_out, rank in group)) for group in groups)])
     return _HEADER_BYTES + max(_LARGEST_VALUE_BYTES * (max_tokens * (widest + 1) + factors), killed_bytes(killed))
 
@@ -83,14 +83,17 @@ def split_bytes(
     lowest_needs_input_gradient: bool,
     front_gradient: bool,
     has_factors: bool,
+    ends_step: bool = True,
+    adapter_codec: str = "fp32",
 ) -> tuple[int, int]:
     """Tensor bytes of one training exchange: from the device to the host, and back; without headers and frames.
 
     `groups` are the active ones in the order of the forward pass. Not `shared`: x and dx would travel once for every module. With no
-    group and no front gradient nothing in the host or below needs a backward pass, and g stays where it is.
+    group and no front gradient nothing in the host or below needs a backward pass, and g stays where it is. Lent factors travel in the
+    `adapter_codec`, and their gradients with the exchange that `ends_step`.
 
-    One group of two modules (8 -> 8, rank 2), 10 tokens of which 4 are wanted, fp32, dense. Up: h 10*8, two deltas 2*10*8, g 4*8, and no
-    dx, as nothing below needs it: 272 numbers. Down: x 10*8, h 4*8, two gradients 2*10*8: 272 numbers.
+    One group of two modules (8 -> 8, rank 2), 10 tokens, 4 of them wanted, fp32, dense. Up: h 10*8, two deltas 2*10*8, g 4*8, and no dx,
+    as nothing below needs it: 272 numbers. Down: x 10*8, h 4*8, two gradients 2*10*8: 272 numbers.
 
         >>> rest = {"shared": True, "lowest_needs_input_gradient": False, "front_gradient": False}
         >>> split_bytes([[(8, 8, 2), (8, 8, 2)]], 8, 10, 4, "fp32", "dense", has_factors=False, **rest)
@@ -101,6 +104,11 @@ def split_bytes(
         >>> split_bytes([[(8, 8, 2), (8, 8, 2)]], 8, 10, 4, "fp32", "factored", has_factors=True, **rest)
         (736, 736)
 
+    Lent, nothing but 2*2*(8 + 8) numbers of the factors beside h and g up, and as many of their gradients beside h down.
+
+        >>> split_bytes([[(8, 8, 2), (8, 8, 2)]], 8, 10, 4, "fp32", "lent", has_factors=True, **rest)
+        (704, 384)
+
     No group at all: h 10*8 up, h 4*8 down.
 
         >>> split_bytes([], 8, 10, 4, "fp32", "dense", has_factors=False, **rest)
@@ -109,6 +117,9 @@ def split_bytes(
     has_backward = bool(groups) or front_gradient
     up = [(n_tokens, d_model)] + [(n_wanted, d_model)] * has_backward
     down = [(n_wanted, d_model)] + [(n_tokens, d_model)] * front_gradient
+    if mode == "lent":
+        lent = _lent_bytes(groups, adapter_codec)
+        return _bytes(up, codec) + lent * has_factors, _bytes(down, codec) + lent * ends_step
     for number, group in enumerate(groups):
         copies = 1 if shared else len(group)
         x = [(n_tokens, group[0][0])] * copies
@@ -119,7 +130,16 @@ def split_bytes(
         factors = [(rank, d_out) for _, d_out, rank in group] if mode == "factored" else []
         up += factors if has_factors else []
         down += factors
-    return sum(encoded_bytes(shape, codec) for shape in up), sum(encoded_bytes(shape, codec) for shape in down)
+    return _bytes(up, codec), _bytes(down, codec)
+
+
+def _lent_bytes(groups: Sequence[Sequence[ModuleSizes]], codec: str) -> int:
+    """Of both factors of all modules."""
+    return _bytes((shape for group in groups for d_in, d_out, rank in group for shape in ((rank, d_in), (d_out, rank))), codec)
+
+
+def _bytes(shapes: Iterable[tuple[int, int]], codec: str) -> int:
+    return sum(encoded_bytes(shape, codec) for shape in shapes)
 
 
 def _values(group: Sequence[ModuleSizes], n_tokens: int, mode: str) -> Iterator[tuple[int, int]]:

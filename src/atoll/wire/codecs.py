@@ -108,6 +108,32 @@ class Bf16:
         return (absmax_N * 2.0**-8 + 2.0**-134).masked_fill(absmax_N >= (2 - 2.0**-8) * 2.0**127, math.inf)
 
 
+class Fp16:
+    """Rounded to 11 bits of mantissa, with a power of two in fp32 for every row, so that no row is too large or too small for it."""
+
+    def num_bytes(self, shape: Sequence[int]) -> int:
+        """The scales, then two for each value."""
+        return _SCALE_BYTES * math.prod(shape[:-1]) + 2 * math.prod(shape)
+
+    def encode(self, values: torch.Tensor) -> memoryview:
+        """Rounded to the nearest, ties to even."""
+        from atoll.wire.tensors import halved
+
+        return halved(values)
+
+    def decode(self, data: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
+        """Halves times scale."""
+        from atoll.wire.tensors import from_halves
+
+        return from_halves(data, shape, dtype, device)
+
+    def error_bound(self, values: torch.Tensor) -> torch.Tensor:
+        """2^-11 of the row's largest magnitude, and 2^-149 for the smallest numbers."""
+        from atoll.wire.tensors import absmax
+
+        return absmax(values) * 2.0**-11 + 2.0**-149
+
+
 class Int8:
     """A byte for each value, and a scale in fp32 for every row along the last dimension."""
 

@@ -43,6 +43,7 @@ class _Exchange:
     d_model: int
     d_in: list[int]
     """Of each group whose Input has been seen."""
+    want_factor_gradients: bool = False
 
 
 class Dialogue:
@@ -55,11 +56,13 @@ class Dialogue:
         """Number of the exchange that runs or comes next."""
         self.groups: tuple[tuple[str, ...], ...] = ()
         """Active modules by group, from Welcome."""
-        self._factored, self._max_tokens, self._codec = False, 0, ""
+        self._mode, self._max_tokens, self._codec, self._adapter_codec = "", 0, "", ""
         self._ranks: dict[str, int] = {}
         """Of trained modules."""
         self._killed_ranks: list[int] = []
         self._d_out: dict[str, int] = {}
+        self._factor_shapes: list[tuple[int, ...]] = []
+        """Of the factors that hold, in lent mode; empty where none do."""
         self._group = 0
         self._now = _Exchange(False, False, 0, 0, 0, [])
 
@@ -106,7 +109,7 @@ class Dialogue:
 
     def _hello(self, message: Message) -> State:
         self._check_tensors(message, [])
-        self._factored = message.body.wire_mode == "factored"
+        self._mode, self._adapter_codec = message.body.wire_mode, message.body.adapter_codec
         self._ranks = {module.name: module.rank for module in message.body.modules if not module.killed}
         self._killed_ranks = [module.rank for module in message.body.modules if module.killed]
         self._max_tokens, self._codec = message.body.max_tokens, message.body.codec
@@ -124,25 +127,35 @@ class Dialogue:
 
     def _killed(self, message: Message) -> State:
         # Sent once and evaluated for a whole epoch: what the session's codec loses would count in every step.
-        self._check_tensors(message, [size for rank in self._killed_ranks for size in ((rank, None), (None, rank))], "fp32")
+        sizes = [size for rank in self._killed_ranks for size in ((rank, None), (None, rank))]
+        self._check_tensors(message, sizes, ["fp32"] * len(sizes))
         return "forward"
 
     def _forward(self, message: Message) -> State:
         now = self._layout(message.body)
-        factors: list[tuple[Size, Size]] = []
-        if message.body.has_factors:
-            if not self._factored:
-                self._refuse("factors in dense mode", "has_factors", "no factors")
-            factors = [(self._ranks[name], None) for group in self.groups for name in group]
-        elif self._factored and self.groups and not self._d_out:
-            self._refuse("no factors in the first exchange of factored mode", "no factors", "has_factors")
-        self._check_tensors(message, [(now.num_tokens, None), *factors])
-        if factors:
+        factors = self._factors(message.body.has_factors)
+        codec = self._adapter_codec if self._mode == "lent" else self._codec
+        self._check_tensors(message, [(now.num_tokens, None), *factors], [self._codec, *([codec] * len(factors))])
+        if factors and self._mode == "lent":
+            self._factor_shapes = [tensor.shape for tensor in message.tensors[1:]]
+        elif factors:
             names = [name for group in self.groups for name in group]
             self._d_out = {name: tensor.shape[1] for name, tensor in zip(names, message.tensors[1:], strict=True)}
         now.d_model = message.tensors[0].shape[1]
         self._now, self._group = now, 0
-        return "input" if self.groups else "hidden"
+        return "input" if self.groups and self._mode != "lent" else "hidden"
+
+    def _factors(self, has_factors: bool) -> list[tuple[Size, Size]]:
+        """Sizes of the factors of Forward."""
+        names = [name for group in self.groups for name in group]
+        if has_factors:
+            if self._mode == "dense":
+                self._refuse("factors in dense mode", "has_factors", "no factors")
+            ranks = [self._ranks[name] for name in names]
+            return [size for rank in ranks for size in (((rank, None), (None, rank)) if self._mode == "lent" else ((rank, None),))]
+        if names and not (self._mode == "dense" or self._d_out or self._factor_shapes):
+            self._refuse("an exchange without factors, of which none hold", "no factors", "has_factors")
+        return []
 
     def _input(self, message: Message) -> State:
         self._check_tensors(message, [(self._now.num_tokens, None)])
@@ -151,8 +164,9 @@ class Dialogue:
 
     def _output(self, message: Message) -> State:
         names = self.groups[self._group]
-        self._check_tensors(message, [(self._now.num_tokens, self._ranks[name] if self._factored else None) for name in names])
-        if not self._factored:
+        factored = self._mode == "factored"
+        self._check_tensors(message, [(self._now.num_tokens, self._ranks[name] if factored else None) for name in names])
+        if not factored:
             self._d_out |= {name: tensor.shape[1] for name, tensor in zip(names, message.tensors, strict=True)}
         self._group += 1
         return "input" if self._group < len(self.groups) else "hidden"
@@ -163,13 +177,16 @@ class Dialogue:
 
     def _hidden_gradient(self, message: Message) -> State:
         self._check_tensors(message, [(self._now.num_wanted, self._now.d_model)])
-        return self._backwards()
+        self._now.want_factor_gradients = message.body.want_factor_gradients
+        if self._now.want_factor_gradients and not self._factor_shapes:
+            self._refuse("gradients of factors asked for that the host does not have", "want_factor_gradients", "factors lent before")
+        return "finished" if self._mode == "lent" else self._backwards()
 
     def _gradient(self, message: Message) -> State:
         sizes: list[tuple[Size, Size]] = []
         for name in self.groups[self._group]:
             rank, d_out = self._ranks[name], self._d_out[name]
-            sizes += [(self._now.num_tokens, rank), (rank, d_out)] if self._factored else [(self._now.num_tokens, d_out)]
+            sizes += [(self._now.num_tokens, rank), (rank, d_out)] if self._mode == "factored" else [(self._now.num_tokens, d_out)]
         self._check_tensors(message, sizes)
         if not message.body.want_input_gradient:
             return self._backwards()
@@ -182,7 +199,12 @@ class Dialogue:
         return self._backwards()
 
     def _finished(self, message: Message) -> State:
-        self._check_tensors(message, [(self._now.num_tokens, self._now.d_model)] if self._now.want_front_gradient else [])
+        front = [(self._now.num_tokens, self._now.d_model)] if self._now.want_front_gradient else []
+        factors = self._factor_shapes if self._now.want_factor_gradients else []
+        codecs = [self._codec] * len(front) + [self._adapter_codec] * len(factors)
+        self._check_tensors(message, [*front, *((rows, columns) for rows, columns in factors)], codecs)
+        if factors:  # The step is over, and the host has forgotten them.
+            self._factor_shapes = []
         return self._end()
 
     def _backwards(self) -> State:
@@ -217,8 +239,8 @@ class Dialogue:
         num_tokens = int(lengths.sum())
         return _Exchange(forward.train, forward.want_front_gradient, num_tokens, len(wanted) or num_tokens, 0, [])
 
-    def _check_tensors(self, message: Message, sizes: Sequence[tuple[Size, Size]], codec: str | None = None) -> None:
-        """Tensors of these sizes, in the session's codec or in this one."""
+    def _check_tensors(self, message: Message, sizes: Sequence[tuple[Size, Size]], codecs: Sequence[str] | None = None) -> None:
+        """Tensors of these sizes, in the session's codec or in these."""
         shapes = [tensor.shape for tensor in message.tensors]
         fits = len(shapes) == len(sizes) and all(
             len(shape) == 2 and all(entry > 0 and size in (None, entry) for size, entry in zip(wanted, shape, strict=True))
@@ -227,9 +249,10 @@ class Dialogue:
         if not fits:
             expected = ", ".join(f"({', '.join('any' if size is None else str(size) for size in pair)})" for pair in sizes) or "no tensors"
             self._refuse(f"tensors of {message.kind} that do not fit", ", ".join(map(str, shapes[:8])) or "none", expected)
-        others = {tensor.codec for tensor in message.tensors} - {codec or self._codec}
-        if others:
-            self._refuse(f"tensors of {message.kind} in another codec than agreed", ", ".join(sorted(others)), codec or self._codec)
+        agreed = codecs or [self._codec] * len(sizes)
+        other = next((place for place, tensor in enumerate(message.tensors) if tensor.codec != agreed[place]), None)
+        if other is not None:
+            self._refuse(f"tensors of {message.kind} in another codec than agreed", message.tensors[other].codec, agreed[other])
 
     def _refuse(self, what: str, got: str, expected: str) -> NoReturn:
         raise ProtocolError(

@@ -99,12 +99,15 @@ def _misfits(hello: pb.Hello, facts: HostFacts, base_digest: Callable[[], str]) 
         ("adapter_kind", facts.kinds, hello.adapter_kind, "adapter.kind"),
         ("wire_mode", facts.wire_modes, hello.wire_mode, "wire.mode"),
         ("codec", facts.codecs, hello.codec, "wire.codec"),
+        *([("adapter_codec", facts.codecs, hello.adapter_codec, "wire.adapters")] if hello.wire_mode == "lent" else []),
     ):
         if device not in choices:
             yield _Misfit(name, ", ".join(choices), device, f"choose one of the host's for {key}")
     if not 1 <= hello.max_tokens <= facts.max_tokens:
         do = "lower train.batch_size, evaluate.batch_size or data.max_length, or start the host with a larger --max-tokens"
         yield _Misfit("max_tokens", f"1 to {facts.max_tokens}", str(hello.max_tokens), do)
+    if not 0 <= hello.dropout < 1:
+        yield _Misfit("dropout", "0 or more, and less than 1", str(hello.dropout), "use the same version of Atoll")
     yield from _module_misfits(hello, facts)
     digest = base_digest()
     if hello.base_digest != digest:
@@ -130,6 +133,6 @@ def _module_misfits(hello: pb.Hello, facts: HostFacts) -> Iterator[_Misfit]:
             choices = [how for how in facts.killed if how != "merge" or hello.adapter_kind == "lora"]
             do = 'write killed = "offload" in [select]; a host merges only lora adapters, into a base in full precision, if it has --merge'
             yield _Misfit("killed", " or ".join(choices), f"{module.killed} for {module.name}", do)
-        elif module.killed and not (math.isfinite(module.scaling) and module.scaling):
+        elif (module.killed or hello.wire_mode == "lent") and not (math.isfinite(module.scaling) and module.scaling):
             yield _Misfit("scaling", "a finite number other than 0", f"{module.scaling} for {module.name}", "use the same version of Atoll")
         seen.add(module.name)

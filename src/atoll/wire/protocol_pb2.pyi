@@ -65,7 +65,7 @@ class TensorInfo(_message.Message):
     def __init__(self, codec: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "atoll_version", "base_digest", "tokenizer_digest", "cut_front", "cut_back", "adapter_kind", "modules", "wire_mode", "codec", "precision", "max_tokens")
+    __slots__ = ("protocol", "atoll_version", "base_digest", "tokenizer_digest", "cut_front", "cut_back", "adapter_kind", "modules", "wire_mode", "codec", "precision", "max_tokens", "adapter_codec", "dropout")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     ATOLL_VERSION_FIELD_NUMBER: _ClassVar[int]
     BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +78,8 @@ class Hello(_message.Message):
     CODEC_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_CODEC_FIELD_NUMBER: _ClassVar[int]
+    DROPOUT_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     atoll_version: str
     base_digest: str
@@ -90,7 +92,9 @@ class Hello(_message.Message):
     codec: str
     precision: str
     max_tokens: int
-    def __init__(self, protocol: _Optional[int] = ..., atoll_version: _Optional[str] = ..., base_digest: _Optional[str] = ..., tokenizer_digest: _Optional[str] = ..., cut_front: _Optional[int] = ..., cut_back: _Optional[int] = ..., adapter_kind: _Optional[str] = ..., modules: _Optional[_Iterable[_Union[Module, _Mapping]]] = ..., wire_mode: _Optional[str] = ..., codec: _Optional[str] = ..., precision: _Optional[str] = ..., max_tokens: _Optional[int] = ...) -> None: ...
+    adapter_codec: str
+    dropout: float
+    def __init__(self, protocol: _Optional[int] = ..., atoll_version: _Optional[str] = ..., base_digest: _Optional[str] = ..., tokenizer_digest: _Optional[str] = ..., cut_front: _Optional[int] = ..., cut_back: _Optional[int] = ..., adapter_kind: _Optional[str] = ..., modules: _Optional[_Iterable[_Union[Module, _Mapping]]] = ..., wire_mode: _Optional[str] = ..., codec: _Optional[str] = ..., precision: _Optional[str] = ..., max_tokens: _Optional[int] = ..., adapter_codec: _Optional[str] = ..., dropout: _Optional[float] = ...) -> None: ...
 
 class Module(_message.Message):
     __slots__ = ("name", "rank", "killed", "scaling")
@@ -145,7 +149,7 @@ class Killed(_message.Message):
     def __init__(self) -> None: ...
 
 class Forward(_message.Message):
-    __slots__ = ("exchange", "rows", "positions", "lengths", "wanted", "position_ids", "train", "want_front_gradient", "has_factors")
+    __slots__ = ("exchange", "rows", "positions", "lengths", "wanted", "position_ids", "train", "want_front_gradient", "has_factors", "checkpoint", "generator")
     EXCHANGE_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
@@ -155,6 +159,8 @@ class Forward(_message.Message):
     TRAIN_FIELD_NUMBER: _ClassVar[int]
     WANT_FRONT_GRADIENT_FIELD_NUMBER: _ClassVar[int]
     HAS_FACTORS_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    GENERATOR_FIELD_NUMBER: _ClassVar[int]
     exchange: int
     rows: int
     positions: int
@@ -164,7 +170,9 @@ class Forward(_message.Message):
     train: bool
     want_front_gradient: bool
     has_factors: bool
-    def __init__(self, exchange: _Optional[int] = ..., rows: _Optional[int] = ..., positions: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., wanted: _Optional[_Iterable[int]] = ..., position_ids: _Optional[_Iterable[int]] = ..., train: _Optional[bool] = ..., want_front_gradient: _Optional[bool] = ..., has_factors: _Optional[bool] = ...) -> None: ...
+    checkpoint: bool
+    generator: bytes
+    def __init__(self, exchange: _Optional[int] = ..., rows: _Optional[int] = ..., positions: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., wanted: _Optional[_Iterable[int]] = ..., position_ids: _Optional[_Iterable[int]] = ..., train: _Optional[bool] = ..., want_front_gradient: _Optional[bool] = ..., has_factors: _Optional[bool] = ..., checkpoint: _Optional[bool] = ..., generator: _Optional[bytes] = ...) -> None: ...
 
 class Input(_message.Message):
     __slots__ = ("exchange", "group")
@@ -183,16 +191,20 @@ class Output(_message.Message):
     def __init__(self, exchange: _Optional[int] = ..., group: _Optional[int] = ...) -> None: ...
 
 class Hidden(_message.Message):
-    __slots__ = ("exchange",)
+    __slots__ = ("exchange", "generator")
     EXCHANGE_FIELD_NUMBER: _ClassVar[int]
+    GENERATOR_FIELD_NUMBER: _ClassVar[int]
     exchange: int
-    def __init__(self, exchange: _Optional[int] = ...) -> None: ...
+    generator: bytes
+    def __init__(self, exchange: _Optional[int] = ..., generator: _Optional[bytes] = ...) -> None: ...
 
 class HiddenGradient(_message.Message):
-    __slots__ = ("exchange",)
+    __slots__ = ("exchange", "want_factor_gradients")
     EXCHANGE_FIELD_NUMBER: _ClassVar[int]
+    WANT_FACTOR_GRADIENTS_FIELD_NUMBER: _ClassVar[int]
     exchange: int
-    def __init__(self, exchange: _Optional[int] = ...) -> None: ...
+    want_factor_gradients: bool
+    def __init__(self, exchange: _Optional[int] = ..., want_factor_gradients: _Optional[bool] = ...) -> None: ...
 
 class Gradient(_message.Message):
     __slots__ = ("exchange", "group", "want_input_gradient")

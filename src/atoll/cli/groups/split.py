@@ -81,6 +81,9 @@ class Serving:
     merges: Annotated[
         bool, typer.Option("--merge", help="Let devices merge killed modules: a copy of a weight for each, in every session.")
     ] = False
+    recomputes: Annotated[
+        bool, typer.Option("--recompute", help="Keep no activations of lent adapters while devices compute: run blocks twice.")
+    ] = False
     metrics: Annotated[str | None, typer.Option("--metrics", metavar="HOST:PORT", help="Prometheus metrics there.")] = None
     device_map: Annotated[
         str | None, typer.Option("--device-map", metavar="MAP", help='Over several accelerators: "auto", or a JSON file.')

@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from atoll.cost.traffic import WireAccount
 from atoll.errors import FrameError, HostLostError, ProtocolError
 from atoll.printable import printable
 from atoll.split.counted_stream import CountedStream, Transport
 from atoll.split.cut import Cut
-from atoll.split.device.blocks import Given, RemoteBlocks, Session
+from atoll.split.device.blocks import Given, RemoteBlocks
+from atoll.split.device.exchange import Session
 from atoll.wire import protocol_pb2 as pb
-from atoll.wire.byte_formulas import largest_message_bytes
+from atoll.wire.byte_formulas import WireMode, largest_message_bytes
 from atoll.wire.dialogue import Dialogue
 from atoll.wire.handshake import PROTOCOL, refusal_error
 
@@ -32,12 +33,14 @@ class Terms:
     tokenizer_digest: str
     cut: Cut
     kind: str
-    mode: Literal["dense", "factored"]
+    mode: WireMode
     codec: str
     precision: str
     max_tokens: int
     """Padded tokens of the largest micro-batch."""
     d_model: int
+    adapter_codec: str = "fp32"
+    """In lent mode."""
 
 
 class Client:
@@ -63,17 +66,19 @@ class Client:
         except BaseException:
             stream.transport.close()  # Else its threads and the stream would outlast what failed.
             raise
-        return Session(stream, groups, self._terms.mode == "factored", self._host)
+        return Session(stream, groups, self._terms.mode, self._host, self._terms.adapter_codec)
 
     def _greet(self, stream: CountedStream, adapters: Given) -> tuple[tuple[str, ...], ...]:
         terms, pairs, killed = self._terms, adapters.trained, adapters.killed
-        modules = [pb.Module(name=name, rank=pair.size[2]) for name, pair in pairs.items()]
+        lends = terms.mode == "lent"
+        modules = [pb.Module(name=name, rank=pair.size[2], scaling=pair.scaling if lends else 0.0) for name, pair in pairs.items()]
         how = "merge" if adapters.merges else "offload"
         modules += [pb.Module(name=name, rank=pair.size[2], killed=how, scaling=pair.scaling) for name, pair in killed.items()]
         stream.send(pb.Hello(
             protocol=PROTOCOL, atoll_version=terms.atoll_version, base_digest=terms.base_digest, tokenizer_digest=terms.tokenizer_digest,
             cut_front=terms.cut.front, cut_back=terms.cut.back, adapter_kind=terms.kind, modules=modules, wire_mode=terms.mode,
-            codec=terms.codec, precision=terms.precision, max_tokens=terms.max_tokens,
+            codec=terms.codec, precision=terms.precision, max_tokens=terms.max_tokens, adapter_codec=terms.adapter_codec if lends else "",
+            dropout=max((pair.dropout for pair in pairs.values()), default=0.0) if lends else 0.0,
         ))  # fmt: skip
         answer = stream.receive()
         if answer.kind == "refusal":
@@ -88,7 +93,8 @@ class Client:
             )  # fmt: skip
         stream.allow(largest_message_bytes(sizes, terms.d_model, terms.max_tokens))
         if killed:
-            stream.send(pb.Killed(), [matrix for pair in killed.values() for matrix in (pair.down_RI, pair.up_OR)], "fp32")
+            matrices = [matrix for pair in killed.values() for matrix in (pair.down_RI, pair.up_OR)]
+            stream.send(pb.Killed(), matrices, ["fp32"] * len(matrices))
         return groups
 
     def end(self) -> None:

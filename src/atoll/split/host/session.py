@@ -25,11 +25,13 @@ from atoll.printable import printable
 from atoll.remote_blocks import Layout
 from atoll.split.counted_stream import CountedStream, check_shapes, tensors_of
 from atoll.split.cut import Cut
+from atoll.split.host.blocks.lent import LentAdapters, LentModule
+from atoll.split.host.blocks.middle import KilledModule, Middle, Pass
 from atoll.split.host.compute_queue import ComputeQueue, Turns
-from atoll.split.host.middle import KilledModule, Middle
 from atoll.split.transport import lost
 from atoll.wire import protocol_pb2 as pb
 from atoll.wire.byte_formulas import largest_message_bytes
+from atoll.wire.frames import Message
 from atoll.wire.handshake import HostFacts, check_hello
 
 Groups = Sequence[Sequence[str]]
@@ -79,6 +81,8 @@ class Served:
     idle_seconds: float
     """How long a device may be silent."""
     compute_queue: ComputeQueue
+    recomputes: bool = False
+    """Whether a session with lent adapters keeps no activations while its device computes."""
     exchange_seconds: float = float("inf")
     """How long a device may be waited for within one exchange, all told: else a frame now and then would keep a session for ever."""
 
@@ -97,10 +101,19 @@ class DevicePeer:
         self._stream, self._turns, self._model = stream, turns, served.base.model
         self._groups, self._sizes, self._ranks = groups, facts.modules, ranks
         self.factored = False
+        self.lent: LentAdapters | None = None
+        """In lent mode."""
         self.exchange, self.num_tokens, self.num_positions = 0, 0, 0
 
     def receive(self, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """The tensors of the next message, which must have these shapes.
+
+        Raises: ProtocolError, FrameError, HostLostError.
+        """
+        return tensors_of(self.receive_message(shapes), self._model.dtype, self._model.device)
+
+    def receive_message(self, shapes: Sequence[tuple[int, ...]]) -> Message:
+        """The next message, whose tensors must have these shapes.
 
         Raises: ProtocolError, FrameError, HostLostError.
         """
@@ -109,11 +122,11 @@ class DevicePeer:
         if message.kind == "bye":
             raise lost("the device ended the session within an exchange")
         check_shapes(message, shapes)
-        return tensors_of(message, self._model.dtype, self._model.device)
+        return message
 
-    def send(self, body: Any, tensors: Sequence[Tensor]) -> None:
+    def send(self, body: Any, tensors: Sequence[Tensor], codecs: Sequence[str] | None = None) -> None:
         """Send a message."""
-        self._stream.send(body, tensors)
+        self._stream.send(body, tensors, codecs)
 
     def send_input(self, group: int, x_NI: Tensor) -> None:
         """Send what a group's modules read."""
@@ -133,7 +146,9 @@ class DevicePeer:
         return self.receive([(self.num_tokens, self._sizes[self._groups[group][0]][0])])[0]
 
     def factor_shapes(self) -> list[tuple[int, int]]:
-        """Shapes of the second factors, transposed, in the order in which they come."""
+        """Shapes of the second factors, transposed, or of both that are lent, in the order in which they come."""
+        if self.lent is not None:
+            return self.lent.shapes
         return [(self._ranks[name], self._sizes[name][1]) for group in self._groups for name in group]
 
 
@@ -142,6 +157,7 @@ class HostSession:
 
     def __init__(self, served: Served, stream: CountedStream, figures: SessionFigures) -> None:
         self._served, self._stream, self._figures = served, stream, figures
+        self._adapter_codec = ""
 
     def run(self) -> None:
         """Serve the device until it says goodbye or fails. Whatever goes wrong is told to it and never leaves this session."""
@@ -188,11 +204,17 @@ class HostSession:
         killed_modules = self._killed(hello, facts)
         if killed_modules is None:
             return
+        lends = hello.wire_mode == "lent"
         with turns.slot():  # Merging is a computation like others.
             middle = Middle(
-                self._served.base.model, cut, groups, returns_tuple=self._served.trace.returns_tuple, factored=peer.factored, peer=peer,
-                killed=killed_modules, pause=turns.pause,
+                self._served.base.model, cut, () if lends else groups, returns_tuple=self._served.trace.returns_tuple,
+                factored=peer.factored, peer=peer, killed=killed_modules, pause=turns.pause, recomputes=lends and self._served.recomputes,
             )  # fmt: skip
+            if lends:
+                scalings = {module.name: module.scaling for module in hello.modules}
+                modules = [LentModule(name, facts.modules[name], ranks[name], scalings[name]) for group in groups for name in group]
+                peer.lent = LentAdapters(middle.view, hello.adapter_kind, modules, hello.dropout)
+                self._adapter_codec = hello.adapter_codec
         try:
             while self._exchange(peer, middle, turns):
                 self._count(peer, turns)
@@ -238,19 +260,37 @@ class HostSession:
         try:
             with turns.slot():
                 transport.waiting = turns.release
-                h_ND, *factors = tensors_of(message, model.dtype, model.device)
-                middle.take_factors(factors)
-                front_gradient = request.train and request.want_front_gradient
-                hidden_ND = middle.forward(h_ND, layout, request.positions, train=request.train, front_gradient=front_gradient)
-                peer.send(pb.Hidden(exchange=peer.exchange), [hidden_ND])
+                (h_ND,) = tensors_of(message, model.dtype, model.device, slice(1))
+                self._take_factors(peer, middle, message, train=request.train)
+                asked = Pass(
+                    layout, request.positions, request.train, request.train and request.want_front_gradient, request.checkpoint,
+                    request.generator,
+                )  # fmt: skip
+                hidden_ND, generator = middle.forward(h_ND, asked)
+                peer.send(pb.Hidden(exchange=peer.exchange, generator=generator), [hidden_ND])
                 if request.train:
-                    (grad_ND,) = peer.receive([tuple(hidden_ND.shape)])
-                    front_ND = middle.backward(grad_ND)
-                    peer.send(pb.Finished(exchange=peer.exchange), [] if front_ND is None else [front_ND])
+                    message = peer.receive_message([tuple(hidden_ND.shape)])
+                    (grad_ND,) = tensors_of(message, model.dtype, model.device)
+                    self._finish(peer, middle.backward(grad_ND), message.body.want_factor_gradients)
         finally:
             transport.waiting = nullcontext
             middle.clear()
         return True
+
+    def _take_factors(self, peer: DevicePeer, middle: Middle, message: Message, *, train: bool) -> None:
+        model, factors = self._served.base.model, slice(1, None)
+        if peer.lent is None:
+            middle.take_factors(tensors_of(message, model.dtype, model.device, factors))
+            return
+        if message.body.has_factors:  # In their own precision, whatever the base has.
+            peer.lent.take(tensors_of(message, torch.float32, model.device, factors))
+        peer.lent.train(train)
+
+    def _finish(self, peer: DevicePeer, front_ND: Tensor | None, wants_factor_gradients: bool) -> None:
+        front = [] if front_ND is None else [front_ND]
+        grads = peer.lent.give_back() if wants_factor_gradients and peer.lent is not None else []
+        codecs = [self._stream.codec] * len(front) + [self._adapter_codec] * len(grads)
+        peer.send(pb.Finished(exchange=peer.exchange), [*front, *grads], codecs)
 
     def _layout(self, request: Any) -> Layout:
         """The layout of a request whose sizes the dialogue has checked.

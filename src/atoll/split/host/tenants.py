@@ -42,6 +42,8 @@ class HostLimits:
     max_tenant_sessions: int | None = None
     """Of devices whose certificates have the same name; without certificates all are one tenant. None: as many as of all together."""
     exchange_seconds: float = 3600.0
+    recomputes: bool = False
+    """Whether a session with lent adapters keeps no activations while its device computes, and makes the forward pass twice."""
     max_part: Cut | None = None
     """Blocks that a tenant may fetch, over all its calls. None: what one cut needs, of at most half of the blocks."""
 
