@@ -3,7 +3,7 @@
 The host is a process of its own (`atoll host`). Every repeat takes turns: local step, split step, a transfer of the same bytes in frames
 of the same size over a bare gRPC stream. Ratios of medians are what counts.
 
-Usage: python benchmarks/split_step.py [--repeats 5] [--models 15M 100M] [--link]
+Usage: python benchmarks/split_step.py [--repeats 5] [--models 15M 100M] [--modes dense factored lent "lent, recomputed"] [--link]
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch
 
+import itertools
 import statistics
 import tempfile
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch
 
 from atoll.base.load import Base, load_base
 from atoll.base.read_shapes import read_shapes
-from atoll.cost.split_traffic import groups, step_bytes
+from atoll.cost.split_traffic import step_bytes, step_round_trips
 from atoll.jobs.split import HostAccess, SplitSide, join
 from sides import results, task
 from sides.device import SLOW_BITS, SLOW_SECONDS, adapters, batch, config, stepping
@@ -29,12 +30,13 @@ from sides.host import RANK, ROWS, TOKENS, host
 from sides.line import Line
 from sides.options import Options
 
-GOALS = {"loopback": 1.10, "slow link": 1.25, "bytes": 1.02}
+GOALS = {"loopback": 1.10, "slow link": 1.15, "dense ÷ lent on the slow link": 4, "bytes": 1.02}
+MODES = ("dense", "factored", "lent", "lent, recomputed")
 
 
 def measure(folder: Path, base: Base, address: str, mode: str, active: str, repeats: int, link: bool) -> dict[str, float]:
     """One row of the table."""
-    settings, state = config(mode, link), adapters(folder, active)
+    settings, state = config(mode.partition(",")[0], link), adapters(folder, active)
     side: SplitSide = join(str(folder), settings, HostAccess(address), ROWS * TOKENS)
     shapes, ranks = read_shapes(str(folder)), state.ranks
     num_label_tokens = batch(shapes.vocab_size).num_label_tokens
@@ -48,12 +50,13 @@ def measure(folder: Path, base: Base, address: str, mode: str, active: str, repe
     side.close()
     local, split, line_seconds = (statistics.median(column) for column in zip(*times, strict=True))
     written = (moved.sent.total() + moved.received.total()) / repeats
-    round_trips = 2 * len(groups(settings, shapes, ranks)) + 1
+    round_trips = step_round_trips(settings, shapes, ranks)
     # Question and answer take turns, so that the two directions of the link are never busy at once.
     slow = 8 * formula.shared_bytes / SLOW_BITS + 2 * SLOW_SECONDS * round_trips if link else line_seconds
     return {
         "local_seconds": local, "split_seconds": split, "line_seconds": line_seconds, "bound_seconds": local + slow,
         "ratio": statistics.median(there / (here + (slow if link else bare)) for here, there, bare in times), "bytes": written,
+        "ratio_to_local": statistics.median(there / here for here, there, _ in times),
         "bytes_to_formula": written / formula.shared_bytes, "round_trips": round_trips,
     }  # fmt: skip
 
@@ -63,6 +66,7 @@ def main() -> None:
     options = Options(__doc__)
     options.size("--repeats", 5, 1)
     options.size("--models", ["15M", "100M"], [task.TINY])
+    options.size("--modes", list(MODES), list(MODES))
     options.add_argument("--link", action="store_true", help="over a link of 100 Mbit/s and 50 ms")
     given = options.parse()
     found: dict[str, Any] = {}
@@ -70,12 +74,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as temporary:
             folder = task.model_folder(name, Path(temporary))
             base = load_base(str(folder))
-            with host(folder) as address:
-                for mode in ("dense", "factored"):
-                    for active in ("all", "1/8"):
-                        row = measure(folder, base, address, mode, active, given.repeats, given.link)
-                        found[f"{name} {mode} {active}"] = row
-                        print(f"{name:5} {mode:9} {active:4}", " ".join(f"{key} {value:.4g}" for key, value in row.items()), flush=True)
+            for mode, active in itertools.product(given.modes, ("all", "1/8")):
+                with host(folder, *(["--recompute"] if mode.endswith("recomputed") else [])) as address:
+                    row = measure(folder, base, address, mode, active, given.repeats, given.link)
+                found[f"{name} {mode} {active}"] = row
+                print(f"{name:5} {mode:9} {active:4}", " ".join(f"{key} {value:.4g}" for key, value in row.items()), flush=True)
     settings = {"rows": ROWS, "tokens": TOKENS, "rank": RANK, "repeats": given.repeats, "threads": torch.get_num_threads(), "goals": GOALS}
     kept = "split_slow_link" if given.link else "split_step"
     results.write(given.out, f"{kept}_{'_'.join(given.models)}", settings, found)

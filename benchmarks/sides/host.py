@@ -12,10 +12,10 @@ ROWS, TOKENS, RANK = 4, 128, 8
 
 
 @contextmanager
-def host(folder: Path) -> Iterator[str]:
+def host(folder: Path, *options: str) -> Iterator[str]:
     """A host of its own process, once it listens: its address."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "atoll", "host", "--model", str(folder), "--listen", "127.0.0.1:0"], stdout=subprocess.PIPE,
+        [sys.executable, "-m", "atoll", "host", "--model", str(folder), "--listen", "127.0.0.1:0", *options], stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     assert process.stdout is not None
