@@ -72,7 +72,7 @@ _NARROW = _MERGED.format("found.down_RI[:1]", "found.up_OR[:, :1]")
     ("policy", "observes = False", "observes = True", "observes = False belongs"),
     ("policy", "return None", "return 'gradient'", "there is a window"),
     ("policy", "return [module.name", "import random; pool = random.sample(pool, len(pool)); return [module.name", "the same choice"),
-    ("planner", "max(1, rank // 2)", "0", "nothing below 1"),
+    ("planner", "max(1, rank // 2)", "0", "rank 0 for"),
     ("planner", "for name in request.pool", "for name in ['x']", "not in the pool"),
     ("importance", "return self.total", "return -self.total", "not below zero"),
     ("importance", "self.up.data, self.down.data", "self.down.data, self.up.data", "factors are"),
