@@ -19,7 +19,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csc_array, vstack
 
 from atoll.planner.fedpipe.relax import Relaxed, relaxed
-from atoll.planner.fedpipe.table import KINDS, Array, Options, Stage
+from atoll.planner.fedpipe.table import KINDS, Array, Stage, StageOptions
 
 GAP = 4e-3
 """Share of the objective that may be left on the table. What is left in the mean is far less; the proof that it is takes the time."""
@@ -194,7 +194,7 @@ def _padded(stages: tuple[Stage, ...]) -> tuple[_Padded, _Padded]:
     return _table([stage.above for stage in stages]), _table([stage.lowest for stage in stages])
 
 
-def _table(parts: Sequence[Options]) -> _Padded:
+def _table(parts: Sequence[StageOptions]) -> _Padded:
     values = np.full((len(parts), max(len(part.values_O) for part in parts)), _NEVER)
     costs = np.zeros((*values.shape, KINDS))
     for number, part in enumerate(parts):
