@@ -59,7 +59,7 @@ def best_ranks(
 
     Only a choice `better_than` what is known already is looked for; `at_most` says what none can exceed, where that is known.
 
-    Source: methods.md 2.4. With the lowest adapted stage given, what remains is a sum over stages; the relaxed problem bounds every such
+    Source: decision 0010. With the lowest adapted stage given, what remains is a sum over stages; the relaxed problem bounds every such
     choice from above, and only those that may hold the best are solved.
     """
     whole = _everything(stages, limits)
