@@ -313,6 +313,13 @@ def test_a_tracker_is_told_once(tmp_path: Path) -> None:
     assert error.what == "a tracker is asked for twice"
 
 
+def test_what_is_built_in_is_there_whoever_asks_for_it(tmp_path: Path) -> None:
+    assert plugins.load_plugin("codec", "int8", tmp_path, environment=False) is find("codec", "int8")
+    with pytest.raises(PartError) as caught:
+        plugins.load_plugin("codec", "codecs/half.py:Half", tmp_path)
+    assert caught.value.do == "did you mean 'codecs.half:Half'?"
+
+
 def test_a_built_in_name_cannot_be_taken() -> None:
     class Mine:
         def score(self, answers: object) -> dict[str, float]:

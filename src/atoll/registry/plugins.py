@@ -59,9 +59,13 @@ def is_plugin(kind: str, name: str) -> bool:
 def load_plugin(kind: str, name: str, folder: Path, *, environment: bool = True) -> Part:
     """Import the part of this name and register it: from the folder first, then, where that may be, from the environment.
 
+    What is built in needs neither.
+
     Raises: PartError where it is not found, does not import, or is not what its kind must be.
     """
-    where = f"{KINDS[kind].key} = {name!r}"
+    where, part = f"{KINDS[kind].key} = {name!r}", known(kind, name)
+    if part is not None and part.is_built_in:
+        return part
     if is_reference(name):
         reference, module = name, _module(name.partition(":")[0], folder.resolve(), where, environment=environment)
     else:
@@ -75,7 +79,6 @@ def load_plugin(kind: str, name: str, folder: Path, *, environment: bool = True)
         target = None
     if not isinstance(target, type):
         raise _no_class(KINDS[kind], module, reference.partition(":")[2], target, where)
-    part = known(kind, name)
     if part is not None and part.target is target:
         return part
     return register(kind, name, target, (target.__doc__ or "").partition("\n")[0], origin=Path(_file_of(module) or module.__name__))
@@ -221,8 +224,8 @@ def _path(folder: Path) -> Iterator[None]:
 
 def _unknown(kind: Kind, name: str, where: str, *, environment: bool) -> PartError:
     here = [*names(kind.name), *(installed(kind.name) if environment else ())]
-    likely = difflib.get_close_matches(name, here, n=1)
-    do = f"did you mean {likely[0]!r}?" if likely else f'install the package that has it ({kind.group}), or write "module:object"'
+    likely = difflib.get_close_matches(name, here, n=1) or [meant(name)]
+    do = f"did you mean {likely[0]!r}?" if likely[0] else f'install the package that has it ({kind.group}), or write "module:object"'
     return PartError(f"there is no {kind.name} of this name", where=where, got=name, expected=f"one of {', '.join(here)}", do=do)
 
 
