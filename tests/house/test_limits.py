@@ -182,7 +182,8 @@ def test_no_part_is_told_by_its_name() -> None:
     compared = []
     for file, tree in TREES.items():
         for node in ast.walk(tree):
-            against = [node.left, *node.comparators] if isinstance(node, ast.Compare) else [node.pattern] if isinstance(node, ast.match_case) else []
+            compares = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+            against = [node.pattern] if isinstance(node, ast.match_case) else compares
             constants = [one.value for part in against for one in ast.walk(part) if isinstance(one, ast.Constant)]
             compared += [f"{relative(file)}: {word}" for word in constants if isinstance(word, str) and word in named]
     assert not compared
