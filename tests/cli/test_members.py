@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-RUN = '[data]\ntrain = "demo"\nprompt = "{mr} ->"\ncompletion = " {ref}"\n[[edge]]\nname = "north"\n[[edge]]\nname = "south"\n'
+from tests.run_files import DEMO, PAIR, run_text
+
+RUN = run_text({}, PAIR, DEMO)
 
 
 def test_members_come_and_go(tmp_path: Path, atoll: Callable[..., object]) -> None:

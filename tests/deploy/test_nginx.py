@@ -23,9 +23,10 @@ from atoll.fleet.superlink import SuperLink
 from atoll.split.certificates import DeviceTls
 
 from tests.fleet.stranger import app_that_leaves, called_with, five_requests, in_background
+from tests.run_files import DEMO, PAIR, run_text
 
 CONF = Path(__file__).resolve().parents[2] / "deploy" / "nginx.conf"
-RUN = '[data]\ntrain = "demo"\nprompt = "{mr} ->"\ncompletion = " {ref}"\n[[edge]]\nname = "north"\n[[edge]]\nname = "south"\n'
+RUN = run_text({}, PAIR, DEMO)
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 
 

@@ -33,8 +33,9 @@ from atoll.split.certificates import DeviceTls
 from atoll.split.issuer import Issuer, write_all
 
 from tests.fleet.stranger import app_that_leaves, called_with, five_requests, in_background
+from tests.run_files import DEMO, PAIR, run_text
 
-RUN = '[data]\ntrain = "demo"\nprompt = "{mr} ->"\ncompletion = " {ref}"\n[[edge]]\nname = "north"\n[[edge]]\nname = "south"\n'
+RUN = run_text({}, PAIR, DEMO)
 SECONDS = 60.0
 
 

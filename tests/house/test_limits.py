@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from atoll.registry.kinds import KINDS
+from atoll.registry.parts import names
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "atoll"
 FILE_LINES, FUNCTION_LINES, ROOM_FILES, RESULT_LINES = 400, 60, 10, 500
@@ -169,3 +172,18 @@ def test_no_absolute_path_of_a_machine(word: str) -> None:
     files = [file for folder in ("src", "tests", "scripts", "benchmarks", "examples", "docs") for file in (ROOT / folder).rglob("*")]
     text_files = [file for file in files if file.suffix in {".py", ".md", ".toml", ".txt", ".json"} and file != Path(__file__)]
     assert not [str(file.relative_to(ROOT)) for file in text_files if word in file.read_text(encoding="utf-8", errors="replace")]
+
+
+def test_no_part_is_told_by_its_name() -> None:
+    """What Atoll must know of a part is a trait of its class, so that somebody else's can have it, too."""
+    # These are values of other keys as well: precisions, "all" of something, suffixes of files; "bleu" is also a score.
+    shared = {"all", "fp32", "bf16", "csv", "jsonl", "json", "parquet", "arrow", "bleu"}
+    named = {name for kind in KINDS for name in names(kind)} - shared
+    compared = []
+    for file, tree in TREES.items():
+        for node in ast.walk(tree):
+            compares = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+            against = [node.pattern] if isinstance(node, ast.match_case) else compares
+            constants = [one.value for part in against for one in ast.walk(part) if isinstance(one, ast.Constant)]
+            compared += [f"{relative(file)}: {word}" for word in constants if isinstance(word, str) and word in named]
+    assert not compared

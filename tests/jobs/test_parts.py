@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,45 @@ def test_a_transform_that_makes_something_else_sends_nothing(place: Workplace) -
         place.train({"north": {}}, {"privacy": {"transforms": [name]}})
 
 
+_GROWS = "class Halves:\n    grows = True\n    def stages(self, config):\n        return [(0, 9)]"
+
+
+@pytest.mark.parametrize(("kind", "old", "new", "said"), [
+    ("policy", "return [module.name for module in pool[: self.count]]", "return None", "choose of the policy {} gave None"),
+    ("policy", "return Schedule.at_start()", "return None", "schedule of the policy {} gave None"),
+    ("policy", "        return None", "        return 'loudness'", "measures of the policy {} gave 'loudness'"),
+    ("policy", "        return None", "        return 'gradient'", "measures of the policy {} gave "),
+    ("planner", "return planned_at", "return None and planned_at", "plan of the planner {} gave None"),
+    ("planner", "max(1, rank // 2)", "0.5", "rank 0.5 for"),
+    ("planner", "class Halves:", _GROWS, "stages of the planner {} gave [(0, 9)]"),
+    ("importance", "return self.up.data, self.down.data", "return self.down.data, self.up.data", "factors of the importance {} gave [(4, "),
+    ("importance", "return self.total", "return None", "score of the importance {} gave None"),
+    ("aggregation", "return Votes(module)", "return None", "begin of the aggregation {} gave None"),
+    ("aggregation", "def finish(self)", "def finish(self, more)", "begin of the aggregation {} gave <runs_wrong_"),
+    ("aggregation", "return self.module.cut", "return None and self.module.cut", "finish of the aggregation {} gave None"),
+    ("codec", "return 2 * math.prod(shape)", "return None", "num_bytes of the codec {} gave None"),
+    ("codec", "        return values.clamp", "        return None and values.clamp", "encode of the codec {} gave None"),
+])  # fmt: skip
+def test_what_a_part_gives_is_its_own_mistake_and_no_bug(
+    kind: str, old: str, new: str, said: str, place: Workplace, request: pytest.FixtureRequest
+) -> None:
+    module = f"runs_wrong_{kind}_{zlib.crc32(request.node.callspec.id.encode()):x}"
+    name = write_part(place.folder, kind, module)
+    file = place.folder / f"{module}.py"
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+    sections: Mapping[str, Mapping[str, object]] = {
+        "policy": {"select": {"policy": name}}, "planner": {"plan": {"policy": name, "ranks": [2]}},
+        "aggregation": {"federated": {"aggregation": name}},
+        "importance": {"plan": {"policy": "fedpipe", "importance": name, "warmup_steps": 1, "ranks": [2, 4]}},
+        "codec": {"run": {"placement": "split"}, "wire": {"codec": name}},
+    }[kind]  # fmt: skip
+    with pytest.raises((PartError, EdgesLostError)) as caught:
+        place.train({"north": {}}, sections)
+    log = place.folder / "run" / "events.jsonl"
+    assert said.format(name) in caught.value.page() + (log.read_text() if log.exists() else "")
+
+
 def test_a_policy_that_chooses_nothing_is_named(place: Workplace) -> None:
     name = write_part(place.folder, "policy", "runs_empty")
     with pytest.raises(EdgesLostError) as caught:
@@ -131,6 +172,26 @@ def test_a_run_that_names_code_is_opened_only_by_who_trusts_it(command: str, pla
     assert name in caught.value.got
     assert not was_imported(place.folder)
     opened(True)
+
+
+def test_a_part_that_is_typed_is_looked_for_where_the_run_says_and_so_needs_trust_too(place: Workplace) -> None:
+    run_dir = place.train({"north": {}}, {"data": {"eval": "rows.csv"}}).result.run_dir
+    typed = [f'evaluate.metrics=["{write_part(place.folder, "metric", "typed_later")}"]', "evaluate.max_new_tokens=2"]
+    with pytest.raises(TrustError):
+        atoll.evaluate(run_dir=run_dir, overrides=typed)
+    assert not was_imported(place.folder)
+    assert "length" in atoll.evaluate(run_dir=run_dir, overrides=typed, trust=True)["adapted"]
+
+
+@pytest.mark.parametrize("command", ["load", "generate", "merge"])
+def test_what_is_not_needed_any_more_is_not_imported(command: str, place: Workplace) -> None:
+    name = write_part(place.folder, "metric", f"needed_{command}")
+    run_dir = place.train({"north": {}}, {"evaluate": {"metrics": [name], "generate_rows": 1, "max_new_tokens": 1}}).result.run_dir
+    (place.folder / f"needed_{command}.py").unlink()
+    {
+        "load": lambda: atoll.load(run_dir, trust=True), "generate": lambda: atoll.generate(run_dir, "w1", trust=True, max_new_tokens=1),
+        "merge": lambda: atoll.merge(run_dir, out=place.folder / "merged", trust=True),
+    }[command]()  # fmt: skip
 
 
 def test_a_run_with_parts_of_ones_own_goes_on_with_them(place: Workplace, tmp_path: Path) -> None:

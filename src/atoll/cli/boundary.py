@@ -75,7 +75,7 @@ def _show(error: BaseException) -> int:
         case click.ClickException():
             print_error(_usage(error), sys.stderr)
             return CommandLineError.exit_status
-        case SystemExit():
+        case SystemExit() if blamed(error) is None:
             return error.code if isinstance(error.code, int) else int(error.code is not None)
         case UnwritableError():
             silence("stdout")

@@ -14,7 +14,7 @@ from atoll.base.load import Base
 from atoll.config.load import LoadedConfig, changed
 from atoll.config.schema import RunConfig
 from atoll.errors import ConflictError, EmptyDataError
-from atoll.jobs.finished import base_of, open_run, run_config
+from atoll.jobs.finished import base_of, open_run, run_config, with_overrides
 from atoll.jobs.inputs import check_positions, eval_rows, held_out_events, run_labels
 from atoll.jobs.results.adapter import check_given
 from atoll.jobs.results.trained_on import check_trained_on, run_of
@@ -81,7 +81,8 @@ def _examples(subject: _Subject, log: EventLog) -> Examples:
     own, max_length = subject.base.model.config.get_text_config(), subject.config.data.max_length
     positions = next((getattr(own, name) for name in ("max_position_embeddings", "max_seq_len") if getattr(own, name, None)), None)
     check_positions(subject.config, own.model_type, positions)
-    examples = held_out_examples(subject.rows, subject.form, subject.base.tokenizer, subject.config.evaluate, max_length)
+    settings, options = subject.config.evaluate, subject.config.options
+    examples = held_out_examples(subject.rows, subject.form, subject.base.tokenizer, settings, max_length, options)
     for event in held_out_events(subject.rows, subject.form, examples):
         log.append(event)
     return examples
@@ -91,7 +92,8 @@ def _of_run(
     run_dir: Path, data: str | None, overrides: Sequence[str], host: HostAccess | None, *, trust: bool, other_base: bool
 ) -> _Subject:
     run = RunDirectory.open(run_dir)
-    loaded = _with(run_config(run, trust=trust), data, overrides)
+    told, extra = _with(run_config(run, trust=trust), data)
+    loaded = with_overrides(run, told, [*extra, *overrides], trust=trust)
     rows, form = _rows(loaded, read_labels(run.adapter))
     finished = open_run(run_dir, host, trust=trust, other_base=other_base, overrides=overrides)
     return _Subject(finished.base, finished.adapter, loaded.config, rows, form, finished.close)
@@ -104,7 +106,8 @@ def _of_model(
         got, do = "neither a run directory nor --model", "atoll evaluate RUN_DIR"
         raise ConflictError("nothing to evaluate", got=got, expected="one of the two", do=do)
     start = LoadedConfig(RunConfig(), Path("run.toml"), "")
-    given = _with(start, data, [f"model.base={model}", *overrides])
+    told, extra = _with(start, data)
+    given = changed(told, [*extra, f"model.base={model}", *overrides])
     if given.config.data.eval is None:
         raise _no_rows()
     folder = Path(adapter) if adapter is not None else None
@@ -120,13 +123,13 @@ def _of_model(
     return _Subject(base, state, given.config, rows, form, close)
 
 
-def _with(loaded: LoadedConfig, data: str | None, overrides: Sequence[str]) -> LoadedConfig:
+def _with(loaded: LoadedConfig, data: str | None) -> tuple[LoadedConfig, list[str]]:
+    """The config without what other held-out rows stand for, and the override that names them."""
     # A path on the command line is relative to where the user stands, not to where run.toml lay.
     if data is not None:  # In place of a share of the training rows, where that was held out.
         named = loaded.config.data.model_copy(update={"validation_share": None})
         loaded = replace(loaded, config=loaded.config.model_copy(update={"data": named}))
-    extra = [f"data.eval={Path(data).absolute() if Path(data).exists() else data}"] if data is not None else []
-    return changed(loaded, [*extra, *overrides])
+    return loaded, [f"data.eval={Path(data).absolute() if Path(data).exists() else data}"] if data is not None else []
 
 
 def _no_rows() -> EmptyDataError:

@@ -45,12 +45,12 @@ def load(path: Path, overrides: Sequence[str] = (), *, environment: bool = True,
     return _checked(read_document(Path(path)), overrides, environment=environment, imports=imports)
 
 
-def changed(loaded: LoadedConfig, overrides: Sequence[str]) -> LoadedConfig:
-    """A config that was loaded before, with overrides on top.
+def changed(loaded: LoadedConfig, overrides: Sequence[str], *, imports: bool = True) -> LoadedConfig:
+    """A config that was loaded before, with overrides on top; `imports` as in `load`.
 
     Raises: as `load`.
     """
-    return _checked(Document(loaded.path, loaded.toml_text, _given(resolved(loaded.config))), overrides)
+    return _checked(Document(loaded.path, loaded.toml_text, _given(resolved(loaded.config))), overrides, imports=imports)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -58,18 +58,19 @@ def load_parts(config: RunConfig, document: Document, *, environment: bool = Tru
 
 
 def _wrong_options(config: RunConfig, document: Document) -> list[InputError]:
-    parts = {part.name: part for part in named_parts(config)}
+    parts = list({(part.kind, part.name): part for part in named_parts(config)}.values())
+    # What is built in has its settings among the keys of its section, and does not have to be loaded here.
+    targets = {part: find(part.kind, part.name) for part in parts}
+    models = {part: None if target.is_built_in else getattr(target.resolve(), "Options", None) for part, target in targets.items()}
+    told = {part.name for part in parts if models[part] is not None}  # Of two parts of one name one may have options.
     errors: list[InputError] = []
     for name in config.options:
-        if name not in parts:
-            errors.append(_nobodys(name, list(parts), document))
-    for name, part in parts.items():
-        given = config.options.get(name)
-        target = find(part.kind, part.name)
-        # What is built in has its settings among the keys of its section, and does not have to be loaded here.
-        model = None if target.is_built_in else getattr(target.resolve(), "Options", None)
+        if name not in [part.name for part in parts]:
+            errors.append(_nobodys(name, list(dict.fromkeys(part.name for part in parts)), document))
+    for part in parts:
+        name, given, model = part.name, config.options.get(part.name), models[part]
         if model is None:
-            errors += [] if given is None else [_has_none(part, document)]
+            errors += [] if given is None or name in told else [_has_none(part, document)]
             continue
         try:
             model.model_validate(dict(given or {}))

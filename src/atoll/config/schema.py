@@ -17,6 +17,8 @@ from atoll.registry.parts import trait
 
 PRECISION_BITS = {"fp32": 32, "bf16": 16, "fp16": 16}
 """Bits of a number, by model.precision and federated.precision."""
+COLUMN_KEYS = ("slots", "choices", "answer")
+"""Keys of [evaluate] that name a column of the held-out rows."""
 DEFAULT_LOCAL_STEPS = 50
 """Optimizer steps per round where neither local_steps nor local_epochs is given."""
 

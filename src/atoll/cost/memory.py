@@ -22,7 +22,7 @@ OPTIMIZER_BYTES_PER_PARAMETER = 16
 HELD_BYTES_PER_PARAMETER = 32
 """Beside these, in the machine's memory: the numbers and moments that a round begins with (12), the messages that brought them (4 and 8),
 the numbers that it ends with (4), and the coordinator's own where it is in the same process (4)."""
-BENEATH_BYTES_PER_PARAMETER = 12
+FROZEN_DELTA_BYTES_PER_PARAMETER = 12
 """Of the frozen delta: the number, the message that brought it, and the coordinator's own. It has no gradient, no moments."""
 LOGITS_CHUNK_BYTES = 32 * 2**20
 """Largest block of logits at once; a test holds it equal to base.head's."""
@@ -128,7 +128,7 @@ def _frozen_delta_bytes(shapes: BaseShapes, ranks: Mapping[str, int], activation
     # Where the arithmetic is narrower than fp32, a copy in its precision waits for the way back.
     rounded = activation_bytes if activation_bytes < 4 else 0
     numbers = sum(module.num_adapter_parameters(ranks.get(module.name, 0)) for module in shapes.modules)
-    return (BENEATH_BYTES_PER_PARAMETER + rounded) * numbers
+    return (FROZEN_DELTA_BYTES_PER_PARAMETER + rounded) * numbers
 
 
 def _summed_bytes(modules: Sequence[ModuleShape], ranks: Mapping[str, int], activation_bytes: int) -> int:

@@ -21,7 +21,7 @@ from atoll.config.load import LoadedConfig, load
 from atoll.errors import AtollError, FleetFolderError, InputError, ManyErrors, TransportError
 from atoll.fleet.files import CoordinatorFolder, EdgeFolder, HostFolder, split_address
 from atoll.fleet.links.way import open_way, said
-from atoll.fleet.named import Named, named_by_coordinator, named_by_edge
+from atoll.fleet.named import NeededInput, named_by_coordinator, named_by_edge
 from atoll.jobs.backends.worker import asked_for
 from atoll.split.certificates import DeviceTls, covers, examined, open_channel
 from atoll.split.issuer import CLOCK_SKEW
@@ -258,7 +258,7 @@ def _host_names(folder: Path, edge_folder: EdgeFolder) -> list[Check]:
     return [Check("host address", "fail", f"no hosts/*/host.pem is for {called}", f"mend host in edge.json; or {_NEW}")]
 
 
-def _config(run_toml: Path, edges: Sequence[str], named: Callable[[LoadedConfig], list[Named]], *, at_home: bool) -> list[Check]:
+def _config(run_toml: Path, edges: Sequence[str], named: Callable[[LoadedConfig], list[NeededInput]], *, at_home: bool) -> list[Check]:
     """run.toml, the edges it must have, and what it names on this machine."""
     away: Status = "fail" if at_home else "warn"
     try:
@@ -272,7 +272,7 @@ def _config(run_toml: Path, edges: Sequence[str], named: Callable[[LoadedConfig]
     return [Check("run.toml", "ok", f"{len(loaded.config.edge)} edges"), *(_named(one, away) for one in named(loaded))]
 
 
-def _named(named: Named, away: Status) -> Check:
+def _named(named: NeededInput, away: Status) -> Check:
     if named.path is None:
         do = "copy it there if it is a file or a folder of yours"
         return Check(named.what, "warn", f"{named.value}: nothing of this name beside run.toml, so taken for a Hugging Face id", do)

@@ -24,7 +24,7 @@ from atoll.config.schema import Edge, RunConfig
 from atoll.cost.split_traffic import largest_batch_tokens
 from atoll.errors import CommandLineError, ConflictError, OutputError
 from atoll.fleet.files import EdgeFile, FleetFile, json_text, split_address
-from atoll.fleet.named import Named, named_by_coordinator, named_by_edge
+from atoll.fleet.named import NeededInput, named_by_coordinator, named_by_edge
 from atoll.jobs.backends.edge_policy import POLICY_FILE, policy_toml
 from atoll.runs.files import sync_folder
 from atoll.split.certificates import is_loopback
@@ -269,7 +269,7 @@ def _readme(loaded: LoadedConfig, hosts: Sequence[FleetHost], starts: Mapping[st
     return "\n".join(lines) + "\n"
 
 
-def _machine(folder: str, who: str, command: str, named: Sequence[Named]) -> list[str]:
+def _machine(folder: str, who: str, command: str, named: Sequence[NeededInput]) -> list[str]:
     lines = ["", f"## {folder}: {who}", "", f"    {command}", ""]
     files = [f"- {one.what}: `{one.value}`" for one in named if one.path is not None]
     fetched = [f"- {one.what}: `{one.value}`, from the Hugging Face hub" for one in named if one.path is None]

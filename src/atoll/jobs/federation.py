@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from atoll.adapters.state import AdapterState
 from atoll.config.schema import RunConfig
@@ -13,7 +13,7 @@ from atoll.jobs.resume_state import ResumePoint
 from atoll.jobs.rounds import RoundCallback, Rounds, run_rounds
 from atoll.jobs.totals import RunTotals
 from atoll.planner.importance import Importance, average, per_cost
-from atoll.registry.parts import make, trait
+from atoll.registry.parts import make, trait, wrong_result
 from atoll.runs.events import Advised, EventLog, ImportanceFound, PhaseStarted
 
 Planned = Callable[[Importance | None, Job], None]
@@ -60,7 +60,17 @@ def run_federation(
 def stages_of(config: RunConfig) -> list[tuple[int, int]]:
     """Rounds before each stage and rounds in it, where adapters grow; none elsewhere."""
     policy = config.plan.policy
-    return list(make("planner", policy, config.options_of(policy)).stages(config)) if trait("planner", policy, "grows") else []
+    if not trait("planner", policy, "grows"):
+        return []
+    given, begun = make("planner", policy, config.options_of(policy)).stages(config), 0
+    stages = list(given) if isinstance(given, Iterable) else []
+    for stage in stages:
+        is_next = isinstance(stage, tuple) and len(stage) == 2 and stage[0] == begun
+        begun += stage[1] if is_next else config.run.rounds + 1
+    if begun != config.run.rounds:
+        expected = f"(rounds before, rounds in it) of every stage, one after the other, {config.run.rounds} rounds together"
+        raise wrong_result("planner", policy, "stages", given, expected)
+    return stages
 
 
 def run_homogeneous(

@@ -49,9 +49,9 @@ def open_run(
     load_base, load_adapter and check_adapter raise.
     """
     run = RunDirectory.open(run_dir)
-    # Of all parts, only a codec is needed to go on with what a run left.
     moved = [] if model is None else [f"model.base={Path(model).expanduser().absolute() if Path(model).expanduser().exists() else model}"]
-    loaded = changed(run_config(run, trust=trust, loads_parts=host is not None), [*overrides, *moved])
+    # Of all parts, only a codec is needed to go on with what a run left.
+    loaded = with_overrides(run, run_config(run, trust=trust), [*overrides, *moved], trust=trust, imports=host is not None)
     if not run.adapter.is_dir():
         raise RunFolderError(
             "the run has no adapter", where=str(run.path), got="a run that did not end", expected="a finished run, with adapter/",
@@ -122,6 +122,17 @@ def run_config(run: RunDirectory, *, trust: bool = False, loads_parts: bool = Fa
     if loads_parts:
         raise_all(load_parts(loaded.config, Document(loaded.path, loaded.toml_text, {})))
     return loaded
+
+
+def with_overrides(
+    run: RunDirectory, loaded: LoadedConfig, overrides: Sequence[str], *, trust: bool, imports: bool = True
+) -> LoadedConfig:  # fmt: skip
+    """The config of a run with overrides on top; with `imports`, the parts that it names then are imported.
+
+    Raises: TrustError, too, for a part that an override names: which file that is, the run's folder says.
+    """
+    _check_trusted(run, changed(loaded, overrides, imports=False), trust=trust)
+    return changed(loaded, overrides, imports=imports)
 
 
 def _check_trusted(run: RunDirectory, loaded: LoadedConfig, *, trust: bool) -> None:

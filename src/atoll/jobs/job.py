@@ -182,7 +182,7 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | N
         plans = {edge.name: edge for edge in plan.edges}
         # Held-out rows that cannot be used are found out before anything is written, too.
         settings, max_length = config.evaluate, config.data.max_length
-        scored = None if held_out is None else held_out_examples(held_out, form, base.tokenizer, settings, max_length)
+        scored = None if held_out is None else held_out_examples(held_out, form, base.tokenizer, settings, max_length, config.options)
         edges = tuple(
             replace(
                 participant(config, shapes, base, edge.name, part, plans[edge.name], num_rows[edge.name]),

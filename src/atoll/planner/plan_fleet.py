@@ -17,7 +17,7 @@ from atoll.planner.edge_plan import EdgePlan, FleetPlan, Mode
 from atoll.planner.importance import Importance, by_type, uniform
 from atoll.planner.planner import Planned, Planner
 from atoll.planner.request import EdgeRequest, PlanRequest
-from atoll.registry.parts import make, trait
+from atoll.registry.parts import make, trait, wrong_result
 from atoll.shapes import BaseShapes
 
 LOCAL_EDGE = "local"
@@ -39,7 +39,7 @@ def plan_fleet(
     targets, without = config.adapter.targets, shapes.without_adapter
     pool = tuple(start_ranks) if start_ranks is not None else resolve_targets(targets, shapes.modules, without)
     outside = [module.name for module in shapes.modules if module.outside and module.name in pool]
-    if outside and config.plan.policy != "as-written":
+    if outside and (config.plan.decides or trait("planner", config.plan.policy, "grows")):
         raise ConflictError(
             "a planner does not decide about embedding and head", where="[plan] policy",
             got=f"{config.plan.policy}, and {outside[0]} among the targets", expected='policy = "as-written", or targets inside the blocks',
@@ -97,22 +97,29 @@ def check_planned(request: PlanRequest, planned: Planned) -> None:
 
     Raises: PartError naming what it did instead.
     """
+    policy = request.config.plan.policy
+    if not isinstance(planned, Planned) or not all(isinstance(one, EdgePlan) for one in planned.plans):
+        raise wrong_result("planner", policy, "plan", planned, "a Planned (atoll.planner.planner)")
     asked, pool = [one.edge.name for one in request.edges], set(request.pool)
     answered = [*(plan.name for plan in planned.plans), *(edge.name for edge in planned.left_out)]
     foreign = {name for span in planned.spans for plan in span.plans for name in plan.ranks} - pool
+    ranks = [item for span in planned.spans for plan in span.plans for item in plan.ranks.items()]
+    useless = [(name, rank) for name, rank in ranks if not isinstance(rank, int) or rank < 1]
     rounds = sum(span.num_rounds for span in planned.spans)
     got = ""
     if sorted(answered) != sorted(asked):
         got = f"answers for {few(answered)}"
     elif not planned.plans:
         got = "no edge that takes part"
+    elif useless:
+        got = f"rank {useless[0][1]!r} for {useless[0][0]}"
     elif foreign:
         got = f"a rank for {min(foreign)}, which is not in the pool"
     elif rounds != request.config.run.rounds:
         got = f"a plan of {rounds} rounds"
     if got:
         raise PartError(
-            f"the planner {request.config.plan.policy} did not answer what it was asked", where="[plan] policy", got=got,
+            f"the planner {policy} did not answer what it was asked", where="[plan] policy", got=got,
             expected=f"a plan, or why there is none, for each of {few(asked)}, and {request.config.run.rounds} rounds",
             do='see what it returns with atoll.testing.check("planner", ...)',
         )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from atoll.errors import PartError
+from atoll.registry.class_checks import check_class
 from atoll.registry.kinds import KINDS, Kind
 
 
@@ -56,7 +56,7 @@ def register(
 ) -> Part:  # fmt: skip
     """Make a part known under a name; one that is registered again takes the place of the first, but a built-in part stays what it is.
 
-    Raises: PartError for a name that is a built-in part's, and for a class without the methods of its kind.
+    Raises: PartError for a name that is a built-in part's, and for a class that is none of its kind.
     """
     known = _PARTS.get((kind, name))
     if known is not None and known.is_built_in:
@@ -65,7 +65,7 @@ def register(
             do="give it another name",
         )  # fmt: skip
     if isinstance(target, type):
-        check_methods(KINDS[kind], name, target)
+        check_class(KINDS[kind], name, target)
     part = Part(KINDS[kind], name, target, summary, traits or {}, origin)
     _PARTS[kind, name] = part
     return part
@@ -118,15 +118,15 @@ def make(kind: str, name: str, options: Mapping[str, object] | None = None, *arg
     return made(*arguments) if model is None else made(*arguments, model.model_validate(dict(options or {})))
 
 
-def check_methods(kind: Kind, name: str, target: type) -> None:
-    """Whether a class has the methods of its kind.
 
-    Raises: PartError naming those that it has not.
-    """
-    missing = [method for method in kind.methods if not callable(inspect.getattr_static(target, method, None))]
-    if missing:
-        raise PartError(
-            f"{name} is no {kind.name}", where=f"{kind.key} = {name!r}", got=f"{target.__qualname__} without {', '.join(missing)}",
-            expected=f"a class with {', '.join(kind.methods)}, as {kind.protocol} says",
-            do=f"add what is missing; atoll.testing.check({kind.name!r}, ...) runs all that is asked of one",
-        )  # fmt: skip
+def wrong_result(kind: str, name: str, method: str, got: object, expected: str) -> PartError:
+    """The page of a part whose method gave something else than it must; what it gave is shown as it is."""
+    return PartError(
+        f"{method} of the {kind} {name} gave {_shown(got)}", where=f"[{KINDS[kind].key.replace('.', '] ')}", got=_shown(got),
+        expected=expected, do=f'see what it returns with atoll.testing.check("{kind}", ...)',
+    )  # fmt: skip
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

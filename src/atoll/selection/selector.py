@@ -6,11 +6,12 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 from atoll import seeding
 from atoll.config.schema import RunConfig, Select, Wire
 from atoll.errors import PartError, UpdateRefusedError
-from atoll.registry.parts import find, make
+from atoll.registry.parts import find, make, wrong_result
 from atoll.selection.budget import Exchange
 from atoll.selection.policy import Choice, ScoreKind, SelectionPolicy
 from atoll.selection.pool import PoolModule, pool_of
@@ -54,7 +55,7 @@ class ModuleSelector:
     @property
     def score_kind(self) -> ScoreKind | None:
         """What a choice needs to know of every module; None where it needs nothing."""
-        return self.policy.measures(self.select)
+        return measured_by(self.policy, self.select)
 
     def active(self, step: int, chosen: tuple[str, ...] | None) -> tuple[str, ...]:
         """Names of the modules to train in this step, in pool order: all in a window, or while nothing was chosen."""
@@ -73,8 +74,11 @@ class ModuleSelector:
         measured = {} if self.score_kind is None else self._finite(scores)
         num_wanted = tokens.num_tokens if self.keeps_back else tokens.num_label_tokens
         exchange = Exchange(self.d_model, tokens.num_tokens, num_wanted, self.wire.codec, self.wire.mode, self.wire.adapters)
-        chosen = set(self.policy.choose(self.pool, measured, Choice(self.select, self.seed, steps_done, exchange)))
-        others = chosen - {module.name for module in self.pool}
+        given = self.policy.choose(self.pool, measured, Choice(self.select, self.seed, steps_done, exchange))
+        if not isinstance(given, Iterable):
+            raise wrong_result("policy", self.select.policy, "choose", given, "names of modules of the pool")
+        chosen = list(given)
+        others = [one for one in chosen if one not in {module.name for module in self.pool}]
         if others or not chosen:
             raise PartError(
                 f"the policy {self.select.policy} chose what cannot be active", where="[select] policy",
@@ -94,12 +98,31 @@ class ModuleSelector:
         return {module.name: scores[module.name] for module in self.pool}
 
 
+def measured_by(policy: SelectionPolicy, select: Select) -> ScoreKind | None:
+    """What the policy wants to know of modules.
+
+    Raises: PartError for what nobody measures.
+    """
+    kind = policy.measures(select)
+    if kind is not None and kind not in get_args(ScoreKind):
+        raise wrong_result("policy", select.policy, "measures", kind, f"None, or one of {', '.join(get_args(ScoreKind))}")
+    return kind
+
+
 def schedule_of(select: Select, epoch_steps: int, *, options: Mapping[str, object] | None = None, edge: str = "") -> Schedule:
     """The schedule of an edge whose epochs have so many steps, by its policy.
 
-    Raises: ConflictError where a window is no shorter than its period, so that nothing would ever be killed.
+    Raises: ConflictError where a window is no shorter than its period, so that nothing would ever be killed; PartError where a policy
+    gives something else, or observes without saying what.
     """
-    schedule: Schedule = make("policy", select.policy, options).schedule(select, epoch_steps)
+    policy: SelectionPolicy = make("policy", select.policy, options)
+    schedule = policy.schedule(select, epoch_steps)
+    if not isinstance(schedule, Schedule):
+        raise wrong_result("policy", select.policy, "schedule", schedule, "a Schedule (atoll.selection.schedule)")
+    measured = measured_by(policy, select)
+    if schedule.ever and (measured is None) != (schedule.window_steps == 0):
+        got = f"{measured!r}, beside a window of {schedule.window_steps} steps"
+        raise wrong_result("policy", select.policy, "measures", got, "what is measured in a window; None, and no window, where nothing is")
     check_schedule(schedule, select, edge)
     return schedule
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -22,7 +21,6 @@ from atoll.tasks.readers.nearest import did_you_mean
 from atoll.tasks.rows import Rows
 from atoll.tasks.scoring.answers import HeldOutAnswers
 from atoll.tasks.scoring.builtin_metrics import slot_values
-from atoll.tasks.scoring.ranking import choice_rankings, label_rankings
 from atoll.tasks.text import TextForm
 from atoll.tasks.tokens import Examples, pad_id
 from atoll.threads import suited_threads
@@ -64,17 +62,18 @@ def evaluate(
 
 
 def held_out_examples(
-    rows: Rows, form: TextForm, tokenizer: PreTrainedTokenizerBase, settings: Evaluate, max_length: int
+    rows: Rows, form: TextForm, tokenizer: PreTrainedTokenizerBase, settings: Evaluate, max_length: int,
+    options: Mapping[str, Mapping[str, object]] | None = None,
 ) -> Examples:  # fmt: skip
-    """Held-out rows as tokens; their choices and labels are looked at, too, before any model is asked.
+    """Held-out rows as tokens; metrics that have a `check` look at them, too, before any model is asked.
 
-    Raises: as examples_of; BadRowError, BadValueError for choices or labels that cannot be compared.
+    Raises: as examples_of; what a metric raises for rows that it cannot be had of.
     """
     examples = examples_of(rows, form, tokenizer, max_length)
-    rankings = {"choice_accuracy": choice_rankings, "label_accuracy": label_rankings}
-    for metric in settings.metrics if form.classes is None else ():
-        if metric in rankings:
-            deque(rankings[metric](rows, examples.row_numbers.tolist(), form, settings), maxlen=0)
+    for name in settings.metrics if form.classes is None else ():
+        check = getattr(make("metric", name, (options or {}).get(name)), "check", None)
+        if check is not None:
+            check(rows, examples.row_numbers.tolist(), form, settings)
     return examples
 
 
@@ -108,7 +107,8 @@ def check_metrics(settings: Evaluate, form: TextForm, rows: Rows) -> None:
             "labels must be different from each other, and at least two", where="[evaluate] labels", got=", ".join(settings.labels),
             expected="two or more different completions", do="list every label once",
         )  # fmt: skip
-    if "slot_accuracy" in settings.metrics and settings.slots and not any(slot_values(str(v)) for v in rows.column(settings.slots)):
+    asked_for_slots = any(key == "slots" for _, key in needed)
+    if asked_for_slots and settings.slots and not any(slot_values(str(v)) for v in rows.column(settings.slots)):
         raise BadValueError(
             "the column holds no slots", where=f"[evaluate] slots = {settings.slots!r}", got=str(rows.column(settings.slots)[0])[:60],
             expected='pairs such as "name[Alimentum], area[city centre]"', do="name the column that holds them",

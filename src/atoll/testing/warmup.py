@@ -29,11 +29,16 @@ def _scored(subject: Subject, module: WarmUpModule, steps: int) -> float:
     subject.expect(len(form.parameters) > 0, "something is trained: parameters")
     optimizer = torch.optim.AdamW(form.parameters, lr=1e-2)
     for _ in range(steps):
-        up_OR, down_RI = form.factors()
+        factors = form.factors()
+        is_pair = isinstance(factors, tuple | list) and len(factors) == 2 and all(isinstance(one, torch.Tensor) for one in factors)
+        subject.expect(is_pair, f"factors are two tensors, not {factors!r:.60}")
+        up_OR, down_RI = factors
         shapes = tuple(up_OR.shape), tuple(down_RI.shape)
         expected = (num_outputs, rank), (rank, num_inputs)
         subject.expect(shapes == expected, f"factors are (outputs, rank) and (rank, inputs): {expected}, not {shapes}")
         form.take(torch.randn(num_outputs, rank, generator=generator), torch.randn(rank, num_inputs, generator=generator))
         subject.expect(all(one.grad is not None for one in form.parameters), "take sets the gradients of all parameters")
         optimizer.step()
-    return float(form.score())
+    score = form.score()
+    subject.expect(isinstance(score, int | float), f"a score is a number, not {score!r:.60}")
+    return float(score)

@@ -27,6 +27,7 @@ def check_codec(subject: Subject) -> None:
 def _check_tensor(subject: Subject, case: str, values: Tensor) -> None:
     before, shape, name = values.clone(), tuple(values.shape), subject.name
     num_bytes, rows = subject.make().num_bytes(shape), math.prod(shape[:-1])
+    subject.expect(isinstance(num_bytes, int), f"num_bytes is a whole number, not {num_bytes!r:.60}")
     subject.expect(num_bytes <= 4 * math.prod(shape) + 4 * rows, f"{case}: {num_bytes} bytes are more than fp32 and one number a row")
     try:
         encoded = encode(values, name)
@@ -39,6 +40,7 @@ def _check_tensor(subject: Subject, case: str, values: Tensor) -> None:
     subject.expect(bool(values.equal(before)), f"{case}: the values that are given stay as they are")
     subject.expect((tuple(back.shape), back.dtype) == (shape, torch.float32), f"{case}: came back as {tuple(back.shape)}, {back.dtype}")
     bound = error_bound(values.float(), name)
+    subject.expect(isinstance(bound, Tensor), f"error_bound is a tensor, not {bound!r:.60}")
     subject.expect(tuple(bound.shape) == shape[:-1], f"{case}: a bound for each row, not of shape {tuple(bound.shape)}")
     error = (back.double() - values.double()).abs()
     worst = error.amax(dim=-1) if shape[-1] else torch.zeros(shape[:-1])

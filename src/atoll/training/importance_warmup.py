@@ -21,7 +21,7 @@ from atoll.adapters.state import AdapterState, ModuleAdapter
 from atoll.base.load import Base
 from atoll.config.schema import Train
 from atoll.errors import AdapterFitError
-from atoll.registry.parts import make
+from atoll.registry.parts import make, wrong_result
 from atoll.seeding import stream
 from atoll.threads import suited_threads
 from atoll.training.importance_score import ImportanceScore, WarmUpModule
@@ -83,7 +83,15 @@ def warm_up(
     hidden_size = model.config.get_text_config().hidden_size
     with suited_threads(hidden_size), checkpointing(model, settings.gradient_checkpointing), attached(model, held) as adapters:
         reports = tuple(_step(base, adapters, forms, optimizer, batches, settings, step) for step in range(settings.num_steps))
-    return ModuleScores({name: form.score() for name, form in forms.items()}, reports)
+    return ModuleScores({name: _score(form, settings.kind) for name, form in forms.items()}, reports)
+
+
+def _score(form: ImportanceScore, kind: str) -> float:
+    score = form.score()
+    # Where training left the finite numbers, so does the score: that is told of the edge, and is no mistake of the part.
+    if isinstance(score, bool) or not isinstance(score, int | float) or score < 0:
+        raise wrong_result("importance", kind, "score", score, "a number, not below zero")
+    return float(score)
 
 
 def _step(
@@ -92,7 +100,7 @@ def _step(
 ) -> StepReport:
     batch = batches.batch(step).to(base.model.device)
     for name, form in forms.items():
-        _write(adapters.layers[name], form, settings.rank)
+        _write(adapters.layers[name], form, settings)
     loss = settings.attempt(partial(fill_gradients, adapters, [batch], partial(base.objective.loss_sum, base.model)))
     for name, form in forms.items():
         _read(adapters.layers[name], form, settings.rank)
@@ -128,10 +136,16 @@ def _head(base: Base, start: AdapterState | None) -> AdapterState:
     return head_state(base.head) if start is None or not start.full_weights else AdapterState("lora", {}, start.full_weights)
 
 
-def _write(pair: LowRankPair, form: ImportanceScore, rank: int) -> None:
-    up_OR, down_RI = form.factors()
-    pair.up_OR.data[:, -rank:].copy_(up_OR)
-    pair.down_RI.data[-rank:].copy_(down_RI)
+def _write(pair: LowRankPair, form: ImportanceScore, settings: WarmUp) -> None:
+    room = pair.up_OR.data[:, -settings.rank :], pair.down_RI.data[-settings.rank :]
+    factors = form.factors()
+    is_pair = isinstance(factors, tuple | list) and len(factors) == 2 and all(isinstance(one, torch.Tensor) for one in factors)
+    if not is_pair or [one.shape for one in factors] != [one.shape for one in room]:
+        got = [tuple(one.shape) for one in factors] if is_pair else factors
+        expected = f"up_OR and down_RI of shapes {tuple(room[0].shape)} and {tuple(room[1].shape)}"
+        raise wrong_result("importance", settings.kind, "factors", got, expected)
+    for own, factor in zip(room, factors, strict=True):
+        own.copy_(factor)
 
 
 def _read(pair: LowRankPair, form: ImportanceScore, rank: int) -> None:

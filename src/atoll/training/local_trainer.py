@@ -21,7 +21,7 @@ from atoll.seeding import stream
 from atoll.selection.selector import ModuleSelector
 from atoll.tasks.batches import Batch
 from atoll.threads import suited_threads
-from atoll.training.module_statistics import ModuleTracker, Segment
+from atoll.training.module_statistics import ModuleMonitor, Segment
 from atoll.training.step import Stepper, cohorts_of, new_stepper
 from atoll.training.trainer import Batches, FitPlan, OptimizerState, StepReport, TrainState, Update
 
@@ -32,7 +32,7 @@ class _Fit:
 
     batches: Batches
     plan: FitPlan
-    tracker: ModuleTracker
+    tracker: ModuleMonitor
     on_step: Callable[[StepReport], None]
 
 
@@ -55,7 +55,7 @@ class LocalTrainer:
     def fit(self, state: TrainState, batches: Batches, plan: FitPlan, on_step: Callable[[StepReport], None]) -> Update:
         """Train `plan.num_steps` steps from `state`; `state` itself is not changed."""
         model, end = self.base.model, state.step + plan.num_steps
-        tracker, now = ModuleTracker(self.selector, state.statistics, state.adapter), state
+        tracker, now = ModuleMonitor(self.selector, state.statistics, state.adapter), state
         reports: list[StepReport] = []
 
         def told(report: StepReport) -> None:

@@ -25,7 +25,7 @@ class Segment:
     """None: the last fit ended within this segment."""
 
 
-class ModuleTracker:
+class ModuleMonitor:
     """Goes through a fit of one edge. Without a `selector` every module is active all the time."""
 
     def __init__(self, selector: ModuleSelector | None, statistics: ModuleStatistics, adapter: AdapterState) -> None:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
-from atoll.registry.parts import known
+from atoll.registry.parts import known, wrong_result
 from atoll.wire.codecs import codec_of
 
 WireMode = Literal["dense", "factored", "lent"]
@@ -32,7 +32,10 @@ def encoded_bytes(shape: Sequence[int], codec: str) -> int:
         return math.prod(shape)
     if not is_codec(codec):
         raise KeyError(codec)
-    return codec_of(codec).num_bytes(shape)
+    num_bytes = codec_of(codec).num_bytes(shape)
+    if not isinstance(num_bytes, int):
+        raise wrong_result("codec", codec, "num_bytes", num_bytes, "a whole number of bytes")
+    return num_bytes
 
 
 def is_codec(name: str) -> bool:

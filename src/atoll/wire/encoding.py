@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from atoll.errors import ProtocolError
+from atoll.registry.parts import wrong_result
 from atoll.wire.byte_formulas import encoded_bytes, is_codec
 from atoll.wire.codecs import codec_of
 from atoll.wire.tensors import bytes_tensor
@@ -40,13 +41,17 @@ def encode(tensor: Tensor, codec: str) -> Encoded:
             "this tensor cannot travel",
             got=f"{values.dtype}, shape {tuple(values.shape)}", expected="fp32, bf16 or fp16 in one to three dimensions",
         )  # fmt: skip
-    return Encoded(codec, tuple(values.shape), codec_of(codec).encode(values))
+    data = codec_of(codec).encode(values)
+    if not isinstance(data, bytes | memoryview):
+        raise wrong_result("codec", codec, "encode", data, "a memoryview of bytes")
+    return Encoded(codec, tuple(values.shape), data)
 
 
 def decode(encoded: Encoded, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
     """The values as a tensor of its own; of a message that arrived, decode each tensor once.
 
-    Raises: ProtocolError where codec, shape and number of bytes do not go together, and for bytes that the codec cannot have made.
+    Raises: ProtocolError where codec, shape and number of bytes do not go together, and for bytes that the codec cannot have made;
+    PartError for a codec that gives something else.
     """
     codec, shape = encoded.codec, encoded.shape
     if not is_codec(codec) or not shape or encoded.num_bytes != encoded_bytes(shape, codec):
@@ -54,7 +59,11 @@ def decode(encoded: Encoded, dtype: torch.dtype = torch.float32, device: torch.d
             "a tensor's bytes do not fit its description",
             got=f"{codec} of shape {shape} in {encoded.num_bytes} bytes", expected="a codec of this session, and the bytes of its shape",
         )  # fmt: skip
-    return codec_of(codec).decode(bytes_tensor(encoded.data), shape, dtype, device)
+    values = codec_of(codec).decode(bytes_tensor(encoded.data), shape, dtype, device)
+    if not isinstance(values, Tensor) or (tuple(values.shape), values.dtype) != (shape, dtype):
+        got = f"{values.dtype} of shape {tuple(values.shape)}" if isinstance(values, Tensor) else values
+        raise wrong_result("codec", codec, "decode", got, f"a tensor of shape {shape} and type {dtype}")
+    return values
 
 
 def raw(data: bytes) -> Encoded:

@@ -37,8 +37,9 @@ from atoll.split.host.audit import Audit
 from atoll.split.issuer import Issuer, write_all
 
 from tests.fleet.stranger import called_with
+from tests.run_files import DEMO, PAIR, run_text
 
-RUN = '[data]\ntrain = "demo"\nprompt = "{mr} ->"\ncompletion = " {ref}"\n[[edge]]\nname = "north"\n[[edge]]\nname = "south"\n'
+RUN = run_text({}, PAIR, DEMO)
 PULL, PUSH = "/v1/fleet/pull-messages", "/v1/fleet/push-object"
 PATIENCE_SECONDS = 60.0
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from atoll.config.checks.page import conflict
 from atoll.config.document import Document, Location
 from atoll.config.keys import as_toml
-from atoll.config.schema import RunConfig, held_out_source
-from atoll.errors import InputError
+from atoll.config.schema import COLUMN_KEYS, RunConfig, held_out_source
+from atoll.errors import InputError, PartError
 from atoll.registry.parts import trait
 
 
@@ -72,15 +73,16 @@ def evaluation(config: RunConfig, document: Document) -> list[InputError]:
     errors: list[InputError] = []
     metrics, data = config.evaluate.metrics, config.data
     for metric in metrics:
-        missing = [name for name in trait("metric", metric, "columns") if getattr(config.evaluate, name) is None]
-        if missing and not (metric == "slot_accuracy" and data.train == "demo"):
+        columns = trait("metric", metric, "columns")
+        if unknown := [name for name in columns if name not in COLUMN_KEYS]:
+            errors.append(_no_column_key(metric, unknown[0], document))
+            continue
+        missing = [name for name in columns if getattr(config.evaluate, name) is None]
+        if missing:
             needed = " and ".join(f"evaluate.{name}" for name in missing)
             do = f'name the column: {missing[0]} = "..." below [evaluate]'
             errors.append(conflict(document, ("evaluate", "metrics"), f"{metric} needs {needed}", as_toml(metrics), needed, do))
-    twice = [metric for metric, count in Counter(metrics).items() if count > 1]
-    if twice:
-        what, do = "a metric is asked for twice", "name it once"
-        errors.append(conflict(document, ("evaluate", "metrics"), what, ", ".join(twice), "each metric once", do))
+    errors += _twice(("evaluate", "metrics"), "metric", metrics, document)
     if data.text is not None and metrics:
         what, do = "metrics of completions need completions", "write prompt and completion instead of text, or take the metrics out"
         errors.append(
@@ -89,6 +91,25 @@ def evaluation(config: RunConfig, document: Document) -> list[InputError]:
     if held_out_source(config) is None and data.validation_share is None:
         errors += _without_held_out_rows(config, document)
     return errors
+
+
+def tracking(config: RunConfig, document: Document) -> list[InputError]:
+    """One tracker told twice."""
+    return _twice(("track", "to"), "tracker", config.track.to, document)
+
+
+def _twice(location: Location, kind: str, asked: Sequence[str], document: Document) -> list[InputError]:
+    twice = [name for name, count in Counter(asked).items() if count > 1]
+    what, expected = f"a {kind} is asked for twice", f"each {kind} once"
+    return [conflict(document, location, what, ", ".join(twice), expected, "name it once")] if twice else []
+
+
+def _no_column_key(metric: str, name: str, document: Document) -> PartError:
+    return PartError(
+        f"the metric {metric} needs a key that [evaluate] does not have", where=document.where(("evaluate", "metrics")),
+        got=f"columns = ({name!r}, ...)", expected=f"of {', '.join(COLUMN_KEYS)}",
+        do="mend columns in its class; a setting of its own is a field of its Options",
+    )  # fmt: skip
 
 
 def _without_held_out_rows(config: RunConfig, document: Document) -> list[InputError]:

@@ -10,7 +10,9 @@ from pydantic import ValidationError
 
 from atoll.config.document import Document, Location, nearest
 from atoll.config.keys import Key, as_toml, keys, section_names
+from atoll.config.named import Named
 from atoll.errors import BadValueError, InputError, UnknownKeyError
+from atoll.registry.plugins import installed, meant
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 # What the same thing is called in the tools people come from.
@@ -59,7 +61,10 @@ def _bad(location: Location, item: Mapping[str, Any], document: Document) -> Bad
     written = _written(document.table, location)
     default = f" (default {as_toml(key.default)})" if key.default is not None else ""
     what = f"{dotted} cannot be {_short(written)}"
-    return BadValueError(what, where=where, got=_short(written), expected=key.expected + default, do=_advice(key, written))
+    do = (_part_that_was_meant(key.named, written) if key.named is not None else None) or _advice(key, written)
+    names = installed(key.named.kind) if key.named is not None else ()
+    expected = f"{key.expected}{default}" + (f"; installed: {', '.join(map(as_toml, names))}" if names else "")
+    return BadValueError(what, where=where, got=_short(written), expected=expected, do=do)
 
 
 def _bad_table(location: Location, document: Document) -> BadValueError:
@@ -109,6 +114,16 @@ def _unknown_section(name: str, value: object, document: Document) -> UnknownKey
 def _home(name: str) -> str | None:
     same = [path for path, key in keys().items() if key.name == name]
     return same[0] if same else _ALIASES.get(name)
+
+
+def _part_that_was_meant(named: Named, written: object) -> str | None:
+    for name in (one for one in (written if isinstance(written, list) else [written]) if isinstance(one, str)):
+        known = [*named.choices, *installed(named.kind)]
+        if name not in known and (likely := nearest(name, known)):
+            return f"did you mean {as_toml(likely)}?"
+        if name not in known and (reference := meant(name)):
+            return f'did you mean "{reference}"? A module is named as Python imports it from the folder of run.toml'
+    return None
 
 
 def _advice(key: Key, written: object) -> str:

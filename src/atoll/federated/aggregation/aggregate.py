@@ -23,7 +23,11 @@ from atoll.federated.aggregation.rules.stack import new_adapter
 from atoll.federated.aggregation.rules.zero_pad import ZeroPad
 from atoll.federated.aggregation.spool import Contribution, Spool
 from atoll.federated.aggregation.sums import FullWeightSum
-from atoll.registry.parts import make, trait
+from atoll.registry.class_checks import wrong_methods
+from atoll.registry.parts import make, trait, wrong_result
+
+_SUM = {"add": 3, "finish": 0}
+"""Methods of what a rule begins, with the number of their arguments."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,7 +151,7 @@ class Aggregator:
         """Count one edge's update, which `check_update` has accepted, of what it was `sent`."""
         for name, adapter in contribution.state.modules.items():
             if name not in self._sums:
-                self._sums[name] = self._rule.begin(self._module(name))
+                self._sums[name] = self._begun(name)
             self._sums[name].add(adapter, contribution.weight, sent.modules[name])
         for name, change in contribution.state.full_weights.items():
             if name not in self._full_weights:
@@ -159,12 +163,21 @@ class Aggregator:
         merged = {name: self._checked(name, total.finish()) for name, total in self._sums.items()}
         return _joined_parts(self._common, merged, {name: total.mean() for name, total in self._full_weights.items()})
 
+    def _begun(self, name: str) -> ModuleSum:
+        """Raises: PartError for what cannot be added to."""
+        total = self._rule.begin(self._module(name))
+        if wrong := "; ".join(wrong_methods(_SUM, total)):
+            raise wrong_result("aggregation", self._aggregation, "begin", total, f"an object with add and finish; this is one {wrong}")
+        return total
+
     def _module(self, name: str) -> ModuleInRound:
         trained = self._common.trained
         return ModuleInRound(name, trained.kind, trained.modules[name], self._ranks[name], self._seed, self._round)
 
     def _checked(self, name: str, merged: Merged) -> Merged:
         """Whether the rule made what edges can be sent."""
+        if not isinstance(merged, Merged):
+            raise wrong_result("aggregation", self._aggregation, "finish", merged, "a Merged (atoll.federated.aggregation.rule)")
         module, new, delta = self._module(name), merged.trained, merged.frozen_delta
         keeps = trait("aggregation", self._aggregation, "keeps_frozen_delta")
         if new.size != module.old.size or not module.is_whole(new) or not (delta is None or (keeps and delta.size == new.size)):

@@ -201,7 +201,7 @@ def _prepared(
     base, given = loaded_base(loaded, labels), given_start(loaded, shapes)
     scored, events = None, list[Event](class_events(config, labels))
     if held_out is not None and form is not None:
-        scored = held_out_examples(held_out, form, base.tokenizer, config.evaluate, config.data.max_length)
+        scored = held_out_examples(held_out, form, base.tokenizer, config.evaluate, config.data.max_length, config.options)
         events += held_out_events(held_out, form, scored)
     if form is None and {known[one.name].form for one in plan.edges} == {"messages"}:
         form = TextForm("messages")  # Of the edges' rows: what is said to the result is put into the chat template.

@@ -1,6 +1,6 @@
 """Which blocks are adapted at all. Below the lowest adapted block nothing needs a gradient, so that steps are cheaper there.
 
-Source: weights first, then ranks, batch and bits, as FedPipe's two stages (methods.md 2.2); the rule is Atoll's.
+Source: weights first, then ranks, batch and bits, as FedPipe's two stages (Fang et al., arXiv 2404.06448); the rule is Atoll's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """FedPipe: find which weights matter, and give every edge the place, bits, batch and ranks of most worth that it can hold in time.
 
 Source: Fang et al., "Automated Federated Pipeline for Parameter-Efficient Fine-Tuning of Large Language Models", arXiv 2404.06448; the
-solvable form is Atoll's (methods.md 2.4). Importance comes from a warm-up (training/), the choice for one edge from search.py, ranks from
+solvable form is Atoll's (decision 0010). Importance comes from a warm-up (training/), the choice for one edge from search.py, ranks from
 ranks.py; here edges become a fleet.
 """
 

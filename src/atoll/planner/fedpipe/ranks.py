@@ -19,7 +19,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csc_array, vstack
 
 from atoll.planner.fedpipe.relax import Relaxed, relaxed
-from atoll.planner.fedpipe.table import KINDS, Array, Options, Stage
+from atoll.planner.fedpipe.table import KINDS, Array, Stage, StageOptions
 
 GAP = 4e-3
 """Share of the objective that may be left on the table. What is left in the mean is far less; the proof that it is takes the time."""
@@ -59,7 +59,7 @@ def best_ranks(
 
     Only a choice `better_than` what is known already is looked for; `at_most` says what none can exceed, where that is known.
 
-    Source: methods.md 2.4. With the lowest adapted stage given, what remains is a sum over stages; the relaxed problem bounds every such
+    Source: decision 0010. With the lowest adapted stage given, what remains is a sum over stages; the relaxed problem bounds every such
     choice from above, and only those that may hold the best are solved.
     """
     whole = _everything(stages, limits)
@@ -194,7 +194,7 @@ def _padded(stages: tuple[Stage, ...]) -> tuple[_Padded, _Padded]:
     return _table([stage.above for stage in stages]), _table([stage.lowest for stage in stages])
 
 
-def _table(parts: Sequence[Options]) -> _Padded:
+def _table(parts: Sequence[StageOptions]) -> _Padded:
     values = np.full((len(parts), max(len(part.values_O) for part in parts)), _NEVER)
     costs = np.zeros((*values.shape, KINDS))
     for number, part in enumerate(parts):

@@ -1,6 +1,6 @@
 """The search of one edge's plan: place, bits, ranks and batch, under its memory and the round's deadline.
 
-Source: methods.md 2.4. Which blocks are adapted comes first (depth.py). The base runs where, and in the bits in which, ranks are worth
+Source: decision 0010. Which blocks are adapted comes first (depth.py). The base runs where, and in the bits in which, ranks are worth
 most, less what narrow weights do to gradients and what a host costs. What is left of memory and time goes to rows per micro-batch.
 """
 
@@ -28,7 +28,7 @@ from atoll.registry.parts import trait
 from atoll.shapes import BaseShapes
 
 FIDELITY = {4: 0.913, 8: 0.9994}
-"""Cosine between the adapters' gradients on a base of so many bits and on the unquantized one (stack.md, measured); of others 1."""
+"""Cosine between the adapters' gradients on a base of so many bits and on the unquantized one, as measured (decision 0010); of others 1."""
 RECOMPUTED = 2 / 3
 """Steps that are done in the same time with gradient checkpointing: a frozen base takes two passes, and then three."""
 HOSTED = 1 / 2

@@ -28,7 +28,7 @@ CostsOf = Callable[[Mapping[str, int]], Costs]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Options:
+class StageOptions:
     """Choices of ranks for the modules of a stage: those that no other beats in value and in every cost."""
 
     ranks: tuple[tuple[int, ...], ...]
@@ -42,9 +42,9 @@ class Stage:
     """Modules of one block that read the same input."""
 
     modules: tuple[ModuleShape, ...]
-    above: Options
+    above: StageOptions
     """Where a stage below it is adapted; the first option is no adapter at all, and costs nothing."""
-    lowest: Options
+    lowest: StageOptions
     """Where it is the lowest adapted stage; costs include all that any adapter there brings about."""
 
 
@@ -66,7 +66,7 @@ def stages_of(
     parts = _Parts(costs_of, ordered, _like_places(shapes, ordered, borders))
     known: dict[object, _Combinations] = {}
 
-    def options(number: int, costs: _Linear, once_C: Array, *, or_none: bool) -> Options:
+    def options(number: int, costs: _Linear, once_C: Array, *, or_none: bool) -> StageOptions:
         key = (id(costs), or_none)
         if key not in known:
             known[key] = _combinations(ranks, costs, or_none=or_none)
@@ -76,7 +76,7 @@ def stages_of(
     for number, modules in enumerate(ordered):
         above = options(number, parts.above(number), np.zeros(KINDS), or_none=True) if number else None
         like, once_C = parts.lowest(number)
-        nothing = Options(((0,) * len(modules),), np.zeros(1), np.zeros((1, KINDS)))
+        nothing = StageOptions(((0,) * len(modules),), np.zeros(1), np.zeros((1, KINDS)))
         stages.append(Stage(modules, above or nothing, options(number, like, once_C, or_none=False)))
     return tuple(stages)
 
@@ -204,9 +204,9 @@ def _combinations(ranks: Sequence[int], costs: _Linear, *, or_none: bool) -> _Co
     return _Combinations(ranks_OM, costs_OC, no_dearer, no_dearer & (~no_dearer.T | np.tri(len(ranks_OM), k=-1, dtype=bool).T))
 
 
-def _options(worth: Sequence[float], choices: _Combinations, once_C: Array) -> Options:
+def _options(worth: Sequence[float], choices: _Combinations, once_C: Array) -> StageOptions:
     """Those that no other beats."""
     values_O = np.log1p(choices.ranks_OM) @ np.array(worth)
     beaten = (choices.no_dearer_OO & (values_O[:, None] > values_O)) | (choices.before_OO & (values_O[:, None] == values_O))
     kept = np.flatnonzero(~beaten.any(axis=0))
-    return Options(tuple(map(tuple, choices.ranks_OM[kept].tolist())), values_O[kept], choices.costs_OC[kept] + once_C)
+    return StageOptions(tuple(map(tuple, choices.ranks_OM[kept].tolist())), values_O[kept], choices.costs_OC[kept] + once_C)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Mapping, Sequence
 
+from atoll.config.schema import Evaluate
+from atoll.tasks.rows import Rows
 from atoll.tasks.scoring.metric import ModelAnswers
 from atoll.tasks.scoring.ranking import choice_rankings, label_rankings
+from atoll.tasks.text import TextForm
 
 SLOT = re.compile(r"[^\[\],]+\[([^\]]*)\]")
 
@@ -98,6 +102,10 @@ class ChoiceAccuracy:
 
     columns = ("choices", "answer")
 
+    def check(self, rows: Rows, usable: Sequence[int], form: TextForm, settings: Evaluate) -> None:
+        """Raises: BadRowError for choices that cannot be compared."""
+        deque(choice_rankings(rows, usable, form, settings), maxlen=0)
+
     def score(self, answers: ModelAnswers) -> Mapping[str, float]:
         """0 to 1."""
         rankings = choice_rankings(answers.rows, answers.usable, answers.form, answers.settings)
@@ -106,6 +114,10 @@ class ChoiceAccuracy:
 
 class LabelAccuracy:
     """[evaluate] metrics = ["label_accuracy"]."""
+
+    def check(self, rows: Rows, usable: Sequence[int], form: TextForm, settings: Evaluate) -> None:
+        """Raises: BadRowError, BadValueError for labels that cannot be compared."""
+        deque(label_rankings(rows, usable, form, settings), maxlen=0)
 
     def score(self, answers: ModelAnswers) -> Mapping[str, float]:
         """0 to 1."""

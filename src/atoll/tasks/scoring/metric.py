@@ -43,7 +43,10 @@ class ModelAnswers(Protocol):
 
 
 class Metric(Protocol):
-    """A metric. Its class may name `columns`: keys of [evaluate] that must name a column of the held-out rows."""
+    """A metric. Its class may name `columns`: keys of [evaluate] that must name a column of the held-out rows.
+
+    It may have `check(rows, usable, form, settings)`, which raises for rows that it cannot be had of before any model is asked.
+    """
 
     def score(self, answers: ModelAnswers) -> Mapping[str, float]:
         """One or several scores by name, from 0 to 1 unless the name is known for another range.
