@@ -71,7 +71,8 @@ def perform(spec: Spec, work: Path, key: str) -> dict[str, Any]:
         if spec.part != "dev":
             raise
         return record | {"scores": {"loss": math.inf}, "failed": error.page()}  # A learning rate at which training breaks is not chosen.
-    trained, events = time.monotonic(), list(read_events(out / "events.jsonl"))
+    trained = time.monotonic()
+    events: list[Any] = list(read_events(out / "events.jsonl"))
     summary = result.summary.to_json()
     # A round that was stopped and begun again has its steps twice, and they are the same.
     losses = list({event["step"]: event["loss"] for event in events if event["event"] == "step_done"}.values())

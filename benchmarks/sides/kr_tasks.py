@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sides import kr_ideas
 from sides.needs import shared
@@ -22,7 +23,7 @@ from sides.task import model_folder
 MODEL = "house-4M"
 MOST_TRAIN_ROWS = 16000
 PARTS = ("train", "dev", "test")
-Row = Mapping[str, str]
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,19 +129,19 @@ def _openbookqa() -> Mapping[str, Sequence[Row]]:
 def _questions(name: str) -> Callable[[], Mapping[str, Sequence[Row]]]:
     """Question and answers as texts, without the choices in the prompt; 400 rows of the train file are dev."""
 
-    def row(one: Row) -> dict[str, object]:
+    def row(one: Row) -> Row:
         asked, _, rest = one["instruction"].partition("\n\n")
         choices = [" " + part.strip() for part in re.split(r"Answer\d:", rest.partition("\n\n")[0])[1:]]
         number = int(one["answer"].removeprefix("answer")) - 1
         return {"question": asked.partition("question: ")[2].strip(), "choices": choices, "right": choices[number]}
 
-    def read(part: str) -> Iterator[dict[str, object]]:
+    def read(part: str) -> Iterator[Row]:
         rows = json.loads(shared("data", "commonsense", name, f"{part}.json").read_text(encoding="utf-8"))
         return map(row, _drawn(rows, "instruction", len(rows)))
 
     def parts() -> Mapping[str, Sequence[Row]]:
         train = list(read("train"))
-        return {"dev": train[:400], "train": train[400:], "test": list(read("test"))}  # type: ignore[dict-item]
+        return {"dev": train[:400], "train": train[400:], "test": list(read("test"))}
 
     return parts
 
