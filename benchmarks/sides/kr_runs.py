@@ -73,7 +73,7 @@ def perform(spec: Spec, work: Path, key: str) -> dict[str, Any]:
         return record | {"scores": {"loss": math.inf}, "failed": error.page()}  # A learning rate at which training breaks is not chosen.
     trained = time.monotonic()
     events: list[Any] = list(read_events(out / "events.jsonl"))
-    summary = result.summary.to_json()
+    summary: Any = result.summary.to_json()
     # A round that was stopped and begun again has its steps twice, and they are the same.
     losses = list({event["step"]: event["loss"] for event in events if event["event"] == "step_done"}.values())
     curve = _curve(events, load(config_path, spec.all_overrides).config.train.local_steps)
