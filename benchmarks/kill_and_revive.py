@@ -24,7 +24,7 @@ from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 
 from sides import kr_curve, kr_table, results
-from sides.kr_runs import BASE_SETTING, Results, Spec, perform_all
+from sides.kr_runs import BASE_SETTING, Record, Results, Spec, perform_all
 from sides.kr_settings import FULL, GROUPS, KR, Setting, settings
 from sides.kr_tasks import MODEL, MODELS, TASKS, Sizes, prepare
 from sides.options import Options
@@ -115,11 +115,16 @@ class Bench:
             found = {task: [one for spec in some if (one := self.results.get(spec)) is not None] for task, some in specs.items()}
         else:  # All that there is, so that nothing is done again; the tables take of it what was chosen.
             config |= {"modules": MODULES[self.given.model], "tuning_steps": self.given.tuning_steps, "chosen_rates": rates}
-            found = {task: [one for one in self.results.records.values() if one["task"] == task] for task in TASKS}
+            found = {task: [one for one in self._of_this_length() if one["task"] == task] for task in TASKS}
         found = {task: records for task, records in found.items() if records}
         kr_table.write(self.given.out, found, config, aloud=aloud)
         if aloud:
-            kr_curve.draw(self.given.out, kr_table.name_of(self.given.model), kr_table.all_reported(found, config))
+            kr_curve.draw(self.given.out, kr_table.name_of(self.given.model, self.sizes.steps), kr_table.all_reported(found, config))
+
+    def _of_this_length(self) -> Iterator[Record]:
+        """What is there, but for runs of another length that the work folder has as well."""
+        lengths = (None, self.sizes.steps, self.given.tuning_steps)
+        return (record for record in self.results.records.values() if record.get("steps") in lengths)
 
     def _climb(self, task: str, setting: Setting, rates: Sequence[float]) -> dict[float, float]:
         """The dev losses by rate, from the lowest one up to the first that did worse than the one before, as far as they are there."""
@@ -168,7 +173,7 @@ def main() -> None:
     usual = MODELS[given.model]
     sizes = dataclasses.replace(usual, **{name: value for name in SIZES if (value := getattr(given, name))})
     prepare(given.work, given.tasks, sizes, given.what == "prepare")
-    kept = results.read_runs(given.out, kr_table.name_of(given.model)) if given.model != MODEL else None
+    kept = results.read_runs(given.out, kr_table.name_of(given.model, sizes.steps)) if given.model != MODEL else None
     found = Results(given.work, [record for records in (kept or {}).values() for record in records])
     bench = Bench(given, sizes, settings(given.set, sizes.steps), found, time.monotonic() + 60 * given.minutes)
     problems = bench.run() if given.what in ("run", "all") else []

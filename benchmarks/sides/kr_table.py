@@ -11,7 +11,7 @@ from typing import Any
 from sides import results
 from sides.kr_runs import BASE_SETTING, Record
 from sides.kr_settings import BUDGET, FULL, KR, LEAN, LOTTERY, OTHERS, policy_of
-from sides.kr_tasks import MODEL, TASKS
+from sides.kr_tasks import MODEL, MODELS, TASKS
 
 NAME = "kill_and_revive"
 GOALS = {"loss above the full pool's, in its standard deviations": 1.0, "traffic less": 0.875, "compute without head less": 0.82,
@@ -98,16 +98,18 @@ def _flops(record: Record, parts: Iterable[str]) -> float:
     return sum(record["edge_compute"][f"{part}_flops"] for part in parts)
 
 
-def name_of(model: str) -> str:
-    """What the files of this base are called."""
-    return NAME if model == MODEL else f"{NAME}_{model}"
+def name_of(model: str, steps: int) -> str:
+    """What the files of runs on this base are called, which are so long."""
+    if model == MODEL:
+        return NAME
+    return f"{NAME}_{model}" + ("" if steps == MODELS[model].steps else f"_{steps}_steps")
 
 
 def write(out: Path, found: Mapping[str, Sequence[Record]], config: Mapping[str, Any], *, aloud: bool) -> None:
     """The results; with the tables on the terminal, too, where they are wanted `aloud`."""
     settings = dict(config) | {"goals": GOALS, "source": sorted({r["source"] for records in found.values() for r in records})}
     kept = {task: [_kept(record) for record in records] for task, records in found.items()}
-    name, text = name_of(config["model"]), tables(kept, settings)
+    name, text = name_of(config["model"], config["steps"]), tables(kept, settings)
     results.write(out, name, settings, aggregates(kept, settings), kept)
     (out / f"{name}.md").write_text(text, encoding="utf-8")
     if aloud:
@@ -178,7 +180,7 @@ def _figures(task: str, record: Record) -> dict[str, Any]:
 
 def _kept(record: Record) -> dict[str, Any]:
     """What is kept of a run; the choices by block and letter, "5.q" for model.layers.5.self_attn.q_proj."""
-    first = ("key", "task", "part", "setting", "learning_rate", "seed", "overrides", "scores", "source")
+    first = ("key", "task", "part", "setting", "learning_rate", "seed", "steps", "overrides", "scores", "source")
     kept = {key: record[key] for key in (*first, "wall_seconds", "failed") if key in record}
     if "traffic" in record:
         kept |= {key: record[key] for key in ("traffic", "edge_compute", "active_share", "train_loss", "train_seconds")}

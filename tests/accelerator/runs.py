@@ -1,6 +1,7 @@
-"""Whole runs on a pretended accelerator, each beside the same run on the CPU: python -m tests.accelerator.runs FOLDER CASE...
+"""Whole runs on an accelerator, each beside the same run on the CPU: python -m tests.accelerator.runs [--real] FOLDER [CASE...]
 
-A process of its own, as torch keeps a backend that it once knows. Prints a JSON line for each case.
+The accelerator is a pretended one, or with --real whatever torch finds. A process of its own, as torch keeps a backend that it once knows.
+Prints a JSON line for each case.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ import json
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,23 @@ TWO_ACCELERATORS = "a host over two accelerators"
 WAITS = "what a step waits for"
 PLANTED = "a batch that stays on the CPU"
 Waits = Counter[str]
+REAL = "--real"
+
+
+def accelerated(count: int = 1) -> AbstractContextManager[None]:
+    """Where the accelerator is found."""
+    return nullcontext() if REAL in sys.argv else as_cuda(count)
+
+
+@contextmanager
+def without_cuda() -> Iterator[None]:
+    """Where none is."""
+    found = torch.cuda.is_available
+    torch.cuda.is_available = lambda: False
+    try:
+        yield
+    finally:
+        torch.cuda.is_available = found
 
 
 def one(folder: Path, name: str) -> dict[str, Any]:
@@ -78,8 +96,9 @@ def one(folder: Path, name: str) -> dict[str, Any]:
     else:
         sections, edges, overrides = CASES[name]
         path = write(folder, sections, edges)
-        here = atoll.train(path, out=folder / "cpu", overrides=overrides)
-        with as_cuda():
+        with without_cuda():
+            here = atoll.train(path, out=folder / "cpu", overrides=overrides)
+        with accelerated():
             there = atoll.train(path, out=folder / "accelerator", overrides=overrides)
     return {"losses": [run.summary.eval.adapted["loss"] for run in (here, there)]}
 
@@ -101,7 +120,7 @@ def _waits_of_a_step(folder: Path) -> Waits:
     path, seen = write(folder, {**TEXT, "evaluate": {}}, ALONE), []
     for steps in (2, 4):
         before = Counter(LEDGER.waits)
-        with as_cuda():
+        with accelerated():
             atoll.train(path, out=folder / str(steps), overrides=(f"train.local_steps={steps}",))
         seen.append(LEDGER.waits - before)
     more: Waits = Counter()
@@ -122,7 +141,7 @@ def _against_a_host(folder: Path, others: Mapping[str, int] | None) -> Any:
 
     where = None if others is None else str(folder / "map.json")
     thread = threading.Thread(target=host, args=(HostSettings("tiny", "127.0.0.1:0", device_map=where), told, stop), daemon=True)
-    with as_cuda(2) if others else nullcontext():
+    with accelerated(2) if others else without_cuda():
         thread.start()
         try:
             assert ready.wait(120), "the host did not start"
@@ -142,8 +161,10 @@ def _num_blocks() -> int:
 def main(folder: Path, names: Sequence[str], said: Callable[[str], None]) -> None:
     """All cases; one that fails does not stop the others."""
     torch.set_num_threads(1)
-    torch.backends.cuda.enable_flash_sdp(False)  # On both sides the attention that is written out, so that what differs is the device.
-    known = install()
+    known = None
+    if REAL not in sys.argv:
+        torch.backends.cuda.enable_flash_sdp(False)  # On both sides the attention that is written out, so that what differs is the device.
+        known = install()
     for number, name in enumerate(names):
         (folder / str(number)).mkdir()
         try:
@@ -155,4 +176,5 @@ def main(folder: Path, names: Sequence[str], said: Callable[[str], None]) -> Non
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:], lambda line: print(line, flush=True))
+    given_folder, *given_names = [word for word in sys.argv[1:] if word != REAL]
+    main(Path(given_folder), given_names or list(CASES), lambda line: print(line, flush=True))
