@@ -53,7 +53,7 @@ class Spec:
         loaded = load(work / f"{self.task}.toml", self.all_overrides)
         # Neither by where the base lies nor by keys at their defaults: what is kept counts on other machines and in later versions.
         asked = loaded.config.model_dump(mode="json", exclude_defaults=True)
-        asked["model"]["base"] = Path(asked["model"]["base"]).name
+        asked["model"] = asked.get("model", {}) | {"base": Path(loaded.config.model.base).name}
         return f"{self.task}-{self.part}-{hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]}"
 
 
@@ -76,10 +76,11 @@ def perform(spec: Spec, work: Path, key: str) -> dict[str, Any]:
     summary: Any = result.summary.to_json()
     # A round that was stopped and begun again has its steps twice, and they are the same.
     losses = list({event["step"]: event["loss"] for event in events if event["event"] == "step_done"}.values())
-    curve = _curve(events, load(config_path, spec.all_overrides).config.train.local_steps)
+    config = load(config_path, spec.all_overrides).config
+    curve = _curve(events, config.train.local_steps, config.run.rounds)
     (edge,) = result.summary.edges
     record |= {
-        "select": load(config_path, spec.all_overrides).config.select.model_dump(mode="json"), "steps": edge.steps,
+        "select": config.select.model_dump(mode="json"), "steps": edge.steps,
         "num_modules": len(edge.ranks), "scores": curve[-1] if spec.part == "dev" and curve else _scores(config_path, result.adapter, spec),
         "traffic": summary["traffic"], "edge_compute": summary["edge_compute"], "active_share": edge.active_share,
         "choices": list(_choices(events)), "curve": curve, "times_resumed": sum(event["event"] == "resumed" for event in events),
@@ -100,10 +101,11 @@ def _trained(config_path: Path, out: Path, spec: Spec) -> RunResult:
     return train(config_path, out=out, overrides=spec.all_overrides)
 
 
-def _curve(events: Sequence[Mapping[str, Any]], round_steps: int | None) -> list[dict[str, float]]:
-    """The held-out loss after so many steps, from none on."""
-    found = {event["row"]: event["metrics"]["loss"] for event in events if event["event"] == "evaluated"}
-    return [{"steps": (round_steps or 0) * number, "loss": loss} for number, loss in enumerate(found.values())]
+def _curve(events: Sequence[Mapping[str, Any]], round_steps: int | None, rounds: int) -> list[dict[str, float]]:
+    """The held-out loss after so many steps, from none on; what was due when a process was stopped may be missing."""
+    numbers = {"base": 0, "federated": rounds} | {f"round-{number}": number for number in range(1, rounds)}
+    found = {numbers[event["row"]]: event["metrics"]["loss"] for event in events if event["event"] == "evaluated"}
+    return [{"steps": (round_steps or 0) * number, "loss": loss} for number, loss in sorted(found.items())]
 
 
 def _choices(events: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -149,14 +149,12 @@ def all_reported(found: Mapping[str, Sequence[Record]], config: Mapping[str, Any
 
 def _curves(records: Sequence[Record], rows: Sequence[Line]) -> list[str]:
     """How the loss on dev rows falls with the steps, as means over seeds, and what is left between a setting and the full pool."""
-    by_setting = {
-        row.setting: [record["curve"] for record in records if record["setting"] == row.setting and record.get("curve")] for row in rows
-    }  # fmt: skip
-    curves = {
-        setting: {point[0]["steps"]: statistics.mean(one["loss"] for one in point) for point in zip(*several, strict=True)}
-        for setting, several in by_setting.items()
-        if several
-    }
+    curves: dict[str, dict[int, float]] = {}
+    for row in rows:
+        points = [(point["steps"], point["loss"]) for one in records if one["setting"] == row.setting for point in one.get("curve", ())]
+        if points:
+            steps_of = sorted({step for step, _ in points})
+            curves[row.setting] = {step: statistics.mean(loss for other, loss in points if other == step) for step in steps_of}
     if not curves:
         return []
     steps = sorted({step for curve in curves.values() for step in curve})
