@@ -1,4 +1,4 @@
-"""Quality against traffic for all settings: kill_and_revive.png, one panel for each task."""
+"""Quality against traffic for all settings, one panel for each task."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from sides.kr_runs import BASE_SETTING, Record
 from sides.kr_settings import FULL, KR, LEAN, LOTTERY, OTHERS, policy_of
-from sides.kr_table import NAME, Line, lines
+from sides.kr_table import Line, lines
 from sides.kr_tasks import TASKS
 
 # Okabe and Ito's colours, told apart by most eyes.
@@ -19,8 +19,8 @@ COLOURS = dict(
 MARKS = dict(zip(_POLICIES, "so*DvP^X", strict=True))
 
 
-def draw(out: Path, found: Mapping[str, Sequence[Record]]) -> None:
-    """The figure; nothing where no task has a run of the full pool."""
+def draw(out: Path, name: str, found: Mapping[str, Sequence[Record]]) -> None:
+    """The figure NAME.png; nothing where no task has a run of the full pool."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -34,7 +34,7 @@ def draw(out: Path, found: Mapping[str, Sequence[Record]]) -> None:
         _panel(panel, task, rows)
     handles = {policy: handle for panel in panels[0] for handle, policy in zip(*panel.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    figure.savefig(out / f"{NAME}.png", dpi=150, metadata={"Software": None})
+    figure.savefig(out / f"{name}.png", dpi=150, metadata={"Software": None})
     pyplot.close(figure)
 
 

@@ -8,17 +8,19 @@ import math
 import shutil
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import atoll
-from atoll.config.load import config_hash, load
+from atoll.commands.resume import resume
+from atoll.commands.train import RunResult, train
+from atoll.config.load import load
 from atoll.config.schema import Evaluate
-from atoll.errors import AtollError, InputError, PeerError
-from atoll.runs.events import Event
+from atoll.errors import AtollError, InputError, PeerError, ResumeError, RunFolderError
+from atoll.runs.events import read_events
 from sides.kr_tasks import TASKS
 from sides.pool import fresh_processes
 
@@ -48,47 +50,68 @@ class Spec:
         """Equal for specs that ask for the same run and the same scores."""
         if self.setting == BASE_SETTING:
             return f"{self.task}-base-{self.part}"
-        asked = config_hash(load(work / f"{self.task}.toml", self.all_overrides).config)
-        return f"{self.task}-{self.part}-{asked[:16]}"
+        loaded = load(work / f"{self.task}.toml", self.all_overrides)
+        # Neither by where the base lies nor by keys at their defaults: what is kept counts on other machines and in later versions.
+        asked = loaded.config.model_dump(mode="json", exclude_defaults=True)
+        asked["model"] = asked.get("model", {}) | {"base": Path(loaded.config.model.base).name}
+        return f"{self.task}-{self.part}-{hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]}"
 
 
 def perform(spec: Spec, work: Path, key: str) -> dict[str, Any]:
-    """Train, score, and return what the results file keeps."""
-    from atoll.commands.train import train
-
-    started, config_path = time.monotonic(), work / f"{spec.task}.toml"
+    """Train, or go on where a process that was stopped had come to; score, and return what the results file keeps."""
+    config_path = work / f"{spec.task}.toml"
     record: dict[str, Any] = {"key": key} | asdict(spec) | {"source": source_digest()}
     if spec.setting == BASE_SETTING:
+        started = time.monotonic()
         return record | {"scores": _scores(config_path, None, spec), "wall_seconds": time.monotonic() - started}
     out = work / "runs" / key
-    shutil.rmtree(out, ignore_errors=True)
-    seen: list[Event] = []
     try:
-        result = train(config_path, out=out, overrides=spec.all_overrides, observers=[seen.append])
+        result = _trained(config_path, out, spec)
     except PeerError as error:
         if spec.part != "dev":
             raise
         return record | {"scores": {"loss": math.inf}, "failed": error.page()}  # A learning rate at which training breaks is not chosen.
     trained = time.monotonic()
-    summary = result.summary.to_json()
-    losses = [event.loss for event in seen if event.kind() == "step_done"]  # type: ignore[attr-defined]
+    events: list[Any] = list(read_events(out / "events.jsonl"))
+    summary: Any = result.summary.to_json()
+    # A round that was stopped and begun again has its steps twice, and they are the same.
+    losses = list({event["step"]: event["loss"] for event in events if event["event"] == "step_done"}.values())
+    config = load(config_path, spec.all_overrides).config
+    curve = _curve(events, config.train.local_steps, config.run.rounds)
     (edge,) = result.summary.edges
     record |= {
-        "select": load(config_path, spec.all_overrides).config.select.model_dump(mode="json"), "steps": edge.steps,
-        "num_modules": len(edge.ranks), "scores": _scores(config_path, result.adapter, spec), "traffic": summary["traffic"],
-        "edge_compute": summary["edge_compute"], "active_share": edge.active_share, "choices": list(_choices(seen)),
-        "train_loss": statistics.mean(losses[-len(losses) // 5 :]), "train_seconds": trained - started,
-        "wall_seconds": time.monotonic() - started, "processor_seconds": time.process_time(), "versions": summary["versions"],
+        "select": config.select.model_dump(mode="json"), "steps": edge.steps,
+        "num_modules": len(edge.ranks), "scores": curve[-1] if spec.part == "dev" and curve else _scores(config_path, result.adapter, spec),
+        "traffic": summary["traffic"], "edge_compute": summary["edge_compute"], "active_share": edge.active_share,
+        "choices": list(_choices(events)), "curve": curve, "times_resumed": sum(event["event"] == "resumed" for event in events),
+        "train_loss": statistics.mean(losses[-len(losses) // 5 :]), "train_seconds": summary["seconds"]["wall"],
+        "wall_seconds": summary["seconds"]["wall"] + time.monotonic() - trained, "versions": summary["versions"],
     }  # fmt: skip
     shutil.rmtree(out)
     return record
 
 
-def _choices(seen: Sequence[Event]) -> Iterator[dict[str, Any]]:
+def _trained(config_path: Path, out: Path, spec: Spec) -> RunResult:
+    if (out / "config.json").exists():
+        try:
+            return resume(out, trust=True)
+        except (ResumeError, RunFolderError):
+            pass  # Of other code or rows: it begins again.
+    shutil.rmtree(out, ignore_errors=True)
+    return train(config_path, out=out, overrides=spec.all_overrides)
+
+
+def _curve(events: Sequence[Mapping[str, Any]], round_steps: int | None, rounds: int) -> list[dict[str, float]]:
+    """The held-out loss after so many steps, from none on; what was due when a process was stopped may be missing."""
+    numbers = {"base": 0, "federated": rounds} | {f"round-{number}": number for number in range(1, rounds)}
+    found = {numbers[event["row"]]: event["metrics"]["loss"] for event in events if event["event"] == "evaluated"}
+    return [{"steps": (round_steps or 0) * number, "loss": loss} for number, loss in sorted(found.items())]
+
+
+def _choices(events: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """Which modules were active from which step on, where the run chose any."""
-    for event in seen:
-        if event.kind() == "modules_chosen" and event.reason == "choice":  # type: ignore[attr-defined]
-            yield {"step": event.step, "active": list(event.active)}  # type: ignore[attr-defined]
+    found = {event["step"]: event["active"] for event in events if event["event"] == "modules_chosen" and event["reason"] == "choice"}
+    return ({"step": step, "active": active} for step, active in found.items())
 
 
 def _scores(config_path: Path, adapter: Path | None, spec: Spec) -> dict[str, float]:
@@ -120,13 +143,13 @@ def source_digest() -> str:
 
 
 class Results:
-    """results.jsonl in the work folder: one line for every run that finished."""
+    """The runs that finished: those that the result file keeps, and results.jsonl in the work folder, a line for each."""
 
-    def __init__(self, work: Path) -> None:
+    def __init__(self, work: Path, kept: Iterable[Record] = ()) -> None:
         self.work = work
         self._path = work / "results.jsonl"
         lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
-        self.records: dict[str, Record] = {record["key"]: record for record in map(json.loads, lines)}
+        self.records: dict[str, Record] = {record["key"]: record for record in (*kept, *map(json.loads, lines))}
 
     def get(self, spec: Spec) -> Record | None:
         """The finished run of this spec, under this spec's name; None where there is none, or can be none."""
@@ -143,8 +166,10 @@ class Results:
             file.write(json.dumps(record) + "\n")
 
 
-def perform_all(specs: Sequence[Spec], results: Results, jobs: int, deadline: float) -> list[str]:
+def perform_all(specs: Sequence[Spec], results: Results, jobs: int, deadline: float, keep: Callable[[], None]) -> list[str]:
     """Run what is not finished, several at once, each in a process of its own; after the deadline nothing new starts.
+
+    `keep` is called after every run.
 
     Returns a line for every run that failed or was left.
     """
@@ -172,6 +197,7 @@ def perform_all(specs: Sequence[Spec], results: Results, jobs: int, deadline: fl
                 print(f"[{done}/{len(keyed)}] failed {problems[-1]}", flush=True)
                 continue
             results.add(future.result())
+            keep()
             print(f"[{done}/{len(keyed)}] {_line(spec, future.result())}", flush=True)
     return problems + [f"{_name(spec)}: not started" for _, spec in waiting]
 

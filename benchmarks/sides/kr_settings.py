@@ -15,7 +15,7 @@ OBSERVE = "select.observe_steps=3"
 """The automatic window of 10 steps would be 8 % of an epoch as short as these."""
 BUDGET = f"{KR}, budget 0.105"
 LEAN = (f"{KR}, budget 0.24, factored int8", f"{FULL}, factored int8")
-GROUPS = ("main", "wire", "curve", "others")
+GROUPS = ("main", "wire", "curve", "others", "ideas")
 KEEPS = {"1/4": 1 / 4, "1/8": 1 / 8, "1/16": 1 / 16, "1/24": 1 / 24}
 
 
@@ -34,8 +34,8 @@ class Setting:
         return self.group == "main"
 
 
-def settings(extra: Sequence[str]) -> list[Setting]:
-    """All settings, with POLICY:section.key=value on top of those of a policy, "windows" for all that have a window.
+def settings(extra: Sequence[str], steps: int) -> list[Setting]:
+    """All settings for so many steps, with POLICY:section.key=value on top of those of a policy, "windows" for all that have a window.
 
     Raises: SystemExit for an extra that names no policy.
     """
@@ -58,6 +58,7 @@ def settings(extra: Sequence[str]) -> list[Setting]:
     add("wire", KR, LEAN[0], "wire.mode=factored", "wire.codec=int8", "select.threshold=budget", "select.budget=0.24")
     add("wire", FULL, LEAN[1], "wire.mode=factored", "wire.codec=int8")
     _curve(add)
+    _ideas(add, steps)
     return found
 
 
@@ -80,3 +81,12 @@ def _curve(add) -> None:  # type: ignore[no-untyped-def]
     for policy in OTHERS:
         for name, keep in KEEPS.items():
             add("others", policy, f"{policy}, keep {name}", f"select.keep={keep}")
+
+
+def _ideas(add, steps: int) -> None:  # type: ignore[no-untyped-def]
+    """What might close the gap to the full pool: the freed budget spent on rank, a wider pool, more choices, a budget that shrinks."""
+    add("ideas", KR, f"{KR}, rank 32", "adapter.rank=32", "adapter.alpha=64")
+    add("ideas", KR, f"{KR}, shrinking", "select.policy=kr_ideas:Shrinking", f'options."kr_ideas:Shrinking".steps={steps}')
+    add("ideas", KR, f"{KR}, all-linear", "adapter.targets=all-linear", f"select.keep={11 / 210}")
+    add("ideas", KR, f"{KR}, every 50", "select.every=50")
+    add("ideas", LOTTERY, f"{LOTTERY}, every 50", "select.draw=lottery", "select.every=50")

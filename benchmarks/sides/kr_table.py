@@ -10,14 +10,14 @@ from typing import Any
 
 from sides import results
 from sides.kr_runs import BASE_SETTING, Record
-from sides.kr_settings import BUDGET, FULL, KR, LEAN, LOTTERY, OTHERS
-from sides.kr_tasks import TASKS
+from sides.kr_settings import BUDGET, FULL, KR, LEAN, LOTTERY, OTHERS, policy_of
+from sides.kr_tasks import MODEL, MODELS, TASKS
 
 NAME = "kill_and_revive"
 GOALS = {"loss above the full pool's, in its standard deviations": 1.0, "traffic less": 0.875, "compute without head less": 0.82,
          "bytes of the lean wire less than the naive full pool": 0.97}  # fmt: skip
 LISTED = (FULL, KR, LOTTERY, BUDGET, *OTHERS, *LEAN)
-METRICS = {"bleu": "BLEU", "label_accuracy": "accuracy"}
+METRICS = {"bleu": "BLEU", "label_accuracy": "accuracy", "choice_accuracy": "accuracy"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,27 +98,70 @@ def _flops(record: Record, parts: Iterable[str]) -> float:
     return sum(record["edge_compute"][f"{part}_flops"] for part in parts)
 
 
-def write(out: Path, found: Mapping[str, Sequence[Record]], config: Mapping[str, Any]) -> None:
-    """The results, and the tables also on the terminal."""
+def name_of(model: str, steps: int) -> str:
+    """What the files of runs on this base are called, which are so long."""
+    if model == MODEL:
+        return NAME
+    return f"{NAME}_{model}" + ("" if steps == MODELS[model].steps else f"_{steps}_steps")
+
+
+def write(out: Path, found: Mapping[str, Sequence[Record]], config: Mapping[str, Any], *, aloud: bool) -> None:
+    """The results; with the tables on the terminal, too, where they are wanted `aloud`."""
     settings = dict(config) | {"goals": GOALS, "source": sorted({r["source"] for records in found.values() for r in records})}
     kept = {task: [_kept(record) for record in records] for task, records in found.items()}
-    results.write(out, NAME, settings, aggregates(kept), kept)
-    text = tables(kept, settings)
-    print(text)
-    (out / f"{NAME}.md").write_text(text, encoding="utf-8")
+    name, text = name_of(config["model"], config["steps"]), tables(kept, settings)
+    results.write(out, name, settings, aggregates(kept, settings), kept)
+    (out / f"{name}.md").write_text(text, encoding="utf-8")
+    if aloud:
+        print(text)
 
 
-def aggregates(found: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
+def _reported(records: Sequence[Record], rates: Mapping[str, float] | None) -> list[Record]:
+    """Those on test rows, at the rates that were chosen; of what is kept of dev rows nothing is reported."""
+    tested = [record for record in records if record.get("part", "test") == "test"]
+    if rates is None:
+        return tested
+    return [one for one in tested if one["learning_rate"] in (0.0, rates.get(policy_of(one["setting"])))]
+
+
+def aggregates(found: Mapping[str, Sequence[Record]], config: Mapping[str, Any]) -> dict[str, Any]:
     """By task what its goals come to, and a line for each run."""
     return {
-        task: {"goals": _goals(lines(task, records)), "runs": [_figures(task, record) for record in records]}
-        for task, records in found.items()
+        task: {"goals": _goals(lines(task, reported)), "runs": [_figures(task, record) for record in reported]}
+        for task, reported in all_reported(found, config).items()
     }  # fmt: skip
 
 
 def tables(found: Mapping[str, Sequence[Record]], config: Mapping[str, Any]) -> str:
     """What kill_and_revive.md says."""
-    return "\n".join([_heading(config), *(_table(task, records, lines(task, records)) for task, records in found.items()), _notes()])
+    parts = [_heading(config)]
+    for task, reported in all_reported(found, config).items():
+        rows = lines(task, reported)
+        parts += [_table(task, reported, rows), *_curves(reported, rows)]
+    return "\n".join([*parts, _notes()])
+
+
+def all_reported(found: Mapping[str, Sequence[Record]], config: Mapping[str, Any]) -> dict[str, list[Record]]:
+    """What the tables are made of, by task."""
+    chosen = config.get("chosen_rates")
+    return {task: _reported(records, None if chosen is None else chosen.get(task, {})) for task, records in found.items()}
+
+
+def _curves(records: Sequence[Record], rows: Sequence[Line]) -> list[str]:
+    """How the loss on dev rows falls with the steps, as means over seeds, and what is left between a setting and the full pool."""
+    curves: dict[str, dict[int, float]] = {}
+    for row in rows:
+        points = [(point["steps"], point["loss"]) for one in records if one["setting"] == row.setting for point in one.get("curve", ())]
+        if points:
+            steps_of = sorted({step for step, _ in points})
+            curves[row.setting] = {step: statistics.mean(loss for other, loss in points if other == step) for step in steps_of}
+    if not curves:
+        return []
+    steps = sorted({step for curve in curves.values() for step in curve})
+    table = ["| dev loss after steps | " + " | ".join(map(str, steps)) + " |", "|" + "---|" * (len(steps) + 1)]
+    for setting, curve in curves.items():
+        table.append(f"| {setting} | " + " | ".join(f"{curve[step]:.3f}" if step in curve else "" for step in steps) + " |")
+    return ["\n".join([*table, ""])]
 
 
 def _figures(task: str, record: Record) -> dict[str, Any]:
@@ -135,10 +178,15 @@ def _figures(task: str, record: Record) -> dict[str, Any]:
 
 def _kept(record: Record) -> dict[str, Any]:
     """What is kept of a run; the choices by block and letter, "5.q" for model.layers.5.self_attn.q_proj."""
-    kept = {key: record[key] for key in ("key", "setting", "learning_rate", "seed", "overrides", "scores", "wall_seconds")}
+    first = ("key", "task", "part", "setting", "learning_rate", "seed", "steps", "overrides", "scores", "source")
+    kept = {key: record[key] for key in (*first, "wall_seconds", "failed") if key in record}
     if "traffic" in record:
         kept |= {key: record[key] for key in ("traffic", "edge_compute", "active_share", "train_loss", "train_seconds")}
-        kept["choices"] = [f"{choice['step']}: {' '.join(map(short_name, choice['active']))}" for choice in record["choices"]]
+        kept |= {key: record[key] for key in ("curve", "times_resumed", "versions")}
+        kept["choices"] = [
+            choice if isinstance(choice, str) else f"{choice['step']}: {' '.join(map(short_name, choice['active']))}"
+            for choice in record["choices"]
+        ]  # fmt: skip
     return kept
 
 
@@ -150,12 +198,13 @@ def short_name(module: str) -> str:
 
 def _heading(config: Mapping[str, Any]) -> str:
     seeds, rates = ", ".join(map(str, config["seeds"])), ", ".join(f"{rate:g}" for rate in config["rates"])
+    model = "" if config["model"] == MODEL else f" --model {config['model']}"
     return (
-        "# Which modules to train, side by side\n\nMade by `python benchmarks/kill_and_revive.py`. "
-        f"{config['model']} (24 query, key and value modules), LoRA rank {config['rank']}, {config['steps']} steps of "
-        f"{config['batch_size']} rows, {config['epochs']} passes; cut ({config['cut']}), wire dense fp32; mean ± standard deviation over "
-        f"seeds {seeds}, or as many of them as the column runs says; learning rates from {rates}, by dev loss. Traffic and FLOPs in % of "
-        "the full pool's; FLOPs of the device.\n"
+        f"# Which modules to train, side by side\n\nMade by `python benchmarks/kill_and_revive.py{model}`. "
+        f"{config['model']} ({config.get('modules', 24)} query, key and value modules), LoRA rank {config['rank']}, "
+        f"{config['steps']} steps of {config['batch_size']} rows, {config['epochs']} passes; cut ({config['cut']}), wire dense fp32; "
+        f"mean ± standard deviation over seeds {seeds}, or as many of them as the column runs says; learning rates from {rates}, by dev "
+        "loss. Traffic and FLOPs in % of the full pool's; FLOPs of the device.\n"
     )
 
 

@@ -9,16 +9,21 @@ import csv
 import gzip
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from sides import kr_ideas
 from sides.needs import shared
+from sides.task import model_folder
 
 MODEL = "house-4M"
-MOST_TRAIN_ROWS = 4000
+MOST_TRAIN_ROWS = 16000
 PARTS = ("train", "dev", "test")
-Row = Mapping[str, str]
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +43,9 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How long a run is."""
+    """What is trained, and for how long."""
 
+    model: str = MODEL
     batch_size: int = 2
     steps: int = 240
     epochs: int = 2
@@ -48,11 +54,25 @@ class Sizes:
     alpha: float = 16
     scored_rows: int = 10**6
     """At most so many dev rows and test rows."""
+    curve_steps: int | None = None
+    """After every so many steps the first dev rows are scored, and the run can go on from there; None: only at its end."""
 
     @property
     def train_rows(self) -> int:
         """Rows that are used."""
         return self.steps // self.epochs * self.batch_size
+
+    @property
+    def round_steps(self) -> int:
+        """A run is so many equal rounds; of one device alone they are plain training, and what can be scored and gone on from."""
+        return self.curve_steps or self.steps
+
+
+MODELS = {
+    MODEL: Sizes(),
+    "SmolLM2-135M": Sizes("SmolLM2-135M", batch_size=8, steps=600, epochs=1, scored_rows=400, curve_steps=50),
+}
+CURVE_ROWS = 64
 
 
 def _hash(text: str) -> int:
@@ -106,6 +126,26 @@ def _openbookqa() -> Mapping[str, Sequence[Row]]:
     return {"dev": train[:400], "train": train[400:][:MOST_TRAIN_ROWS], "test": read("test")}
 
 
+def _questions(name: str) -> Callable[[], Mapping[str, Sequence[Row]]]:
+    """Question and answers as texts, without the choices in the prompt; 400 rows of the train file are dev."""
+
+    def row(one: Row) -> Row:
+        asked, _, rest = one["instruction"].partition("\n\n")
+        choices = [" " + part.strip() for part in re.split(r"Answer\d:", rest.partition("\n\n")[0])[1:]]
+        number = int(one["answer"].removeprefix("answer")) - 1
+        return {"question": asked.partition("question: ")[2].strip(), "choices": choices, "right": choices[number]}
+
+    def read(part: str) -> Iterator[Row]:
+        rows = json.loads(shared("data", "commonsense", name, f"{part}.json").read_text(encoding="utf-8"))
+        return map(row, _drawn(rows, "instruction", len(rows)))
+
+    def parts() -> Mapping[str, Sequence[Row]]:
+        train = list(read("train"))
+        return {"dev": train[:400], "train": train[400:], "test": list(read("test"))}
+
+    return parts
+
+
 def _alpaca() -> Mapping[str, Sequence[Row]]:
     """Instructions with an input in one column; 400 rows are dev, 400 test."""
     whole = json.loads(shared("data", "alpaca", "alpaca_5000.json").read_text(encoding="utf-8"))
@@ -121,6 +161,10 @@ TASKS = {
         Task("e2e", "E2E", _e2e, "{mr} ->", " {ref}", 128, "bleu", {"generate_rows": 60, "max_new_tokens": 48}),
         Task("20news", "20 Newsgroups", _newsgroups, "{text}\\nGroup:", " {label}", 256, "label_accuracy", {}),
         Task("openbookqa", "OpenBookQA", _openbookqa, "{instruction}\\n", " {output}", 256, "label_accuracy", {}),
+        Task("openbookqa-text", "OpenBookQA, answers as texts", _questions("openbookqa"), "Question: {question}\\nAnswer:", "{right}", 256,
+             "choice_accuracy", {"choices": "choices", "answer": "right"}),
+        Task("arc-easy", "ARC-Easy, answers as texts", _questions("ARC-Easy"), "Question: {question}\\nAnswer:", "{right}", 256,
+             "choice_accuracy", {"choices": "choices", "answer": "right"}),
         Task("alpaca", "Alpaca", _alpaca, "{ask}\\n", "{output}", 128, None, {}),
     )
 }
@@ -129,8 +173,12 @@ TASKS = {
 def prepare(work: Path, names: Sequence[str], sizes: Sizes, anew: bool) -> None:
     """Write TASK.toml for every task, and data/TASK-PART.jsonl where it is missing or to be made anew."""
     (work / "data").mkdir(parents=True, exist_ok=True)
+    base = (work / sizes.model).absolute()
+    if not base.exists():
+        base.symlink_to(model_folder(sizes.model, work / "random"))
+    shutil.copy(kr_ideas.__file__, work)
     for task in (TASKS[name] for name in names):
-        (work / f"{task.name}.toml").write_text(_toml(task, sizes), encoding="utf-8")
+        (work / f"{task.name}.toml").write_text(_toml(task, sizes, base), encoding="utf-8")
         files = {part: work / "data" / f"{task.name}-{part}.jsonl" for part in PARTS}
         if anew or not all(file.exists() for file in files.values()):
             for part, rows in task.rows().items():
@@ -138,19 +186,22 @@ def prepare(work: Path, names: Sequence[str], sizes: Sizes, anew: bool) -> None:
                 files[part].write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in some), encoding="utf-8")
 
 
-def _toml(task: Task, sizes: Sizes) -> str:
+def _toml(task: Task, sizes: Sizes, base: Path) -> str:
+    held_out = scored = ""
+    if sizes.curve_steps:
+        held_out, scored = f'eval = "data/{task.name}-dev.jsonl"\neval_rows = {CURVE_ROWS}\n', "\n[evaluate]\nevery = 1\n"
     return f"""# One device trains on {task.title} against a host on loopback; embedding, last norm and head stay on the device.
 [run]
 name = "{task.name}"
-rounds = 1
+rounds = {sizes.steps // sizes.round_steps}
 
 [model]
-base = "{shared("models", MODEL)}"
+base = "{base}"
 cut = {{ front = 0, back = 0 }}
 
 [data]
 train = "data/{task.name}-train.jsonl"
-prompt = "{task.prompt}"
+{held_out}prompt = "{task.prompt}"
 completion = "{task.completion}"
 max_length = {task.max_length}
 train_rows = {sizes.train_rows}
@@ -162,8 +213,8 @@ alpha = {sizes.alpha}
 
 [train]
 batch_size = {sizes.batch_size}
-local_steps = {sizes.steps}
-
+local_steps = {sizes.round_steps}
+{scored}
 [wire]
 mode = "dense"
 codec = "fp32"

@@ -5,6 +5,7 @@ Shape suffixes: B rows, T positions.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,13 @@ TINY = "tiny"
 """The base that is built in."""
 
 
-def prepare(model: str, folder: Path, *, num_rows: int, batch_size: int, num_steps: int) -> None:
-    """Write model/, adapter/, examples.npz (what Atoll batches) and batches.npz (the same batches for the Trainer's data loader)."""
+def prepare(
+    model: str, folder: Path, *, num_rows: int, batch_size: int, num_steps: int, row_tokens: int = 256, texts: str = "e2e"
+) -> None:  # fmt: skip
+    """Write model/, adapter/, examples.npz (what Atoll batches) and batches.npz (the same batches for the Trainer's data loader).
+
+    Rows have at most `row_tokens`.
+    """
     from atoll.adapters.fresh import fresh_adapters
     from atoll.adapters.peft_files import save_adapter
     from atoll.base.load import load_tokenizer
@@ -42,7 +48,7 @@ def prepare(model: str, folder: Path, *, num_rows: int, batch_size: int, num_ste
     base = folder / "model"
     base.symlink_to(model_folder(model, folder / "random"))
     tokenizer = load_tokenizer(str(base))
-    examples = examples_for(model, tokenizer, num_rows)
+    examples = examples_for(model, tokenizer, num_rows, row_tokens, texts)
     _write_examples(folder / "examples.npz", examples)
     stream = BatchStream(examples, batch_size, SEED, EDGE, "bucket", pad_id(tokenizer))
     assert num_steps <= len(examples) // batch_size, "one epoch of whole batches, so that every batch has the same number of rows"
@@ -63,16 +69,24 @@ def prepare(model: str, folder: Path, *, num_rows: int, batch_size: int, num_ste
     save_adapter(fresh_adapters("lora", sizes, dict.fromkeys(sizes, RANK), ALPHA, SEED), folder / "adapter", base_name=str(base))
 
 
-def examples_for(model: str, tokenizer: Any, num_rows: int) -> Examples:
-    """Rows of E2E; for the tiny base those of the demo, which look alike."""
+def examples_for(model: str, tokenizer: Any, num_rows: int, row_tokens: int = 256, texts: str = "e2e") -> Examples:
+    """Rows of E2E, or the longest of Alpaca ("alpaca"); for the tiny base those of the demo, which look like E2E's."""
     from atoll.config.schema import Data
     from atoll.tasks.rows import load_rows
     from atoll.tasks.text import text_form
     from atoll.tasks.tokens import tokenize
 
-    source, folder = ("demo", Path()) if model == TINY else ("trainset.csv", shared("data", "e2e"))
-    rows = load_rows(source, base_dir=folder, limit=num_rows, on_bad_row="error")
-    return tokenize(rows, text_form(Data(prompt="{mr} ->", completion=" {ref}"), rows.columns), tokenizer, 256)
+    if texts == "alpaca":
+        source, folder, data = "alpaca_5000.json", shared("data", "alpaca"), Data(prompt="{instruction} {input}\n", completion="{output}")
+    else:
+        source, folder = ("demo", Path()) if model == TINY else ("trainset.csv", shared("data", "e2e"))
+        data = Data(prompt="{mr} ->", completion=" {ref}")
+    rows = load_rows(source, base_dir=folder, limit=None if texts == "alpaca" else num_rows, on_bad_row="error")
+    examples = tokenize(rows, text_form(data, rows.columns), tokenizer, row_tokens)
+    if texts != "alpaca":
+        return examples
+    longest = sorted(examples, key=len, reverse=True)[:num_rows]
+    return dataclasses.replace(examples, items=tuple(longest), row_numbers=np.arange(len(longest)), was_cut=np.zeros(len(longest), bool))
 
 
 def model_folder(model: str, folder: Path) -> Path:

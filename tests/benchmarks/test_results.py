@@ -46,7 +46,7 @@ def test_methods_on_fleets_are_what_the_runs_say() -> None:
 
 def test_which_modules_to_train_is_what_the_runs_say() -> None:
     whole, runs = kept("kill_and_revive"), results.read_runs(KEPT, "kill_and_revive")
-    assert whole["results"] == kr_table.aggregates(runs)
+    assert whole["results"] == kr_table.aggregates(runs, whole["config"])
     assert text("kill_and_revive") == kr_table.tables(runs, whole["config"])
 
 

@@ -87,6 +87,17 @@ def test_a_profile_is_what_an_edge_of_run_toml_has(atoll: Callable[..., object],
     assert sorted(os.listdir(tmp_path)) == ["north.json", "run.toml"]
 
 
+def test_where_a_base_goes_to_an_accelerator_its_memory_is_the_profile(
+    atoll: Callable[..., object], soon: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examination, "_accelerator_bytes", lambda: 23 * 10**9)
+    outcome = atoll("doctor", "--profile", "north.json")
+    assert "23 GB (free on the accelerator, beside its context; the machine's own: " in outcome.out
+    (tmp_path / "run.toml").write_text('[[edge]]\nname = "north"\nprofile = "north.json"\n')
+    (edge,) = load_config(tmp_path / "run.toml").edge
+    assert (edge.memory, edge.process_memory) == (23 * 10**9, 0)
+
+
 def test_a_profile_with_a_host_has_the_link_too_and_replaces_the_one_before(
     atoll: Callable[..., object], soon: None, tmp_path: Path
 ) -> None:

@@ -145,6 +145,12 @@ def test_a_profile_fills_what_the_edge_does_not_declare(tmp_path: Path) -> None:
     assert other == Edge(name="north", memory=3 * 10**9, latency=0.005)
 
 
+def test_what_a_process_takes_holds_of_the_memory_that_was_measured(tmp_path: Path) -> None:
+    on_accelerator = {"version": 1, "memory": 10**9, "process_memory": 0}
+    assert load(profiled(tmp_path, on_accelerator)).config.edge == (Edge(name="north", memory=10**9, process_memory=0),)
+    assert load(profiled(tmp_path, on_accelerator, 'memory = "3 GB"\n')).config.edge == (Edge(name="north", memory=3 * 10**9),)
+
+
 @pytest.mark.parametrize(
     ("value", "got"),
     [
@@ -184,7 +190,7 @@ def test_a_profile_of_many_edges_is_found_fault_with_once(tmp_path: Path) -> Non
 
 
 def test_what_a_profile_holds_are_keys_of_an_edge() -> None:
-    assert set(Profile(memory=1, flops=1.0, bandwidth=1.0, latency=0.0).of_edge()) <= set(Edge.model_fields)
+    assert set(Profile(memory=1, process_memory=0, flops=1.0, bandwidth=1.0, latency=0.0).of_edge()) <= set(Edge.model_fields)
 
 
 def test_the_example_fleets_are_equal_in_sum_and_one_of_them_spreads_four_times(tmp_path: Path) -> None:

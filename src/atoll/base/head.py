@@ -137,7 +137,7 @@ def hidden_states(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
     body = body_of(model)
     inputs: dict[str, Any] = {"input_ids": batch.input_ids_BT, "use_cache": False}
     if batch.attention_B1TT is not None:
-        inputs["attention_mask"] = batch.attention_B1TT
+        inputs["attention_mask"] = mask_for(batch.attention_B1TT, model.dtype)
     if batch.position_ids_BT is not None and "position_ids" in inspect.signature(body.forward).parameters:
         inputs["position_ids"] = batch.position_ids_BT
     remote_blocks = find_placeholder(model)
@@ -145,6 +145,11 @@ def hidden_states(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
     with nullcontext() if remote_blocks is None else remote_blocks.expect(layout):
         states: Tensor = body(**inputs).last_hidden_state
         return states
+
+
+def mask_for(mask_B1TT: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask in the type of the scores that it is added to, as CUDA's kernels want it; what is hidden stays a finite number."""
+    return mask_B1TT if mask_B1TT.dtype == dtype else mask_B1TT.clamp(min=torch.finfo(dtype).min).to(dtype)
 
 
 def loss_sum(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
@@ -256,7 +261,7 @@ def _chunk_loss(given: tuple[Tensor, Tensor | None, Tensor | None], target_C: Te
     norm_C1 = z_CV.exp_().sum(dim=1, keepdim=True)
     if wants:
         p_CV = z_CV.div_(norm_C1)
-        p_CV[torch.arange(len(target_C)), target_C] -= 1
+        p_CV[torch.arange(len(target_C), device=target_C.device), target_C] -= 1
         if slope_CV is not None:
             p_CV *= slope_CV
         if head.factor != 1.0:

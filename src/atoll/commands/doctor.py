@@ -99,18 +99,27 @@ def profile(path: Path, *, base: str = "tiny", host: HostAccess | None = None) -
     Raises: OutputError; what load_base raises; TransportError, HostLostError.
     """
     _check_output(path)
-    memory = usable_memory()
+    memory, accelerator_bytes = usable_memory(), _accelerator_bytes()
     link = None if host is None else _measured_link(host)
     speed = _measured_speed(base)
     found = Profile(
-        memory=memory.num_bytes, flops=speed.flops_per_second, bandwidth=link.bits_per_second if link else None,
-        latency=link.latency_seconds if link else None, measured=_measured(base, memory, speed, link),
+        memory=memory.num_bytes if accelerator_bytes is None else accelerator_bytes,
+        process_memory=None if accelerator_bytes is None else 0, flops=speed.flops_per_second,
+        bandwidth=link.bits_per_second if link else None, latency=link.latency_seconds if link else None,
+        measured=_measured(base, memory, speed, link),
     )  # fmt: skip
     try:
         write_json(path, found.model_dump(mode="json"))
     except OSError as problem:
         raise _no_output(path, problem.strerror or str(problem)) from None
-    return ProfileReport(found, path, _profile_lines(base, memory, speed, link))
+    return ProfileReport(found, path, _profile_lines(base, memory, accelerator_bytes, speed, link))
+
+
+def _accelerator_bytes() -> int | None:
+    """What is free on the accelerator that a base goes to, now that it has its context; None where there is none."""
+    import torch
+
+    return int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else None
 
 
 def _measured_speed(base: str) -> Speed:
@@ -139,11 +148,16 @@ def _measured(base: str, memory: UsableMemory, speed: Speed, link: Link | None) 
     }  # fmt: skip
 
 
-def _profile_lines(base: str, memory: UsableMemory, speed: Speed, link: Link | None) -> tuple[tuple[str, str], ...]:
+def _profile_lines(
+    base: str, memory: UsableMemory, accelerator_bytes: int | None, speed: Speed, link: Link | None
+) -> tuple[tuple[str, str], ...]:  # fmt: skip
     pace = f"{format_seconds(min(speed.step_seconds))} to {format_seconds(max(speed.step_seconds))}"
     what = f"LoRA steps on {base}, {speed.num_rows} rows x {speed.row_tokens} tokens, {speed.device}"
+    held = f"{format_bytes(memory.num_bytes)} (bound by: {memory.bound_by})"
+    if accelerator_bytes is not None:
+        held = f"{format_bytes(accelerator_bytes)} (free on the accelerator, beside its context; the machine's own: {held})"
     lines = [
-        ("memory", f"{format_bytes(memory.num_bytes)} (bound by: {memory.bound_by})"),
+        ("memory", held),
         ("speed", f"{format_flops(speed.flops_per_second)}/s (median of {len(speed.step_seconds)} {what}: {pace} each)"),
     ]
     if link is None:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from atoll.config.document import Document, Location, few, read_document
 from atoll.config.keys import as_toml
-from atoll.config.quantities import BitsPerSecond, Bytes, FlopsPerSecond, SecondsOrZero
+from atoll.config.quantities import BitsPerSecond, Bytes, BytesOrZero, FlopsPerSecond, SecondsOrZero
 from atoll.config.schema import Section
 from atoll.errors import ConfigFileError, ConflictError, InputError, UnknownKeyError
 from atoll.parsed import parse_json
@@ -31,6 +31,7 @@ class Profile(Section):
 
     version: Literal[1] = PROFILE_VERSION
     memory: Bytes | None = None
+    process_memory: BytesOrZero | None = None
     flops: FlopsPerSecond | None = None
     bandwidth: BitsPerSecond | None = None
     latency: SecondsOrZero | None = None
@@ -39,7 +40,8 @@ class Profile(Section):
 
     def of_edge(self) -> dict[str, object]:
         """The [[edge]] keys that it fills."""
-        return {key: value for key in ("memory", "flops", "bandwidth", "latency") if (value := getattr(self, key)) is not None}
+        keys = ("memory", "process_memory", "flops", "bandwidth", "latency")
+        return {key: value for key in keys if (value := getattr(self, key)) is not None}
 
 
 def with_fleet(document: Document) -> tuple[Document, list[InputError]]:
@@ -100,7 +102,9 @@ class _Profiles:
                 self.read[path] = read_profile(path, self.document.where(("edge", number, "profile"))).of_edge()
             except ConfigFileError as error:
                 self.errors.append(error)
-        return {**self.read[path], **{key: value for key, value in edge.items() if key != "profile"}}
+        # What a process takes of the memory that was measured says nothing of another that is declared.
+        found = {key: value for key, value in self.read[path].items() if key != "process_memory" or "memory" not in edge}
+        return {**found, **{key: value for key, value in edge.items() if key != "profile"}}
 
 
 def read_profile(path: Path, where: str) -> Profile:

@@ -18,8 +18,8 @@ Every key of `run.toml` has a default. Unknown keys are refused. Paths are relat
 for one run with `atoll train run.toml --set section.key=value`, and one edge's with `--set edge.NAME.key=value`.
 
 `run.fleet` names a file that holds `[[edge]]` sections and nothing else; paths in it are relative to its own folder. `edge.profile` names
-what `atoll doctor --profile FILE` wrote on a machine: `memory`, `flops`, `bandwidth` and `latency` hold where the edge does not declare
-them. A run directory keeps what came of both, not their names.
+what `atoll doctor --profile FILE` wrote on a machine: `memory` (of an accelerator with `process_memory`), `flops`, `bandwidth` and
+`latency` hold where the edge does not declare them. A run directory keeps what came of both, not their names.
 
 Where a key takes the name of a *part*, it takes `"module:object"`, too: see [Parts](#parts), which also says what `[options."NAME"]` is.
 
