@@ -164,7 +164,7 @@ class BadLine:
 
 LINES = (
     BadLine(("trian", "run.toml"), ("C107", "'trian'", "did you mean `atoll train`?")),
-    BadLine(("frobnicate",), ("C107", "init, plan, train, resume, edge, status, host, evaluate, generate, merge, convert, doctor")),
+    BadLine(("frobnicate",), ("C107", "init, plan, train, resume, runs, edge, status, host, evaluate, generate, merge, convert, doctor")),
     BadLine(("audit", "runs/x"), ("C107", "not in this version")),
     BadLine(("host",), ("C107", "missing option '--model'")),
     BadLine(("host", "--model", "tiny", "--quantize", "3"), ("C107", "--quantize 3", "16, 8 or 4")),
@@ -177,7 +177,7 @@ LINES = (
     BadLine(("doctor", "--base", "tiny"), ("C107", "--base", "add --profile FILE")),
     BadLine(("doctor", "--insecure"), ("C107", "--insecure", "add --profile FILE")),
     BadLine(("audit", "run.toml"), ("C107", "not in this version")),
-    BadLine(("train",), ("C107", "missing argument 'RUN.toml'", "atoll train [OPTIONS] RUN.toml")),
+    BadLine(("train",), ("C107", "missing argument 'RUN.toml|RUN_DIR'", "atoll train [OPTIONS] RUN.toml|RUN_DIR")),
     BadLine(("train", "run.toml", "more"), ("C107", "more")),
     BadLine(("train", "run.toml", "--engine", "ray"), ("C107", "--engine", "'here', 'flower'")),
     BadLine(("train", "nowhere.toml", "--engine", "flower"), ("C101", "nowhere.toml", "no such file")),

@@ -15,8 +15,10 @@ from atoll import __version__, errors
 from atoll.cli.boundary import STATUSES
 from atoll.errors import AtollError
 
-COMMANDS = ("init", "plan", "train", "resume", "edge", "status", "host", "evaluate", "generate", "merge", "convert", "doctor", "fleet")
-IN_GROUPS = ("host certify", "fleet init", "fleet join", "fleet add", "fleet renew", "fleet remove")
+COMMANDS = (
+    "init", "plan", "train", "resume", "runs", "edge", "status", "host", "evaluate", "generate", "merge", "convert", "doctor", "fleet",
+)  # fmt: skip
+IN_GROUPS = ("runs show", "runs compare", "runs rm", "host certify", "fleet init", "fleet join", "fleet add", "fleet renew", "fleet remove")
 HEAVY = ("torch", "transformers", "peft", "datasets", "flwr", "pydantic", "numpy", "pyarrow", "huggingface_hub")
 
 

@@ -24,7 +24,7 @@ def fake_train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Cal
 
     def install(act: Callable[[], None]) -> None:
         def train(
-            config: Path, *, out: Path | None, overrides: tuple[str, ...], observers: tuple[object, ...], host: object
+            config: Path, *, out: Path | None, overrides: tuple[str, ...], observers: tuple[object, ...], host: object, trust: bool
         ) -> types.SimpleNamespace:
             act()
             summary = Summary("complete", Evaluation({"loss": 4.0}, {"loss": float("nan")}))

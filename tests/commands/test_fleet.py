@@ -8,7 +8,7 @@ from pathlib import Path
 
 import atoll
 from atoll.config.load import load
-from atoll.jobs.finished import run_config
+from atoll.jobs.results.config import run_config
 from atoll.runs.layout import RunDirectory
 
 from tests.conftest import save_model_folder

@@ -30,6 +30,7 @@ Insecure = Annotated[bool, typer.Option("--insecure", help="Allow another addres
 CaKey = Annotated[Path | None, typer.Option("--ca-key", metavar="FILE", help="ca.key, where it is kept apart.")]
 Moved = Annotated[str | None, typer.Option("--model", metavar="M", help="Where the base is now, if it was moved.")]
 OtherBase = Annotated[bool, typer.Option("--other-base", help="Take a base with other weights than the run was trained on.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Import code that the run names beside Atoll's.")]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Put one value on top of the file; may be repeated.")
 ]
@@ -52,11 +53,27 @@ class RunFile:
 
 
 @dataclass(frozen=True, slots=True)
+class RunFileOrRun(RunFile):
+    """The same, or the folder of a run that is to be done again."""
+
+    config: Annotated[Path, typer.Argument(metavar="RUN.toml|RUN_DIR", hidden=True)]
+    trust: Trust = False
+
+    def check(self, overrides: tuple[str, ...] = ()) -> None:
+        """As of a file; the folder of a run is answered when it is read.
+
+        Raises: InputError leaves.
+        """
+        if not (self.config / "config.json").is_file():
+            RunFile.check(self, overrides)
+
+
+@dataclass(frozen=True, slots=True)
 class ReadRun:
     """A run that is read, or none: options of every command that reads one."""
 
     run_dir: Annotated[Path | None, typer.Argument(metavar="[RUN_DIR]", hidden=True)] = None
-    trust: Annotated[bool, typer.Option("--trust", help="Import code that the run names beside Atoll's.")] = False
+    trust: Trust = False
 
 
 @dataclass(frozen=True, slots=True)

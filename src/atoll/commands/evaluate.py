@@ -14,9 +14,10 @@ from atoll.base.load import Base
 from atoll.config.load import LoadedConfig, changed
 from atoll.config.schema import RunConfig
 from atoll.errors import ConflictError, EmptyDataError
-from atoll.jobs.finished import base_of, open_run, run_config, with_overrides
+from atoll.jobs.finished import base_of, open_run
 from atoll.jobs.inputs import check_positions, eval_rows, held_out_events, run_labels
 from atoll.jobs.results.adapter import check_given
+from atoll.jobs.results.config import run_config, with_overrides
 from atoll.jobs.results.trained_on import check_trained_on, run_of
 from atoll.jobs.split import HostAccess
 from atoll.runs.events import Evaluated, Event, EventLog, PhaseStarted

@@ -6,19 +6,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from atoll.config.load import load
 from atoll.jobs.inputs import base_shapes, data_notes, edge_rows, given_importance, run_labels, start_ranks
+from atoll.jobs.results.config import given_config
 from atoll.planner.edge_plan import FleetPlan
 from atoll.planner.plan_fleet import check_plan, plan_fleet
 from atoll.selection.selector import check_schedules
 
 
-def plan(config_path: str | Path, *, overrides: Sequence[str] = ()) -> FleetPlan:
-    """The plan of the run that `config_path` describes.
+def plan(config_path: str | Path, *, overrides: Sequence[str] = (), trust: bool = False) -> FleetPlan:
+    """The plan of the run that a run.toml describes, or of the one in a run's folder, with what is known before it is trained.
 
-    Raises: InputError leaves for what the user must mend; InfeasibleError where an edge cannot hold the plan, or too few can take part.
+    Raises: TrustError where a run's folder names code and `trust` does not say that it may; InputError leaves for what the user must mend;
+    InfeasibleError where an edge cannot hold the plan, or too few can take part.
     """
-    loaded = load(Path(config_path), overrides)
+    loaded = given_config(Path(config_path), overrides, trust=trust).loaded
     found = edge_rows(loaded)
     labels = run_labels(loaded.config, [edge.rows for edge in found])
     shapes = base_shapes(loaded, len(labels))

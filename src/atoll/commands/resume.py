@@ -8,10 +8,10 @@ from typing import Any
 
 from atoll.commands.train import RunResult, go_on, track
 from atoll.config.load import LoadedConfig
-from atoll.errors import ConflictError, ResumeError
+from atoll.errors import ResumeError
 from atoll.jobs.backends.backend import BackendFactory
-from atoll.jobs.finished import run_config
 from atoll.jobs.job import Job, prepared
+from atoll.jobs.results.config import check_begun_with, run_config
 from atoll.jobs.results.trained_on import check_trained_on
 from atoll.jobs.resume_state import check_unchanged, config_hashes, find_resume_point, hashes_of
 from atoll.jobs.split import HostAccess
@@ -50,15 +50,7 @@ def resume_by(
             observer(Advised("", "the run is complete: nothing is left to do"))
         return RunResult(run.path, run.adapter, summary, tuple(sorted(run.path.glob("report/*"))))
     check_unchanged(began_with, config_hashes(loaded))
-    for what, before, now, option in (
-        ("a host that was named", bool(noted.get("has_host")), has_host, "--host HOST:PORT"),
-        ("a fleet", bool(noted.get("run_id")), on_fleet, "--engine flower, with --fleet as it began"),
-    ):
-        if before != now:
-            raise ConflictError(
-                f"a run goes on as it began: with {what}, or without", where=str(run.path), got="with" if now else "without",
-                expected="with" if before else "without", do=f"add {option}" if before else f"leave {option.split()[0]} away",
-            )  # fmt: skip
+    check_begun_with(run, noted, has_host=has_host, on_fleet=on_fleet)
     with disk_told(run), EventLog(run.events_path, observers) as log:
         job, make_backend = begin(loaded, str(noted.get("run_id", "")))
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -19,16 +20,17 @@ from atoll.adapters.fresh import head_state
 from atoll.adapters.peft_files import save_adapter
 from atoll.adapters.state import AdapterState
 from atoll.config.load import resolved
+from atoll.errors import InputError
 from atoll.federated.strategy import RoundResult
 from atoll.jobs.backends.backend import BackendFactory
 from atoll.jobs.backends.in_process import InProcessBackend
 from atoll.jobs.federation import run_federation, run_homogeneous
-from atoll.jobs.finished import run_config
 from atoll.jobs.inputs import eval_rows
-from atoll.jobs.job import Job, prepare
+from atoll.jobs.job import Job, prepared
 from atoll.jobs.results.adapter import check_result, written_form
+from atoll.jobs.results.config import Given, check_begun_with, given_config, run_config
 from atoll.jobs.results.trained_on import base_notes
-from atoll.jobs.resume_state import ResumePoint, RunState, hashes_of, write_resume_state
+from atoll.jobs.resume_state import ResumePoint, RunState, changes_since, hashes_of, write_resume_state
 from atoll.jobs.rounds import Rounds, run_rounds
 from atoll.jobs.split import HostAccess
 from atoll.jobs.totals import RunTotals
@@ -39,6 +41,7 @@ from atoll.runs.disk import disk_told
 from atoll.runs.events import Advised, CheckpointWritten, EdgeLeftOut, Evaluated, Event, EventLog, PhaseStarted, RunFinished, RunStarted
 from atoll.runs.files import write_folder
 from atoll.runs.layout import RunDirectory
+from atoll.runs.shelf import RUNS
 from atoll.runs.summary import Evaluation, Homogeneous, LocalOnly, Scores, Summary, versions, write_summary
 from atoll.runs.tracker import TrackedRun, Tracking
 from atoll.selection.selector import full_pool_warning
@@ -62,30 +65,40 @@ class RunResult:
 
 def train(
     config_path: str | Path, *, out: str | Path | None = None, overrides: Sequence[str] = (),
-    observers: Sequence[Callable[[Event], None]] = (), host: HostAccess | None = None,
+    observers: Sequence[Callable[[Event], None]] = (), host: HostAccess | None = None, trust: bool = False,
 ) -> RunResult:  # fmt: skip
     """Train as run.toml says, and return the run's directory, adapter and summary. With a `host`, edges hold a part of the base only.
 
+    Of a run's folder in place of run.toml, train that run again, by the config that held then: its adapter comes out with the same bits,
+    and observers are told what has changed since.
+
     Everything that can be wrong with the input is found before the run directory is made.
 
-    Raises: InputError, InfeasibleError (nothing was written); PeerError, KeyboardInterrupt (work is saved in the run directory).
+    Raises: InputError, InfeasibleError (nothing was written); TrustError where a run's folder names code and `trust` does not say that it
+    may; PeerError, KeyboardInterrupt (work is saved in the run directory).
     """
-    return train_job(prepare(Path(config_path), overrides, host), out, observers)
+    given = given_config(Path(config_path), overrides, trust=trust)
+    if given.again is not None and given.noted is not None:
+        check_begun_with(given.again, given.noted, has_host=host is not None, on_fleet=False)
+    return train_job(prepared(given.loaded, host), out, observers, given=given)
 
 
 def train_job(
-    job: Job, out: str | Path | None, observers: Sequence[Callable[[Event], None]], make_backend: BackendFactory | None = None
+    job: Job, out: str | Path | None, observers: Sequence[Callable[[Event], None]], make_backend: BackendFactory | None = None,
+    given: Given | None = None,
 ) -> RunResult:  # fmt: skip
     """The same for a run that is made ready already; `make_backend` makes its backends, None: in this process."""
     try:
-        run = RunDirectory.create_at(Path(out)) if out is not None else RunDirectory.create(Path("runs"), job.config.run.name)
+        hashes = hashes_of(job)
+        run = RunDirectory.create_at(Path(out)) if out is not None else RunDirectory.create(RUNS, job.config.run.name)
         with disk_told(run):
-            hashes = hashes_of(job)
-            run.write_config(job.loaded.toml_text, _resolved(job, hashes))
+            run.write_config(job.loaded.toml_text, _resolved(job, run, hashes, given))
             run.write_json(run.plan_json, job.plan.to_json())
             with EventLog(run.events_path, observers) as log:
                 track(job, run, log)
                 _begin(job, run, log)
+                for note in _changes(given, hashes):
+                    log.append(Advised("", note))
                 return go_on(job, run, log, hashes, make_backend=make_backend)
     finally:
         job.close()
@@ -255,14 +268,34 @@ def _write_adapter(job: Job, state: AdapterState, folder: Path) -> None:
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from problem
 
 
-def _resolved(job: Job, hashes: Mapping[str, object]) -> dict[str, object]:
-    named = {"id2label": dict(enumerate(job.base.labels))} if job.base.labels else {}
+def _resolved(job: Job, run: RunDirectory, hashes: Mapping[str, object], given: Given | None) -> dict[str, object]:
+    named: dict[str, object] = {"id2label": dict(enumerate(job.base.labels))} if job.base.labels else {}
+    named |= {} if given is None or given.again is None else {"repeats": given.again.path.resolve().name}
     folder = str(job.loaded.path.resolve().parent)
     return {
-        "config": resolved(job.config), "folder": folder, "has_host": job.has_host, "run_id": job.run_id, "hashes": hashes,
-        "form": None if job.form is None else job.form.kind, "base": base_notes(job.base, job.config, str(hashes["base_hash"])),
-        "versions": versions(), **named,
+        "config": resolved(job.config), "method": job.loaded.method, "overrides": job.loaded.overrides, "command": _command_line(),
+        "folder": folder, "folder_from_run": os.path.relpath(folder, run.path.resolve()), "has_host": job.has_host, "run_id": job.run_id,
+        "hashes": hashes, "form": None if job.form is None else job.form.kind,
+        "base": base_notes(job.base, job.config, str(hashes["base_hash"])), "versions": versions(), **named,
     }  # fmt: skip
+
+
+def _command_line() -> tuple[str, ...] | None:
+    """As it was typed; None where a program called, whose arguments are its own."""
+    program = Path(sys.argv[0])
+    is_ours = program.stem == "atoll" or program.parts[-2:] == ("atoll", "__main__.py")
+    return ("atoll", *sys.argv[1:]) if is_ours else None
+
+
+def _changes(given: Given | None, hashes: Mapping[str, object]) -> list[str]:
+    """What keeps a run from being the one that it repeats, in sentences."""
+    if given is None or given.again is None or given.noted is None:
+        return []
+    before, kept, now = given.noted.get("hashes"), given.noted.get("versions"), versions()
+    found = changes_since(before if isinstance(before, dict) else {}, hashes)
+    if isinstance(kept, dict):
+        found += [f"{name} {now.get(name)} in place of {version}" for name, version in kept.items() if now.get(name) != version]
+    return [f"not {given.again.path.name} to the last bit, as this changed since: {one}" for one in found]
 
 
 def _figures(run: RunDirectory, log: EventLog) -> tuple[Path, ...]:
@@ -277,18 +310,16 @@ def _figures(run: RunDirectory, log: EventLog) -> tuple[Path, ...]:
 def example_prompt(run_dir: Path) -> str | None:
     """The prompt of the first held-out row of a run that this process trained, or went on with; None for a classifier.
 
-    "..." where there is none that fits on a command line.
+    "..." where there is none that fits on a command line, or the rows are not there any more.
 
-    Raises: InputError leaves, as the run itself would.
+    Raises: RunFolderError.
     """
-    loaded = run_config(RunDirectory.open(run_dir), trust=True, loads_parts=True)
+    loaded = run_config(RunDirectory.open(run_dir), trust=True)
     if loaded.config.model.task == "classify":
         return None
-    rows = eval_rows(loaded)
-    if rows is None:
-        return "..."
     try:
-        prompt = text_form(loaded.config.data, rows.columns, rows[0]).question(rows[0])
-    except RowProblem:  # A bad row, that was skipped.
+        rows = eval_rows(run_config(RunDirectory.open(run_dir), trust=True, loads_parts=True))
+        prompt = "..." if rows is None else text_form(loaded.config.data, rows.columns, rows[0]).question(rows[0])
+    except (InputError, RowProblem):  # The run is done, and its data may have been moved since; or a bad row, that was skipped.
         return "..."
-    return prompt if len(prompt) <= _LONGEST_PROMPT and "\n" not in prompt else "..."
+    return prompt if len(prompt) <= _LONGEST_PROMPT and prompt.isprintable() else "..."

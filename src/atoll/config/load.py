@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -16,7 +16,7 @@ from atoll.config.checks.problems import problems
 from atoll.config.document import Document, read_document
 from atoll.config.fleet import with_fleet, with_profiles
 from atoll.config.named_parts import load_parts, plugin_parts
-from atoll.config.overrides import apply_overrides, is_of_edge
+from atoll.config.overrides import apply_overrides, is_of_edge, method_of
 from atoll.config.schema import RunConfig
 from atoll.errors import InputError, ManyErrors
 
@@ -28,6 +28,13 @@ class LoadedConfig:
     config: RunConfig
     path: Path
     toml_text: str
+    overrides: tuple[str, ...] = ()
+    """What was put on top of the file, in this order."""
+
+    @property
+    def method(self) -> str | None:
+        """The published method that was asked for by name, if any."""
+        return method_of(self.overrides)
 
     def resolve(self, value: str) -> Path:
         """A path of the file, relative to the folder the file is in."""
@@ -50,7 +57,8 @@ def changed(loaded: LoadedConfig, overrides: Sequence[str], *, imports: bool = T
 
     Raises: as `load`.
     """
-    return _checked(Document(loaded.path, loaded.toml_text, _given(resolved(loaded.config))), overrides, imports=imports)
+    document = Document(loaded.path, loaded.toml_text, _given(resolved(loaded.config)))
+    return replace(_checked(document, overrides, imports=imports), overrides=(*loaded.overrides, *overrides))
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -93,7 +101,7 @@ def _checked(document: Document, overrides: Sequence[str], *, environment: bool 
     # What excludes a part is known once it is loaded.
     knows = has_edges and not of_parts and (imports or not plugin_parts(config))
     raise_all(errors + unavailable(document, ()) + of_parts + (conflicts(config, document) if knows else []))
-    return LoadedConfig(config, document.path, document.text)
+    return LoadedConfig(config, document.path, document.text, tuple(overrides))
 
 
 def _gathered(document: Document, overrides: Sequence[str]) -> tuple[Document, list[InputError], bool]:

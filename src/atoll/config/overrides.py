@@ -64,6 +64,11 @@ def is_of_edge(override: str) -> bool:
     return override.partition("=")[0].partition(".")[0].strip() == "edge"
 
 
+def method_of(overrides: Sequence[str]) -> str | None:
+    """The method that overrides name: the last, which wins; None where they name none."""
+    return next((text.removeprefix(_METHOD) for text in reversed(overrides) if text.startswith(_METHOD)), None)
+
+
 def _spelled_out(overrides: Sequence[str], table: dict[str, object], errors: list[InputError]) -> Iterator[tuple[str, str]]:
     """Every override with the one that was given, which differ where that names a method; what this does not know leaves the table."""
     for text in overrides:

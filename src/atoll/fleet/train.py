@@ -25,6 +25,7 @@ from atoll.jobs.backends.backend import BackendFactory
 from atoll.jobs.backends.fleet import FleetBackend, ask_capabilities, named, prepared_for_fleet
 from atoll.jobs.inputs import base_source
 from atoll.jobs.job import Job, Participant
+from atoll.jobs.results.config import check_begun_with, given_config
 from atoll.report.progress import Progress
 from atoll.runs.events import Event, EventLog, Phase
 from atoll.scratch import scratch_folder
@@ -66,15 +67,26 @@ class Fleet:
 
 def train_on_fleet(
     config_path: Path, fleet: Path | None, tell: Callable[[str], None], *, out: Path | None = None, overrides: Sequence[str] = (),
-    observers: Sequence[Callable[[Event], None]] = (),
+    observers: Sequence[Callable[[Event], None]] = (), trust: bool = False,
 ) -> RunResult:  # fmt: skip
-    """Train as run.toml says over Flower. `fleet`: the coordinator's folder; None: SuperLink, hosts and edges start here, on loopback.
+    """Train as run.toml, or the folder of a run, says over Flower.
 
-    Raises: as `atoll.train`; FleetFolderError; HostLostError where something does not start.
+    `fleet`: the coordinator's folder; None: SuperLink, hosts and edges start here, on loopback.
+
+    Raises: as `atoll.train`; ConflictError for a run's folder without `fleet`; FleetFolderError; HostLostError where something does not
+    start.
     """
-    loaded = load(config_path, overrides)
-    with opened(loaded, fleet, overrides, tell) as found:
-        return train_job(found.prepared(loaded, uuid4().hex), out, observers, found.make_backend)
+    given = given_config(config_path, overrides, trust=trust)
+    if given.again is not None and given.noted is not None:
+        check_begun_with(given.again, given.noted, has_host=False, on_fleet=True)
+        if fleet is None:
+            raise ConflictError(
+                "edges that start here read run.toml, which may have changed since", where=str(config_path),
+                got="--engine flower without --fleet", expected="run.toml, or the coordinator's folder of a fleet",
+                do=f"atoll train {given.loaded.path} --engine flower, or add --fleet DIR",
+            )  # fmt: skip
+    with opened(given.loaded, fleet, overrides, tell) as found:
+        return train_job(found.prepared(given.loaded, uuid4().hex), out, observers, found.make_backend, given)
 
 
 def resume_on_fleet(

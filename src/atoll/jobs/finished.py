@@ -12,12 +12,11 @@ from atoll.base.classifier import load_classifier
 from atoll.base.load import Base, load_base
 from atoll.base.quantize import Bits
 from atoll.config.checks.whole_base import classes_in_a_host
-from atoll.config.document import Document, few
-from atoll.config.load import LoadedConfig, changed, raise_all, restored
-from atoll.config.named_parts import load_parts, plugin_parts
+from atoll.config.load import LoadedConfig
 from atoll.cost.split_traffic import largest_batch_tokens
-from atoll.errors import InputError, RunFolderError, TrustError
+from atoll.errors import InputError, RunFolderError
 from atoll.jobs.inputs import base_source
+from atoll.jobs.results.config import run_config, with_overrides
 from atoll.jobs.results.trained_on import check_trained_on
 from atoll.jobs.split import HostAccess, join
 from atoll.runs.layout import RunDirectory
@@ -99,47 +98,3 @@ def base_of(loaded: LoadedConfig, host: HostAccess | None, labels: Sequence[str]
         raise classes_in_a_host(host.address)
     split = join(base_source(loaded), loaded.config, host, largest_batch_tokens(loaded.config, 1, scores=True))
     return split.base, split.close
-
-
-def run_config(run: RunDirectory, *, trust: bool = False, loads_parts: bool = False) -> LoadedConfig:
-    """The config that the run was started with; with `loads_parts`, the parts that it names are imported from where it was started.
-
-    Raises: RunFolderError where config.json is damaged or of another version; TrustError where it names parts that are not built in, which
-    a folder that somebody else made may do with any code, unless `trust` says that they may be imported; PartError where they cannot be.
-    """
-    values = run.read_config()
-    config, folder = values.get("config"), values.get("folder")
-    try:
-        if not isinstance(config, dict) or not isinstance(folder, str):
-            raise ValueError("no config, or no folder")
-        loaded = LoadedConfig(restored(config), Path(folder) / "run.toml", run.config_toml.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as problem:
-        raise RunFolderError(
-            "config.json cannot be used", where=str(run.config_json), got=str(problem).splitlines()[0],
-            expected="the file as the run wrote it", do="run again with this version, from config.toml",
-        ) from None  # fmt: skip
-    _check_trusted(run, loaded, trust=trust)
-    if loads_parts:
-        raise_all(load_parts(loaded.config, Document(loaded.path, loaded.toml_text, {})))
-    return loaded
-
-
-def with_overrides(
-    run: RunDirectory, loaded: LoadedConfig, overrides: Sequence[str], *, trust: bool, imports: bool = True
-) -> LoadedConfig:  # fmt: skip
-    """The config of a run with overrides on top; with `imports`, the parts that it names then are imported.
-
-    Raises: TrustError, too, for a part that an override names: which file that is, the run's folder says.
-    """
-    _check_trusted(run, changed(loaded, overrides, imports=False), trust=trust)
-    return changed(loaded, overrides, imports=imports)
-
-
-def _check_trusted(run: RunDirectory, loaded: LoadedConfig, *, trust: bool) -> None:
-    foreign = plugin_parts(loaded.config)
-    if foreign and not trust:
-        raise TrustError(
-            "this run names code that is not Atoll's", where=str(run.config_json),
-            got=few([f"{part.name} ({'.'.join(map(str, part.location))})" for part in foreign]), expected="--trust, or trust=True",
-            do=f"read that code, below {loaded.path.parent}; add --trust if you would run it",
-        )  # fmt: skip

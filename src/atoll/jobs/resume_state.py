@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,19 @@ def check_unchanged(began_with: Mapping[str, Any], now: Mapping[str, Any]) -> No
 
     Raises: ResumeError naming what differs.
     """
+    for key, got in _changes(began_with, now):
+        raise ResumeError(
+            f"{_WHAT[key]} changed since the run began", where=f"hashes, {key}", got=got, expected="what the run began with",
+            do="put back what was there, or begin a new run with `atoll train`",
+        )  # fmt: skip
+
+
+def changes_since(began_with: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs of all that a run reads, in words; the config, of which more can be said, is left out."""
+    return [f"{_WHAT[key]}: {got}" for key, got in _changes(began_with, now) if key not in ("config_hash", "toml_hash")]
+
+
+def _changes(began_with: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key, value in now.items():
         before = began_with.get(key)
         if before == value:
@@ -133,10 +146,7 @@ def check_unchanged(began_with: Mapping[str, Any], now: Mapping[str, Any]) -> No
         if isinstance(before, dict) and isinstance(value, Mapping):
             others = [name for name in {**before, **value} if before.get(name) != value.get(name)]
             got = f"other rows of {few(others)}"
-        raise ResumeError(
-            f"{_WHAT[key]} changed since the run began", where=f"hashes, {key}", got=got, expected="what the run began with",
-            do="put back what was there, or begin a new run with `atoll train`",
-        )  # fmt: skip
+        yield key, got
 
 
 def _examples_hash(examples: Examples) -> str:

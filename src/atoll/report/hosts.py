@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.table import Table
-
-from atoll.report.tables import plain_table
+from atoll.report.tables import Listing, plain_table
 from atoll.units import format_bytes, format_seconds
 
 
-def status_table(status: Mapping[str, Any]) -> Table:
+def status_table(status: Mapping[str, Any]) -> Listing:
     """One row for each session; what the host is below."""
     rows = [
         (

@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.table import Table
-
-from atoll.report.tables import plain_table
+from atoll.report.tables import Listing, plain_table
 from atoll.units import format_bytes, format_seconds
 
 _HEADER = (
     "edge", "mode", "bits", "rank", "modules", "worth", "batch", "steps/round", "memory", "time/round", "up/round", "down/round", "limit",
 )  # fmt: skip
-_WORTH = _HEADER.index("worth")
+_WORTH, _LIMIT = _HEADER.index("worth"), "limit"
 
 
 _IMPORTANCE = {"none": "all weights count alike", "unknown": "all weights count alike, until a warm-up (not counted here) says more"}
 
 
-def plan_table(plan: Mapping[str, Any]) -> Table:
+def plan_table(plan: Mapping[str, Any]) -> Listing:
     """One line for each edge, and below them why."""
     edges: list[Mapping[str, Any]] = list(plan["edges"])
     num_rounds, trainable, whole = plan["rounds"], plan["num_trainable"], plan["num_parameters"]
@@ -32,8 +30,8 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
     for label, key in (("base", "remarks"), ("data", "notes")):
         notes |= {label + " " * number: remark for number, remark in enumerate(plan.get(key, ()))}
     if all(edge["objective"] is None for edge in edges):
-        return plain_table(title, _without_worth(_HEADER), [_without_worth(row) for row in rows], notes)
-    return plain_table(title, _HEADER, rows, notes)
+        return plain_table(title, _without_worth(_HEADER), [_without_worth(row) for row in rows], notes, _LIMIT)
+    return plain_table(title, _HEADER, rows, notes, _LIMIT)
 
 
 def _without_worth(row: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,15 +1,20 @@
-"""Tables for the terminal: the comparison of a run, scores of an evaluation, a plan."""
+"""Tables for the terminal: the comparison of a run, scores of an evaluation, a plan. What a line has no place for becomes a card."""
 
 from __future__ import annotations
 
 import io
+import os
+import shutil
+import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TextIO
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from atoll.printable import printable
 from atoll.runs.summary import Scores, Summary
@@ -17,22 +22,102 @@ from atoll.units import format_seconds
 
 _FIRST = ("loss", "perplexity")
 _TITLES = {"loss": "loss (nats/token)"}
+_ANY_WIDTH = 100_000
+_NOTHING = ("", "-")
+_TOGETHER = "\N{NO-BREAK SPACE}"
 
 
-def print_table(table: Table, stream: TextIO) -> None:
-    """The table with colour on a terminal, as plain text of its full width elsewhere."""
-    if stream.isatty():
-        Console(file=stream).print(table)
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Rows of text under a header, as they are shown at any width. The text may be a peer's or a file's: it is shown as it is."""
+
+    title: str
+    header: tuple[str, ...]
+    """The first column names the row."""
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[tuple[str, str]] = ()
+    """What is said below, each with its label; a label may stand above more than one."""
+    lead: str | None = None
+    """The column that is told first of a row that has no line of its own."""
+    best: frozenset[int] = frozenset()
+    """Rows that stand out."""
+
+
+def print_table(listing: Listing, stream: TextIO) -> None:
+    """As a table where it has the place, else a card for each row: no cell is ever cut. In colour on a terminal, plain elsewhere.
+
+    Elsewhere than on a terminal there is place for every line, unless COLUMNS says how much.
+    """
+    width = _width(stream)
+    # In the stream's own encoding, so that rich draws with what it has.
+    buffer = io.BytesIO()
+    text = io.TextIOWrapper(buffer, encoding=stream.encoding or "utf-8", errors="backslashreplace", write_through=True)
+    colour = stream.isatty() and not os.environ.get("NO_COLOR")
+    console = Console(
+        file=text, width=_ANY_WIDTH, no_color=not colour, force_terminal=colour, highlight=False, markup=False, emoji=False
+    )  # fmt: skip
+    table = _table(listing)
+    for title in wrapped(listing.title, width):
+        console.print(Text(title, style="italic"))
+    if listing.rows and console.measure(table).maximum <= width:
+        console.print(table)
     else:
-        # In the stream's own encoding, so that rich draws with what it has.
-        text = io.TextIOWrapper(io.BytesIO(), encoding=stream.encoding or "utf-8", errors="backslashreplace", write_through=True)
-        Console(file=text, width=200, no_color=True, highlight=False).print(table)
-        text.seek(0)
-        # rich fills every line with spaces to the table's width.
-        print("\n".join(line.rstrip() for line in text.read().splitlines() if line.strip()), file=stream)
+        for row in range(len(listing.rows)):
+            for line in _card(listing, row, width):
+                console.print(line)
+    for label, note in listing.notes:
+        for below in wrapped(f"{printable(label)}: {printable(note)}", width, below="    "):
+            console.print(Text(below, style="dim"))
+    # rich fills every line with spaces to the table's width.
+    shown = buffer.getvalue().decode(stream.encoding or "utf-8", errors="backslashreplace").splitlines()
+    print("\n".join(line.rstrip() for line in shown if line.strip()), file=stream)
 
 
-def comparison_table(summary: Summary) -> Table | None:
+def print_facts(title: str, facts: Sequence[tuple[str, str]], stream: TextIO) -> None:
+    """Facts below each other, each behind its label and broken between words alone."""
+    width = _width(stream)
+    widest = max((cell_len(printable(label)) for label, _ in facts), default=0)
+    print(printable(title), file=stream)
+    for label, text in facts:
+        head = f"  {printable(label):<{widest}}  "
+        lines = wrapped(printable(text), width - len(head)) or [""]
+        print("\n".join([head + lines[0], *(" " * len(head) + line for line in lines[1:])]), file=stream)
+
+
+def _width(stream: TextIO) -> int:
+    """Columns of a terminal, or of COLUMNS; elsewhere there is place for every line."""
+    return shutil.get_terminal_size().columns if stream.isatty() or os.environ.get("COLUMNS") else _ANY_WIDTH
+
+
+def wrapped(text: str, width: int, below: str = "") -> list[str]:
+    """The text on lines of this width, broken between words alone; `below` stands at the head of all but the first."""
+    return textwrap.wrap(text, max(width, 20), subsequent_indent=below, break_long_words=False, break_on_hyphens=False)
+
+
+def _table(listing: Listing) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, name in enumerate(listing.header):
+        table.add_column(Text(printable(name)), justify="right" if number else "left", no_wrap=True)
+    for number, row in enumerate(listing.rows):
+        table.add_row(*(Text(printable(cell)) for cell in row), style="bold" if number in listing.best else None)
+    return table
+
+
+def _card(listing: Listing, number: int, width: int) -> list[Text]:
+    """A row on lines of its own: its name and what is told first, then each cell behind its column's name, as many as a line holds."""
+    row = listing.rows[number]
+    pairs = {name: f"{name} {printable(cell)}" for name, cell in zip(listing.header[1:], row[1:], strict=True) if cell not in _NOTHING}
+    name, first = Text(printable(row[0]).strip(), style="bold"), pairs.pop(listing.lead or "", None)
+    parts = [] if first is None else [first]
+    if parts and cell_len(f"{name.plain}   {first}") <= width:
+        name.append(f"   {parts.pop()}", style="not bold")
+    # A pair is broken only where a line does not hold it.
+    parts.append("   ".join(pair.replace(" ", _TOGETHER) if cell_len(pair) <= width - 2 else pair for pair in pairs.values()))
+    below = [line for part in parts for line in wrapped(part, width - 2, below="  ")]
+    return [name, *(Text("  " + line.replace(_TOGETHER, " ")) for line in below)]
+
+
+def comparison_table(summary: Summary) -> Listing | None:
     """Base, local-only (mean and each edge), homogeneous, federated and central, best loss in bold; None for a run without evaluation."""
     rows: list[tuple[str, Scores]] = []
     evaluation = summary.eval
@@ -61,38 +146,26 @@ def _simulated(seconds: float | None) -> str:
     return "" if seconds is None else f", {format_seconds(seconds)} simulated"
 
 
-def scores_table(rows: Sequence[tuple[str, Scores]], title: str) -> Table:
+def scores_table(rows: Sequence[tuple[str, Scores]], title: str) -> Listing:
     """One line for each named set of scores, one column for each metric; what was only counted (num_...) stays in the JSON."""
     names = [name for name in _FIRST if any(name in scores for _, scores in rows)]
     names += sorted({name for _, scores in rows for name in scores if not name.startswith("num_")} - set(_FIRST))
     titles = {"loss": "loss (nats/row)"} if "macro_f1" in names else _TITLES  # A classifier has one label for each row.
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    table.add_column("", no_wrap=True)
-    for name in names:
-        table.add_column(titles.get(name, name.replace("_", " ")), justify="right", no_wrap=True)
     losses = [loss for _, scores in rows if (loss := scores.get("loss")) is not None]
-    for label, scores in rows:
-        best = len(rows) > 1 and bool(losses) and scores.get("loss") == min(losses)
-        table.add_row(label, *(_number(scores.get(name), name) for name in names), style="bold" if best else None)
-    return table
+    best = {number for number, (_, scores) in enumerate(rows) if len(rows) > 1 and losses and scores.get("loss") == min(losses)}
+    cells = [(label, *(number_text(scores.get(name), name) for name in names)) for label, scores in rows]
+    return Listing(title, ("", *(titles.get(name, name.replace("_", " ")) for name in names)), cells, best=frozenset(best))
 
 
-def plain_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes: Mapping[str, str] | None = None) -> Table:
-    """Text cells under a header; columns after the first to the right, notes below. The text may be a peer's: it is shown as it is."""
-    caption = "\n".join(_plain(f"{name}: {text}") for name, text in (notes or {}).items()) or None
-    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left", pad_edge=False)
-    for number, name in enumerate(header):
-        table.add_column(name, justify="right" if number else "left", no_wrap=number < len(header) - 1)
-    for row in rows:
-        table.add_row(*map(_plain, row))
-    return table
+def plain_table(
+    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes: Mapping[str, str] | None = None, lead: str | None = None
+) -> Listing:  # fmt: skip
+    """Text cells under a header, notes below, each with its label."""
+    return Listing(title, tuple(header), rows, tuple((notes or {}).items()), lead)
 
 
-def _plain(text: str) -> str:
-    return escape(printable(text))
-
-
-def _number(value: float | None, name: str) -> str:
+def number_text(value: float | None, name: str) -> str:
+    """A score for people."""
     if value is None:
         return "-"
     if abs(value) < 1e4 and name in ("bleu", "perplexity"):

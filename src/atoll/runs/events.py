@@ -8,7 +8,9 @@ import fcntl
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +21,7 @@ from atoll.errors import ResumeError, RunFolderError
 from atoll.parsed import parse_json
 from atoll.runs.files import finite
 
+_LOOKS, _LOOK_SECONDS = 5, 0.02
 Phase = Literal["federated", "local-only", "central", "homogeneous", "warm-up", "evaluate"]
 
 
@@ -296,10 +299,39 @@ def read_events(path: Path) -> Iterator[dict[str, object]]:
             raise RunFolderError(what, where=where, got=repr(line[:60]), expected="a JSON object", do=do) from None
 
 
+def is_worked_on(path: Path) -> bool:
+    """Whether a process has this event log open, to write to it."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+@contextmanager
+def hold(path: Path) -> Iterator[None]:
+    """Keep every other process from opening an event log that is there, for as long as this context lasts.
+
+    Raises: ResumeError where another process has it; OSError where it cannot be opened.
+    """
+    with _locked(path):
+        yield
+
+
 def _locked(path: Path) -> IO[bytes]:
     file = path.open("ab", buffering=0)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for last in (False,) * _LOOKS + (True,):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if last:
+                    raise
+                time.sleep(_LOOK_SECONDS)  # Whoever lists runs has it for a moment.
     except BlockingIOError:
         file.close()
         raise ResumeError(

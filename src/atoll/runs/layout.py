@@ -15,6 +15,12 @@ from atoll.runs.files import write_json, write_text
 _NOTE = "run directory: "
 _MODE = 0o700
 """Of a run's folder, whose logs, scores and adapters come from private rows: for its user alone, or less by the umask."""
+WRITTEN = (
+    "config.toml", "config.json", "plan.json", "importance.json", "events.jsonl", "metrics.csv", "checkpoints", "states", "adapter",
+    "edges", "report", "report.html", "summary.json", "traceback.txt", "tensorboard", "mlflow", "wandb", "trackio",
+)  # fmt: skip
+"""What a run puts into its folder, beside stages, whose names begin with a dot."""
+_BEFORE_CONFIG = {"config.toml"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +159,32 @@ def marked_run(error: BaseException) -> Path | None:
     """The folder that `RunDirectory.mark` noted on an exception."""
     notes = [note for note in getattr(error, "__notes__", ()) if note.startswith(_NOTE)]
     return Path(notes[-1].removeprefix(_NOTE)) if notes else None
+
+
+def looks_like_a_run(path: Path) -> bool:
+    """Whether a folder is a run's by the names in it, as a model's, which has a config.json too, is not; also one that never began."""
+    has_config = (path / "config.json").is_file()
+    return (has_config and any((path / name).is_file() for name in ("config.toml", "events.jsonl"))) or is_half_written(path)
+
+
+def is_half_written(path: Path) -> bool:
+    """Whether a folder has the name of a run that was stopped before its config was kept, and nothing else in it."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*-[0-9]{4,}", path.name) is None:
+        return False
+    try:
+        names = {entry.name for entry in path.iterdir()}
+    except OSError:  # No folder, or one that cannot be read.
+        return False
+    return {name for name in names if not _is_stage(name)} <= _BEFORE_CONFIG
+
+
+def entries_of_others(path: Path) -> list[str]:
+    """Names in the folder of a run that are not the run's."""
+    return sorted(entry.name for entry in path.iterdir() if entry.name not in WRITTEN and not _is_stage(entry.name))
+
+
+def _is_stage(name: str) -> bool:
+    return name.startswith(".stage-") or (name.startswith(".") and name.endswith(".stage"))
 
 
 def read_object(path: Path) -> dict[str, object]:

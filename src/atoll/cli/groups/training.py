@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from atoll.cli.options import Access, Engine, NewRun, Output, Overrides, Run, RunFile
+from atoll.cli.options import Access, Engine, NewRun, Output, Overrides, Run, RunFileOrRun
 from atoll.cli.parsing import command
 from atoll.cli.showing import show_training, tell
 
@@ -28,7 +28,7 @@ def init(directory: Annotated[Path, typer.Argument(metavar="DIR", hidden=True)])
 
 
 @command(commands)
-def plan(run_file: RunFile, overrides: Overrides, output: Output) -> None:
+def plan(run_file: RunFileOrRun, overrides: Overrides, output: Output) -> None:
     """What each edge would do, and why; trains nothing.
 
     Memory, time and bytes by formula, and the limit that binds. No weights are loaded.
@@ -37,7 +37,7 @@ def plan(run_file: RunFile, overrides: Overrides, output: Output) -> None:
         run_file.check(overrides.given())
         from atoll.commands.plan import plan as make_plan
 
-        fleet = make_plan(run_file.config, overrides=overrides.given()).to_json()
+        fleet = make_plan(run_file.config, overrides=overrides.given(), trust=run_file.trust).to_json()
         if output.as_json:
             show(fleet)
             return
@@ -48,11 +48,12 @@ def plan(run_file: RunFile, overrides: Overrides, output: Output) -> None:
 
 
 @command(commands)
-def train(run_file: RunFile, *, out: NewRun = None, overrides: Overrides, access: Access, engine: Engine, output: Output) -> None:
+def train(run_file: RunFileOrRun, *, out: NewRun = None, overrides: Overrides, access: Access, engine: Engine, output: Output) -> None:
     """Run it: private shards in, one adapter out.
 
     RUN.toml says what to do; `atoll init` writes one. The run directory holds the adapter as Hugging Face PEFT writes it.
-    Edges with mode = "split" train against --host, or against one that starts here on loopback.
+    A run's own folder: the same run again, bit for bit. Edges with mode = "split" train against --host, or against one that starts here
+    on loopback.
     """
     engine.check(access)
     run_file.check(overrides.given())
@@ -61,10 +62,13 @@ def train(run_file: RunFile, *, out: NewRun = None, overrides: Overrides, access
         if engine.engine == "flower":
             from atoll.fleet.train import train_on_fleet
 
-            return train_on_fleet(run_file.config, engine.fleet, tell, out=out, overrides=overrides.given(), observers=(progress,))
+            return train_on_fleet(
+                run_file.config, engine.fleet, tell, out=out, overrides=overrides.given(), observers=(progress,), trust=run_file.trust
+            )
         from atoll.commands.train import train as run
 
-        return run(run_file.config, out=out, overrides=overrides.given(), observers=(progress,), host=access.opened())
+        given = overrides.given()
+        return run(run_file.config, out=out, overrides=given, observers=(progress,), host=access.opened(), trust=run_file.trust)
 
     show_training(begin, access, output)
 

@@ -13,8 +13,8 @@ from atoll.adapters.state import AdapterState
 from atoll.base.load import Base
 from atoll.config.load import LoadedConfig
 from atoll.errors import OtherBaseError, RunFolderError
-from atoll.jobs.finished import run_config
 from atoll.jobs.inputs import public_name, public_revision
+from atoll.jobs.results.config import run_config
 from atoll.jobs.results.trained_on import check_trained_on, run_of
 from atoll.runs.events import Advised, Event
 

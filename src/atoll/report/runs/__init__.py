@@ -1,0 +1,1 @@
+"""Finished runs for people: in a list, one alone, and side by side."""
