@@ -319,3 +319,5 @@ class HostLostError(PeerError):
     """The host cannot be reached, or did not come back."""
 
     code = "W804"
+    retry_seconds: float = 0.0
+    """After which another try is worth while, as the host says; 0 where it does not."""

@@ -52,6 +52,22 @@ def test_what_a_host_says_of_itself_is_shown_and_not_obeyed() -> None:
     assert sum(line.count("[red]x[/red]\\x1b[2J\\nnorth") for line in lines) == 3
 
 
+def test_a_tenant_sees_what_it_has_used_of_what_it_may() -> None:
+    none = {"tenant": "south", "sessions": 1, "max_sessions": 0, "max_tokens_per_second": 0.0, "burst_tokens": 0.0, "tokens_left": 0.0,
+            "held_seconds": 0.0, "max_bytes": "0", "period_seconds": 0.0, "bytes": "0", "free_seconds": 0.0}  # fmt: skip
+    all_of_them = {"tenant": "north", "sessions": 1, "max_sessions": 2, "max_tokens_per_second": 300.0, "burst_tokens": 400.0,
+                   "tokens_left": -20.0, "held_seconds": 12.3, "max_bytes": "1000000", "period_seconds": 3600.0, "bytes": "20300000",
+                   "free_seconds": 7800.0}  # fmt: skip
+    status = {"num_blocks": 4, "bits": 32, "precision": "fp32", "sessions": 1, "max_sessions": 2, "tokens_per_second": 1.0,
+              "resident_bytes": "1000", "uptime_seconds": 2.0, "open": [], "tenants": [none, all_of_them]}  # fmt: skip
+    text = " ".join(_text(status_table(status)))
+    assert "limits of south" not in text
+    assert (
+        "limits of north: 1 of 2 sessions; -20 of 400 tokens at once, then 300/s; held back for 12.3 s; "
+        "20.3 MB used of 1 MB in 1 h 00 min, which count for 2 h 10 min more"
+    ) in text
+
+
 def test_plain_text_has_no_colour_and_no_cut_cells() -> None:
     stream = io.StringIO()
     table = comparison_table(Summary("complete", FULL, edges=EDGES))

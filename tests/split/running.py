@@ -46,13 +46,13 @@ def llama_host(idle_seconds: float = 60.0, exchange_seconds: float = 60.0) -> Se
 @contextmanager
 def running(
     host: Served, max_sessions: int = 4, tls: HostTls = PLAIN, max_tenant_sessions: int | None = None, max_part: Cut | None = None,
-    audit: Path | None = None,
+    audit: Path | None = None, limits: HostLimits | None = None, clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Host]:  # fmt: skip
     """The host, served; when it has stopped, none of its threads is left, nor of its devices."""
     before = set(threading.enumerate())
-    limits = HostLimits(max_sessions=max_sessions, max_tenant_sessions=max_tenant_sessions, max_part=max_part)
+    limits = limits or HostLimits(max_sessions=max_sessions, max_tenant_sessions=max_tenant_sessions, max_part=max_part)
     revoked = Revoked(tls.revoked, tls.client_ca) if tls.revoked and tls.client_ca else None
-    running = Host(host, limits, LOOPBACK, server_credentials(LOOPBACK, tls, insecure=False), Audit(audit), revoked)
+    running = Host(host, limits, LOOPBACK, server_credentials(LOOPBACK, tls, insecure=False), Audit(audit), revoked, clock)
     running.start()
     try:
         yield running

@@ -18,11 +18,14 @@ from atoll.config.schema import PRECISION_BITS
 from atoll.errors import BadValueError, CommandLineError, OutputError
 from atoll.jobs.split import HostAccess, serve, start_host
 from atoll.parsed import parse_json
+from atoll.printable import printable
 from atoll.registry.plugins import load_plugin
 from atoll.runs.files import write_bytes
 from atoll.split.certificates import DeviceTls, HostTls, make_certificates, open_channel, server_credentials
 from atoll.split.cut import Cut
 from atoll.split.host.audit import Audit
+from atoll.split.host.limits.file import read_tenants
+from atoll.split.host.limits.rules import BYTES_EXAMPLE, parse_byte_limit
 from atoll.split.host.server import Host
 from atoll.split.host.tenants import HostLimits
 from atoll.split.issuer import Issuer, check_names, write_all
@@ -63,6 +66,14 @@ class HostSettings:
     exchange_seconds: float = 3600.0
     recomputes: bool = False
     """Whether a session with lent adapters keeps no activations while its device computes, and makes the forward pass twice."""
+    silence_seconds: float = 14_400.0
+    """How long a session may wait between its exchanges, all told."""
+    tenant_tokens_per_second: float | None = None
+    """Padding included, of devices whose certificates have the same name; None: as many as come."""
+    tenant_bytes: str | None = None
+    """SIZE/hour or SIZE/day, both directions together, of such devices."""
+    tenant_limits: Path | None = None
+    """A TOML file with limits of single tenants."""
     device_map: str | None = None
     """For a base that is larger than one accelerator: "auto", or a JSON file that gives each module its place."""
     max_part: str | None = None
@@ -120,7 +131,7 @@ def host(settings: HostSettings, on_ready: Callable[[str], None], stop: threadin
         raise CommandLineError(
             "--metrics-tenants goes with --metrics", where="atoll host", got="--metrics-tenants alone", expected="both", do="add --metrics"
         )
-    max_part = _max_part(settings.max_part)
+    limits = _limits(settings)
     for codec in settings.codecs:
         load_plugin("codec", codec, Path())
     tls = _certificates(settings, on_ready)
@@ -130,11 +141,11 @@ def host(settings: HostSettings, on_ready: Callable[[str], None], stop: threadin
     audit = Audit(settings.audit)
     base = _base(settings)
     bits = settings.quantize if settings.quantize < 16 else PRECISION_BITS[settings.precision]
-    limits = HostLimits(
-        settings.max_sessions, settings.max_tokens, settings.idle_seconds, settings.merges, settings.max_tenant_sessions,
-        settings.exchange_seconds, settings.recomputes, max_part,
-    )  # fmt: skip
     served = serve(base, settings.model, settings.precision, bits, limits, settings.codecs)
+    for tenant, own in limits.tenants.items():
+        on_ready(f"limits of {printable(tenant)}: {own.to_text()}")
+    if limits.tenants:
+        on_ready(f"limits of other tenants: {limits.usual.to_text()}")
     with suited_threads(base.model.config.get_text_config().hidden_size):
         running = start_host(served, limits, settings.listen, credentials, audit, revoked)
         _serve(running, settings, bits, tls, on_ready, stop)
@@ -205,6 +216,22 @@ def allow_open_files() -> None:
     """As many as the system lets this process have: a connection is one, and the usual 1,024 are soon used up."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _limits(settings: HostSettings) -> HostLimits:
+    try:
+        tenant_bytes = None if settings.tenant_bytes is None else parse_byte_limit(settings.tenant_bytes)
+    except ValueError:
+        raise CommandLineError(
+            "--max-tenant-bytes is a size in a period", where="atoll host", got=settings.tenant_bytes or "nothing", expected=BYTES_EXAMPLE,
+            do="write SIZE/hour or SIZE/day",
+        ) from None  # fmt: skip
+    limits = HostLimits(
+        settings.max_sessions, settings.max_tokens, settings.idle_seconds, settings.merges, settings.max_tenant_sessions,
+        settings.exchange_seconds, settings.recomputes, _max_part(settings.max_part), settings.tenant_tokens_per_second, tenant_bytes,
+        settings.silence_seconds,
+    )  # fmt: skip
+    return limits if settings.tenant_limits is None else replace(limits, tenants=read_tenants(settings.tenant_limits, limits.usual))
 
 
 def _max_part(given: str | None) -> Cut | None:

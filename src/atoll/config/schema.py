@@ -256,7 +256,7 @@ class Wire(Section):
     timeout: Seconds = 60.0
     """A host that is silent for longer counts as lost."""
     reconnect: SecondsOrZero = 120.0
-    """How long a device tries to reach a lost host again, before the run ends with its work saved."""
+    """How long a device tries to reach a lost host again, or waits until a host lets it go on, before the run ends with its work saved."""
     link_bandwidth: BitsPerSecond | None = None
     """Slow the connection down to this rate in each direction: for benchmarks on one machine."""
     link_latency: SecondsOrZero = 0.0

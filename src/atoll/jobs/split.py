@@ -94,8 +94,9 @@ def serve(base: Base, source: str, precision: str, bits: int, limits: HostLimits
 
     queue = ComputeQueue(torch.cuda.synchronize) if base.model.device.type == "cuda" else ComputeQueue()
     return Served(
-        base, source, traced, facts, base_digest, bits, limits.idle_seconds, queue, limits.recomputes, limits.exchange_seconds
-    )
+        base, source, traced, facts, base_digest, bits, limits.idle_seconds, queue, limits.recomputes, limits.exchange_seconds,
+        limits.silence_seconds,
+    )  # fmt: skip
 
 
 def start_host(

@@ -25,4 +25,20 @@ def status_table(status: Mapping[str, Any]) -> Listing:
         "memory": format_bytes(int(status["resident_bytes"])),
         "up": format_seconds(status["uptime_seconds"]),
     }
+    notes |= {f"limits of {one['tenant'] or 'all'}": text for one in status.get("tenants", ()) if (text := _limits(one))}
     return plain_table("host", ("session", "tenant", "since", "tokens", "positions", "compute", "received", "sent"), rows, notes)
+
+
+def _limits(tenant: Mapping[str, Any]) -> str:
+    """What a tenant has used of what it may; empty where it has no limits."""
+    said = []
+    if tenant["max_sessions"]:
+        said.append(f"{tenant['sessions']} of {tenant['max_sessions']} sessions")
+    if tenant["max_tokens_per_second"]:
+        text = f"{float(tenant['tokens_left']):.0f} of {float(tenant['burst_tokens']):.0f} tokens at once"
+        said.append(f"{text}, then {float(tenant['max_tokens_per_second']):g}/s; held back for {format_seconds(tenant['held_seconds'])}")
+    if int(tenant["max_bytes"]):
+        used, most = format_bytes(int(tenant["bytes"])), format_bytes(int(tenant["max_bytes"]))
+        free = f", which count for {format_seconds(tenant['free_seconds'])} more" if tenant["free_seconds"] else ""
+        said.append(f"{used} used of {most} in {format_seconds(tenant['period_seconds'])}{free}")
+    return "; ".join(said)

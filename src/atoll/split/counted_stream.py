@@ -46,6 +46,8 @@ class CountedStream:
         self.dialogue, self.transport, self.codec = dialogue, transport, codec
         self.sent_bytes: Counter[str] = Counter()
         self.received_bytes: Counter[str] = Counter()
+        self.on_wait: Callable[[Any, bool], None] = lambda wait, is_first: None
+        """Told of every Wait, and whether it is the first since another message."""
         self._packer, self._assembler = Packer(), Assembler(GREETING_BYTES)
 
     def allow(self, max_message_bytes: int) -> None:
@@ -69,7 +71,7 @@ class CountedStream:
 
         Raises: FrameError, ProtocolError, HostLostError.
         """
-        num_bytes = 0
+        num_bytes, has_waited = 0, False
         while True:
             frame = self.transport.read()
             num_bytes += len(frame)
@@ -77,7 +79,10 @@ class CountedStream:
             if message is not None:
                 self.received_bytes[message.kind] += num_bytes
                 self.dialogue.received(message)
-                return message
+                if message.kind != "wait":
+                    return message
+                self.on_wait(message.body, not has_waited)
+                num_bytes, has_waited = 0, True
 
 
 def tensors_of(message: Message, dtype: torch.dtype, device: torch.device, part: slice = slice(None)) -> list[Tensor]:

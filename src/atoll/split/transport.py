@@ -77,6 +77,10 @@ class Outbox:
                     continue
         raise lost("the session was closed")
 
+    def closed_within(self, seconds: float) -> bool:
+        """Wait so long, or until it is closed."""
+        return self._closed.wait(seconds)
+
     def close(self) -> None:
         """No more frames; those that wait are still taken."""
         self._closed.set()
@@ -178,6 +182,11 @@ class ServerTransport:
             if type(problem) is not Exception:
                 raise
             raise lost("the device is gone") from None
+
+    def pause(self, seconds: float) -> None:
+        """Let the device wait. Raises: HostLostError where it does not."""
+        if self.outbox.closed_within(seconds):
+            raise lost("the device is gone")
 
     def close(self) -> None:
         """End the call after what was written."""
@@ -357,6 +366,8 @@ def lost_call(code: grpc.StatusCode | None, details: str | None) -> HostLostErro
         return lost("the stream ended")
     if code is grpc.StatusCode.CANCELLED:
         return lost("the host ended the session, which was slow or silent for longer than it allows")
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and details.startswith("tenant_"):
+        return lost(f"the host takes no more from this device now ({details})", "come again when it says")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return lost(f"the host has too many calls at once ({details})", "try again later, or start the host with more sessions")
     if code is grpc.StatusCode.UNAUTHENTICATED:

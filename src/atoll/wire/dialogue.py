@@ -30,6 +30,8 @@ TURNS: Final[dict[State, Role]] = {
 """Who sends the message that a state is named after."""
 ENDINGS: Final[dict[str, Role]] = {"bye": "device", "refusal": "host"}
 """What may be sent at any time before the end, and by whom."""
+INTERLUDES: Final[dict[str, Role]] = {"wait": "host"}
+"""What may be sent, and by whom, where it is that side's turn within an exchange; it stays so."""
 
 
 @dataclass(slots=True)
@@ -90,6 +92,8 @@ class Dialogue:
         if not self.closed and ENDINGS.get(kind) == sender:
             self._check_tensors(message, [])
             self.state = "closed"
+        elif INTERLUDES.get(kind) == sender == TURNS.get(self.state) and self.state != "welcome":
+            self._check_tensors(message, [])
         elif kind != self.state or TURNS[self.state] != sender:
             turn = "nothing more" if self.closed else f"{self.state} from the {TURNS[self.state]}"
             self._refuse("a message that the dialogue does not allow now", f"{kind} from the {sender}", turn)

@@ -17,7 +17,7 @@ from atoll.wire.encoding import Encoded
 
 Kind = Literal[
     "hello", "welcome", "refusal", "forward", "input", "output", "hidden", "hidden_gradient", "gradient", "input_gradient", "finished",
-    "bye", "file_part", "killed",
+    "bye", "file_part", "killed", "wait",
 ]  # fmt: skip
 
 CHUNK_BYTES: Final = 2**20

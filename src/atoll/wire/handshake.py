@@ -70,12 +70,28 @@ def refusal_error(refusal: pb.Refusal, host: str) -> HostRefusedError | HostLost
     what = f"the host refused: {field} does not fit" if fits_not else f"the host ended the session: {field}"
     leaf = HostLostError if refusal.code in TRANSIENT_CODES else HostRefusedError
     got, expected, do = map(_shown, (refusal.device_value or refusal.code, refusal.host_value, refusal.do))
-    return leaf(what, where=host, got=got, expected=expected, do=do)
+    error = leaf(what, where=host, got=got, expected=expected, do=do)
+    if isinstance(error, HostLostError):
+        error.retry_seconds = _sane_seconds(refusal.retry_seconds)
+    return error
+
+
+def wait_error(wait: pb.Wait, host: str) -> HostLostError:
+    """What the device's user sees where the host holds an exchange back for longer than the device waits."""
+    got, expected, do = map(_shown, (wait.device_value, wait.host_value, wait.do))
+    error = HostLostError(f"the host holds this device back: {_shown(wait.field)}", where=host, got=got, expected=expected, do=do)
+    error.retry_seconds = _sane_seconds(wait.seconds)
+    return error
 
 
 def block_of(module: str) -> int | None:
     """Number of the block that a module is in: the first number in its name, "model.layers.3.mlp.experts.0.w1" -> 3."""
     return next((int(part) for part in module.split(".") if part.isdecimal()), None)
+
+
+def _sane_seconds(seconds: float) -> float:
+    """A time that the other side names; 0 for what is none."""
+    return seconds if seconds > 0 else 0.0  # Nor is NaN.
 
 
 def _shown(text: str) -> str:

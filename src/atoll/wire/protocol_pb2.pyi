@@ -23,7 +23,7 @@ class Frame(_message.Message):
     def __init__(self, message: _Optional[int] = ..., index: _Optional[int] = ..., total: _Optional[int] = ..., length: _Optional[int] = ..., checksum: _Optional[int] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class Message(_message.Message):
-    __slots__ = ("hello", "welcome", "refusal", "forward", "input", "output", "hidden", "hidden_gradient", "gradient", "input_gradient", "finished", "bye", "file_part", "killed", "tensors")
+    __slots__ = ("hello", "welcome", "refusal", "forward", "input", "output", "hidden", "hidden_gradient", "gradient", "input_gradient", "finished", "bye", "file_part", "killed", "wait", "tensors")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +38,7 @@ class Message(_message.Message):
     BYE_FIELD_NUMBER: _ClassVar[int]
     FILE_PART_FIELD_NUMBER: _ClassVar[int]
     KILLED_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     welcome: Welcome
@@ -53,8 +54,9 @@ class Message(_message.Message):
     bye: Bye
     file_part: FilePart
     killed: Killed
+    wait: Wait
     tensors: _containers.RepeatedCompositeFieldContainer[TensorInfo]
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., input: _Optional[_Union[Input, _Mapping]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., hidden: _Optional[_Union[Hidden, _Mapping]] = ..., hidden_gradient: _Optional[_Union[HiddenGradient, _Mapping]] = ..., gradient: _Optional[_Union[Gradient, _Mapping]] = ..., input_gradient: _Optional[_Union[InputGradient, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ..., file_part: _Optional[_Union[FilePart, _Mapping]] = ..., killed: _Optional[_Union[Killed, _Mapping]] = ..., tensors: _Optional[_Iterable[_Union[TensorInfo, _Mapping]]] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., input: _Optional[_Union[Input, _Mapping]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., hidden: _Optional[_Union[Hidden, _Mapping]] = ..., hidden_gradient: _Optional[_Union[HiddenGradient, _Mapping]] = ..., gradient: _Optional[_Union[Gradient, _Mapping]] = ..., input_gradient: _Optional[_Union[InputGradient, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ..., file_part: _Optional[_Union[FilePart, _Mapping]] = ..., killed: _Optional[_Union[Killed, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., tensors: _Optional[_Iterable[_Union[TensorInfo, _Mapping]]] = ...) -> None: ...
 
 class TensorInfo(_message.Message):
     __slots__ = ("codec", "shape")
@@ -131,18 +133,34 @@ class Group(_message.Message):
     def __init__(self, modules: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Refusal(_message.Message):
-    __slots__ = ("code", "field", "host_value", "device_value", "do")
+    __slots__ = ("code", "field", "host_value", "device_value", "do", "retry_seconds")
     CODE_FIELD_NUMBER: _ClassVar[int]
     FIELD_FIELD_NUMBER: _ClassVar[int]
     HOST_VALUE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_VALUE_FIELD_NUMBER: _ClassVar[int]
     DO_FIELD_NUMBER: _ClassVar[int]
+    RETRY_SECONDS_FIELD_NUMBER: _ClassVar[int]
     code: str
     field: str
     host_value: str
     device_value: str
     do: str
-    def __init__(self, code: _Optional[str] = ..., field: _Optional[str] = ..., host_value: _Optional[str] = ..., device_value: _Optional[str] = ..., do: _Optional[str] = ...) -> None: ...
+    retry_seconds: float
+    def __init__(self, code: _Optional[str] = ..., field: _Optional[str] = ..., host_value: _Optional[str] = ..., device_value: _Optional[str] = ..., do: _Optional[str] = ..., retry_seconds: _Optional[float] = ...) -> None: ...
+
+class Wait(_message.Message):
+    __slots__ = ("field", "host_value", "device_value", "do", "seconds")
+    FIELD_FIELD_NUMBER: _ClassVar[int]
+    HOST_VALUE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_VALUE_FIELD_NUMBER: _ClassVar[int]
+    DO_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    field: str
+    host_value: str
+    device_value: str
+    do: str
+    seconds: float
+    def __init__(self, field: _Optional[str] = ..., host_value: _Optional[str] = ..., device_value: _Optional[str] = ..., do: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class Killed(_message.Message):
     __slots__ = ()
@@ -261,7 +279,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("protocol", "atoll_version", "base_digest", "tokenizer_digest", "num_blocks", "bits", "precision", "codecs", "wire_modes", "adapter_kinds", "max_tokens", "max_rank", "sessions", "max_sessions", "uptime_seconds", "tokens", "tokens_per_second", "resident_bytes", "open")
+    __slots__ = ("protocol", "atoll_version", "base_digest", "tokenizer_digest", "num_blocks", "bits", "precision", "codecs", "wire_modes", "adapter_kinds", "max_tokens", "max_rank", "sessions", "max_sessions", "uptime_seconds", "tokens", "tokens_per_second", "resident_bytes", "open", "tenants")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     ATOLL_VERSION_FIELD_NUMBER: _ClassVar[int]
     BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -281,6 +299,7 @@ class StatusReply(_message.Message):
     TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
+    TENANTS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     atoll_version: str
     base_digest: str
@@ -300,7 +319,8 @@ class StatusReply(_message.Message):
     tokens_per_second: float
     resident_bytes: int
     open: _containers.RepeatedCompositeFieldContainer[SessionStatus]
-    def __init__(self, protocol: _Optional[int] = ..., atoll_version: _Optional[str] = ..., base_digest: _Optional[str] = ..., tokenizer_digest: _Optional[str] = ..., num_blocks: _Optional[int] = ..., bits: _Optional[int] = ..., precision: _Optional[str] = ..., codecs: _Optional[_Iterable[str]] = ..., wire_modes: _Optional[_Iterable[str]] = ..., adapter_kinds: _Optional[_Iterable[str]] = ..., max_tokens: _Optional[int] = ..., max_rank: _Optional[int] = ..., sessions: _Optional[int] = ..., max_sessions: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., resident_bytes: _Optional[int] = ..., open: _Optional[_Iterable[_Union[SessionStatus, _Mapping]]] = ...) -> None: ...
+    tenants: _containers.RepeatedCompositeFieldContainer[TenantStatus]
+    def __init__(self, protocol: _Optional[int] = ..., atoll_version: _Optional[str] = ..., base_digest: _Optional[str] = ..., tokenizer_digest: _Optional[str] = ..., num_blocks: _Optional[int] = ..., bits: _Optional[int] = ..., precision: _Optional[str] = ..., codecs: _Optional[_Iterable[str]] = ..., wire_modes: _Optional[_Iterable[str]] = ..., adapter_kinds: _Optional[_Iterable[str]] = ..., max_tokens: _Optional[int] = ..., max_rank: _Optional[int] = ..., sessions: _Optional[int] = ..., max_sessions: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., resident_bytes: _Optional[int] = ..., open: _Optional[_Iterable[_Union[SessionStatus, _Mapping]]] = ..., tenants: _Optional[_Iterable[_Union[TenantStatus, _Mapping]]] = ...) -> None: ...
 
 class SessionStatus(_message.Message):
     __slots__ = ("session", "tenant", "seconds", "tokens", "exchanges", "sent_bytes", "received_bytes", "positions", "compute_seconds")
@@ -323,3 +343,29 @@ class SessionStatus(_message.Message):
     positions: int
     compute_seconds: float
     def __init__(self, session: _Optional[str] = ..., tenant: _Optional[str] = ..., seconds: _Optional[float] = ..., tokens: _Optional[int] = ..., exchanges: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., positions: _Optional[int] = ..., compute_seconds: _Optional[float] = ...) -> None: ...
+
+class TenantStatus(_message.Message):
+    __slots__ = ("tenant", "sessions", "max_sessions", "max_tokens_per_second", "burst_tokens", "tokens_left", "held_seconds", "max_bytes", "period_seconds", "bytes", "free_seconds")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    MAX_SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    BURST_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_LEFT_FIELD_NUMBER: _ClassVar[int]
+    HELD_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PERIOD_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    FREE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    sessions: int
+    max_sessions: int
+    max_tokens_per_second: float
+    burst_tokens: float
+    tokens_left: float
+    held_seconds: float
+    max_bytes: int
+    period_seconds: float
+    bytes: int
+    free_seconds: float
+    def __init__(self, tenant: _Optional[str] = ..., sessions: _Optional[int] = ..., max_sessions: _Optional[int] = ..., max_tokens_per_second: _Optional[float] = ..., burst_tokens: _Optional[float] = ..., tokens_left: _Optional[float] = ..., held_seconds: _Optional[float] = ..., max_bytes: _Optional[int] = ..., period_seconds: _Optional[float] = ..., bytes: _Optional[int] = ..., free_seconds: _Optional[float] = ...) -> None: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -78,6 +79,18 @@ class Serving:
     exchange_seconds: Annotated[
         float, typer.Option("--exchange", min=0.1, metavar="SECONDS", help="End one that holds a micro-batch longer.")
     ] = 3600.0
+    silence_seconds: Annotated[
+        float, typer.Option("--silence", min=0.1, metavar="SECONDS", help="End one that was silent for longer in all.")
+    ] = 14_400.0
+    tenant_tokens_per_second: Annotated[
+        float | None, typer.Option("--max-tenant-rate", min=1e-3, metavar="X", help="Tokens a second of one certificate name.")
+    ] = None
+    tenant_bytes: Annotated[
+        str | None, typer.Option("--max-tenant-bytes", metavar="SIZE", help="Of one certificate name: 20GB/day or /hour.")
+    ] = None
+    tenant_limits: Annotated[
+        Path | None, typer.Option("--tenant-limits", metavar="FILE", help="Limits of single certificate names, in TOML.")
+    ] = None
     merges: Annotated[
         bool, typer.Option("--merge", help="Let devices merge killed modules: a copy of a weight for each, in every session.")
     ] = False
@@ -107,10 +120,26 @@ class Serving:
             raise CommandLineError(
                 "--tenant goes with --make-certificates", where="atoll host", got="--tenant alone", expected="both", do="add the folder",
             )  # fmt: skip
-        if self.max_tenant_sessions is not None and self.client_ca is None and not self.tenants:
+        numbers = {
+            "--idle": self.idle_seconds, "--exchange": self.exchange_seconds, "--silence": self.silence_seconds,
+            "--max-tenant-rate": self.tenant_tokens_per_second,
+        }  # fmt: skip
+        for option, number in numbers.items():
+            if number is not None and not math.isfinite(number):
+                raise CommandLineError(
+                    f"{option} is a number", where="atoll host", got=str(number), expected="a finite number",
+                    do="write a large one for no limit",
+                )  # fmt: skip
+        of_tenants = {
+            "--max-tenant-sessions": self.max_tenant_sessions, "--max-tenant-rate": self.tenant_tokens_per_second,
+            "--max-tenant-bytes": self.tenant_bytes, "--tenant-limits": self.tenant_limits,
+        }  # fmt: skip
+        given = [option for option, value in of_tenants.items() if value is not None]
+        if given and self.client_ca is None and not self.tenants:
             raise CommandLineError(
-                "--max-tenant-sessions needs certificates that name the devices", where="atoll host", got="no certificates of devices",
-                expected="--client-ca, or --make-certificates with --tenant", do="add them, or use --max-sessions",
+                f"{given[0]} needs certificates that name the devices", where="atoll host", got="no certificates of devices",
+                expected="--client-ca, or --make-certificates with --tenant",
+                do="add them, or use --max-sessions" if given == ["--max-tenant-sessions"] else "add them",
             )  # fmt: skip
 
 

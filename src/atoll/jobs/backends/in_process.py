@@ -20,7 +20,7 @@ from atoll.jobs.job import Job, Participant
 from atoll.jobs.step_cost import step_work
 from atoll.privacy.transform import UpdateContext, transformed
 from atoll.registry.parts import trait
-from atoll.runs.events import EventLog, HostLost, ModulesChosen, Phase, StepDone
+from atoll.runs.events import Advised, EventLog, HostLost, ModulesChosen, Phase, StepDone
 from atoll.training.importance_warmup import ModuleScores, WarmUp, warm_up
 from atoll.training.local_trainer import LocalTrainer
 from atoll.training.trainer import FitPlan, StepReport
@@ -97,6 +97,7 @@ def edge_work(job: Job, edge: Participant, order: WorkOrder, log: EventLog, base
         assert job.split is not None
         client = job.split.client
         client.on_lost = lambda reason: log.append(HostLost(edge.name, reason))
+        client.on_held = lambda reason: log.append(Advised(edge.name, reason))
         trainer, account = replace(trainer, attempt=client.retrying), client.account
     return EdgeWork(
         name=edge.name,

@@ -17,7 +17,7 @@ from atoll.split.device.exchange import Session
 from atoll.wire import protocol_pb2 as pb
 from atoll.wire.byte_formulas import WireMode, largest_message_bytes
 from atoll.wire.dialogue import Dialogue
-from atoll.wire.handshake import PROTOCOL, refusal_error
+from atoll.wire.handshake import PROTOCOL, refusal_error, wait_error
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 8.0
 
@@ -46,11 +46,17 @@ class Terms:
 class Client:
     """A device's way to its host. `transport` opens a stream; `account` counts what crossed all of them."""
 
-    def __init__(self, host: str, terms: Terms, transport: Callable[[], Transport], patience_seconds: float) -> None:
+    def __init__(
+        self, host: str, terms: Terms, transport: Callable[[], Transport], patience_seconds: float,
+        clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep,
+    ) -> None:  # fmt: skip
         self._host, self._terms, self._transport = host, terms, transport
-        self._patience = patience_seconds
+        self._patience, self._clock, self._sleep = patience_seconds, clock, sleep
         self.on_lost: Callable[[str], None] = lambda reason: None
         """Told why, each time the host is lost and will be tried again."""
+        self.on_held: Callable[[str], None] = lambda reason: None
+        """Told why, the first time that the host holds an exchange back."""
+        self._held_since, self._was_held = 0.0, False
         self.account = WireAccount()
         self.blocks: RemoteBlocks | None = None
 
@@ -61,6 +67,7 @@ class Client:
         """
         stream = CountedStream(Dialogue("device"), self._transport(), self._terms.codec)
         stream.sent_bytes, stream.received_bytes = self.account.sent, self.account.received
+        stream.on_wait = self._be_held
         try:
             groups = self._greet(stream, adapters)
         except BaseException:
@@ -97,6 +104,22 @@ class Client:
             stream.send(pb.Killed(), matrices, ["fp32"] * len(matrices))
         return groups
 
+    def _be_held(self, wait: pb.Wait, is_first: bool) -> None:
+        """The host holds an exchange back: as long as patience lasts, whatever it says each time.
+
+        Raises: HostLostError.
+        """
+        # A moment is no loss, also for a device that is to come back from none.
+        patience = max(self._patience, LONGEST_PAUSE_SECONDS)
+        now = self._clock()
+        self._held_since = now if is_first else self._held_since
+        error = wait_error(wait, self._host)
+        if now + error.retry_seconds > self._held_since + patience:
+            raise error
+        if not self._was_held:
+            self._was_held = True
+            self.on_held(printable(f"{error.what}; {error.expected}"))
+
     def end(self) -> None:
         """Say goodbye to the host."""
         if self.blocks is not None:
@@ -104,6 +127,8 @@ class Client:
 
     def retrying(self, attempt: Callable[[], T]) -> T:
         """Do something that needs the host; where the host is lost, connect again and do it anew, as long as patience lasts.
+
+        A host that says when to come again is not asked before, nor waited for in vain where that is longer than patience lasts.
 
         Nothing that an attempt does may outlast its failure: a training step changes the adapters only at its very end.
 
@@ -116,9 +141,11 @@ class Client:
             except (HostLostError, FrameError) as problem:
                 if self.blocks is not None:
                     self.blocks.drop()
-                until = time.monotonic() + self._patience if until is None else until
-                if time.monotonic() + pause > until:
+                until = self._clock() + self._patience if until is None else until
+                said = problem.retry_seconds if isinstance(problem, HostLostError) else 0.0
+                if self._clock() + max(pause, said) > until:
                     raise
-                self.on_lost(printable(problem.got or problem.what))
-                time.sleep(pause)
+                reason = f"{problem.what}: {problem.got}; {problem.expected}; {problem.do}" if said else problem.got or problem.what
+                self.on_lost(printable(reason))
+                self._sleep(max(pause, said))
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)

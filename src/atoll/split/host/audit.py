@@ -15,7 +15,7 @@ from typing import Any
 
 from atoll.errors import OutputError
 
-REPEATED = ("call refused", "status", "handshake refused", "not let in", "let in", "request refused")
+REPEATED = ("call refused", "session refused", "status", "handshake refused", "not let in", "let in", "request refused")
 """What anybody can make happen thousands of times a second: of one caller at most one line a second, with how many there were."""
 REPEAT_SECONDS = 1.0
 

@@ -16,6 +16,7 @@ from atoll.errors import AtollError, ProtocolError
 from atoll.split.cut import Cut
 from atoll.split.host.audit import Audit
 from atoll.split.host.compute_queue import ComputeQueue
+from atoll.split.host.limits.budgets import Budgets
 from atoll.split.host.tenants import Call
 from atoll.split.transport import Alarm
 from atoll.wire import protocol_pb2 as pb
@@ -63,8 +64,8 @@ class PartLimit:
 class Parts:
     """Answers the Part calls of a host whose base is `source`."""
 
-    def __init__(self, source: str, limit: PartLimit, compute_queue: ComputeQueue, audit: Audit) -> None:
-        self._source, self._limit, self._queue, self._audit = source, limit, compute_queue, audit
+    def __init__(self, source: str, limit: PartLimit, budgets: Budgets, compute_queue: ComputeQueue, audit: Audit) -> None:
+        self._source, self._limit, self._budgets, self._queue, self._audit = source, limit, budgets, compute_queue, audit
         self._digests: dict[tuple[Cut, str], str] = {}
         """By cut and name of the file: else a call that is hung up on at once would have the whole part read again."""
 
@@ -96,6 +97,11 @@ class Parts:
     def _answer(self, call: Call, sent: _Sent, alarm: Alarm) -> Iterator[bytes]:
         """The frames of a part, or of a refusal where the tenant may not have it or this machine's disk does not let it."""
         packer, cut = Packer(), sent.cut
+        over = self._budgets.of(call.tenant).over_bytes()
+        if over is not None:
+            sent.refused = f"{over.field}: {over.used}"
+            yield from packer.frames(Message(over.refusal()))
+            return
         most = self._limit.grant(call.tenant, cut)
         if most is not None:
             sent.refused = f"more than {most}"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from atoll.split.host.limits.budgets import Over
 from atoll.split.host.session import SessionFigures
 from atoll.split.host.tenants import HostLimits
 
@@ -61,15 +62,6 @@ class Totals:
     """Sessions that the host refused or ended, by code."""
 
 
-@dataclass(frozen=True, slots=True)
-class NoRoom:
-    """Why a session cannot open now: the limit that is reached, as a Refusal tells it."""
-
-    field: str
-    limit: int
-    do: str
-
-
 class HostAccount:
     """The sessions of a host: those that are open, and the sums over those that ended."""
 
@@ -80,7 +72,12 @@ class HostAccount:
         self._refused: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._numbers, self._room = itertools.count(1), threading.Condition()
 
-    def open(self, tenant: str) -> SessionFigures | NoRoom:
+    def refused(self, tenant: str, code: str) -> None:
+        """A session did not come to be."""
+        with self._room:
+            self._refused[tenant][code] += 1
+
+    def open(self, tenant: str) -> SessionFigures | Over:
         """The figures of a new session; what is in its way, and one refusal more, where there is no room for it."""
         with self._room:
             self._room.wait_for(lambda: self._no_room(tenant) is None, ROOM_SECONDS)
@@ -101,14 +98,21 @@ class HostAccount:
                 self._refused[figures.tenant][code] += 1
             self._room.notify_all()  # Not everybody who waits has room now: a tenant may still be at its own limit.
 
-    def _no_room(self, tenant: str) -> NoRoom | None:
-        of_tenant = sum(figures.tenant == tenant for figures in self._open.values())
-        if self._limits.max_tenant_sessions is not None and of_tenant >= self._limits.max_tenant_sessions:
-            do = "end another session with the same certificate, or start the host with a larger --max-tenant-sessions"
-            return NoRoom("tenant_sessions", self._limits.max_tenant_sessions, do)
+    def _no_room(self, tenant: str) -> Over | None:
+        of_tenant, most = sum(figures.tenant == tenant for figures in self._open.values()), self._limits.of(tenant).sessions
+        if most is not None and of_tenant >= most:
+            do = f"come again when another with the same certificate has ended ({self._ends(tenant)}), or "
+            own = tenant in self._limits.tenants
+            do += "write more into the host's --tenant-limits" if own else "start the host with a larger --max-tenant-sessions"
+            return Over("tenant_sessions", f"at most {most}", "one more", do)
         if len(self._open) >= self._limits.max_sessions:
-            return NoRoom("sessions", self._limits.max_sessions, "try again later, or start the host with a larger --max-sessions")
+            do = f"come again when another has ended ({self._ends(None)}), or start the host with a larger --max-sessions"
+            return Over("sessions", f"at most {self._limits.max_sessions}", "one more", do)
         return None
+
+    def _ends(self, tenant: str | None) -> str:
+        own = None if tenant is None else self._limits.of(tenant).idle_seconds
+        return f"a silent one does after {self._limits.idle_seconds if own is None else own:g} s"
 
     def sessions(self, tenant: str | None) -> list[SessionFigures]:
         """Open sessions of a tenant; None: of all."""

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from atoll.cost.meters import resident_bytes
 from atoll.errors import TransportError
 from atoll.split.host.host_account import HostAccount, Totals
+from atoll.split.host.limits.budgets import Budgets, Use
 
 READER_SECONDS, READERS = 5.0, 16
 """How long a reader may take for its question and the answer, and how many there may be at a time. All of them share one thread."""
@@ -28,6 +29,10 @@ class Watched(Protocol):
     @property
     def account(self) -> HostAccount:
         """What it has done."""
+
+    @property
+    def budgets(self) -> Budgets:
+        """What tenants have used of what they may."""
 
     def at_stop(self, action: Callable[[], None]) -> None:
         """Do this when the host stops."""
@@ -44,7 +49,7 @@ def serve_metrics(host: Watched, address: str, *, tenants: bool = False) -> str:
     name, _, port = address.rpartition(":")
     name = name.strip("[]") or "127.0.0.1"
     registry = prometheus_client.CollectorRegistry()
-    registry.register(_Figures(host.account, tenants))
+    registry.register(_Figures(host.account, host.budgets, tenants))
     page = _Page(lambda: prometheus_client.generate_latest(registry))
     loop = asyncio.new_event_loop()
     try:
@@ -116,8 +121,8 @@ class _Page:
 class _Figures(Collector):
     """Reads the account when the page is asked for, so that nothing is counted twice."""
 
-    def __init__(self, account: HostAccount, tenants: bool) -> None:
-        self._account, self._tenants = account, tenants
+    def __init__(self, account: HostAccount, budgets: Budgets, tenants: bool) -> None:
+        self._account, self._budgets, self._tenants = account, budgets, tenants
 
     def collect(self) -> Iterator[Metric]:
         """The figures of now."""
@@ -126,6 +131,22 @@ class _Figures(Collector):
         if self._tenants:
             rows: dict[tuple[str, ...], Totals] = {(name,): totals for name, totals in self._account.totals_by_tenant().items()}
             yield from _families("atoll_host_tenant", ", by tenant", rows, ("tenant",))
+            yield from _limits(self._budgets.uses(None))
+
+
+def _limits(uses: Mapping[str, Use]) -> Iterator[Metric]:
+    held = CounterMetricFamily(
+        "atoll_host_tenant_held_seconds", "Time for which exchanges were held back, being beyond the tenant's tokens a second.",
+        labels=("tenant",),
+    )  # fmt: skip
+    used = GaugeMetricFamily("atoll_host_tenant_period_bytes", "Bytes of the tenant's hour or day so far.", labels=("tenant",))
+    most = GaugeMetricFamily("atoll_host_tenant_period_bytes_limit", "Bytes that it may move in that time.", labels=("tenant",))
+    for tenant, use in uses.items():
+        held.add_metric((tenant,), use.held_seconds)
+        if use.limits.bytes is not None:
+            used.add_metric((tenant,), use.num_bytes)
+            most.add_metric((tenant,), use.limits.bytes.num_bytes)
+    yield from (held, used, most)
 
 
 def _families(prefix: str, note: str, rows: Mapping[tuple[str, ...], Totals], labels: tuple[str, ...]) -> Iterator[Metric]:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import grpc
 
@@ -16,7 +17,8 @@ from atoll.split.counted_stream import CountedStream
 from atoll.split.cut import Cut
 from atoll.split.host.audit import Audit
 from atoll.split.host.base_part import AT_ONCE, AT_ONCE_OF_TENANT, PartLimit, Parts
-from atoll.split.host.host_account import HostAccount, NoRoom
+from atoll.split.host.host_account import HostAccount
+from atoll.split.host.limits.budgets import HOLD_SECONDS, Budgets, Over, Use
 from atoll.split.host.session import HostSession, Served, SessionFigures
 from atoll.split.host.tenants import Call, Door, HostLimits
 from atoll.split.revocation import Revoked
@@ -48,19 +50,24 @@ class Host:
 
     def __init__(
         self, served: Served, limits: HostLimits, listen: str, credentials: grpc.ServerCredentials | None, audit: Audit | None = None,
-        revoked: Revoked | None = None,
+        revoked: Revoked | None = None, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self._served, self._limits, self._audit = served, limits, audit or Audit(None)
-        self.account, self._started = HostAccount(limits), time.monotonic()
+        self.account, self.budgets, self._started = HostAccount(limits), Budgets(limits.of, clock), time.monotonic()
         self._threads: set[threading.Thread] = set()
         self._at_stop: list[Callable[[], None]] = []
-        parts = Parts(served.source, PartLimit(served.facts(Cut(0, 0)).num_blocks, limits.max_part), served.compute_queue, self._audit)
-        # As many again as there are sessions may wait for room, or be told that there is none.
-        most_of_tenant = 2 * (limits.max_tenant_sessions or limits.max_sessions) + 2
+        part_limit = PartLimit(served.facts(Cut(0, 0)).num_blocks, limits.max_part)
+        parts = Parts(served.source, part_limit, self.budgets, served.compute_queue, self._audit)
+
+        def most_of_tenant(tenant: str) -> int:
+            # As many again as there are sessions may wait for room, or be told that there is none.
+            return 2 * (limits.of(tenant).sessions or limits.max_sessions) + 2
+
+        common = (self.budgets, self._audit, revoked)
         self._doors = (
-            Door("Train", self._train, 2 * limits.max_sessions + 8, most_of_tenant, self._audit, revoked),
-            Door("Part", parts.serve, AT_ONCE, AT_ONCE_OF_TENANT, self._audit, revoked),
-            Door("Status", self._status, STATUS_AT_ONCE, STATUS_AT_ONCE_OF_TENANT, self._audit, revoked),
+            Door("Train", self._train, 2 * limits.max_sessions + 8, most_of_tenant, *common),
+            Door("Part", parts.serve, AT_ONCE, lambda tenant: AT_ONCE_OF_TENANT, *common),
+            Door("Status", self._status, STATUS_AT_ONCE, lambda tenant: STATUS_AT_ONCE_OF_TENANT, *common),
         )
         # Every door has threads of its own; of these only calls of unknown methods would make use.
         self._server = grpc.server(ThreadPoolExecutor(1, thread_name_prefix="atoll-grpc"), options=(*OPTIONS, *SERVER_OPTIONS))
@@ -107,36 +114,46 @@ class Host:
             max_rank=facts.max_rank, sessions=totals.sessions, max_sessions=self._limits.max_sessions,
             uptime_seconds=now - self._started, tokens=totals.tokens, tokens_per_second=self.account.tokens_per_second(),
             resident_bytes=resident_bytes(), open=[_session_status(figures, now) for figures in self.account.sessions(tenant)],
+            tenants=[
+                _tenant_status(name, use, len(self.account.sessions(name))) for name, use in self.budgets.uses(tenant).items()
+            ],
         )  # fmt: skip
 
     def _train(self, call: Call) -> Iterator[bytes]:
-        figures = self.account.open(call.tenant)
-        yield from self._busy(call, figures) if isinstance(figures, NoRoom) else self._session(call, figures).outbox
+        over = self.budgets.of(call.tenant).over_bytes()
+        if over is not None:
+            self.account.refused(call.tenant, "busy")
+        figures = over or self.account.open(call.tenant)
+        yield from self._busy(call, figures) if isinstance(figures, Over) else self._session(call, figures).outbox
 
-    def _busy(self, call: Call, no_room: NoRoom) -> Iterator[bytes]:
-        self._audit.note("session refused", call.tenant, call.peer, {"code": "busy", "field": no_room.field})
-        refusal = pb.Refusal(
-            code="busy", field=no_room.field, host_value=f"at most {no_room.limit}", device_value="one more", do=no_room.do
-        )
+    def _busy(self, call: Call, over: Over) -> Iterator[bytes]:
+        self._audit.note("session refused", call.tenant, call.peer, {"code": "busy", "field": over.field})
         alarm = Alarm(call.context.cancel)
         try:
             with alarm.within(HELLO_SECONDS):
-                yield from Packer().frames(Message(refusal))
+                yield from Packer().frames(Message(over.refusal()))
         finally:
             alarm.close()
 
     def _session(self, call: Call, figures: SessionFigures) -> ServerTransport:
         """The transport of a session that now runs in a thread of its own."""
+        served = self._served_to(call.tenant)
         # Until it has said who it is, a device has less time.
-        transport = ServerTransport(call.requests, call.context.cancel, min(HELLO_SECONDS, self._served.idle_seconds))
+        transport = ServerTransport(call.requests, call.context.cancel, min(HELLO_SECONDS, served.idle_seconds))
         if not call.context.add_callback(transport.close):
             transport.close()  # The device is gone already, and nobody else would end the transport's thread.
-        stream = CountedStream(Dialogue("host"), transport, "fp32")
+        stream, account = CountedStream(Dialogue("host"), transport, "fp32"), self.budgets.of(call.tenant)
+
+        def hold(over: Over) -> None:
+            # Once for its user to know; and wherever the device would come to ask itself whether the host is still there.
+            if over.seconds > HOLD_SECONDS or not stream.sent_bytes["wait"]:
+                stream.send(over.wait())
+            transport.pause(min(over.seconds, HOLD_SECONDS))
 
         def run() -> None:
             self._audit.note("session opened", call.tenant, call.peer, {"session": figures.session})
             try:
-                HostSession(self._served, stream, figures).run()
+                HostSession(served, stream, figures, lambda num_positions: account.admit(num_positions, hold)).run()
             finally:
                 code = "idle" if transport.silent else figures.refusal
                 self.account.end(figures, code)
@@ -149,11 +166,22 @@ class Host:
         thread.start()
         return transport
 
+    def _served_to(self, tenant: str) -> Served:
+        """The same to all, but for how long it waits for them."""
+        limits, usual = self._limits.of(tenant), self._served
+        return replace(
+            usual, idle_seconds=usual.idle_seconds if limits.idle_seconds is None else limits.idle_seconds,
+            silence_seconds=usual.silence_seconds if limits.silence_seconds is None else limits.silence_seconds,
+        )  # fmt: skip
+
     def _status(self, call: Call) -> Iterator[bytes]:
         alarm = Alarm(call.context.cancel)
         try:
             with alarm.within(STATUS_SECONDS):
-                call.request(pb.StatusRequest)
+                padding = call.request(pb.StatusRequest).ByteSize()
+                over = self.budgets.of(call.tenant).over_bytes()
+                if over is not None and padding:  # Without it, the answer is what tells the tenant of its limit.
+                    call.context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{over.field}: {over.used}, {over.limit}; {over.do}")
                 self._audit.note("status", call.tenant, call.peer, {})
                 # Whoever shows a certificate sees its own sessions only.
                 yield self.status(call.tenant or None).SerializeToString()
@@ -173,6 +201,16 @@ def _told(figures: SessionFigures, code: str) -> dict[str, object]:
     if figures.cut is not None:
         told |= {"front": figures.cut.front, "back": figures.cut.back}
     return told | ({"code": code, "field": figures.refused_field} if code else {})
+
+
+def _tenant_status(tenant: str, use: Use, num_sessions: int) -> pb.TenantStatus:
+    limits, bound = use.limits, use.limits.bytes
+    return pb.TenantStatus(
+        tenant=tenant, sessions=num_sessions, max_sessions=limits.sessions or 0, max_tokens_per_second=limits.tokens_per_second or 0.0,
+        burst_tokens=limits.burst_tokens, tokens_left=use.tokens_left, held_seconds=use.held_seconds,
+        max_bytes=0 if bound is None else bound.num_bytes, period_seconds=0.0 if bound is None else bound.period_seconds,
+        bytes=use.num_bytes, free_seconds=use.free_seconds,
+    )  # fmt: skip
 
 
 def _session_status(figures: SessionFigures, now: float) -> pb.SessionStatus:

@@ -28,6 +28,7 @@ from atoll.split.cut import Cut
 from atoll.split.host.blocks.lent import LentAdapters, LentModule
 from atoll.split.host.blocks.middle import KilledModule, Middle, Pass
 from atoll.split.host.compute_queue import ComputeQueue, Turns
+from atoll.split.host.limits.budgets import Over
 from atoll.split.transport import lost
 from atoll.wire import protocol_pb2 as pb
 from atoll.wire.byte_formulas import largest_message_bytes
@@ -85,6 +86,8 @@ class Served:
     """Whether a session with lent adapters keeps no activations while its device computes."""
     exchange_seconds: float = float("inf")
     """How long a device may be waited for within one exchange, all told: else a frame now and then would keep a session for ever."""
+    silence_seconds: float = float("inf")
+    """How long a device may be silent between exchanges, all told: else one of a token now and then would keep a session for ever."""
 
     @property
     def width(self) -> int:
@@ -155,9 +158,13 @@ class DevicePeer:
 class HostSession:
     """One device's session, from Hello to the end; runs in a thread of its own."""
 
-    def __init__(self, served: Served, stream: CountedStream, figures: SessionFigures) -> None:
-        self._served, self._stream, self._figures = served, stream, figures
-        self._adapter_codec = ""
+    def __init__(
+        self, served: Served, stream: CountedStream, figures: SessionFigures,
+        admit: Callable[[int], Over | None] = lambda num_positions: None,
+    ) -> None:  # fmt: skip
+        """`admit` is told the positions of each exchange, may wait before it comes back, and says what limit forbids the exchange."""
+        self._served, self._stream, self._figures, self._admit = served, stream, figures, admit
+        self._silence_seconds, self._adapter_codec = served.silence_seconds, ""
 
     def run(self) -> None:
         """Serve the device until it says goodbye or fails. Whatever goes wrong is told to it and never leaves this session."""
@@ -247,8 +254,9 @@ class HostSession:
     def _exchange(self, peer: DevicePeer, middle: Middle, turns: Turns) -> bool:
         """The next exchange, of which nothing is held when this returns; False where the device said goodbye."""
         transport = self._stream.transport
-        transport.left_seconds = self._served.idle_seconds
+        silence = transport.left_seconds = min(self._served.idle_seconds, self._silence_seconds)
         message = self._stream.receive()
+        self._silence_seconds -= silence - transport.left_seconds
         if message.kind != "forward":
             return False
         transport.left_seconds = self._served.exchange_seconds
@@ -257,6 +265,10 @@ class HostSession:
         peer.exchange, peer.num_tokens, peer.num_positions = request.exchange, sum(layout.lengths), request.rows * request.positions
         shapes = [(peer.num_tokens, self._served.width), *(peer.factor_shapes() if request.has_factors else [])]
         check_shapes(message, shapes)
+        over = self._admit(peer.num_positions)
+        if over is not None:
+            self._refuse(over.refusal())
+            return False
         try:
             with turns.slot():
                 transport.waiting = turns.release

@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, TypeVar
 
@@ -18,6 +18,8 @@ from google.protobuf.message import DecodeError, Message
 from atoll.errors import ProtocolError
 from atoll.split.cut import Cut
 from atoll.split.host.audit import Audit
+from atoll.split.host.limits.budgets import Budgets
+from atoll.split.host.limits.rules import ByteLimit, TenantLimits
 from atoll.split.revocation import Revoked
 from atoll.split.transport import lost
 
@@ -46,6 +48,22 @@ class HostLimits:
     """Whether a session with lent adapters keeps no activations while its device computes, and makes the forward pass twice."""
     max_part: Cut | None = None
     """Blocks that a tenant may fetch, over all its calls. None: what one cut needs, of at most half of the blocks."""
+    tenant_tokens_per_second: float | None = None
+    """Positions, padding included, of a tenant's exchanges; None: as many as come."""
+    tenant_bytes: ByteLimit | None = None
+    silence_seconds: float = 14_400.0
+    """How long a session may wait between its exchanges, all told."""
+    tenants: Mapping[str, TenantLimits] = field(default_factory=dict)
+    """Of those that have limits of their own, which hold in place of all of the above."""
+
+    def of(self, tenant: str) -> TenantLimits:
+        """What one tenant may have."""
+        return self.tenants.get(tenant, self.usual)
+
+    @property
+    def usual(self) -> TenantLimits:
+        """What a tenant may have that has no limits of its own."""
+        return TenantLimits(self.max_tenant_sessions, self.tenant_tokens_per_second, None, self.tenant_bytes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,18 +117,23 @@ def _shown(pem: bytes) -> Shown:
     except ValueError:
         return Shown(None)
     name = names[0].value if len(names) == 1 else b""
-    is_usable = isinstance(name, str) and name.isprintable() and name.strip() == name and 1 <= len(name) <= NAME_CHARACTERS
-    return Shown(str(name) if is_usable else None, certificate.serial_number)
+    return Shown(name if isinstance(name, str) and is_tenant_name(name) else None, certificate.serial_number)
+
+
+def is_tenant_name(name: str) -> bool:
+    """Whether a certificate can name a tenant so."""
+    return name.isprintable() and name.strip() == name and 1 <= len(name) <= NAME_CHARACTERS
 
 
 class Door:
     """One method of the service. It has threads of its own, so that no other method can take them all."""
 
     def __init__(
-        self, name: str, answer: Callable[[Call], Iterator[bytes]], most: int, most_of_tenant: int, audit: Audit, revoked: Revoked | None
-    ) -> None:
+        self, name: str, answer: Callable[[Call], Iterator[bytes]], most: int, most_of_tenant: Callable[[str], int], budgets: Budgets,
+        audit: Audit, revoked: Revoked | None,
+    ) -> None:  # fmt: skip
         self.name, self._answer, self._most, self._most_of_tenant, self._audit = name, answer, most, most_of_tenant, audit
-        self._revoked = revoked
+        self._budgets, self._revoked = budgets, revoked
         self._calls, self._lock = Counter[str](), threading.Lock()
         self._threads = ThreadPoolExecutor(most + SPARE, thread_name_prefix=f"atoll-grpc-{name.lower()}")
 
@@ -134,10 +157,17 @@ class Door:
         elif not self._count_in(tenant):
             self._refuse(context, tenant, grpc.StatusCode.RESOURCE_EXHAUSTED, f"too many calls of {self.name} at a time")
         else:
+            account = self._budgets.of(tenant)
+
+            def counted(request: bytes) -> bytes:
+                account.add_bytes(len(request))
+                return request
+
             try:
-                for answer in self._answer(Call(tenant, context.peer(), requests, context)):
+                for answer in self._answer(Call(tenant, context.peer(), map(counted, requests), context)):
                     if why := self._distrust(shown):
                         self._refuse(context, tenant, grpc.StatusCode.UNAUTHENTICATED, why)
+                    account.add_bytes(len(answer))
                     yield answer
             finally:
                 with self._lock:
@@ -154,6 +184,6 @@ class Door:
     def _count_in(self, tenant: str) -> bool:
         with self._lock:
             # Those without certificates cannot be told apart, and share what there is.
-            fits = self._calls.total() < self._most and (not tenant or self._calls[tenant] < self._most_of_tenant)
+            fits = self._calls.total() < self._most and (not tenant or self._calls[tenant] < self._most_of_tenant(tenant))
             self._calls[tenant] += fits
             return fits
