@@ -177,7 +177,7 @@ def test_no_absolute_path_of_a_machine(word: str) -> None:
 def test_no_part_is_told_by_its_name() -> None:
     """What Atoll must know of a part is a trait of its class, so that somebody else's can have it, too."""
     # These are values of other keys as well: precisions, "all" of something, suffixes of files; "bleu" is also a score.
-    shared = {"all", "fp32", "bf16", "csv", "jsonl", "json", "parquet", "arrow", "bleu"}
+    shared = {"all", "fp32", "bf16", "fp16", "csv", "jsonl", "json", "parquet", "arrow", "bleu"}
     named = {name for kind in KINDS for name in names(kind)} - shared
     compared = []
     for file, tree in TREES.items():
