@@ -78,8 +78,10 @@ def exchange(session: Session, *, rows: int = 1, positions: int = 2) -> str:
     return session.stream.receive().kind
 
 
-def training(channel: grpc.Channel, clock: Clock, patience: float, edge: str = "north") -> tuple[Update, Client]:
-    trainer, client = device_trainer("llama", Cut(1, 0), lambda: ClientTransport(channel, PATIENCE_SECONDS), edge=edge, patience=patience)
+def training(channel: grpc.Channel, clock: Clock, patience: float, edge: str = "north", mode: str = "dense") -> tuple[Update, Client]:
+    trainer, client = device_trainer(
+        "llama", Cut(1, 0), lambda: ClientTransport(channel, PATIENCE_SECONDS), mode=mode, edge=edge, patience=patience
+    )
     client._clock, client._sleep = clock, clock.sleep
     start = adapters(random_model("llama", BLOCKS), rank=TENANTS[edge])
     try:
@@ -259,11 +261,12 @@ def test_padding_counts_as_tokens(made: Made) -> None:
             assert host.budgets.of("north").use().tokens_left == 20
 
 
-def test_training_that_is_slowed_comes_to_the_same_bits(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("mode", ["dense", "factored", "lent"])
+def test_training_that_is_slowed_comes_to_the_same_bits(mode: str, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "HOLD_SECONDS", 0.01)
     clock = Clock()
     with limited(made, clock) as host, channel_to(host, made.devices["north"]) as channel:
-        alone, _ = training(channel, clock, 0.0)
+        alone, _ = training(channel, clock, 0.0, mode=mode)
     held = Client._be_held
 
     def be_held(client: Client, wait: pb.Wait, is_first: bool) -> None:
@@ -280,7 +283,7 @@ def test_training_that_is_slowed_comes_to_the_same_bits(made: Made, monkeypatch:
 
     monkeypatch.setattr(Client, "__init__", made_to_tell)
     with limited(made, clock, north=TenantLimits(tokens_per_second=10.0)) as host, channel_to(host, made.devices["north"]) as channel:
-        slowed, client = training(channel, clock, HOUR)
+        slowed, client = training(channel, clock, HOUR, mode=mode)
     assert slowed.state.adapter.digest() == alone.state.adapter.digest()
     assert not clock.slept, "the session lives"
     assert client.account.received["wait"] > 0
