@@ -165,15 +165,15 @@ def test_both_ends_of_a_thread_transport_close() -> None:
         far.read()
 
 
-def start_host(folder: Path, port: int) -> subprocess.Popen[str]:
-    """A host of its own process, once it listens."""
+def start_host(folder: Path, port: int, *options: str) -> tuple[subprocess.Popen[str], int]:
+    """A host of its own process, once it listens, and its port."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "atoll", "host", "--model", str(folder), "--listen", f"127.0.0.1:{port}"],
+        [sys.executable, "-m", "atoll", "host", "--model", str(folder), "--listen", f"127.0.0.1:{port}", *options],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert process.stdout is not None
-    assert process.stdout.readline().startswith("serving")
-    return process
+    words = process.stdout.readline().split()
+    return process, int(words[words.index("on") + 1].rpartition(":")[2])
 
 
 def test_a_killed_and_restarted_host_changes_no_bit(tmp_path: Path) -> None:
@@ -182,13 +182,13 @@ def test_a_killed_and_restarted_host_changes_no_bit(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    processes = [start_host(tmp_path / "base", port)]
+    processes = [start_host(tmp_path / "base", port)[0]]
 
     def kill(event: Event) -> None:
         if isinstance(event, StepDone) and event.step == 3 and len(processes) == 1:
             processes[0].kill()
             processes[0].wait()
-            threading.Timer(0.5, lambda: processes.append(start_host(tmp_path / "base", port))).start()
+            threading.Timer(0.5, lambda: processes.append(start_host(tmp_path / "base", port)[0])).start()
 
     try:
         access = HostAccess(f"127.0.0.1:{port}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -28,9 +29,9 @@ def table(first_column: str) -> dict[str, list[str]]:
     return {row[0].strip("`"): row[1:] for row in cells}
 
 
-def step() -> list[tuple[str, str, bytes]]:
+def step(mode: str) -> list[tuple[str, str, bytes]]:
     """Sender, message and bytes of each frame of the worked step; what stands after two spaces explains."""
-    (block,) = re.findall(r"^```step\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+    (block,) = re.findall(rf"^```{mode}\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
     found: list[tuple[str, str, bytes]] = []
     for line in block.splitlines():
         if match := re.fullmatch(r"(device|host) (\w+)", line):
@@ -45,37 +46,53 @@ def numbers(*rows: list[float]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float32)
 
 
-def worked_step() -> list[tuple[str, Message]]:
+def worked_step(mode: str) -> list[tuple[str, Message]]:
     """What the page describes, computed anew."""
     h, down_RI, up_OR, g = numbers([1, 2], [3, 4]), numbers([1, 1]), numbers([0.5], [-0.5]), numbers([1, 0], [0, 1])
     delta = h @ down_RI.T @ up_OR.T
-    said = [
-        ("device", pb.Forward(rows=1, positions=2, train=True), h), ("host", pb.Input(), h), ("device", pb.Output(), delta),
-        ("host", pb.Hidden(), h + delta), ("device", pb.HiddenGradient(), g), ("host", pb.Gradient(), g), ("host", pb.Finished(), None),
+    lends, (down_grad, up_grad) = mode == "lent", gradients()
+    said: list[tuple[str, object, list[Tensor]]] = [
+        ("device", pb.Forward(rows=1, positions=2, train=True, has_factors=lends), [h, *([down_RI, up_OR] if lends else [])]),
+        *([] if lends else [("host", pb.Input(), [h]), ("device", pb.Output(), [delta])]),
+        ("host", pb.Hidden(), [h + delta]), ("device", pb.HiddenGradient(want_factor_gradients=lends), [g]),
+        *([] if lends else [("host", pb.Gradient(), [g])]), ("host", pb.Finished(), [down_grad, up_grad] if lends else []),
     ]  # fmt: skip
-    return [(sender, Message(body, () if tensor is None else (encode(tensor, "fp32"),))) for sender, body, tensor in said]
+    return [(sender, Message(body, tuple(encode(tensor, "fp32") for tensor in tensors))) for sender, body, tensors in said]
 
 
-def opening() -> list[tuple[str, Message]]:
-    hello = pb.Hello(protocol=1, modules=[pb.Module(name="a", rank=1)], wire_mode="dense", codec="fp32", max_tokens=2)
+def gradients() -> tuple[Tensor, Tensor]:
+    """Of A and B."""
+    h, g = numbers([1, 2], [3, 4]), numbers([1, 0], [0, 1])
+    down_RI, up_OR = numbers([1, 1]).requires_grad_(), numbers([0.5], [-0.5]).requires_grad_()
+    ((h @ down_RI.T @ up_OR.T) * g).sum().backward()
+    assert down_RI.grad is not None
+    assert up_OR.grad is not None
+    return down_RI.grad, up_OR.grad
+
+
+def opening(mode: str) -> list[tuple[str, Message]]:
+    module = pb.Module(name="a", rank=1, scaling=1)
+    hello = pb.Hello(protocol=2, modules=[module], wire_mode=mode, codec="fp32", adapter_codec="fp32", max_tokens=2)
     return [("device", Message(hello)), ("host", Message(pb.Welcome(groups=[pb.Group(modules=["a"])])))]
 
 
-def test_the_worked_step_is_what_the_code_sends() -> None:
+@pytest.mark.parametrize("mode", ["dense", "lent"])
+def test_the_worked_step_is_what_the_code_sends(mode: str) -> None:
     packers, dialogue, written = {"device": Packer(), "host": Packer()}, Dialogue("device"), []
-    for sender, message in opening() + worked_step():
+    for sender, message in opening(mode) + worked_step(mode):
         (dialogue.sent if sender == "device" else dialogue.received)(message)
         written.append((sender, type(message.body).__name__, b"".join(packers[sender].frames(message))))
-    assert step() == written[2:]
+    assert step(mode) == written[2:]
     assert dialogue.state == "forward"
 
 
-def test_the_worked_step_is_what_the_code_reads() -> None:
+@pytest.mark.parametrize("mode", ["dense", "lent"])
+def test_the_worked_step_is_what_the_code_reads(mode: str) -> None:
     assemblers = {"device": Assembler(1000), "host": Assembler(1000)}
-    for sender, message in opening():
+    for sender, message in opening(mode):
         for frame in Packer().frames(message):
             assemblers[sender].add(frame)
-    for (sender, _, data), (_, message) in zip(step(), worked_step(), strict=True):
+    for (sender, _, data), (_, message) in zip(step(mode), worked_step(mode), strict=True):
         arrived = assemblers[sender].add(data)
         assert arrived is not None
         assert arrived.body == message.body
@@ -83,16 +100,8 @@ def test_the_worked_step_is_what_the_code_reads() -> None:
 
 
 def test_the_gradients_of_the_worked_step_are_right() -> None:
-    h, g = numbers([1, 2], [3, 4]), numbers([1, 0], [0, 1])
-    down_RI, up_OR = numbers([1, 1]).requires_grad_(), numbers([0.5], [-0.5]).requires_grad_()
-    ((h @ down_RI.T @ up_OR.T) * g).sum().backward()
-    shown = f"dL/dB = g^T u = {whole(up_OR.grad)}, dL/dA = (g B)^T x = {whole(down_RI.grad)}"
-    assert shown in " ".join(PAGE.split())
-
-
-def whole(tensor: Tensor | None) -> list[list[int]]:
-    assert tensor is not None
-    return tensor.int().tolist()
+    down_grad, up_grad = (grad.int().tolist() for grad in gradients())
+    assert f"dL/dB = g^T u = {up_grad}, dL/dA = (g B)^T x = {down_grad}" in " ".join(PAGE.split())
 
 
 def test_the_dialogue_table_is_that_of_the_code() -> None:
