@@ -276,10 +276,10 @@ def test_the_base_is_not_read_for_a_bogus_greeting(base: Path, monkeypatch: pyte
     monkeypatch.setattr(jobs, "part_digest", lambda source, front, back: read.append(Cut(front, back)) or "digest")
     host = jobs.serve(load_base(str(base)), str(base), "fp32", 32, HostLimits())
     assert first_answer(pb.Hello(protocol=99, cut_front=1, cut_back=2), host=host).body.field == "protocol"
-    assert first_answer(pb.Hello(protocol=2, cut_front=4, cut_back=2), host=host).body.field == "tokenizer_digest"
+    assert first_answer(pb.Hello(protocol=3, cut_front=4, cut_back=2), host=host).body.field == "tokenizer_digest"
     assert not read
     hello = pb.Hello(
-        protocol=2, base_digest="other", tokenizer_digest=host.facts(Cut(0, 0)).tokenizer_digest, cut_front=1, adapter_kind="lora",
+        protocol=3, base_digest="other", tokenizer_digest=host.facts(Cut(0, 0)).tokenizer_digest, cut_front=1, adapter_kind="lora",
         wire_mode="dense", codec="fp32", precision="fp32", max_tokens=1,
     )  # fmt: skip
     with ThreadPoolExecutor(4) as pool:

@@ -47,7 +47,7 @@ class Talk:
         modules = [pb.Module(name=name, rank=SIZES[name][2], scaling=2 * lends) for group in self.groups for name in group]
         modules += [pb.Module(name=KILLED, rank=2, killed="offload", scaling=0.5)] if self.has_killed else []
         return "device", Message(pb.Hello(
-            protocol=2, atoll_version="0.2.0", base_digest="ba5e", tokenizer_digest="70ce", cut_front=1, cut_back=1, adapter_kind="lora",
+            protocol=3, atoll_version="0.2.0", base_digest="ba5e", tokenizer_digest="70ce", cut_front=1, cut_back=1, adapter_kind="lora",
             modules=modules, wire_mode=self.mode, codec=self.codec, precision="fp32", max_tokens=16,
             adapter_codec=self.adapter_codec if lends else "", dropout=0.5 * lends,
         ))  # fmt: skip

@@ -72,7 +72,7 @@ def gradients() -> tuple[Tensor, Tensor]:
 
 def opening(mode: str) -> list[tuple[str, Message]]:
     module = pb.Module(name="a", rank=1, scaling=1)
-    hello = pb.Hello(protocol=2, modules=[module], wire_mode=mode, codec="fp32", adapter_codec="fp32", max_tokens=2)
+    hello = pb.Hello(protocol=3, modules=[module], wire_mode=mode, codec="fp32", adapter_codec="fp32", max_tokens=2)
     return [("device", Message(hello)), ("host", Message(pb.Welcome(groups=[pb.Group(modules=["a"])])))]
 
 

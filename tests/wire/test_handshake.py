@@ -46,8 +46,8 @@ def test_what_fits_passes(changes: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(("changes", "field", "host", "device"), [
-    ({"protocol": 3}, "protocol", "2", "3"),
-    ({"protocol": 0}, "protocol", "2", "0"),
+    ({"protocol": 2}, "protocol", "3", "2"),
+    ({"protocol": 0}, "protocol", "3", "0"),
     ({"base_digest": "0ther"}, "base_digest", "ba5e", "0ther"),
     ({"base_digest": ""}, "base_digest", "ba5e", ""),
     ({"tokenizer_digest": "0ther"}, "tokenizer_digest", "70ce", "0ther"),

@@ -11,7 +11,7 @@ from atoll.errors import HostLostError, HostRefusedError
 from atoll.printable import printable
 from atoll.wire import protocol_pb2 as pb
 
-PROTOCOL: Final = 2
+PROTOCOL: Final = 3
 """Version of the protocol that this code speaks."""
 REFUSAL_CODES: Final = ("unfit", "busy", "frame", "dialogue", "failed")
 """Refusal.code: Hello does not fit; no room for a session; damaged bytes; a message not allowed; a fault of the host."""
