@@ -166,8 +166,8 @@ def test_after_a_step_the_host_holds_no_adapter() -> None:
 
     def seen(adapters: LentAdapters) -> list[torch.Tensor]:
         grads = real(adapters)
-        held.append(sum(layer.down_RI.numel() + layer.up_OR.numel() for layer in adapters._layers))
-        assert all(layer.down_RI.grad is None and layer.up_OR.grad is None for layer in adapters._layers)
+        held.append(sum(layer.down_RI.numel() + layer.up_OR.numel() for layer in adapters.pairs.values()))
+        assert all(layer.down_RI.grad is None and layer.up_OR.grad is None for layer in adapters.pairs.values())
         return grads
 
     with pytest.MonkeyPatch.context() as patch:

@@ -66,6 +66,8 @@ class HostSettings:
     exchange_seconds: float = 3600.0
     recomputes: bool = False
     """Whether a session with lent adapters keeps no activations while its device computes, and makes the forward pass twice."""
+    batches: bool = False
+    """Whether lent micro-batches that wait go through the base together; with `recomputes`."""
     silence_seconds: float = 14_400.0
     """How long a session may wait between its exchanges, all told."""
     tenant_tokens_per_second: float | None = None
@@ -228,8 +230,8 @@ def _limits(settings: HostSettings) -> HostLimits:
         ) from None  # fmt: skip
     limits = HostLimits(
         settings.max_sessions, settings.max_tokens, settings.idle_seconds, settings.merges, settings.max_tenant_sessions,
-        settings.exchange_seconds, settings.recomputes, _max_part(settings.max_part), settings.tenant_tokens_per_second, tenant_bytes,
-        settings.silence_seconds,
+        settings.exchange_seconds, settings.recomputes, settings.batches, _max_part(settings.max_part), settings.tenant_tokens_per_second,
+        tenant_bytes, settings.silence_seconds,
     )  # fmt: skip
     return limits if settings.tenant_limits is None else replace(limits, tenants=read_tenants(settings.tenant_limits, limits.usual))
 

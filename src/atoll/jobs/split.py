@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
@@ -28,7 +28,8 @@ from atoll.split.device.base_part import fetch_part
 from atoll.split.device.blocks import RemoteBlocks
 from atoll.split.device.client import Client, Terms
 from atoll.split.host.audit import Audit
-from atoll.split.host.blocks.middle import shared_view
+from atoll.split.host.blocks.batching import Batcher
+from atoll.split.host.blocks.middle import Middle, shared_view
 from atoll.split.host.compute_queue import ComputeQueue
 from atoll.split.host.server import Host
 from atoll.split.host.session import Served
@@ -93,8 +94,12 @@ def serve(base: Base, source: str, precision: str, bits: int, limits: HostLimits
         )  # fmt: skip
 
     queue = ComputeQueue(torch.cuda.synchronize) if base.model.device.type == "cuda" else ComputeQueue()
+    def new_middle(cut: Cut, pause: Callable[[], None]) -> Middle:
+        return Middle(base.model, cut, (), returns_tuple=traced.returns_tuple, factored=False, peer=None, pause=pause)
+
+    batcher = Batcher(new_middle, limits.max_tokens) if limits.batches else None
     return Served(
-        base, source, traced, facts, base_digest, bits, limits.idle_seconds, queue, limits.recomputes, limits.exchange_seconds,
+        base, source, traced, facts, base_digest, bits, limits.idle_seconds, queue, limits.recomputes, batcher, limits.exchange_seconds,
         limits.silence_seconds,
     )  # fmt: skip
 

@@ -97,6 +97,9 @@ class Serving:
     recomputes: Annotated[
         bool, typer.Option("--recompute", help="Keep no activations of lent adapters while devices compute: run blocks twice.")
     ] = False
+    batches: Annotated[
+        bool, typer.Option("--dynamic-batching", help="With --recompute: devices that wait are computed together, not to the same bits.")
+    ] = False
     metrics: Annotated[str | None, typer.Option("--metrics", metavar="HOST:PORT", help="Prometheus metrics there.")] = None
     device_map: Annotated[
         str | None, typer.Option("--device-map", metavar="MAP", help='Over several accelerators: "auto", or a JSON file.')
@@ -115,6 +118,12 @@ class Serving:
             raise CommandLineError(
                 "a base cannot be served like this", where="atoll host", got=f"--quantize {self.quantize} --precision {self.precision}",
                 expected="--quantize 16, 8 or 4, and --precision fp32 or bf16", do="choose among these",
+            )  # fmt: skip
+        if self.batches and (not self.recomputes or self.quantize == 8):
+            raise CommandLineError(
+                "--dynamic-batching goes with --recompute, and not with --quantize 8, whose products depend on all rows of a batch",
+                where="atoll host", got=f"--quantize {self.quantize}" if self.recomputes else "--dynamic-batching alone",
+                expected="--recompute --dynamic-batching, with --quantize 16 or 4", do="add --recompute, or leave --dynamic-batching out",
             )  # fmt: skip
         if self.tenants and self.make_certificates is None:
             raise CommandLineError(

@@ -74,6 +74,19 @@ class Turns:
                 queue.is_free = True
                 self._take(first=True)
 
+    def spent(self) -> float:
+        """Seconds that its turns took, with the one that runs."""
+        queue = self._queue
+        queue.settle()
+        with queue.changed:
+            return self.seconds + queue.share.running(self._tenant, queue.clock())
+
+    def give_part(self, other: Turns, seconds: float) -> None:
+        """So much of what it computed was the other's."""
+        with self._queue.changed:
+            self._queue.share.move(self._tenant, other._tenant, seconds)
+            self.seconds, other.seconds = self.seconds - seconds, other.seconds + seconds
+
     def _take(self, *, first: bool) -> None:
         queue, line = self._queue, self._queue.lines[self._tenant]
         (line.appendleft if first else line.append)(self)

@@ -107,6 +107,15 @@ class FairShare:
         share.since, share.within, share.away = now, within, share.num_waiting == 0
         return seconds
 
+    def running(self, tenant: str, now: float) -> float:
+        """How long the tenant's turn takes by now."""
+        return now - self._shares[tenant].since
+
+    def move(self, source: str, target: str, seconds: float) -> None:
+        """So much compute of one tenant was another's."""
+        self._shares[source].used -= seconds
+        self._shares[target].used += seconds
+
     def _charge_idle(self, now: float) -> None:
         """A processor that was kept for somebody was that tenant's."""
         if self._kept is not None:

@@ -25,6 +25,7 @@ from atoll.printable import printable
 from atoll.remote_blocks import Layout
 from atoll.split.counted_stream import CountedStream, check_shapes, tensors_of
 from atoll.split.cut import Cut
+from atoll.split.host.blocks.batching import Batcher, Lane
 from atoll.split.host.blocks.lent import LentAdapters, LentModule
 from atoll.split.host.blocks.middle import KilledModule, Middle, Pass
 from atoll.split.host.compute_queue import ComputeQueue, Turns
@@ -84,6 +85,8 @@ class Served:
     compute_queue: ComputeQueue
     recomputes: bool = False
     """Whether a session with lent adapters keeps no activations while its device computes."""
+    batcher: Batcher | None = None
+    """Where lent micro-batches that wait may go through the base together; only with `recomputes`."""
     exchange_seconds: float = float("inf")
     """How long a device may be waited for within one exchange, all told: else a frame now and then would keep a session for ever."""
     silence_seconds: float = float("inf")
@@ -113,15 +116,23 @@ class DevicePeer:
 
         Raises: ProtocolError, FrameError, HostLostError.
         """
-        return tensors_of(self.receive_message(shapes), self._model.dtype, self._model.device)
+        with self._turns.release():
+            message = self._receive(shapes)
+        return tensors_of(message, self._model.dtype, self._model.device)
 
-    def receive_message(self, shapes: Sequence[tuple[int, ...]]) -> Message:
-        """The next message, whose tensors must have these shapes.
+    def receive_gradient(self, shape: tuple[int, ...], announce: Callable[[Tensor], None]) -> tuple[Message, Tensor]:
+        """The next message and its tensor of this shape, which is announced before the turn comes back.
 
         Raises: ProtocolError, FrameError, HostLostError.
         """
         with self._turns.release():
-            message = self._stream.receive()
+            message = self._receive([shape])
+            (grad_ND,) = tensors_of(message, self._model.dtype, self._model.device)
+            announce(grad_ND)
+        return message, grad_ND
+
+    def _receive(self, shapes: Sequence[tuple[int, ...]]) -> Message:
+        message = self._stream.receive()
         if message.kind == "bye":
             raise lost("the device ended the session within an exchange")
         check_shapes(message, shapes)
@@ -222,8 +233,11 @@ class HostSession:
                 modules = [LentModule(name, facts.modules[name], ranks[name], scalings[name]) for group in groups for name in group]
                 peer.lent = LentAdapters(middle.view, hello.adapter_kind, modules, hello.dropout)
                 self._adapter_codec = hello.adapter_codec
+        # What was merged is in this session's own weights, which others do not have.
+        alone = peer.lent is None or any(module.merge for module in killed_modules)
+        lane = Lane(middle, cut, middle.killed | (peer.lent.pairs if peer.lent else {}), turns, None if alone else self._served.batcher)
         try:
-            while self._exchange(peer, middle, turns):
+            while self._exchange(peer, middle, lane, turns):
                 self._count(peer, turns)
         finally:
             middle.close()
@@ -251,7 +265,7 @@ class HostSession:
         with suppress(AtollError):  # The device stopped listening, or the dialogue is over: then there is nobody to tell.
             self._stream.send(refusal)
 
-    def _exchange(self, peer: DevicePeer, middle: Middle, turns: Turns) -> bool:
+    def _exchange(self, peer: DevicePeer, middle: Middle, lane: Lane, turns: Turns) -> bool:
         """The next exchange, of which nothing is held when this returns; False where the device said goodbye."""
         transport = self._stream.transport
         silence = transport.left_seconds = min(self._served.idle_seconds, self._silence_seconds)
@@ -270,23 +284,23 @@ class HostSession:
             self._refuse(over.refusal())
             return False
         try:
+            (h_ND,) = tensors_of(message, model.dtype, model.device, slice(1))
+            self._take_factors(peer, middle, message, train=request.train)
+            asked = Pass(
+                layout, request.positions, request.train, request.train and request.want_front_gradient, request.checkpoint,
+                request.generator,
+            )  # fmt: skip
+            lane.announce(h_ND, asked)
             with turns.slot():
                 transport.waiting = turns.release
-                (h_ND,) = tensors_of(message, model.dtype, model.device, slice(1))
-                self._take_factors(peer, middle, message, train=request.train)
-                asked = Pass(
-                    layout, request.positions, request.train, request.train and request.want_front_gradient, request.checkpoint,
-                    request.generator,
-                )  # fmt: skip
-                hidden_ND, generator = middle.forward(h_ND, asked)
+                hidden_ND, generator = lane.forward(h_ND, asked)
                 peer.send(pb.Hidden(exchange=peer.exchange, generator=generator), [hidden_ND])
                 if request.train:
-                    message = peer.receive_message([tuple(hidden_ND.shape)])
-                    (grad_ND,) = tensors_of(message, model.dtype, model.device)
-                    self._finish(peer, middle.backward(grad_ND), message.body.want_factor_gradients)
+                    message, grad_ND = peer.receive_gradient(tuple(hidden_ND.shape), lane.announce_backward)
+                    self._finish(peer, lane.backward(grad_ND), message.body.want_factor_gradients)
         finally:
             transport.waiting = nullcontext
-            middle.clear()
+            lane.clear()
         return True
 
     def _take_factors(self, peer: DevicePeer, middle: Middle, message: Message, *, train: bool) -> None:

@@ -46,6 +46,8 @@ class HostLimits:
     exchange_seconds: float = 3600.0
     recomputes: bool = False
     """Whether a session with lent adapters keeps no activations while its device computes, and makes the forward pass twice."""
+    batches: bool = False
+    """Whether lent micro-batches that wait go through the base together; with `recomputes`."""
     max_part: Cut | None = None
     """Blocks that a tenant may fetch, over all its calls. None: what one cut needs, of at most half of the blocks."""
     tenant_tokens_per_second: float | None = None

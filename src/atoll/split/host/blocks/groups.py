@@ -49,7 +49,8 @@ class Positions(Protocol):
 class Group:
     """Modules that read the same tensor: one message each way serves them all."""
 
-    def __init__(self, number: int, names: Sequence[str], view: nn.Module, middle: Positions, peer: Peer, factored: bool) -> None:
+    def __init__(self, number: int, names: Sequence[str], view: nn.Module, middle: Positions, peer: Peer | None, factored: bool) -> None:
+        assert peer is not None, "without the device there is nobody to ask for what the adapters add"
         self.number, self.names, self.middle, self.peer, self.factored = number, tuple(names), middle, peer, factored
         self.bases = [view.get_submodule(name) for name in names]
         self._seen: Tensor | None = None

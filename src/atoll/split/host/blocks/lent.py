@@ -29,13 +29,14 @@ class LentAdapters:
 
     def __init__(self, view: nn.Module, kind: Kind, modules: Sequence[LentModule], dropout: float) -> None:
         self._modules = modules
-        self._layers: list[LowRankPair] = []
+        self.pairs: dict[str, LowRankPair] = {}
+        """By module, as they hang beside the base's modules."""
         for module in modules:
             base = view.get_submodule(module.name)
             down_RI, up_OR = (nn.Parameter(torch.empty(0, device=place_of(base))) for _ in range(2))
             layer = adapted(base, LowRankPair(kind, down_RI, up_OR, module.scaling, dropout))
             view.set_submodule(module.name, layer)
-            self._layers.append(layer)
+            self.pairs[module.name] = layer
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
@@ -49,7 +50,7 @@ class LentAdapters:
 
     def train(self, on: bool) -> None:
         """Whether the next pass is a training pass, in which some of what enters is dropped."""
-        for layer in self._layers:
+        for layer in self.pairs.values():
             layer.training = on
 
     def give_back(self) -> list[Tensor]:
@@ -65,4 +66,4 @@ class LentAdapters:
 
     @property
     def _matrices(self) -> list[nn.Parameter]:
-        return [matrix for layer in self._layers for matrix in (layer.down_RI, layer.up_OR)]
+        return [matrix for layer in self.pairs.values() for matrix in (layer.down_RI, layer.up_OR)]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from atoll.adapters.layers import adapted, frozen_pair, merged
+from atoll.adapters.layers import LowRankPair, adapted, frozen_pair, merged
 from atoll.adapters.state import Kind, ModuleAdapter
 from atoll.base.blocks import Skip, blocks_path
 from atoll.base.skeleton.build import body_of
@@ -85,7 +85,7 @@ class Middle:
     """
 
     def __init__(
-        self, model: PreTrainedModel, cut: Cut, groups: Sequence[Sequence[str]], *, returns_tuple: bool, factored: bool, peer: Peer,
+        self, model: PreTrainedModel, cut: Cut, groups: Sequence[Sequence[str]], *, returns_tuple: bool, factored: bool, peer: Peer | None,
         killed: Sequence[KilledModule] = (), pause: Callable[[], None] = lambda: None, recomputes: bool = False,
     ) -> None:  # fmt: skip
         self._model, self._pause, self._recomputes = model, pause, recomputes
@@ -104,9 +104,11 @@ class Middle:
         self._replaced: list[Any] = []
         """Blocks whose forward is another in this session."""
         self._install_blocks(cut, returns_tuple)
+        self.killed: dict[str, LowRankPair] = {}
+        """Those that are evaluated, by module."""
         for module in killed:
             base = self._view.get_submodule(module.name)
-            pair = frozen_pair(module.kind, module.adapter, place_of(base))
+            pair = self.killed[module.name] = frozen_pair(module.kind, module.adapter, place_of(base))
             self._view.set_submodule(module.name, merged(module.name, base, pair) if module.merge else adapted(base, pair))
         self._groups = [Group(number, names, self._view, self, peer, factored) for number, names in enumerate(groups)]
 
@@ -120,14 +122,18 @@ class Middle:
         """Hidden states at the wanted positions, from those that enter the first middle block at all real tokens; and where the
         generator stands after that.
         """
+        self.enter(h_ND, asked)
+        state = self._compute(asked.train and not self._recomputes)
+        assert self._end is not None
+        return self._end.detach(), state
+
+    def enter(self, h_ND: Tensor, asked: Pass) -> None:
+        """Begin a pass whose forward half is made elsewhere, and here only in the backward pass: for one that recomputes."""
         layout = asked.layout
         self._asked = asked
         self._real = real_positions(layout.lengths, asked.positions, h_ND.device)
         self._wanted = self._real if layout.wanted_N is None else layout.wanted_N.to(h_ND.device)
         self._start = spread(h_ND, self._real, len(layout.lengths), asked.positions)
-        state = self._compute(asked.train and not self._recomputes)
-        assert self._end is not None
-        return self._end.detach(), state
 
     def backward(self, g_ND: Tensor) -> Tensor | None:
         """Back through the middle blocks; the gradient by what entered them, at real tokens, where the forward pass was asked for it."""
