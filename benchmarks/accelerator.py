@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 import atoll
 from atoll.adapters.fresh import fresh_adapters
@@ -45,21 +45,10 @@ from atoll.planner.feasibility import Setting
 from atoll.tasks.batches import Batch
 from atoll.training.local_trainer import LocalTrainer
 from atoll.training.trainer import FitPlan, StepReport, TrainState
-from sides import needs, results
+from sides import big_bases, needs, results
 from sides.options import BENCHMARKS, Options
 
 RANK = 16
-COMMON: dict[str, Any] = {"rms_norm_eps": 1e-5, "tie_word_embeddings": False}
-BASES: dict[str, dict[str, Any]] = {
-    "llama3-8b": COMMON | {
-        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
-        "vocab_size": 128256, "max_position_embeddings": 8192,
-    },
-    "small": COMMON | {
-        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "vocab_size": 512, "max_position_embeddings": 1024,
-    },
-}  # fmt: skip
 ON = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON else "cpu")
 PARTS = ("facts", "same", "step", "split", "where")
@@ -97,16 +86,11 @@ class Steps:
     def __init__(self, folder: Path, name: str, rows: int, tokens: int, dtype: torch.dtype) -> None:
         self.rows, self.tokens, self.dtype = rows, tokens, dtype
         _forget()
-        config = LlamaConfig(**BASES[name])
-        # Of the shapes alone: a folder without weights.
-        config.architectures = ["LlamaForCausalLM"]
-        config.save_pretrained(folder / name)
-        with torch.device("meta"):
-            meta = LlamaForCausalLM(config)
-        _write_hole(folder / name, meta)
+        (folder / name).mkdir(exist_ok=True)
+        config = big_bases.write(name, folder / name)
         self.shapes = read_shapes(str(folder / name))
         with torch.device(DEVICE):
-            self.model = LlamaForCausalLM._from_config(config, dtype=dtype).eval().requires_grad_(False)
+            self.model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
 
     def run(self, *, again: bool = False, steps: int = 6, rows: int | None = None, tokens: int | None = None) -> dict[str, Any]:
         """Median seconds of a step, and the largest memory beside the plan's."""
@@ -243,24 +227,11 @@ def _forget() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def _write_hole(folder: Path, model: LlamaForCausalLM) -> None:
-    """A file of weights that are a hole in the disk: enough to plan with."""
-    header, end = dict[str, Any](), 0
-    for name, parameter in model.named_parameters():
-        header[name] = {"dtype": "BF16", "shape": list(parameter.shape), "data_offsets": [end, end + 2 * parameter.numel()]}
-        end += 2 * parameter.numel()
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
-
-
 def main() -> None:
     """Part by part."""
     options = Options(__doc__)
     options.size("--parts", list(PARTS), list(PARTS), choices=PARTS)
-    options.size("--base", "llama3-8b", "small", choices=tuple(BASES))
+    options.size("--base", "llama3-8b", "small", choices=tuple(big_bases.BASES))
     options.size("--rows", 8, 2)
     options.size("--tokens", 1024, 32)
     options.size("--width", 8192, 64, help="of the matrices whose product is timed")
