@@ -23,7 +23,10 @@ class Trackio:
         self._rounds = rounds_of(run)
         name = kept_id(run, "trackio", lambda: f"{run.name}-{uuid4().hex[:6]}")
         with contextlib.redirect_stdout(sys.stderr):  # It has some words of its own, which are no results.
-            self._run = trackio.init(project=project_of(run), name=name, config=flat(run.config), resume="allow", embed=False)
+            self._run = trackio.init(
+                project=project_of(run), name=name, config=flat(run.config), resume="allow", embed=False, auto_log_gpu=False,
+                auto_log_cpu=False,
+            )  # fmt: skip
 
     def event(self, event: Event) -> None:
         """A line of numbers at the step that they belong to."""
