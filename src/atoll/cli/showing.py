@@ -30,6 +30,8 @@ def show_training(run: Callable[[Any], Any], access: Access, output: Output) -> 
         table = comparison_table(result.summary)
         if table is not None:
             print_table(table, sys.stdout)
+        else:
+            print("scores:  none, as no rows are held out")
         print(f"adapter: {result.adapter}")
         if result.figures:
             print(f"figures: {result.figures[0].parent}")

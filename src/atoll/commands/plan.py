@@ -10,6 +10,7 @@ from atoll.jobs.inputs import base_shapes, data_notes, edge_rows, given_importan
 from atoll.jobs.results.config import given_config
 from atoll.planner.edge_plan import FleetPlan
 from atoll.planner.plan_fleet import check_plan, plan_fleet
+from atoll.runs.tracker import check_trackers
 from atoll.selection.selector import check_schedules
 
 
@@ -20,6 +21,7 @@ def plan(config_path: str | Path, *, overrides: Sequence[str] = (), trust: bool 
     InfeasibleError where an edge cannot hold the plan, or too few can take part.
     """
     loaded = given_config(Path(config_path), overrides, trust=trust).loaded
+    check_trackers(loaded.config.track.to)
     found = edge_rows(loaded)
     labels = run_labels(loaded.config, [edge.rows for edge in found])
     shapes = base_shapes(loaded, len(labels))

@@ -20,7 +20,7 @@ from atoll.adapters.fresh import head_state
 from atoll.adapters.peft_files import save_adapter
 from atoll.adapters.state import AdapterState
 from atoll.config.load import resolved
-from atoll.errors import InputError
+from atoll.errors import InputError, RunFolderError
 from atoll.federated.strategy import RoundResult
 from atoll.jobs.backends.backend import BackendFactory
 from atoll.jobs.backends.in_process import InProcessBackend
@@ -36,6 +36,7 @@ from atoll.jobs.split import HostAccess
 from atoll.jobs.totals import RunTotals
 from atoll.planner.importance import Importance
 from atoll.report.figures import write_figures
+from atoll.report.runs.losses import write_losses
 from atoll.runs.checkpoints import write_checkpoint
 from atoll.runs.disk import disk_told
 from atoll.runs.events import Advised, CheckpointWritten, EdgeLeftOut, Evaluated, Event, EventLog, PhaseStarted, RunFinished, RunStarted
@@ -50,6 +51,7 @@ from atoll.tasks.rows import RowProblem
 from atoll.tasks.text import text_form
 
 _LONGEST_PROMPT = 160
+NOT_SCORED = "no rows are held out, so nothing is scored: [data] eval names some, or validation_share keeps a share of train"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class RunResult:
     adapter: Path
     summary: Summary
     figures: tuple[Path, ...]
-    """What was drawn of the choice of modules, in the run directory's report folder; empty where every module is always trained."""
+    """What was drawn of its losses and of the choice of modules, in the run directory's report folder."""
 
 
 def train(
@@ -126,8 +128,9 @@ def go_on(
         evaluation = on.train(resume_point)
     except BaseException as problem:
         run.mark(problem)
-        with suppress(OSError):  # What went wrong may be that nothing can be written.
+        with suppress(OSError, RunFolderError):  # What went wrong may be that nothing can be written.
             on.finish("interrupted" if isinstance(problem, KeyboardInterrupt) else "failed", Evaluation())
+            write_losses(run)
         raise
     summary = on.finish("complete", evaluation)
     return RunResult(run.path, run.adapter, summary, _figures(run, log))
@@ -139,6 +142,8 @@ def _begin(job: Job, run: RunDirectory, log: EventLog) -> None:
         log.append(event)
     for edge_out in job.plan.left_out:
         log.append(EdgeLeftOut(edge_out.name, edge_out.why))
+    if job.held_out is None:
+        log.append(Advised("", NOT_SCORED))
     for remark in job.plan.remarks:
         log.append(Advised("", remark))
     for edge in job.edges:
@@ -301,8 +306,8 @@ def _changes(given: Given | None, hashes: Mapping[str, object]) -> list[str]:
 def _figures(run: RunDirectory, log: EventLog) -> tuple[Path, ...]:
     """A figure that cannot be written takes nothing away from the run."""
     try:
-        return write_figures(run)
-    except OSError as problem:
+        return (*write_losses(run), *write_figures(run))
+    except (OSError, RunFolderError) as problem:
         log.append(Advised("", f"the figures could not be written: {problem}"))
         return ()
 

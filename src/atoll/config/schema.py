@@ -267,7 +267,10 @@ class Track(Section):
     """[track] who else is told what happens in a run."""
 
     to: tuple[Annotated[str, Named("tracker")], ...] = ()
-    """Trackers that get every event; one that fails is left out, and the run goes on."""
+    """Trackers that get every event; one that fails is left out, and the run goes on. Each needs its library: `pip install 'atoll[wandb]'`.
+    They are told every key of the config, losses, bytes and times, and no row."""
+    project: Text = "atoll"
+    """Under what they file runs together: MLflow's experiment, the project of wandb and trackio."""
 
 
 class Privacy(Section):

@@ -15,7 +15,7 @@ from atoll.jobs.backends.edge_policy import POLICY_FILE, read_policy
 from atoll.jobs.backends.worker import Worker
 from atoll.jobs.split import HostAccess
 from atoll.report.lines import describe_event
-from atoll.runs.events import Advised, DataLoaded, EventLog, Observer
+from atoll.runs.events import Advised, DataLoaded, EdgeFinished, Event, EventLog, HostLost, Observer, PhaseStarted, RoundStarted
 from atoll.split.certificates import DeviceTls
 from atoll.split.host.audit import Audit
 
@@ -63,8 +63,15 @@ def opened(folder: EdgeFolder, config: Path | None, overrides: Sequence[str], lo
 
 
 def _advice(tell: Callable[[str], None]) -> Observer:
-    """Tells what an owner should know, such as orders that were refused, and rows that were left out."""
-    return lambda event: tell(describe_event(event)) if isinstance(event, Advised | DataLoaded) else None
+    """Tells what an owner should know: what is done here, orders that were refused, rows that were left out."""
+
+    def observe(event: Event) -> None:
+        if isinstance(event, RoundStarted):
+            tell(f"{event.phase} round {event.round} begins")
+        elif isinstance(event, Advised | DataLoaded | EdgeFinished | PhaseStarted | HostLost):
+            tell(describe_event(event))
+
+    return observe
 
 
 def _check_named(loaded: LoadedConfig, edge: EdgeFile) -> None:

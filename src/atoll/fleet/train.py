@@ -28,6 +28,7 @@ from atoll.jobs.job import Job, Participant
 from atoll.jobs.results.config import check_begun_with, given_config
 from atoll.report.progress import Progress
 from atoll.runs.events import Event, EventLog, Phase
+from atoll.runs.tracker import check_trackers
 from atoll.scratch import scratch_folder
 
 _LOCAL_EDGES_SECONDS, _HOST_SECONDS = 180.0, 180.0
@@ -142,6 +143,7 @@ def train_in_app(grid: Grid, config: Path, out: Path, *, resumes: bool) -> RunRe
 @contextmanager
 def opened(loaded: LoadedConfig, fleet: Path | None, overrides: Sequence[str], tell: Callable[[str], None]) -> Iterator[Fleet]:
     """A fleet, for as long as this context lasts."""
+    check_trackers(loaded.config.track.to)  # Before anybody is waited for.
     with ExitStack() as stack:
         if fleet is None:
             folder = Path(stack.enter_context(scratch_folder("atoll-fleet-")))

@@ -39,6 +39,7 @@ from atoll.planner.edge_plan import EdgePlan, FleetPlan
 from atoll.planner.importance import Importance
 from atoll.planner.plan_fleet import by_usable_rows, check_plan, plan_fleet
 from atoll.runs.events import Event
+from atoll.runs.tracker import check_trackers
 from atoll.selection.selector import ModuleSelector, check_schedules, selector_of
 from atoll.shapes import BaseShapes
 from atoll.split.host.server import Host
@@ -141,6 +142,7 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | N
     """The same for a config that is read already; of one edge alone, with `only`."""
     all_edges, loaded = loaded, loaded if only is None else alone(loaded, only)
     config = loaded.config
+    check_trackers(config.track.to)
     if host is not None and config.model.task == "classify":
         raise classes_in_a_host(host.address)
     # What costs nothing to check comes first: a wrong column is reported before a large model is loaded.
@@ -191,11 +193,10 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | N
             for edge, part in zip(rows, examples, strict=True)
         )
         central = _central(config, shapes, base, edges, start) if "central" in config.run.compare else None
-        found = data_events(config, rows, examples, labels, base.tokenizer)
-        events = (*told, *found, *held_out_events(held_out, form, scored, examples))
+        found = (*data_events(config, rows, examples, labels, base.tokenizer), *held_out_events(held_out, form, scored, examples))
         opened.pop_all()  # From here on the job closes what is open.
     return Job(
-        loaded, base, bases, shapes, form, edges, central, held_out, plan, start, events, host is not None, split, own_host, scored
+        loaded, base, bases, shapes, form, edges, central, held_out, plan, start, (*told, *found), host is not None, split, own_host, scored
     )
 
 

@@ -160,11 +160,15 @@ class Rounds:
 
     def _observer(self) -> Observer:
         return Observer(
-            round_started=lambda number: self._log.append(RoundStarted(self._phase, number, self._job.config.run.rounds)),
+            round_started=self._round_started,
             edge_finished=lambda number, result: self._log.append(_edge_finished(self._phase, number, result)),
             edge_dropped=self._edge_dropped,
             round_finished=self._round_finished,
         )
+
+    def _round_started(self, number: int) -> None:
+        names = tuple(edge.name for edge in self._edges)
+        self._log.append(RoundStarted(self._phase, number, self._job.config.run.rounds, names))
 
     def _seconds(self, result: EdgeResult) -> float | None:
         return self._clock.edge_seconds(result.edge, result.work, result.up_bytes + result.down_bytes)

@@ -33,8 +33,8 @@ def describe_event(event: Event) -> str:
         case DataLoaded():
             return _data(event)
         case PhaseStarted():
-            unit = "rows" if event.phase == "evaluate" else "steps"
-            return f"{event.phase}: {event.total_steps} {unit}" if event.total_steps else event.phase
+            unit = "row" if event.phase == "evaluate" else "step"
+            return f"{event.phase}: {_counted(event.total_steps, unit)}" if event.total_steps else event.phase
         case EdgeFinished():
             return _edge(event)
         case EdgeDropped():
@@ -43,11 +43,12 @@ def describe_event(event: Event) -> str:
             return f"edge {event.edge} is left out: {event.reason}"
         case ImportanceFound():
             most = sorted(event.scores, key=lambda name: -event.scores[name])[:3]
-            return f"importance of {len(event.scores)} weights found by {_counted(len(event.edges), 'edge')}; the most: {', '.join(most)}"
+            found = f"importance of {_counted(len(event.scores), 'weight')} found by {_counted(len(event.edges), 'edge')}"
+            return f"{found}; the most: {', '.join(most)}"
         case Advised():
             return f"edge {event.edge}: {event.advice}" if event.edge else event.advice
         case ModulesChosen() if event.reason == "choice":
-            kept = f"{len(event.active)} of {len(event.active) + len(event.killed)} modules stay active"
+            kept = f"{len(event.active)} of {_counted(len(event.active) + len(event.killed), 'module')} stay active"
             return f"{event.phase} round {event.round}: {event.edge}, step {event.step}: {kept}"
         case HostLost():
             return f"edge {event.edge}: host lost ({event.reason}); trying to reach it again"
@@ -69,14 +70,15 @@ def _data(event: DataLoaded) -> str:
     of = f" of {event.edge}" if event.edge else ""
     notes = [f"{event.num_skipped} skipped"] if event.num_skipped else []
     notes += [f"{event.num_truncated} cut to max_length"] if event.num_truncated else []
-    counted = f"{event.num_rows} rows, {event.num_tokens} tokens, {event.num_label_tokens} with loss"
+    counted = f"{_counted(event.num_rows, 'row')}, {_counted(event.num_tokens, 'token')}, {event.num_label_tokens} with loss"
     noted = f" ({', '.join(notes)})" if notes else ""
     return f"{event.role} data{of}: {counted}{noted}"
 
 
 def _edge(event: EdgeFinished) -> str:
-    loss = f"mean loss {event.mean_loss:.4g}"
-    return f"{event.phase} round {event.round}: {event.edge}, {event.num_steps} steps, {loss}, {format_seconds(event.seconds)}"
+    done = f"{_counted(event.num_steps, 'step')}, mean loss {event.mean_loss:.4g}"
+    moved = f"up {format_bytes(event.up_bytes)}, down {format_bytes(event.down_bytes)}, {format_seconds(event.seconds)}"
+    return f"{event.phase} round {event.round}: {event.edge}, {done}, {moved}"
 
 
 def _counted(number: int, noun: str) -> str:

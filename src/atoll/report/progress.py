@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TextIO
 
 from atoll.report.lines import describe_event
-from atoll.runs.events import EdgeFinished, Evaluated, Event, PhaseStarted, RoundFinished, RoundStarted, RunFinished, StepDone
+from atoll.runs.events import EdgeDropped, EdgeFinished, Evaluated, Event, PhaseStarted, RoundStarted, RunFinished, StepDone
 from atoll.units import format_bytes
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
+_WIDE = 120
+"""Columns from which on there is place for a bar beside all that is told."""
 Style = Literal["auto", "bars", "lines", "silent"]
 
 
@@ -46,7 +49,10 @@ class Progress:
 
 
 class _Bars:
-    """One bar a phase: steps done, round, loss (running mean), bytes to and from edges, time left."""
+    """One bar a phase: steps done, round, who of the round's edges answered, loss (running mean), bytes to and from edges, time left.
+
+    Above it the lines that a pipe gets. Of edges on machines of their own no step is seen: their steps are done when they answer.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -56,22 +62,35 @@ class _Bars:
         self._round = ""
         self._loss: float | None = None
         self._num_bytes = 0
+        self._is_wide = True
+        self._asked: tuple[str, ...] = ()
+        self._answered: set[str] = set()
+        self._dropped: set[str] = set()
+        self._seen: Counter[str] = Counter()
+        """Steps of the round, by edge."""
 
     def show(self, event: Event) -> None:
         if isinstance(event, PhaseStarted):
             self._begin(event)
-        elif isinstance(event, RoundStarted):
+        elif line := describe_event(event):
+            self._opened().console.print(line, highlight=False, markup=False, emoji=False)
+        if isinstance(event, RoundStarted):
             self._round = f"round {event.round}/{event.rounds}"
+            self._asked, self._answered, self._dropped = event.edges, set(), set()
+            self._seen.clear()
             self._update(0)
         elif isinstance(event, StepDone):
-            # A single batch's loss jumps; the mean over some ten steps shows where it goes.
-            self._loss = event.loss if self._loss is None else 0.9 * self._loss + 0.1 * event.loss
-            self._update(1)
+            self._seen[event.edge] += 1
+            self._update(1, event.loss)
         elif isinstance(event, EdgeFinished):
+            unseen = max(0, event.num_steps - self._seen[event.edge])
+            self._answered.add(event.edge)
             self._num_bytes += event.up_bytes + event.down_bytes
+            self._update(unseen, event.mean_loss if unseen else None)
+        elif isinstance(event, EdgeDropped):
+            self._answered.discard(event.edge)
+            self._dropped.add(event.edge)
             self._update(0)
-        elif not isinstance(event, RoundFinished) and (line := describe_event(event)):
-            self._opened().console.print(line, highlight=False, markup=False)
         if isinstance(event, RunFinished | Evaluated):
             self._end_of_phase()
 
@@ -98,12 +117,22 @@ class _Bars:
                 progress.update(self._task, total=task.completed or 1, completed=task.completed or 1)
             self._task = None
 
-    def _update(self, steps: int) -> None:
+    def _update(self, steps: int, loss: float | None = None) -> None:
         if self._task is None:
             return
-        loss = "" if self._loss is None else f"loss {self._loss:.3f}"
+        if loss is not None:
+            # A single batch's loss jumps; the mean over some ten steps shows where it goes.
+            self._loss = loss if self._loss is None else 0.9 * self._loss + 0.1 * loss
+        shown = "" if self._loss is None else f"loss {self._loss:.3f}"
         num_bytes = format_bytes(self._num_bytes) if self._num_bytes else ""
-        self._opened().update(self._task, advance=steps, detail="  ".join(part for part in (self._round, loss, num_bytes) if part))
+        parts = (self._round, self._edges(), shown, num_bytes)
+        self._opened().update(self._task, advance=steps, detail="  ".join(part for part in parts if part))
+
+    def _edges(self) -> str:
+        if len(self._asked) < 2:
+            return ""
+        missing = f", {len(self._dropped)} dropped" if self._dropped else ""
+        return f"{len(self._answered)} of {len(self._asked)} edges{' answered' if self._is_wide else ''}{missing}"
 
     def _opened(self) -> RichProgress:
         if self._progress is None:
@@ -111,8 +140,12 @@ class _Bars:
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as RichProgress
 
-            columns = [TextColumn("{task.description:<11}"), BarColumn(bar_width=24), MofNCompleteColumn()]
-            columns += [TextColumn("{task.fields[detail]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
-            self._progress = RichProgress(*columns, console=Console(file=self._stream), refresh_per_second=4)
+            console = Console(file=self._stream, emoji=False, markup=False, highlight=False)
+            self._is_wide = console.width >= _WIDE
+            words = [MofNCompleteColumn(), TextColumn("{task.fields[detail]}", markup=False)]
+            # On a narrow terminal numbers come before the bar.
+            around = ([BarColumn()], [TimeElapsedColumn(), TextColumn("left")]) if self._is_wide else ([], [])
+            columns = [TextColumn("{task.description}", markup=False), *around[0], *words, *around[1], TimeRemainingColumn()]
+            self._progress = RichProgress(*columns, console=console, refresh_per_second=4, expand=self._is_wide)
             self._progress.start()
         return self._progress

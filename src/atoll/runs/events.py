@@ -111,6 +111,8 @@ class RoundStarted(Event):
     phase: Phase
     round: int
     rounds: int
+    edges: tuple[str, ...] = ()
+    """Those that are asked."""
 
 
 @dataclass(frozen=True, slots=True)

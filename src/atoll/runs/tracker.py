@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
-from atoll.registry.parts import make
+from atoll.errors import UnavailableError
+from atoll.registry.parts import make, trait
 from atoll.runs.events import Event, RunFinished
 
 
@@ -32,6 +34,20 @@ class Tracker(Protocol):
 
     def finish(self, status: str) -> None:
         """The run is over: complete, interrupted or failed. Of a run that is killed it is not told."""
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Whether the libraries of these trackers are installed.
+
+    Raises: UnavailableError naming the first that is not.
+    """
+    for name in names:
+        needs = trait("tracker", name, "needs")
+        if needs and find_spec(needs) is None:
+            raise UnavailableError(
+                f"the tracker {name} needs a library that is not installed", where="[track] to", got=f"no module {needs}",
+                expected=f"the package {needs}", do=f"pip install 'atoll[{name}]', or take {name} out of [track] to",
+            )  # fmt: skip
 
 
 class Tracking:

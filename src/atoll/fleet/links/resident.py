@@ -17,20 +17,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from atoll.errors import AtollError, BadRowError, OrderRefusedError, OutputError, PeerError, ProtocolError, RunFolderError
 from atoll.federated.client import EdgeWork, client_app
 from atoll.federated.figures import MALFORMED, said, shown
 from atoll.federated.flower import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict, assume_identity
-from atoll.federated.payload import WORK_ORDER, get_adapter
+from atoll.federated.payload import WORK_ORDER, get_adapter, num_bytes
 from atoll.federated.store import read_record, refuse_link, write_record
 from atoll.fleet.links.frames import Frame
 from atoll.jobs.backends.fleet import CAPABILITIES, TEXT
 from atoll.jobs.backends.in_process import edge_work
 from atoll.jobs.backends.work_orders import SentOrder, from_text
 from atoll.jobs.backends.worker import Worker
-from atoll.runs.events import Advised, EventLog
+from atoll.runs.events import Advised, EdgeFinished, EventLog, PhaseStarted, RoundStarted
 from atoll.runs.files import write_folder
 from atoll.split.host.audit import Audit
 from atoll.training.trainer import StepReport
@@ -143,6 +143,7 @@ class Resident:
         if question.kind == MessageType.QUERY:
             self._worker.check(sent, "importance")
             self._sent = sent
+            self._log.append(PhaseStarted("warm-up", self._worker.config.plan.warmup_steps))
             return self._asked(question, RecordDict()).content
         number = _told(question, "ask", "round")
         if question.kind != MessageType.TRAIN or type(number) is not int or question.group != str(number):
@@ -161,7 +162,10 @@ class Resident:
             return _kept(here / _ANSWER)
         state = self._state_before(rounds, number)
         context = Context(_RUN_ID, question.node, {"edge": self._order.order.edge}, state, {})
+        self._log.append(RoundStarted(sent.order.phase, number, self._worker.config.run.rounds, (self._worker.name,)))
+        begin = time.monotonic()
         content = self._asked(question, state, context).content
+        self._log.append(_finished(sent, number, question.content, content, time.monotonic() - begin))
 
         def fill(stage: Path) -> None:
             write_record(stage / _STATE, context.state)
@@ -201,6 +205,16 @@ class Resident:
         last = [path for path in done if _number(path) <= number][-KEPT_ROUNDS:]
         for path in set(done) - set(last):
             shutil.rmtree(path)
+
+
+def _finished(sent: SentOrder, number: int, question: RecordDict, answer: RecordDict, seconds: float) -> EdgeFinished:
+    """What was done, and the bytes of it as the coordinator counts them."""
+    numbers = answer.metric_records
+    metrics, up, down = dict[str, Any](numbers["metrics"]), dict[str, Any](numbers["wire_up"]), dict[str, Any](numbers["wire_down"])
+    return EdgeFinished(
+        sent.order.phase, number, sent.order.edge, metrics["num_steps"], metrics["mean_loss"], num_bytes(answer) + sum(up.values()),
+        num_bytes(question) + sum(down.values()), metrics["peak_bytes"], seconds,
+    )  # fmt: skip
 
 
 def _within(seconds: float, work: EdgeWork) -> Callable[[int, StepReport], None]:

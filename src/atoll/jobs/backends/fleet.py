@@ -22,6 +22,7 @@ from atoll.jobs.results.adapter import check_given, check_result
 from atoll.planner.edge_plan import FleetPlan, LeftOut
 from atoll.planner.plan_fleet import check_plan, plan_fleet
 from atoll.runs.events import Event
+from atoll.runs.tracker import check_trackers
 from atoll.selection.selector import schedule_of
 from atoll.shapes import BaseShapes
 from atoll.tasks.classes import form_of
@@ -139,6 +140,7 @@ def prepared_for_fleet(loaded: LoadedConfig, all_capabilities: Sequence[Capabili
     are there.
     """
     config = loaded.config
+    check_trackers(config.track.to)
     if "central" in config.run.compare:
         raise ConflictError(
             "the rows of a fleet stay where they are", where="[run] compare", got='"central": one trainer that sees all rows',

@@ -33,8 +33,9 @@ from atoll.tasks.classes import examples_of, with_classes
 from atoll.tasks.tokens import Examples
 
 _LONGEST_NAME, _LONGEST_LABEL, _MOST_LABELS = 128, 1000, 10_000
-_OF_A_MACHINE = (("model", "base"), ("data", "train"), ("data", "eval"), ("adapter", "start"), ("plan", "importance_file"))
-"""Keys that name places on a machine, and may differ between those of one run."""
+_OF_A_MACHINE = (("model", "base"), ("data", "train"), ("data", "eval"), ("adapter", "start"), ("plan", "importance_file"),
+                 ("track", "to"), ("track", "project"))  # fmt: skip
+"""Keys that name places on a machine, or whom it tells, and may differ between those of one run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,11 @@ class Worker:
         self._examples: tuple[tuple[str, ...], Examples] | None = None
         """By the classes of the run, whose numbers they hold: another run may have more."""
         self._untold: tuple[Event, ...] = ()
+
+    @property
+    def config(self) -> RunConfig:
+        """What this edge's own run.toml says."""
+        return self._loaded.config
 
     @property
     def name(self) -> str:
