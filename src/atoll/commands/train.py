@@ -24,6 +24,7 @@ from atoll.errors import InputError
 from atoll.federated.strategy import RoundResult
 from atoll.jobs.backends.backend import BackendFactory
 from atoll.jobs.backends.in_process import InProcessBackend
+from atoll.jobs.exports.card import PEFT, write_card
 from atoll.jobs.federation import run_federation, run_homogeneous
 from atoll.jobs.inputs import eval_rows
 from atoll.jobs.job import Job, prepared
@@ -130,7 +131,7 @@ def go_on(
             on.finish("interrupted" if isinstance(problem, KeyboardInterrupt) else "failed", Evaluation())
         raise
     summary = on.finish("complete", evaluation)
-    return RunResult(run.path, run.adapter, summary, _figures(run, log))
+    return RunResult(run.path, run.adapter, summary, _described(job, run, log))
 
 
 def _begin(job: Job, run: RunDirectory, log: EventLog) -> None:
@@ -298,12 +299,13 @@ def _changes(given: Given | None, hashes: Mapping[str, object]) -> list[str]:
     return [f"not {given.again.path.name} to the last bit, as this changed since: {one}" for one in found]
 
 
-def _figures(run: RunDirectory, log: EventLog) -> tuple[Path, ...]:
-    """A figure that cannot be written takes nothing away from the run."""
+def _described(job: Job, run: RunDirectory, log: EventLog) -> tuple[Path, ...]:
+    """The model card and the figures, which are returned; what cannot be written of them takes nothing away from the run."""
     try:
+        write_card(run, job.loaded, run.adapter, PEFT)
         return write_figures(run)
     except OSError as problem:
-        log.append(Advised("", f"the figures could not be written: {problem}"))
+        log.append(Advised("", f"the model card or the figures could not be written: {problem}"))
         return ()
 
 
