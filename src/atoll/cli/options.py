@@ -18,7 +18,8 @@ import typer
 from atoll.errors import CommandLineError
 
 
-def _method_names() -> list[str]:
+def method_names() -> list[str]:
+    """What --method may name."""
     from atoll.config.overrides import METHODS
 
     return list(METHODS)
@@ -33,6 +34,12 @@ OtherBase = Annotated[bool, typer.Option("--other-base", help="Take a base with 
 Trust = Annotated[bool, typer.Option("--trust", help="Import code that the run names beside Atoll's.")]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Put one value on top of the file; may be repeated.")
+]
+
+
+Method = Annotated[
+    str | None,
+    typer.Option("--method", metavar="NAME", help="Do as a published method does; --set still counts.", autocompletion=method_names),
 ]
 
 
@@ -87,10 +94,7 @@ class Run(ReadRun):
 class Overrides:
     """What counts in place of what the file says."""
 
-    method: Annotated[
-        str | None,
-        typer.Option("--method", metavar="NAME", help="Do as a published method does; --set still counts.", autocompletion=_method_names),
-    ] = None
+    method: Method = None
     sets: Sets = None
 
     def given(self) -> tuple[str, ...]:

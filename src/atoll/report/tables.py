@@ -21,7 +21,8 @@ from atoll.runs.summary import Scores, Summary
 from atoll.units import format_seconds
 
 _FIRST = ("loss", "perplexity")
-_TITLES = {"loss": "loss (nats/token)"}
+TITLES = {"loss": "loss (nats/token)"}
+"""Of columns, where a metric has another than its name."""
 _ANY_WIDTH = 100_000
 _NOTHING = ("", "-")
 _TOGETHER = "\N{NO-BREAK SPACE}"
@@ -150,7 +151,7 @@ def scores_table(rows: Sequence[tuple[str, Scores]], title: str) -> Listing:
     """One line for each named set of scores, one column for each metric; what was only counted (num_...) stays in the JSON."""
     names = [name for name in _FIRST if any(name in scores for _, scores in rows)]
     names += sorted({name for _, scores in rows for name in scores if not name.startswith("num_")} - set(_FIRST))
-    titles = {"loss": "loss (nats/row)"} if "macro_f1" in names else _TITLES  # A classifier has one label for each row.
+    titles = {"loss": "loss (nats/row)"} if "macro_f1" in names else TITLES  # A classifier has one label for each row.
     losses = [loss for _, scores in rows if (loss := scores.get("loss")) is not None]
     best = {number for number, (_, scores) in enumerate(rows) if len(rows) > 1 and losses and scores.get("loss") == min(losses)}
     cells = [(label, *(number_text(scores.get(name), name) for name in names)) for label, scores in rows]
