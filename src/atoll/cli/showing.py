@@ -33,11 +33,12 @@ def show_training(run: Callable[[Any], Any], access: Access, output: Output) -> 
         if output.as_json:
             show({**result.summary.to_json(), "run_dir": str(result.run_dir), "adapter": str(result.adapter)})
             return
-        from atoll.report.tables import comparison_table, print_table
+        from atoll.report.tables import comparison_table, personal_table, print_table
 
         table = comparison_table(result.summary)
-        if table is not None:
-            print_table(table, sys.stdout)
+        for one in (table, personal_table(result.summary)):
+            if one is not None:
+                print_table(one, sys.stdout)
         print(f"adapter: {result.adapter}")
         if result.figures:
             print(f"figures: {result.figures[0].parent}")

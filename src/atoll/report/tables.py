@@ -21,6 +21,7 @@ from atoll.runs.summary import Scores, Summary
 from atoll.units import format_seconds
 
 _FIRST = ("loss", "perplexity")
+_PERSONAL = ("base", "local_only", "federated", "personal", "central")
 TITLES = {"loss": "loss (nats/token)"}
 """Of columns, where a metric has another than its name."""
 _ANY_WIDTH = 100_000
@@ -137,6 +138,16 @@ def comparison_table(summary: Summary) -> Listing | None:
     if evaluation.central is not None:
         rows.append(("central", evaluation.central))
     return scores_table(rows, "held-out rows of all edges") if rows else None
+
+
+def personal_table(summary: Summary) -> Listing | None:
+    """Every edge's loss on its own held-out rows by each adapter there is; None where there are no personal copies that were scored."""
+    found = {edge: scores for edge, scores in (summary.eval.personal or {}).items() if scores}
+    if not found:
+        return None
+    names = [row for row in _PERSONAL if any(row in scores for scores in found.values())]
+    rows = [(edge, *(number_text(scores.get(name, {}).get("loss"), "loss") for name in names)) for edge, scores in found.items()]
+    return Listing("each edge's own held-out rows: loss (nats/token)", ("", *(name.replace("_", "-") for name in names)), rows)
 
 
 def _edges(number: int) -> str:

@@ -134,6 +134,10 @@ class RunDirectory:
         """Where an edge's own adapter is kept."""
         return self.path / "edges" / name / "adapter"
 
+    def personal_adapter(self, name: str) -> Path:
+        """Where the copy that an edge trained further for itself is kept."""
+        return self.path / "edges" / name / "personal"
+
     def write_config(self, toml_text: str, resolved: Mapping[str, object]) -> None:
         """Keep the config as given, and then as it held: config.json makes the folder a run directory."""
         write_text(self.config_toml, toml_text)
