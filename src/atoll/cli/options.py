@@ -89,6 +89,15 @@ class Run(ReadRun):
 
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", hidden=True)]
 
+    def check(self) -> None:
+        """Answer at once where there is no finished run, before the seconds that torch takes to open.
+
+        Raises: RunFolderError.
+        """
+        from atoll.runs.layout import RunDirectory
+
+        RunDirectory.open(self.run_dir).check_finished()
+
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
@@ -123,7 +132,7 @@ class Access:
                     "--ca, --cert, --key and --insecure go with --host", got="no --host", expected="--host HOST:PORT", do="add --host"
                 )
             return None
-        from atoll.commands.edge import host_access
+        from atoll.commands.hosts.status import host_access
 
         return host_access(self.host, self.ca, self.cert, self.key, self.insecure)
 

@@ -31,6 +31,7 @@ def export(
 
     RUN_DIR is a folder that `atoll train` wrote. Writes a model card, too, and shows the commands that serve it.
     """
+    run.check()
     from atoll.commands.models.export import export as write
 
     written = write(run.run_dir, server=server, out=out, dtype=dtype, trust=run.trust, other_base=other_base, model=model)
