@@ -28,16 +28,20 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 if TYPE_CHECKING:
     from atoll.commands.evaluate import evaluate
     from atoll.commands.generate import generate
+    from atoll.commands.many.compare import compare
     from atoll.commands.merge import load, merge
+    from atoll.commands.models.export import export
     from atoll.commands.plan import plan
     from atoll.commands.resume import resume
     from atoll.commands.train import RunResult, train
 
 __version__ = version("atoll")
-__all__ = ["RunResult", "__version__", "evaluate", "generate", "load", "merge", "plan", "resume", "train"]
+__all__ = ["RunResult", "__version__", "compare", "evaluate", "export", "generate", "load", "merge", "plan", "resume", "train"]
 
 _HOME = {name: f"atoll.commands.{name}" for name in ("evaluate", "generate", "merge", "plan", "resume", "train")}
 _HOME["load"] = "atoll.commands.merge"
+_HOME["compare"] = "atoll.commands.many.compare"
+_HOME["export"] = "atoll.commands.models.export"
 _HOME["RunResult"] = "atoll.commands.train"
 
 

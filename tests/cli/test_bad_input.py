@@ -164,7 +164,10 @@ class BadLine:
 
 LINES = (
     BadLine(("trian", "run.toml"), ("C107", "'trian'", "did you mean `atoll train`?")),
-    BadLine(("frobnicate",), ("C107", "init, plan, train, resume, runs, edge, status, host, evaluate, generate, merge, convert, doctor")),
+    BadLine(
+        ("frobnicate",),
+        ("C107", "init, plan, train, resume, compare, sweep, runs, edge, status, host, evaluate, generate, merge, export, convert, doctor"),
+    ),
     BadLine(("audit", "runs/x"), ("C107", "not in this version")),
     BadLine(("host",), ("C107", "missing option '--model'")),
     BadLine(("host", "--model", "tiny", "--quantize", "3"), ("C107", "--quantize 3", "16, 8 or 4")),
@@ -205,6 +208,13 @@ LINES = (
     BadLine(("generate", "runs/x", "Hello", "--max-new-tokens", "many"), ("C107", "many")),
     BadLine(("generate", "runs/x"), ("C107", "missing argument 'PROMPT'")),
     BadLine(("merge", "runs/x"), ("C107", "missing option '--out'")),
+    BadLine(("compare", "run.toml"), ("C107", "missing option '--methods'")),
+    BadLine(("compare", "run.toml", "--methods", "lora", "--set", "run.seed=2"), ("C107", "run.seed", "--seeds")),
+    BadLine(("compare", "run.toml", "--methods", "lora", "--seeds", "0", "x"), ("C107", "'x'")),
+    BadLine(("compare", "nowhere.toml", "--methods", "lora"), ("C101", "nowhere.toml")),
+    BadLine(("sweep", "run.toml"), ("C107", "missing option '--set'")),
+    BadLine(("export", "runs/x", "--out", "o"), ("C107", "missing option '--for'")),
+    BadLine(("export", "runs/x", "--for", "tgi", "--out", "o"), ("C107", "--for", "'transformers', 'vllm', 'llama.cpp', 'ollama'")),
     BadLine(("train", "nowhere.toml"), ("C101", "nowhere.toml", "no such file", "atoll init")),
     BadLine(("train", "no/such/run.toml"), ("C101", "no/such/run.toml", "check the path")),
     BadLine(("train", "."), ("C101", "folder", "atoll init")),

@@ -179,6 +179,7 @@ def test_wrong_places_to_write_and_to_read(good: Path, tmp_path: Path, atoll: Ca
         (("evaluate", folder), ("R501",)),
         (("generate", folder / "nowhere", "w1"), ("R501",)),
         (("merge", folder, "--out", tmp_path / "merged"), ("R501",)),
+        (("export", folder, "--for", "vllm", "--out", tmp_path / "merged"), ("R501",)),
         (("evaluate", "--model", folder / "model"), ("D204", "--data")),
         (("evaluate", "--model", folder / "model", "--data", folder / "train.csv"), ("columns",)),
     ]

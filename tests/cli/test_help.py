@@ -16,7 +16,8 @@ from atoll.cli.boundary import STATUSES
 from atoll.errors import AtollError
 
 COMMANDS = (
-    "init", "plan", "train", "resume", "runs", "edge", "status", "host", "evaluate", "generate", "merge", "convert", "doctor", "fleet",
+    "init", "plan", "train", "resume", "compare", "sweep", "runs", "edge", "status", "host", "evaluate", "generate", "merge", "export",
+    "convert", "doctor", "fleet",
 )  # fmt: skip
 IN_GROUPS = ("runs show", "runs compare", "runs rm", "host certify", "fleet init", "fleet join", "fleet add", "fleet renew", "fleet remove")
 HEAVY = ("torch", "transformers", "peft", "datasets", "flwr", "pydantic", "numpy", "pyarrow", "huggingface_hub")
@@ -74,6 +75,16 @@ def test_help_and_mistyped_commands_open_nothing_heavy(arguments: list[str]) -> 
     code += f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(("line", "status"), [
+    ("status 127.0.0.1:9", 4), ("generate nowhere hello", 2), ("merge nowhere --out x", 2), ("evaluate nowhere", 2),
+    ("export nowhere --for vllm --out x", 2),
+])  # fmt: skip
+def test_what_needs_no_model_is_answered_before_torch_opens(line: str, status: int, tmp_path: object) -> None:
+    code = f"import sys; from atoll.cli.app import main; print(main({line.split()!r}), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=str(tmp_path))
+    assert done.stdout == f"{status} False\n"
 
 
 def test_a_wrong_config_is_answered_before_torch_opens(tmp_path: object) -> None:

@@ -133,10 +133,12 @@ def commands(group: click.Command) -> Iterator[click.Command]:
 
 
 def test_an_option_of_several_commands_is_declared_once() -> None:
-    """Unless it means another thing: a host that may be, must be, or is written to folders; what is written; which fleet; which file."""
+    """Unless it means another thing: a host that may be, must be, or is written to folders; what is written; which fleet; which file; one
+    value or several.
+    """
     found: dict[str, set[tuple[str | None, str | None]]] = {}
     for each in commands(typer.main.get_command(app)):
         for option in (option for option in each.params if isinstance(option, click.Option)):
             found.setdefault(option.opts[0], set()).add((option.metavar, option.help))
     several = {name: len(declared) for name, declared in found.items() if len(declared) > 1}
-    assert several == {"--host": 4, "--out": 4, "--fleet": 3, "--config": 2, "--model": 2, "--dtype": 2, "--dir": 2}
+    assert several == {"--host": 4, "--out": 5, "--fleet": 3, "--config": 2, "--model": 2, "--dtype": 2, "--dir": 2, "--set": 2}

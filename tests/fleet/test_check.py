@@ -31,6 +31,8 @@ from atoll.split.certificates import HostTls, server_credentials
 from atoll.split.host.tenants import HostLimits
 from atoll.split.issuer import Issuer
 
+from tests.conftest import save_model_folder
+
 PATIENCE_SECONDS = 60.0
 DAY = datetime.timedelta(days=1)
 
@@ -254,6 +256,32 @@ def test_a_base_that_may_be_on_the_hub_or_missing(run_toml: Path, tmp_path: Path
     check = found(check_fleet(tmp_path / "fleet" / "coordinator"))["base"]
     assert check.status == "warn"
     assert "taken for a Hugging Face id" in check.found
+
+
+def test_a_base_is_looked_for_where_the_run_will_look(run_toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not where doctor was started, and not for its name alone."""
+    run_toml.write_text('[model]\nbase = "llama"\n' + run_toml.read_text())
+    init(run_toml, tmp_path / "fleet", f"127.0.0.1:{free_port()}", [f"127.0.0.1:{free_port()}"])
+    coordinator = tmp_path / "fleet" / "coordinator"
+    (coordinator / "north.json").write_text('{"version": 1}')
+    assert found(check_fleet(coordinator))["base"].status == "warn", "a hub may have it"
+    save_model_folder(tmp_path / "elsewhere" / "llama", "llama")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert found(check_fleet(coordinator))["base"].status == "fail", "the run would not take it from here"
+    (coordinator / "llama").mkdir()
+    assert found(check_fleet(coordinator))["base"].status == "fail", "an empty folder is no base"
+    shutil.rmtree(coordinator / "llama")
+    shutil.copytree(tmp_path / "elsewhere" / "llama", coordinator / "llama")
+    check = found(check_fleet(coordinator))["base"]
+    assert (check.status, check.found) == ("ok", "llama is there: llama, 2 blocks")
+
+
+def test_rows_are_read_as_the_edge_reads_them(folder: Path, south: EdgeFolder) -> None:
+    assert found(check_fleet(south.path))["reading rows"].found == "1 rows"
+    (south.path / "south.csv").write_text("x,y\n1,2\n")
+    check = found(check_fleet(south.path))["reading rows"]
+    assert check.status == "fail"
+    assert "reading rows" not in {name.partition(" ")[2] for name in found(check_fleet(folder))}, "only on its own machine"
 
 
 @contextmanager

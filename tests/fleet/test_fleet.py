@@ -22,6 +22,7 @@ def run_toml(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example's run, in little."""
     text = RUN.read_text().replace("local_steps = 5", "local_steps = 2")
     text = text.replace("max_length = 64", "max_length = 64\neval_rows = 8\ntrain_rows = 60")
+    text = text.replace("[federated]\n", "[federated]\npersonal_steps = 2\n")
     path = tmp_path_factory.mktemp("fleet") / "run.toml"
     path.write_text(text)
     return path
@@ -55,7 +56,13 @@ def test_a_fleet_whose_processes_are_killed_ends_with_the_adapter_of_one_process
         fleet.wait(300)
         assert adapter(fleet.run_dir) == adapter(here)
         summary, undisturbed = (json.loads((run / "summary.json").read_text()) for run in (fleet.run_dir, here))
+        kept = sorted(fleet.folder.glob("fleet/edges/*/personal/*/adapter_model.safetensors"))
     assert summary["eval"]["adapted"] == undisturbed["eval"]["adapted"]
+    assert [path.parents[2].name for path in kept] == ["north", "south", "west"], "each on its own machine"
+    assert not list(fleet.run_dir.glob("edges/*/personal")), "and nowhere else"
+    for edge, rows in undisturbed["eval"]["personal"].items():
+        for row in ("base", "federated", "personal"):
+            assert summary["eval"]["personal"][edge][row]["loss"] == pytest.approx(rows[row]["loss"], rel=1e-4), (edge, row)
     assert [edge["steps"] for edge in summary["edges"]] == [edge["steps"] for edge in undisturbed["edges"]]
     model = load(tmp_path / "run")
     weights = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")

@@ -65,7 +65,7 @@ def outcome(run: Path) -> dict[str, object]:
     """All that must be the same: adapters and raw states byte for byte, the summary but for time and peak memory, the plan."""
     found: dict[str, object] = {}
     states = max((run / "checkpoints").glob("round-*")) / "state"
-    adapters = [*run.glob("adapter/*"), *run.glob("edges/**/*.safetensors")]
+    adapters = [*run.glob("adapter/[!R]*"), *run.glob("edges/**/*.safetensors")]
     for path in sorted([*adapters, *states.rglob("*.state"), *states.rglob("steps.json")]):
         found[path.relative_to(run).as_posix()] = path.read_bytes()
     summary = json.loads((run / "summary.json").read_text())

@@ -79,7 +79,7 @@ def save_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     heads = {name: zip(_SIDES, state.full_weights[name].tensors, strict=False) for name in form.head}
     tensors = {f"{_PREFIX}{name}.{side}": tensor for name, sides in heads.items() for side, tensor in sides}
-    pairs = {name: _pair_of(change) for name, change in state.full_weights.items() if name not in form.head}
+    pairs = {name: pair_of(change) for name, change in state.full_weights.items() if name not in form.head}
     for name, adapter in {**state.modules, **pairs}.items():
         down, up = _keys(name, form)
         tensors |= {down: adapter.down_RI.contiguous(), up: adapter.up_OR.contiguous()}
@@ -260,7 +260,8 @@ def _head_of(folder: Path, name: str, sides: Mapping[str, torch.Tensor]) -> Full
     return FullWeightDelta(weight, sides.get("bias"))
 
 
-def _pair_of(change: FullWeightDelta) -> ModuleAdapter:
+def pair_of(change: FullWeightDelta) -> ModuleAdapter:
+    """A full weight as a LoRA pair of the full rank, of which one side is the identity."""
     num_inputs, num_outputs = change.size
     if num_inputs <= num_outputs:
         return ModuleAdapter(torch.eye(num_inputs), change.change_OI, 1.0)
@@ -268,7 +269,7 @@ def _pair_of(change: FullWeightDelta) -> ModuleAdapter:
 
 
 def _full_weights_of(adapter: ModuleAdapter) -> FullWeightDelta | None:
-    """What `_pair_of` made a pair of; None: a pair that was trained as one."""
+    """What `pair_of` made a pair of; None: a pair that was trained as one."""
     num_inputs, num_outputs = adapter.size
     if adapter.scaling != 1.0 or adapter.rank != min(adapter.size):
         return None

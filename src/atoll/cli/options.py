@@ -18,7 +18,8 @@ import typer
 from atoll.errors import CommandLineError
 
 
-def _method_names() -> list[str]:
+def method_names() -> list[str]:
+    """What --method may name."""
     from atoll.config.overrides import METHODS
 
     return list(METHODS)
@@ -33,6 +34,12 @@ OtherBase = Annotated[bool, typer.Option("--other-base", help="Take a base with 
 Trust = Annotated[bool, typer.Option("--trust", help="Import code that the run names beside Atoll's.")]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Put one value on top of the file; may be repeated.")
+]
+
+
+Method = Annotated[
+    str | None,
+    typer.Option("--method", metavar="NAME", help="Do as a published method does; --set still counts.", autocompletion=method_names),
 ]
 
 
@@ -82,15 +89,21 @@ class Run(ReadRun):
 
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", hidden=True)]
 
+    def check(self) -> None:
+        """Answer at once where there is no finished run, before the seconds that torch takes to open.
+
+        Raises: RunFolderError.
+        """
+        from atoll.runs.layout import RunDirectory
+
+        RunDirectory.open(self.run_dir).check_finished()
+
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
     """What counts in place of what the file says."""
 
-    method: Annotated[
-        str | None,
-        typer.Option("--method", metavar="NAME", help="Do as a published method does; --set still counts.", autocompletion=_method_names),
-    ] = None
+    method: Method = None
     sets: Sets = None
 
     def given(self) -> tuple[str, ...]:
@@ -119,7 +132,7 @@ class Access:
                     "--ca, --cert, --key and --insecure go with --host", got="no --host", expected="--host HOST:PORT", do="add --host"
                 )
             return None
-        from atoll.commands.edge import host_access
+        from atoll.commands.hosts.status import host_access
 
         return host_access(self.host, self.ca, self.cert, self.key, self.insecure)
 

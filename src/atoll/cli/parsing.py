@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
 from functools import partial
 from typing import Any, TypeVar, get_type_hints
@@ -22,11 +22,14 @@ Action = Callable[..., int | None]
 _Function = TypeVar("_Function", bound=Action)
 
 
-def command(group: typer.Typer) -> Callable[[_Function], _Function]:
-    """Put the function below into `group`, as a command of its name; its docstring is the help."""
+def command(group: typer.Typer, *, several: tuple[str, ...] = ()) -> Callable[[_Function], _Function]:
+    """Put the function below into `group`, as a command of its name; its docstring is the help.
+
+    `several` are options that take all words up to the next option, as if the option stood before each.
+    """
 
     def add(function: _Function) -> _Function:
-        group.command(cls=_Command)(expand_options(function))
+        group.command(cls=type(_Command.__name__, (_Command,), {"several": several}))(expand_options(function))
         return function
 
     return add
@@ -76,6 +79,23 @@ class _PlainHelp(click.Command):
 
 class _Command(_PlainHelp, typer.core.TyperCommand):
     """One command."""
+
+    several: tuple[str, ...] = ()
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, list(self._repeated(args)))
+
+    def _repeated(self, args: list[str]) -> Iterator[str]:
+        option, has_value = None, False
+        for word in args:
+            if word.startswith("-"):
+                name, equals, _ = word.partition("=")
+                option, has_value = name if name in self.several else None, bool(equals)
+            elif option is not None:
+                if has_value:
+                    yield option
+                has_value = True
+            yield word
 
 
 class Commands(_PlainHelp, typer.core.TyperGroup):

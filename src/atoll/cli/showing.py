@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from atoll.cli.options import Access, Output
@@ -13,6 +15,12 @@ from atoll.cli.options import Access, Output
 def tell(line: str) -> None:
     """Show a line that is no result."""
     print(line, file=sys.stderr, flush=True)
+
+
+def program() -> str:
+    """What has to be typed to call this program: its name, or where it lies if the shell would not find it."""
+    called = sys.argv[0]
+    return called if shutil.which("atoll") is None and Path(called).name == "atoll" else "atoll"
 
 
 def show_training(run: Callable[[Any], Any], access: Access, output: Output) -> None:
@@ -25,13 +33,14 @@ def show_training(run: Callable[[Any], Any], access: Access, output: Output) -> 
         if output.as_json:
             show({**result.summary.to_json(), "run_dir": str(result.run_dir), "adapter": str(result.adapter)})
             return
-        from atoll.report.tables import comparison_table, print_table
+        from atoll.report.tables import comparison_table, personal_table, print_table
 
         table = comparison_table(result.summary)
-        if table is not None:
-            print_table(table, sys.stdout)
-        else:
+        if table is None:
             print("scores:  none, as no rows are held out")
+        for one in (table, personal_table(result.summary)):
+            if one is not None:
+                print_table(one, sys.stdout)
         print(f"adapter: {result.adapter}")
         if result.figures:
             print(f"figures: {result.figures[0].parent}")
@@ -43,5 +52,5 @@ def _next(result: Any, access: Access) -> tuple[str, ...]:
 
     prompt = example_prompt(result.run_dir)
     if prompt is None:
-        return ("atoll", "evaluate", str(result.run_dir))
-    return ("atoll", "generate", str(result.run_dir), prompt, *access.given())
+        return (program(), "evaluate", str(result.run_dir))
+    return (program(), "generate", str(result.run_dir), prompt, *access.given())

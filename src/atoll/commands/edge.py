@@ -11,7 +11,6 @@ from atoll.errors import ConflictError
 from atoll.jobs.job import prepared
 from atoll.jobs.split import HostAccess, with_fetched_base
 from atoll.runs.events import Event
-from atoll.split.certificates import DeviceTls
 
 
 def edge(
@@ -29,11 +28,6 @@ def edge(
     if fetch_base is not None:
         loaded = with_fetched_base(loaded, host, fetch_base)
     return train_job(prepared(loaded, host, only), out, observers)
-
-
-def host_access(address: str, ca: Path | None, cert: Path | None, key: Path | None, insecure: bool) -> HostAccess:
-    """How to reach a host, from what a command line says."""
-    return HostAccess(address, DeviceTls(ca, cert, key), insecure)
 
 
 def _which(loaded: LoadedConfig, name: str | None) -> str | None:

@@ -16,12 +16,12 @@ from atoll.base.load import Base, DeviceMap, load_base
 from atoll.base.quantize import Bits
 from atoll.config.schema import PRECISION_BITS
 from atoll.errors import BadValueError, CommandLineError, OutputError
-from atoll.jobs.split import HostAccess, serve, start_host
+from atoll.jobs.split import serve, start_host
 from atoll.parsed import parse_json
 from atoll.printable import printable
 from atoll.registry.plugins import load_plugin
 from atoll.runs.files import write_bytes
-from atoll.split.certificates import DeviceTls, HostTls, make_certificates, open_channel, server_credentials
+from atoll.split.certificates import DeviceTls, HostTls, make_certificates, server_credentials
 from atoll.split.cut import Cut
 from atoll.split.host.audit import Audit
 from atoll.split.host.limits.file import read_tenants
@@ -30,10 +30,8 @@ from atoll.split.host.server import Host
 from atoll.split.host.tenants import HostLimits
 from atoll.split.issuer import Issuer, check_names, write_all
 from atoll.split.revocation import Revoked, listed
-from atoll.split.transport import fetch_status
 from atoll.threads import suited_threads
 
-STATUS_SECONDS = 10.0
 _BITS: Mapping[int, Bits] = {4: 4, 8: 8}
 
 
@@ -186,18 +184,6 @@ def revoke(tenant: str, folder: Path, *, cert: Path | None = None, ca_key: Path 
         own.unlink()
         own.with_suffix(".key").unlink(missing_ok=True)
     return Revocation(tenant, serial, crl)
-
-
-def status(host: HostAccess) -> dict[str, object]:
-    """What a running host serves and how busy it is, with the names of protocol.proto; seconds, bytes and tokens as numbers.
-
-    Raises: TransportError, HostLostError.
-    """
-    from google.protobuf.json_format import MessageToDict
-
-    with open_channel(host.address, host.tls, insecure=host.insecure) as channel:
-        reply = fetch_status(channel, STATUS_SECONDS)
-    return MessageToDict(reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
 
 
 def _serve(running: Host, settings: HostSettings, bits: int, tls: HostTls, on_ready: Callable[[str], None], stop: threading.Event) -> None:

@@ -12,6 +12,7 @@ from atoll.adapters.attach import merge_into
 from atoll.base.load import DTYPES, stored_dtypes
 from atoll.commands.models.folder import check_free, written_whole
 from atoll.errors import AdapterFitError
+from atoll.jobs.exports.card import MERGED, write_card
 from atoll.jobs.finished import FinishedRun, is_chat, open_run
 from atoll.jobs.inputs import base_source
 from atoll.tasks.chat import chat_closing
@@ -40,20 +41,37 @@ def merge(
     target = Path(out)
     check_free(target)
     finished = open_run(Path(run_dir), trust=trust, other_base=other_base, model=model)
+    check_merges(finished)
+    with written_whole(target, "the merged model") as folder:
+        write_merged(finished, folder, dtype)
+        write_card(finished.run, finished.loaded, folder, MERGED)
+    return target
+
+
+def check_merges(finished: FinishedRun) -> None:
+    """Whether a weight can hold what the run trained.
+
+    Raises: AdapterFitError.
+    """
     if finished.adapter.kind != "lora":
         raise AdapterFitError(
             "a bottleneck adapter cannot be merged", where=str(finished.run.adapter), got=finished.adapter.kind, expected="lora",
-            do="use the run with atoll generate or atoll.load; its relu has no place in a weight",
+            do="use the run with atoll generate; its relu has no place in a weight",
         )  # fmt: skip
+
+
+def write_merged(finished: FinishedRun, folder: Path, dtype: MergedDtype) -> None:
+    """Put adapter and base together, for good, and write them and the tokenizer to a folder.
+
+    Raises: AdapterFitError for a weight that its type cannot hold.
+    """
     _end_as_trained(finished)
     whole = finished.base.model
     with torch.no_grad():
         merge_into(whole, finished.adapter)
         _narrow(whole, base_source(finished.loaded), dtype)
-    with written_whole(target, "the merged model") as folder:
-        whole.save_pretrained(folder)
-        finished.base.tokenizer.save_pretrained(folder)
-    return target
+    whole.save_pretrained(folder)
+    finished.base.tokenizer.save_pretrained(folder)
 
 
 def _narrow(model: PreTrainedModel, source: str, dtype: MergedDtype) -> None:

@@ -21,12 +21,17 @@ from atoll.adapters.peft_files import save_adapter
 from atoll.adapters.state import AdapterState
 from atoll.config.load import resolved
 from atoll.errors import InputError, RunFolderError
+from atoll.federated.aggregation.aggregate import Common
 from atoll.federated.strategy import RoundResult
 from atoll.jobs.backends.backend import BackendFactory
 from atoll.jobs.backends.in_process import InProcessBackend
+from atoll.jobs.exports.card import PEFT, write_card
 from atoll.jobs.federation import run_federation, run_homogeneous
 from atoll.jobs.inputs import eval_rows
 from atoll.jobs.job import Job, prepared
+from atoll.jobs.personal.asked import copies_elsewhere
+from atoll.jobs.personal.copies import personal_copy, personal_order
+from atoll.jobs.personal.held_out import check_own_rows, with_own_rows
 from atoll.jobs.results.adapter import check_result, written_form
 from atoll.jobs.results.config import Given, check_begun_with, given_config, run_config
 from atoll.jobs.results.trained_on import base_notes
@@ -91,6 +96,7 @@ def train_job(
 ) -> RunResult:  # fmt: skip
     """The same for a run that is made ready already; `make_backend` makes its backends, None: in this process."""
     try:
+        check_own_rows(job)
         hashes = hashes_of(job)
         run = RunDirectory.create_at(Path(out)) if out is not None else RunDirectory.create(RUNS, job.config.run.name)
         with disk_told(run):
@@ -133,7 +139,7 @@ def go_on(
             write_losses(run)
         raise
     summary = on.finish("complete", evaluation)
-    return RunResult(run.path, run.adapter, summary, _figures(run, log))
+    return RunResult(run.path, run.adapter, summary, _described(job, run, log))
 
 
 def _begin(job: Job, run: RunDirectory, log: EventLog) -> None:
@@ -174,15 +180,40 @@ class _Run:
             self.base = _score(job, None, "base", log)
         else:
             self.base = resume_point.run_state.base_scores
-        job, state = run_federation(job, log, self.totals, self, self._planned, self.make_backend, resume_point)
+        job, state, given = run_federation(job, log, self.totals, self, self._planned, self.make_backend, resume_point)
         _save(job, state, self.run.adapter)
         adapted = _score(job, state, "federated", log)
-        local_only = _local_only(job, self.run, log, self.make_backend) if "local-only" in job.config.run.compare else None
+        compare, others = job.config.run.compare, dict[str, dict[str, AdapterState]]()
+        local_only = _local_only(job, self.run, log, self.make_backend, others) if "local-only" in compare else None
         central = None
         if job.central is not None:
-            central = _score(job, run_rounds(job, (job.central,), "central", log, make_backend=self.make_backend), "central", log)
-        homogeneous = _homogeneous(job, log, self.make_backend) if "homogeneous" in job.config.run.compare else None
-        return Evaluation(self.base, adapted, local_only, central, homogeneous)
+            alone = run_rounds(job, (job.central,), "central", log, make_backend=self.make_backend)
+            central, others["central"] = _score(job, alone, "central", log), {edge.name: alone for edge in job.edges}
+        homogeneous = _homogeneous(job, log, self.make_backend) if "homogeneous" in compare else None
+        personal = self._personal(job, state, given, others) if given else None
+        return Evaluation(self.base, adapted, local_only, central, homogeneous, personal)
+
+    def _personal(
+        self, job: Job, state: AdapterState, given: Mapping[str, Common], others: Mapping[str, Mapping[str, AdapterState]]
+    ) -> Mapping[str, Mapping[str, Scores]]:
+        """Every edge's own copy, and what all adapters are worth on its own held-out rows."""
+        self.log.append(PhaseStarted("personal", len(job.edges) * (job.config.federated.personal_steps or 0)))
+        if any(edge.examples is None for edge in job.edges):
+            elsewhere = copies_elsewhere(job, state, given, self.make_backend, self.log)
+            self.totals.add_personal(elsewhere)
+            return {one.edge: one.scores for one in elsewhere}
+        copies = [personal_copy(job, edge, personal_order(job, edge), given[edge.name], self.log) for edge in job.edges]
+        self.totals.add_personal(copies)
+        found: dict[str, Mapping[str, Scores]] = {}
+        for copy in copies:
+            _save(job, copy.state, self.run.personal_adapter(copy.edge))
+            own, told = with_own_rows(job, copy.edge)
+            for event in told:
+                self.log.append(event)
+            states = {"base": None, **{row: each[copy.edge] for row, each in others.items()}, "federated": state, "personal": copy.state}
+            scores = {row: _score(own, one, f"{row.replace('_', '-')}:{copy.edge}", self.log) for row, one in states.items()}
+            found[copy.edge] = {row: one for row, one in scores.items() if one is not None}
+        return found
 
     def add(self, result: RoundResult, simulated_seconds: float | None, rounds: Rounds) -> None:
         """Write the round's checkpoint, whole or not at all."""
@@ -227,12 +258,15 @@ def _homogeneous(job: Job, log: EventLog, make_backend: BackendFactory) -> Homog
     return Homogeneous(scores, tuple(edge.name for edge in other.edges), seconds)
 
 
-def _local_only(job: Job, run: RunDirectory, log: EventLog, make_backend: BackendFactory) -> LocalOnly:
-    """Every edge alone, for as many steps as it trained in the federation."""
+def _local_only(
+    job: Job, run: RunDirectory, log: EventLog, make_backend: BackendFactory, states: dict[str, dict[str, AdapterState]]
+) -> LocalOnly:
+    """Every edge alone, for as many steps as it trained in the federation; adds what came of it to `states`."""
     scores: dict[str, Scores] = {}
     for edge in job.edges:
         state = run_rounds(job, (edge,), "local-only", log, make_backend=make_backend)
         _save(job, state, run.edge_adapter(edge.name))
+        states.setdefault("local_only", {})[edge.name] = state
         scores[edge.name] = _score(job, state, f"local-only:{edge.name}", log) or {}
     keys = next(iter(scores.values()))
     return LocalOnly({key: sum(row[key] or 0.0 for row in scores.values()) / len(scores) for key in keys}, scores)
@@ -303,12 +337,13 @@ def _changes(given: Given | None, hashes: Mapping[str, object]) -> list[str]:
     return [f"not {given.again.path.name} to the last bit, as this changed since: {one}" for one in found]
 
 
-def _figures(run: RunDirectory, log: EventLog) -> tuple[Path, ...]:
-    """A figure that cannot be written takes nothing away from the run."""
+def _described(job: Job, run: RunDirectory, log: EventLog) -> tuple[Path, ...]:
+    """The model card and the figures, which are returned; what cannot be written of them takes nothing away from the run."""
     try:
+        write_card(run, job.loaded, run.adapter, PEFT)
         return (*write_losses(run), *write_figures(run))
     except (OSError, RunFolderError) as problem:
-        log.append(Advised("", f"the figures could not be written: {problem}"))
+        log.append(Advised("", f"the model card or the figures could not be written: {problem}"))
         return ()
 
 

@@ -227,6 +227,9 @@ class Federated(Section):
     """A round that takes longer goes on without the missing edges."""
     patience: Annotated[int, Field(ge=1)] = 3
     """Rounds in a row that an edge may miss; after them no round waits for it, until it answers one before the others are through."""
+    personal_steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps by which each edge trains a copy of its own after the last round; it stays on its edge, and is scored on the edge's
+    own held-out rows beside base, federated and what `compare` asks for. None: no such copy."""
     combine: Literal["mean", "median", "trimmed-mean"] = "mean"
     """What of all edges' products B A is taken: the mean, weighted as `weigh` says; or, against bad updates, the median or trimmed mean of
     every coordinate, where each edge counts the same however much data it has. The last two need aggregation = "exact-svd"."""
@@ -336,6 +339,9 @@ class Edge(Section):
     """Of the same link."""
     data: Text | None = None
     """This edge's own file; none: its share of [data] train."""
+    eval: Text | None = None
+    """This edge's own held-out rows, for its personal copy ([federated] personal_steps); none: those of [data] eval that partition =
+    "by:COLUMN" gives it, or all of them."""
     prompt: str | None = None
     """Template over the columns of its own data, where they are called otherwise there; none: [data] prompt."""
     completion: Text | None = None

@@ -259,6 +259,17 @@ class AdapterStrategy(Strategy):
             if gone and not left:
                 return
 
+    def given(self) -> dict[str, Common]:
+        """What each edge would train in another round; under it, frozen, what the edges share beside that."""
+        parts, common = EdgeParts(self.common.trained, self.aggregation, self.precision), self.common
+        found: dict[str, Common] = {}
+        for edge, ranks in self.edge_ranks.items():
+            others = {name: one for name, one in common.trained.modules.items() if name not in ranks}
+            rest = AdapterState(common.trained.kind, others) if others else None
+            frozen = common.frozen_delta if rest is None else rest if common.frozen_delta is None else rest + common.frozen_delta
+            found[edge] = Common(parts.of(ranks), frozen)
+        return found
+
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """No messages: held-out rows are the coordinator's, and are scored once, after the last round."""
         return ()

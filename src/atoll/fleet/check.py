@@ -18,11 +18,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from atoll.commands.doctor import Check, DoctorReport, Status, library
 from atoll.config.load import LoadedConfig, load
-from atoll.errors import AtollError, FleetFolderError, InputError, ManyErrors, TransportError
+from atoll.config.named_parts import plugin_parts
+from atoll.errors import AtollError, BaseFolderError, FleetFolderError, InputError, ManyErrors, TransportError
 from atoll.fleet.files import CoordinatorFolder, EdgeFolder, HostFolder, split_address
 from atoll.fleet.links.way import open_way, said
 from atoll.fleet.named import NeededInput, named_by_coordinator, named_by_edge
 from atoll.jobs.backends.worker import asked_for
+from atoll.jobs.inputs import base_shapes, edge_rows
 from atoll.split.certificates import DeviceTls, covers, examined, open_channel
 from atoll.split.issuer import CLOCK_SKEW
 from atoll.split.revocation import Revoked, listed
@@ -99,7 +101,10 @@ def _edge(folder: EdgeFolder, *, at_home: bool) -> list[Check]:
     if files.status == "fail":
         return [files]
     found = [files, _private([folder.node_key, folder.key]), *_certificate(folder.cert, folder.key, folder.ca)]
-    found += [_node_key(folder), *_config(folder.run_toml, [edge.name], lambda loaded: named_by_edge(loaded, edge.name), at_home=at_home)]
+    config = _config(folder.run_toml, [edge.name], lambda loaded: named_by_edge(loaded, edge.name), at_home=at_home)
+    found += [_node_key(folder), *config]
+    if at_home and all(check.status == "ok" for check in config):
+        found.append(_rows(load(folder.run_toml, imports=False), edge.name))
     away: Status = "fail" if at_home else "warn"
     tls, do = DeviceTls(folder.ca, folder.cert, folder.key), "start the coordinator first; or open the way there in the firewall"
     found.append(_superlink(edge.superlink, tls, away, do))
@@ -269,13 +274,36 @@ def _config(run_toml: Path, edges: Sequence[str], named: Callable[[LoadedConfig]
     missing = [name for name in edges if name not in [edge.name for edge in loaded.config.edge]]
     if missing:
         return [Check("run.toml", "fail", f"no [[edge]] called {', '.join(missing)}", "give all machines the same run.toml")]
-    return [Check("run.toml", "ok", f"{len(loaded.config.edge)} edges"), *(_named(one, away) for one in named(loaded))]
+    well = Check("run.toml", "ok", f"{len(loaded.config.edge)} edges")
+    try:
+        return [well, *(_named(loaded, one, away) for one in named(loaded))]
+    except BaseFolderError as problem:  # It lies where doctor was started, and the run will not look there.
+        return [well, Check("base", away, f"{problem.what}: {problem.got}", problem.do)]
 
 
-def _named(named: NeededInput, away: Status) -> Check:
+def _rows(loaded: LoadedConfig, edge: str) -> Check:
+    """Whether the edge's rows can be read as it will read them."""
+    if plugin_parts(loaded.config):
+        return Check("reading rows", "ok", "not tried: run.toml names parts of somebody else's, which are not run here")
+    try:
+        (own,) = edge_rows(loaded, edge)
+    except InputError as problem:
+        first = problem.errors[0] if isinstance(problem, ManyErrors) else problem
+        # Its page may quote a row; what is wrong in it is this machine's owner's to see.
+        return Check("reading rows", "fail", f"{first.what}: {first.where}", first.do or "mend them")
+    return Check("reading rows", "ok", f"{len(own.rows)} rows")
+
+
+def _named(loaded: LoadedConfig, named: NeededInput, away: Status) -> Check:
     if named.path is None:
         do = "copy it there if it is a file or a folder of yours"
         return Check(named.what, "warn", f"{named.value}: nothing of this name beside run.toml, so taken for a Hugging Face id", do)
+    if named.what == "base" and named.path.exists():
+        try:
+            shapes = base_shapes(loaded, 0)
+        except InputError as problem:
+            return Check("base", "fail", f"{problem.what}: {problem.got or problem.where}", problem.do or "put the model's folder there")
+        return Check("base", "ok", f"{named.value} is there: {shapes.model_type}, {shapes.num_blocks} blocks")
     if named.path.exists():
         return Check(named.what, "ok", f"{named.value} is there")
     return Check(named.what, away, f"{named.value} is not there", f"put it at {named.path} on the machine that this folder is for")

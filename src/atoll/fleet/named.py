@@ -38,9 +38,10 @@ def named_by_coordinator(loaded: LoadedConfig) -> list[NeededInput]:
 
 def named_by_edge(loaded: LoadedConfig, name: str) -> list[NeededInput]:
     """What an edge's machine must have: the base, and its own rows, or all rows of which it trains on a share."""
-    own = next(edge.data for edge in loaded.config.edge if edge.name == name)
-    what, source = ("rows", own) if own is not None else ("all edges' rows", loaded.config.data.train)
+    edge = next(edge for edge in loaded.config.edge if edge.name == name)
+    what, source = ("rows", edge.data) if edge.data is not None else ("all edges' rows", loaded.config.data.train)
     rows = [_rows(loaded, what, source)] if source != "demo" else []
+    rows += [_rows(loaded, "its own held-out rows", edge.eval)] if edge.eval is not None else []
     return [*_of_config(loaded), *_base(loaded), *rows]
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from atoll.adapters.state import AdapterState
 from atoll.config.schema import RunConfig
+from atoll.federated.aggregation.aggregate import Common
 from atoll.jobs.backends.backend import BackendFactory
 from atoll.jobs.backends.in_process import InProcessBackend
 from atoll.jobs.job import Job, grown_to, homogeneous, replanned
@@ -23,8 +24,8 @@ Planned = Callable[[Importance | None, Job], None]
 def run_federation(
     job: Job, log: EventLog, totals: RunTotals, callback: RoundCallback, planned: Planned, make_backend: BackendFactory = InProcessBackend,
     resume_point: ResumePoint | None = None,
-) -> tuple[Job, AdapterState]:  # fmt: skip
-    """All rounds, planned anew as [plan] says; the job as it was planned last, and the common adapter.
+) -> tuple[Job, AdapterState, Mapping[str, Common]]:  # fmt: skip
+    """All rounds, planned anew as [plan] says; the job as it was planned last, the common adapter, and what personal copies start from.
 
     With `resume_point`, those that are left after it, and then as if they had never been stopped.
 
@@ -54,7 +55,7 @@ def run_federation(
                 job = _go_on_with(grown_to(job, first), None, rounds, totals, planned)
             if rounds.num_done < first + num_rounds:
                 rounds.run(first + num_rounds - rounds.num_done)
-        return job, rounds.state
+        return job, rounds.state, rounds.given() if job.config.federated.personal_steps is not None else {}
 
 
 def stages_of(config: RunConfig) -> list[tuple[int, int]]:

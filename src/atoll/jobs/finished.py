@@ -14,7 +14,7 @@ from atoll.base.quantize import Bits
 from atoll.config.checks.whole_base import classes_in_a_host
 from atoll.config.load import LoadedConfig
 from atoll.cost.split_traffic import largest_batch_tokens
-from atoll.errors import InputError, RunFolderError
+from atoll.errors import InputError
 from atoll.jobs.inputs import base_source
 from atoll.jobs.results.config import run_config, with_overrides
 from atoll.jobs.results.trained_on import check_trained_on
@@ -51,11 +51,7 @@ def open_run(
     moved = [] if model is None else [f"model.base={Path(model).expanduser().absolute() if Path(model).expanduser().exists() else model}"]
     # Of all parts, only a codec is needed to go on with what a run left.
     loaded = with_overrides(run, run_config(run, trust=trust), [*overrides, *moved], trust=trust, imports=host is not None)
-    if not run.adapter.is_dir():
-        raise RunFolderError(
-            "the run has no adapter", where=str(run.path), got="a run that did not end", expected="a finished run, with adapter/",
-            do="give another run, or one of its checkpoints with --model and --adapter",
-        )  # fmt: skip
+    run.check_finished()
     adapter = load_adapter(run.adapter)
     base, close = base_of(loaded, host, read_labels(run.adapter))
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -280,11 +281,11 @@ def eval_rows(loaded: LoadedConfig) -> Rows | None:
 
 def _held_out_files(loaded: LoadedConfig) -> tuple[Path, ...]:
     """The files of held-out rows, which are not trained on; none where they are not on this machine."""
-    source, data = held_out_source(loaded.config), loaded.config.data
-    try:
-        return () if source is None else files_of(source, base_dir=loaded.path.parent, reader=data.reader, role="eval")
-    except DataFileError:
-        return ()
+    found: list[Path] = []
+    for source in {held_out_source(loaded.config), *(edge.eval for edge in loaded.config.edge)} - {None}:
+        with suppress(DataFileError):
+            found += files_of(str(source), base_dir=loaded.path.parent, reader=loaded.config.data.reader, role="eval")
+    return tuple(found)
 
 
 def _trained_on(loaded: LoadedConfig, held_out: Collection[Path]) -> Rows:

@@ -116,7 +116,7 @@ def hashes_of(job: Job) -> dict[str, object]:
     return {
         **config_hashes(job.loaded), "base_hash": job.base.digest(), "start_digest": job.start.digest(),
         "rows": {edge.name: _examples_hash(edge.examples) for edge in job.edges if edge.examples is not None},
-        "held_out": None if job.held_out is None else _rows_hash(job.held_out),
+        "held_out": None if job.held_out is None else rows_hash(job.held_out),
     }  # fmt: skip
 
 
@@ -158,7 +158,8 @@ def _examples_hash(examples: Examples) -> str:
     return hasher.hexdigest()
 
 
-def _rows_hash(rows: Rows) -> str:
+def rows_hash(rows: Rows) -> str:
+    """SHA-256 of all rows in their order."""
     hasher = hashlib.sha256()
     for number in range(len(rows)):
         hasher.update(json.dumps(dict(rows[number]), default=str).encode() + b"\n")

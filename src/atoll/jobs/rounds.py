@@ -83,6 +83,10 @@ class Rounds:
         """The common adapter."""
         return self._strategy.state
 
+    def given(self) -> dict[str, Common]:
+        """What each edge would train in another round, and what lies frozen under it."""
+        return self._strategy.given()
+
     @property
     def job(self) -> Job:
         """By whose plan they go."""

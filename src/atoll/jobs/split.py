@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,8 @@ from atoll.config.load import LoadedConfig, changed
 from atoll.config.schema import RunConfig
 from atoll.registry.parts import names
 from atoll.remote_blocks import RemoteBlocksPlaceholder
-from atoll.split.certificates import DeviceTls, open_channel
+from atoll.split.certificates import HostAccess as HostAccess
+from atoll.split.certificates import open_channel
 from atoll.split.counted_stream import Transport
 from atoll.split.cut import Cut
 from atoll.split.device.base_part import fetch_part
@@ -41,15 +42,6 @@ from atoll.wire.handshake import PROTOCOL, HostFacts, block_of
 
 Sizes = Mapping[str, tuple[int, int]]
 MAX_RANK = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class HostAccess:
-    """Where a host is, and how to prove to each other who one is."""
-
-    address: str
-    tls: DeviceTls = field(default_factory=lambda: DeviceTls(None, None, None))
-    insecure: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,6 +15,8 @@ from atoll.federated.importance_query import Asked, EdgeScores
 from atoll.federated.strategy import EdgeResult, RoundResult
 from atoll.jobs.clock import clock_of
 from atoll.jobs.job import Job
+from atoll.jobs.personal.asked import CopyElsewhere
+from atoll.jobs.personal.copies import PersonalCopy
 from atoll.jobs.rounds import Rounds
 from atoll.planner.edge_plan import EdgePlan
 from atoll.runs.summary import Durations, EdgeCompute, EdgeSummary, Evaluation, FirstStepFlops, LeftOutSummary, Summary, Traffic, versions
@@ -37,7 +39,7 @@ class _Total:
     first_step: FirstStep | None = None
     dropped_rounds: int = 0
 
-    def add(self, result: EdgeResult | EdgeScores) -> None:
+    def add(self, result: EdgeResult | EdgeScores | PersonalCopy | CopyElsewhere) -> None:
         """Count a round, or a warm-up."""
         self.work += result.work
         self.up_bytes, self.down_bytes = self.up_bytes + result.up_bytes, self.down_bytes + result.down_bytes
@@ -107,6 +109,13 @@ class RunTotals:
         seconds = [self._clock.edge_seconds(one.edge, one.work, one.up_bytes + one.down_bytes) for one in asked.edges]
         self._seconds.append(self._clock.round_seconds(seconds, 0))
         return self._seconds[-1]
+
+    def add_personal(self, copies: Sequence[PersonalCopy | CopyElsewhere]) -> None:
+        """Count what edges' own copies cost after the last round: no message, and no step of a round."""
+        for one in copies:
+            self._totals[one.edge].add(one)
+        if copies:
+            self._seconds.append(self._clock.round_seconds([self._clock.edge_seconds(one.edge, one.work, 0) for one in copies], 0))
 
     def drop(self, edge: str) -> None:
         """Count a round that went on without an edge."""

@@ -90,6 +90,10 @@ class FleetPlan:
     """What targets and bits leave out of the base, in sentences."""
     notes: tuple[str, ...] = ()
     """What is to be told of the data, in sentences."""
+    personal_steps: int | None = None
+    """Of each edge's own copy after the last round, which moves no bytes to or from the coordinator and needs no more memory."""
+    personal_seconds: float | None = None
+    """Of these, on the slowest edge: part of `predicted_seconds`."""
 
     def edge(self, name: str) -> EdgePlan:
         """The plan of one edge, which must exist."""
@@ -114,6 +118,8 @@ class FleetPlan:
             "left_out": [dataclasses.asdict(edge) for edge in self.left_out],
             "remarks": list(self.remarks),
             "notes": list(self.notes),
+            "personal_steps": self.personal_steps,
+            "personal_seconds": self.personal_seconds,
         }
 
 

@@ -62,12 +62,24 @@ def plan_fleet(
     unknown = "unknown" if any(plan.warm_up for plan in plans) else "none"
     kind = None if not decides else unknown if importance is None else importance.kind
     seconds = [span.seconds for span in spans if span.seconds is not None]
+    personal = _personal_seconds(config, spans[-1].plans)
+    whole = sum(seconds) if len(seconds) == len(spans) else None
     return FleetPlan(
         tuple(plans), config.run.rounds, adapter_parameters(shapes, largest), shapes.num_parameters,
-        sum(seconds) if len(seconds) == len(spans) else None, sum(span.up_bytes for span in spans),
+        None if whole is None else whole + (personal or 0.0), sum(span.up_bytes for span in spans),
         sum(span.down_bytes for span in spans), tuple(planned.left_out), kind, tuple(pool),
-        remarks=tuple(_remarks(config, shapes, plans)),
+        remarks=tuple(_remarks(config, shapes, plans)), personal_steps=config.federated.personal_steps, personal_seconds=personal,
     )  # fmt: skip
+
+
+def _personal_seconds(config: RunConfig, plans: Sequence[EdgePlan]) -> float | None:
+    """Of the edges' own copies on the slowest edge: as long as so many steps of a round, which counts messages, too.
+
+    None where one's time is not known.
+    """
+    steps = config.federated.personal_steps
+    known = [plan.predicted_seconds * steps / plan.num_steps for plan in plans if plan.predicted_seconds is not None and steps is not None]
+    return max(known) if known and len(known) == len(plans) else None
 
 
 def _remarks(config: RunConfig, shapes: BaseShapes, plans: Sequence[EdgePlan]) -> Iterator[str]:

@@ -26,6 +26,9 @@ def plan_table(plan: Mapping[str, Any]) -> Listing:
         title += "; " + _IMPORTANCE.get(plan["importance"], f"worth of ranks by {plan['importance']}")
     left_out: list[Mapping[str, Any]] = list(plan["left_out"])
     rows = [_row(edge) for edge in edges] + [(edge["name"], "left out", *["-"] * (len(_HEADER) - 2)) for edge in left_out]
+    if (steps := plan.get("personal_steps")) is not None:
+        seconds = plan.get("personal_seconds")
+        title += f"; then {steps} steps of each edge's own" + ("" if seconds is None else f", {format_seconds(seconds)}")
     notes = {edge["name"]: edge["why"] for edge in [*edges, *left_out]}
     for label, key in (("base", "remarks"), ("data", "notes")):
         notes |= {label + " " * number: remark for number, remark in enumerate(plan.get(key, ()))}

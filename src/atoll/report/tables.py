@@ -21,7 +21,9 @@ from atoll.runs.summary import Scores, Summary
 from atoll.units import format_seconds
 
 _FIRST = ("loss", "perplexity")
-_TITLES = {"loss": "loss (nats/token)"}
+_PERSONAL = ("base", "local_only", "federated", "personal", "central")
+TITLES = {"loss": "loss (nats/token)"}
+"""Of columns, where a metric has another than its name."""
 _ANY_WIDTH = 100_000
 _NOTHING = ("", "-")
 _TOGETHER = "\N{NO-BREAK SPACE}"
@@ -138,6 +140,16 @@ def comparison_table(summary: Summary) -> Listing | None:
     return scores_table(rows, "held-out rows of all edges") if rows else None
 
 
+def personal_table(summary: Summary) -> Listing | None:
+    """Every edge's loss on its own held-out rows by each adapter there is; None where there are no personal copies that were scored."""
+    found = {edge: scores for edge, scores in (summary.eval.personal or {}).items() if scores}
+    if not found:
+        return None
+    names = [row for row in _PERSONAL if any(row in scores for scores in found.values())]
+    rows = [(edge, *(number_text(scores.get(name, {}).get("loss"), "loss") for name in names)) for edge, scores in found.items()]
+    return Listing("each edge's own held-out rows: loss (nats/token)", ("", *(name.replace("_", "-") for name in names)), rows)
+
+
 def _edges(number: int) -> str:
     return f"{number} edge{'' if number == 1 else 's'}"
 
@@ -150,7 +162,7 @@ def scores_table(rows: Sequence[tuple[str, Scores]], title: str) -> Listing:
     """One line for each named set of scores, one column for each metric; what was only counted (num_...) stays in the JSON."""
     names = [name for name in _FIRST if any(name in scores for _, scores in rows)]
     names += sorted({name for _, scores in rows for name in scores if not name.startswith("num_")} - set(_FIRST))
-    titles = {"loss": "loss (nats/row)"} if "macro_f1" in names else _TITLES  # A classifier has one label for each row.
+    titles = {"loss": "loss (nats/row)"} if "macro_f1" in names else TITLES  # A classifier has one label for each row.
     losses = [loss for _, scores in rows if (loss := scores.get("loss")) is not None]
     best = {number for number, (_, scores) in enumerate(rows) if len(rows) > 1 and losses and scores.get("loss") == min(losses)}
     cells = [(label, *(number_text(scores.get(name), name) for name in names)) for label, scores in rows]

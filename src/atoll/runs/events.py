@@ -22,7 +22,7 @@ from atoll.parsed import parse_json
 from atoll.runs.files import finite
 
 _LOOKS, _LOOK_SECONDS = 5, 0.02
-Phase = Literal["federated", "local-only", "central", "homogeneous", "warm-up", "evaluate"]
+Phase = Literal["federated", "local-only", "central", "homogeneous", "warm-up", "personal", "evaluate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +220,10 @@ class CheckpointWritten(Event):
 
 @dataclass(frozen=True, slots=True)
 class Evaluated(Event):
-    """One row of the comparison: "base", "federated", "central", "homogeneous", "local-only:NAME"; or "round-N" on the way."""
+    """One row of the comparison: "base", "federated", "central", "homogeneous", "local-only:NAME"; or "round-N" on the way.
+
+    "personal:NAME", "base:NAME", "federated:NAME" and so on are of one edge's own held-out rows.
+    """
 
     row: str
     metrics: Mapping[str, float]

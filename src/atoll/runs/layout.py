@@ -85,6 +85,17 @@ class RunDirectory:
         do = f"did you mean {likely}?" if likely else "give a folder that `atoll train` wrote, such as runs/run-0001"
         raise RunFolderError("this is not a run directory", where=str(path), got=got, expected="a folder with a config.json", do=do)
 
+    def check_finished(self) -> None:
+        """Whether there is a result.
+
+        Raises: RunFolderError.
+        """
+        if not self.adapter.is_dir():
+            raise RunFolderError(
+                "the run has no adapter", where=str(self.path), got="a run that did not end", expected="a finished run, with adapter/",
+                do="give another run, or one of its checkpoints with --model and --adapter",
+            )  # fmt: skip
+
     @property
     def config_toml(self) -> Path:
         """The config as it was given."""
@@ -133,6 +144,10 @@ class RunDirectory:
     def edge_adapter(self, name: str) -> Path:
         """Where an edge's own adapter is kept."""
         return self.path / "edges" / name / "adapter"
+
+    def personal_adapter(self, name: str) -> Path:
+        """Where the copy that an edge trained further for itself is kept."""
+        return self.path / "edges" / name / "personal"
 
     def write_config(self, toml_text: str, resolved: Mapping[str, object]) -> None:
         """Keep the config as given, and then as it held: config.json makes the folder a run directory."""

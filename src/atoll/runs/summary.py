@@ -43,6 +43,8 @@ class Evaluation:
     local_only: LocalOnly | None = None
     central: Scores | None = None
     homogeneous: Homogeneous | None = None
+    personal: Mapping[str, Mapping[str, Scores]] | None = None
+    """By edge, on its own held-out rows: "base", "federated", "personal", and "local_only" and "central" where the run compares."""
 
 
 @dataclass(frozen=True, slots=True)

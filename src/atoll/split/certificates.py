@@ -9,7 +9,7 @@ import datetime
 import ipaddress
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
@@ -33,6 +33,15 @@ class DeviceTls:
     """Who must have signed the host's certificate; None: an authority that gRPC knows."""
     cert: Path | None
     key: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class HostAccess:
+    """Where a host is, and how to prove to each other who one is."""
+
+    address: str
+    tls: DeviceTls = field(default_factory=lambda: DeviceTls(None, None, None))
+    insecure: bool = False
 
 
 @dataclass(frozen=True, slots=True)

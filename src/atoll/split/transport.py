@@ -8,14 +8,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from atoll.errors import HostLostError
 from atoll.printable import printable
-from atoll.split.counted_stream import Transport
 from atoll.wire import protocol_pb2 as pb
+
+if TYPE_CHECKING:
+    from atoll.split.counted_stream import Transport  # Opens torch, which a question for a host's status needs none of.
 
 SERVICE = "atoll.split.v1.Split"
 FRAMES_ON_THEIR_WAY = 16

@@ -1,4 +1,4 @@
-"""A model in another format, made a base: `atoll convert`."""
+"""Models in other formats: `atoll export` to servers, `atoll convert` from GGUF."""
 
 from __future__ import annotations
 
@@ -7,9 +7,39 @@ from typing import Annotated, Literal
 
 import typer
 
+from atoll.cli.options import Moved, OtherBase, Run
 from atoll.cli.parsing import command
+from atoll.cli.showing import tell
 
 commands = typer.Typer()
+
+
+@command(commands)
+def export(
+    run: Run,
+    server: Annotated[Literal["transformers", "vllm", "llama.cpp", "ollama"], typer.Option("--for", help="What is to serve it.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="An absent or empty folder for the model.")],
+    *,
+    dtype: Annotated[
+        Literal["as-stored", "fp32", "bf16", "fp16"] | None,
+        typer.Option("--dtype", show_default=False, help="Type of the weights; default: as-stored."),
+    ] = None,
+    model: Moved = None,
+    other_base: OtherBase = False,
+) -> None:
+    """The result of a run, in the form that a server reads.
+
+    RUN_DIR is a folder that `atoll train` wrote. Writes a model card, too, and shows the commands that serve it.
+    """
+    run.check()
+    from atoll.commands.models.export import export as write
+
+    written = write(run.run_dir, server=server, out=out, dtype=dtype, trust=run.trust, other_base=other_base, model=model)
+    for remark in written.remarks:
+        tell(f"note: {remark}")
+    print(f"wrote {written.folder}: {written.what}")
+    for number, line in enumerate(written.commands):
+        print(f"{'' if number else 'next:':8} {line}")
 
 
 @command(commands)

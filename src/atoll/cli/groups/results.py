@@ -45,6 +45,8 @@ def evaluate(subject: Subject, *, sets: Sets = None, other_base: OtherBase = Fal
 
     Loss, perplexity and the metrics asked for. Give a RUN_DIR that `atoll train` wrote, or --model.
     """
+    if subject.run_dir is not None:
+        Run(subject.run_dir).check()
     with output.results() as show:
         from atoll.commands.evaluate import evaluate as measure
         from atoll.report.progress import Progress
@@ -76,6 +78,7 @@ def generate(
 
     RUN_DIR is a folder that `atoll train` wrote; the model goes on from PROMPT.
     """
+    run.check()
     from atoll.commands.generate import generate as answer
 
     given = access.opened()
@@ -99,6 +102,7 @@ def merge(
 
     RUN_DIR is a folder that `atoll train` wrote.
     """
+    run.check()
     from atoll.commands.merge import merge as write_model
 
     written = write_model(run.run_dir, out=out, trust=run.trust, other_base=other_base, dtype=dtype, model=model)

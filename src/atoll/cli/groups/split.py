@@ -236,7 +236,7 @@ def status(access: NamedAccess, output: Output) -> None:
     HOST:PORT is where `atoll host` listens. With a certificate, only that tenant's sessions are told.
     """
     with output.results() as show:
-        from atoll.commands.host import status as ask
+        from atoll.commands.hosts.status import status as ask
         from atoll.report.hosts import status_table
         from atoll.report.tables import print_table
 

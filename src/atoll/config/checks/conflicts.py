@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from atoll.config.checks.data import evaluation, held_out_rows, templates, templates_of_edges, tracking
-from atoll.config.checks.federation import aggregation, robust
+from atoll.config.checks.federation import aggregation, personal, robust
 from atoll.config.checks.planning import edges, growing, planning, training
 from atoll.config.checks.selection import selection
 from atoll.config.checks.whole_base import classes, full_weights
@@ -15,5 +15,5 @@ from atoll.errors import InputError
 def conflicts(config: RunConfig, document: Document) -> list[InputError]:
     """One leaf for each group of values that exclude each other."""
     data = (templates, templates_of_edges, held_out_rows, evaluation, tracking)
-    checks = (*data, selection, planning, growing, training, edges, aggregation, robust, full_weights, classes)
+    checks = (*data, selection, planning, growing, training, edges, aggregation, robust, personal, full_weights, classes)
     return [error for check in checks for error in check(config, document)]

@@ -61,6 +61,16 @@ def robust(config: RunConfig, document: Document) -> list[InputError]:
     return errors
 
 
+def personal(config: RunConfig, document: Document) -> list[InputError]:
+    """Held-out rows of edges that nothing would be scored on."""
+    if config.federated.personal_steps is not None:
+        return []
+    what, got = "an edge's own held-out rows are for its personal copy", "no federated.personal_steps"
+    do = "write personal_steps = 20 below [federated], or take eval out; [data] eval is what all are scored on"
+    named = (number for number, edge in enumerate(config.edge) if edge.eval is not None)
+    return [conflict(document, ("edge", number, "eval"), what, got, "federated.personal_steps", do) for number in named]
+
+
 def frozen_delta_in_a_host(config: RunConfig, split_edges: Sequence[str]) -> ConflictError:
     """The error of a plan by which these edges train against a host, under a rule that keeps a frozen delta."""
     return ConflictError(

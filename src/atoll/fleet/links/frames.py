@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from dataclasses import dataclass, replace
@@ -107,3 +108,22 @@ def page_of(text: str) -> str:
 
 def _foreign(got: str) -> ProtocolError:
     return ProtocolError("a message that Atoll did not write", got=got, expected=_PACK, do="run the same version of Atoll everywhere")
+
+
+def digest_of(content: RecordDict) -> str:
+    """Of a question, whatever order transport has given its records."""
+    hasher = hashlib.sha256()
+    for name, record in sorted(content.items()):
+        hasher.update(f"\n{name}\n".encode())
+        if not isinstance(record, ArrayRecord):
+            hasher.update(json.dumps(dict(record), sort_keys=True).encode())
+            continue
+        for key, array in sorted(record.items()):
+            hasher.update(f"\n{key} {array.dtype} {array.shape}\n".encode())
+            hasher.update(array.data)
+    return hasher.hexdigest()
+
+
+def folder_name(name: str) -> str:
+    """A name from another machine as that of a folder."""
+    return hashlib.sha256(name.encode()).hexdigest()[:16] if not name.replace("-", "").isalnum() else name

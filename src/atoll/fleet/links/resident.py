@@ -7,8 +7,6 @@ was killed, gets the same answer and trains nothing twice; and one for a round t
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import shutil
 import threading
 import time
@@ -22,14 +20,16 @@ from typing import Any, Self
 from atoll.errors import AtollError, BadRowError, OrderRefusedError, OutputError, PeerError, ProtocolError, RunFolderError
 from atoll.federated.client import EdgeWork, client_app
 from atoll.federated.figures import MALFORMED, said, shown
-from atoll.federated.flower import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict, assume_identity
+from atoll.federated.flower import ConfigRecord, Context, Message, MessageType, RecordDict, assume_identity
 from atoll.federated.payload import WORK_ORDER, get_adapter, num_bytes
 from atoll.federated.store import read_record, refuse_link, write_record
-from atoll.fleet.links.frames import Frame
+from atoll.fleet.links.frames import Frame, digest_of, folder_name
+from atoll.fleet.links.personal import answer_personal
 from atoll.jobs.backends.fleet import CAPABILITIES, TEXT
 from atoll.jobs.backends.in_process import edge_work
 from atoll.jobs.backends.work_orders import SentOrder, from_text
 from atoll.jobs.backends.worker import Worker
+from atoll.jobs.personal.asked import PERSONAL
 from atoll.runs.events import Advised, EdgeFinished, EventLog, PhaseStarted, RoundStarted
 from atoll.runs.files import write_folder
 from atoll.split.host.audit import Audit
@@ -140,6 +140,9 @@ class Resident:
         if question.kind == f"query.{CAPABILITIES}":
             return RecordDict({CAPABILITIES: ConfigRecord({TEXT: self._worker.capabilities().to_text()})})
         sent = from_text(str(_told(question, WORK_ORDER, TEXT)))
+        if question.kind == f"{MessageType.QUERY}.{PERSONAL}":
+            self._worker.check(sent, PERSONAL, adapter=get_adapter(question.content))
+            return answer_personal(self._worker, sent, question.content, self._folder.with_name(PERSONAL), self._log)
         if question.kind == MessageType.QUERY:
             self._worker.check(sent, "importance")
             self._sent = sent
@@ -154,10 +157,10 @@ class Resident:
 
     def _trained(self, question: Frame, number: int) -> RecordDict:
         sent = self._order
-        rounds = self._folder / _safe(sent.run_id) / sent.order.phase
+        rounds = self._folder / folder_name(sent.run_id) / sent.order.phase
         for path in (rounds.parent, rounds):
             refuse_link(path)
-        here, digest = rounds / f"round-{number:04d}", _digest(question.content)
+        here, digest = rounds / f"round-{number:04d}", digest_of(question.content)
         if (here / _QUESTION).is_file() and (here / _QUESTION).read_text() == digest:
             return _kept(here / _ANSWER)
         state = self._state_before(rounds, number)
@@ -261,22 +264,3 @@ def _not_ours(question: Frame, expected: str) -> ProtocolError:
 
 def _number(path: Path) -> int:
     return int(path.name.removeprefix("round-"))
-
-
-def _digest(content: RecordDict) -> str:
-    """Of a question, whatever order transport has given its records."""
-    hasher = hashlib.sha256()
-    for name, record in sorted(content.items()):
-        hasher.update(f"\n{name}\n".encode())
-        if not isinstance(record, ArrayRecord):
-            hasher.update(json.dumps(dict(record), sort_keys=True).encode())
-            continue
-        for key, array in sorted(record.items()):
-            hasher.update(f"\n{key} {array.dtype} {array.shape}\n".encode())
-            hasher.update(array.data)
-    return hasher.hexdigest()
-
-
-def _safe(name: str) -> str:
-    """A name from another machine as that of a folder."""
-    return hashlib.sha256(name.encode()).hexdigest()[:16] if not name.replace("-", "").isalnum() else name

@@ -19,7 +19,7 @@ from atoll.planner.plan_fleet import steps_per_round
 from atoll.registry.parts import find
 
 POLICY_FILE, POLICY_SECTION = "policy.toml", "edge-policy"
-Task = Literal["federated", "local-only", "homogeneous", "importance"]
+Task = Literal["federated", "local-only", "homogeneous", "importance", "personal"]
 _EXAMPLES: Final[Mapping[str, object]] = {
     "steps": 50, "seconds": "1 h", "bytes": "1 GB", "bits": (32,), "modes": ("local",), "rank": 16, "batch_size": 8,
     "tasks": ("federated",),
@@ -49,7 +49,7 @@ class EdgePolicy(Section):
     batch_size: Annotated[int, Field(ge=1)] | None = None
     """Rows of one micro-batch."""
     tasks: Annotated[tuple[Task, ...], Field(min_length=1)] | None = None
-    """What is done: rounds of the federation, rows of a comparison ("local-only", "homogeneous"), scores of weights ("importance")."""
+    """What is done: rounds, a comparison's rows ("local-only", "homogeneous"), scores of weights ("importance"), a copy ("personal")."""
 
 
 def policy_of(config: RunConfig, edge: Edge, num_rows: int | None = None) -> EdgePolicy:
@@ -59,6 +59,7 @@ def policy_of(config: RunConfig, edge: Edge, num_rows: int | None = None) -> Edg
     decides, grows = planner.trait("decides"), planner.trait("grows")
     tasks: list[Task] = ["federated", *(name for name in config.run.compare if name != "central")]
     tasks += ["importance"] if plan.warms_up else []
+    tasks += ["personal"] if config.federated.personal_steps is not None else []
     if not planner.is_built_in:
         return EdgePolicy(tasks=tuple(tasks))
     known_steps = train.local_epochs is None or num_rows is not None
@@ -93,6 +94,8 @@ def _modes(config: RunConfig, edge: Edge, *, decides: bool, alike: bool) -> tupl
 def policy_toml(config: RunConfig, edge: Edge) -> str:
     """policy.toml as it is written first: the limits of run.toml, with a line on each."""
     policy = policy_of(config, edge).model_copy(update={"seconds": config.federated.round_timeout or None})
+    if policy.steps is not None and config.federated.personal_steps is not None:
+        policy = policy.model_copy(update={"steps": max(policy.steps, config.federated.personal_steps)})
     lines = [f"[{POLICY_SECTION}]"]
     for key, field in EdgePolicy.model_fields.items():
         value = getattr(policy, key)

@@ -38,6 +38,8 @@ class OrderChecks:
         Raises: OrderRefusedError with all that is wrong.
         """
         by_run, plan = policy_of(self.config, self.edge, self.num_rows), sent.order.plan
+        if task == "personal":
+            by_run = by_run.model_copy(update={"steps": self.config.federated.personal_steps})
         found = [*self._not_meant(sent, number), *self._modules(sent, shapes, by_run.rank), *self._labels(sent)]
         found += [*_beyond(sent, task, by_run, "run.toml"), *_beyond(sent, task, self.policy, POLICY_FILE)]
         if by_run.steps is not None and not 0 < sent.order.total_steps <= self.config.run.rounds * by_run.steps:

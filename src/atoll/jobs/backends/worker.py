@@ -83,6 +83,8 @@ class Worker:
 
     def __init__(self, loaded: LoadedConfig, edge: str, host: HostAccess | None = None, policy: EdgePolicy | None = None) -> None:
         self._loaded, self._name, self._host = alone(loaded, edge), edge, host
+        self.of_all = loaded
+        """run.toml as it is for all edges."""
         self.policy = policy or EdgePolicy()
         """What the edge's owner lets a coordinator ask for, beside what run.toml says."""
         self._asked_for = asked_for(loaded.config)

@@ -1,0 +1,108 @@
+"""Many runs of one run.toml, side by side: `atoll compare` and `sweep`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from atoll.cli.options import Method, Output, RunFile, Sets, method_names
+from atoll.cli.parsing import command
+from atoll.cli.showing import tell
+from atoll.errors import CommandLineError
+
+commands = typer.Typer()
+Seeds = Annotated[list[int] | None, typer.Option("--seeds", min=0, metavar="S ...", help="Seeds to run with; default: the file's.")]
+Folder = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Folder of all these runs; default runs/NAME-compare or NAME-sweep.")
+]
+
+
+def _all_methods() -> list[str]:
+    return ["all", *method_names()]
+
+
+@command(commands, several=("--methods", "--seeds"))
+def compare(
+    run_file: RunFile,
+    methods: Annotated[
+        list[str],
+        typer.Option("--methods", metavar="M ...", help='Names as of --method; or "all".', autocompletion=_all_methods),
+    ],
+    *,
+    seeds: Seeds = None,
+    sets: Sets = None,
+    out: Folder = None,
+    output: Output,
+) -> None:
+    """Several methods side by side.
+
+    A run for each method and seed. Those that are finished are not repeated, those that were stopped go on.
+    """
+    _refuse_seed(sets)
+    for name in methods:
+        run_file.check((*(() if name == "all" else (f"method={name}",)), *(sets or ())))
+    with output.results() as show:
+        from atoll.commands.many.compare import compare as run
+        from atoll.commands.many.compare import methods_as_variants
+
+        variants = methods_as_variants(methods, sets or ())
+        _show(run(run_file.config, variants, seeds=seeds or (), out=out, tell=tell, observed=_seen), output, show)
+
+
+@command(commands, several=("--set", "--seeds"))
+def sweep(
+    run_file: RunFile,
+    sets: Annotated[list[str], typer.Option("--set", metavar="SECTION.KEY=V ...", help="One value or several; may be repeated.")],
+    *,
+    method: Method = None,
+    seeds: Seeds = None,
+    out: Folder = None,
+    output: Output,
+) -> None:
+    """A run for each combination of values of --set.
+
+    Those that are finished are not repeated, those that were stopped go on. Results are shown as by `atoll compare`.
+    """
+    _refuse_seed(sets)
+    before = () if method is None else (f"method={method}",)
+    run_file.check(before)
+    with output.results() as show:
+        from atoll.commands.many.compare import compare as run
+        from atoll.commands.many.compare import settings_as_variants
+        from atoll.config.load import load
+
+        folder = out or Path("runs") / f"{load(run_file.config).config.run.name}-sweep"
+        variants = settings_as_variants(sets, before)
+        _show(run(run_file.config, variants, seeds=seeds or (), out=folder, tell=tell, observed=_seen), output, show)
+
+
+@contextmanager
+def _seen() -> Iterator[Any]:
+    from atoll.report.progress import Progress
+
+    with Progress() as progress:
+        yield progress
+
+
+def _refuse_seed(sets: Sequence[str] | None) -> None:
+    for text in sets or ():
+        if text.partition("=")[0].strip() == "run.seed":
+            raise CommandLineError(
+                "seeds have an option of their own", where=f"--set {text}", got="run.seed", expected="--seeds S ...", do="give --seeds"
+            )
+
+
+def _show(comparison: Any, output: Output, show: Any) -> None:
+    if output.as_json:
+        show(comparison.to_json())
+        return
+    from atoll.report.many.comparison import comparison_table
+    from atoll.report.tables import print_table
+
+    print_table(comparison_table(comparison), sys.stdout)
+    print(f"all of it: {comparison.folder}")

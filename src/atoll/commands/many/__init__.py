@@ -1,0 +1,1 @@
+"""Many runs of one run.toml, side by side."""

@@ -1,0 +1,1 @@
+"""A result in the forms that servers read, and what is said of it beside."""
