@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 
 from atoll.errors import PartError
 from atoll.registry.kinds import Kind
-from atoll.registry.options import Options
 
 
 def check_class(kind: Kind, name: str, target: type) -> None:
@@ -59,8 +58,8 @@ def _making(kind: Kind, target: type) -> Iterator[str]:
     options = getattr(target, "Options", None)
     if options is not None and not kind.has_options:
         yield f"with Options, which no {kind.name} is given"
-    elif options is not None and not (isinstance(options, type) and issubclass(options, Options)):
-        yield f"with Options that are not made from {Options.__module__}.{Options.__name__}"
+    elif options is not None and not _is_options(options):
+        yield "with Options that are not made from atoll.registry.options.Options"
     count = kind.made_with + (1 if options is not None and kind.has_options else 0)
     if not _takes(target, count):
         yield f"made by __init__{_signature(target)}, which cannot be given {_arguments(count)}"
@@ -80,6 +79,8 @@ def _unlike(value: object, default: object) -> str:
         is_like, expected = isinstance(value, tuple | list) and all(isinstance(one, str) for one in value), 'texts, ("like this",)'
     elif isinstance(default, bool):
         is_like, expected = isinstance(value, bool), "True or False"
+    elif isinstance(default, str):
+        is_like, expected = isinstance(value, str), "a text"
     else:
         is_like, expected = isinstance(value, int) and not isinstance(value, bool), "a whole number"
     return "" if is_like else expected
@@ -104,3 +105,9 @@ def _signature(function: Callable[..., object]) -> str:
 
 def _arguments(count: int) -> str:
     return f"{count or 'no'} argument{'' if count == 1 else 's'}"
+
+
+def _is_options(value: object) -> bool:
+    from atoll.registry.options import Options  # Which opens pydantic: error pages and help do without.
+
+    return isinstance(value, type) and issubclass(value, Options)

@@ -78,10 +78,10 @@ def generate(
 
     RUN_DIR is a folder that `atoll train` wrote; the model goes on from PROMPT.
     """
+    given = access.opened()
     run.check()
     from atoll.commands.generate import generate as answer
 
-    given = access.opened()
     more = {"trust": run.trust, "other_base": other_base}
     print(answer(run.run_dir, prompt, max_new_tokens=max_new_tokens, host=given, model=model, **more))
 
