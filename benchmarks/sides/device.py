@@ -26,11 +26,11 @@ from sides.host import RANK, ROWS, TOKENS
 SLOW_BITS, SLOW_SECONDS = 100e6, 0.05
 
 
-def batch(vocab_size: int) -> Batch:
+def batch(vocab_size: int, rows: int = ROWS, tokens: int = TOKENS) -> Batch:
     """Full rows, the later half of which carries loss."""
     random = np.random.default_rng(0)
-    loss = np.arange(TOKENS) >= TOKENS // 2
-    return pad_batch([Example(random.integers(3, vocab_size, TOKENS, dtype=np.int32), loss) for _ in range(ROWS)], 0)
+    loss = np.arange(tokens) >= tokens // 2
+    return pad_batch([Example(random.integers(3, vocab_size, tokens, dtype=np.int32), loss) for _ in range(rows)], 0)
 
 
 def adapters(folder: Path, active: str) -> AdapterState:
@@ -43,11 +43,11 @@ def adapters(folder: Path, active: str) -> AdapterState:
 
 
 @contextmanager
-def stepping(base: Base, state: AdapterState) -> Iterator[Any]:
+def stepping(base: Base, state: AdapterState, rows: int = ROWS, tokens: int = TOKENS) -> Iterator[Any]:
     """A function that makes one training step and returns its seconds."""
     with attached(base.model, state) as on:
         stepper, number = new_stepper(on, Train(), 10_000, {}), iter(range(10_000))
-        one = batch(base.model.config.vocab_size)
+        one = batch(base.model.config.vocab_size, rows, tokens)
 
         def step() -> float:
             start = time.perf_counter()
