@@ -16,6 +16,7 @@ from atoll.cost.split_traffic import groups, step_bytes, step_round_trips
 from atoll.cost.traffic import WireBytes
 from atoll.shapes import BaseShapes, ModuleShape
 from atoll.split.cut import Cut
+from atoll.wire.byte_formulas import WireMode
 from atoll.wire.dialogue import Dialogue
 from atoll.wire.frames import Message
 
@@ -34,10 +35,16 @@ def config(cut: dict[str, int] = CUT, **wire: object) -> RunConfig:
     return RunConfig.model_validate({"model": {"cut": cut}, "wire": wire})
 
 
+def _mode(wire: dict[str, object]) -> tuple[WireMode, dict[str, object]]:
+    """The mode, dense where none is asked for, and the rest."""
+    return wire.get("mode", "dense"), {key: value for key, value in wire.items() if key != "mode"}  # type: ignore[return-value]
+
+
 def count(*names: str, killed: tuple[str, ...] = (), num_exchanges: int = 1, **wire: object) -> WireBytes:
     """One step of 10 tokens; rank 2 everywhere. With a back block on the device, all of them are wanted."""
+    mode, rest = _mode(wire)
     return step_bytes(
-        config(**wire), BASE, dict.fromkeys(names, 2), num_tokens=10, num_label_tokens=4, num_exchanges=num_exchanges,
+        config(**rest), BASE, dict.fromkeys(names, 2), mode, num_tokens=10, num_label_tokens=4, num_exchanges=num_exchanges,
         killed=dict.fromkeys(killed, 2),
     )  # fmt: skip
 
@@ -79,8 +86,10 @@ def test_killed_modules_of_the_host_travel_once_in_fp32() -> None:
             assert first == plain + WireBytes(224, 0, 224)
 
 
-def trips(*names: str, killed: tuple[str, ...] = (), num_exchanges: int = 1, **wire: str) -> int:
-    return step_round_trips(config(**wire), BASE, dict.fromkeys(names, 2), num_exchanges=num_exchanges, killed=dict.fromkeys(killed, 2))
+def trips(*names: str, killed: tuple[str, ...] = (), num_exchanges: int = 1, **wire: object) -> int:
+    mode, rest = _mode(wire)
+    active, gone = (dict.fromkeys(some, 2) for some in (names, killed))
+    return step_round_trips(config(**rest), BASE, active, mode, num_exchanges=num_exchanges, killed=gone)
 
 
 def test_an_exchange_waits_twice_for_each_group_with_an_active_module_and_once_more() -> None:
@@ -154,7 +163,7 @@ def test_the_formula_is_what_a_step_carries(
         loss_sum(trainer.base.model, batch).backward()
     client.end()
     foretold = step_bytes(
-        config({"front": cut.front, "back": cut.back}, mode=mode, codec=codec), shapes, ranks,
+        config({"front": cut.front, "back": cut.back}, codec=codec), shapes, ranks, mode,
         num_tokens=sum(batch.lengths), num_label_tokens=batch.num_label_tokens,
     )  # fmt: skip
     assert (foretold.up_bytes, foretold.down_bytes) == (carried["sent"], carried["received"])

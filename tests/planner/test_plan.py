@@ -201,7 +201,7 @@ def test_a_split_edge_waits_for_every_exchange_of_its_whole_pool() -> None:
     for policy in ("all", "last-layers"):
         (only,) = plan(
             (edge(mode="split", latency=0.5),), train=train, adapter={"targets": "attention"}, model={"cut": {"front": 1, "back": 2}},
-            select={"policy": policy},
+            select={"policy": policy}, wire={"mode": "dense"},
         ).edges  # fmt: skip
         assert only.predicted_seconds == 1 + 5 * 3 * (2 * 42 + 2)
     (local,) = plan((edge(latency=0.5),), train=train).edges

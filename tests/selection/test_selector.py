@@ -123,7 +123,7 @@ def test_what_moves_most_may_cost_too_much() -> None:
     assert selector.choose(scores, TOKENS, 2) == ("left", "right")
     assert replace(selector, select=select.model_copy(update={"threshold": "keep"})).choose(scores, TOKENS, 2) == ("wide",)
     # One product of rank 2 for each token instead of 160 numbers: now it is the x that counts, and all but one share theirs.
-    factored = replace(selector, wire=Wire(mode="factored"))
+    factored = replace(selector, wire_mode="factored")
     assert factored.choose({**scores, "wide": 4.5}, StepTokens(10_000, 10), 2) == ("wide",)
 
 

@@ -275,6 +275,7 @@ def _local_only(
 def _score(job: Job, state: AdapterState | None, row: str, log: EventLog) -> Scores | None:
     if job.held_out is None or job.form is None:
         return None
+    job.ready_to_score()
     log.append(PhaseStarted("evaluate", len(job.held_out if job.scored is None else job.scored)))
     settings, max_length = job.config.evaluate, job.config.data.max_length
     if state is None and job.base.head:

@@ -249,13 +249,16 @@ class Federated(Section):
 class Wire(Section):
     """[wire] how split mode travels."""
 
-    mode: Literal["dense", "factored", "lent"] = "dense"
+    mode: Literal["auto", "dense", "factored", "lent"] = "auto"
     """What an adapter adds travels whole (B A x), or as its two factors (A x, and B once per update): the same result, fewer bytes.
-    Or A and B are lent to the host for a step, and their gradients come back: two round trips, however many layers there are."""
+    Or A and B are lent to the host for a step, and their gradients come back: two round trips, however many layers there are. "auto":
+    for each edge what the formulas foretell to be quickest over its link, or over 100 Mbit/s and 20 ms where it declares none."""
     codec: Annotated[str, Named("codec")] = "fp32"
     """Number format of tensors that travel; int8 has a scale for each token, fp16 a power of two."""
     adapters: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Number format of A and B and of their gradients, where they are lent."""
+    host_flops: FlopsPerSecond | None = None
+    """Speed of the host, for plans, simulated time and the choice of the mode; none: what it computes takes no time."""
     timeout: Seconds = 60.0
     """A host that is silent for longer counts as lost."""
     reconnect: SecondsOrZero = 120.0

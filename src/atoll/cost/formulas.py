@@ -96,6 +96,43 @@ def step_flops(
     return Flops(blocks, adapters, head_flops(shapes, num_label_tokens=num_label_tokens) if ranks else 0)
 
 
+def host_flops(
+    shapes: BaseShapes, ranks: Mapping[str, int], *, num_rows: int, row_tokens: int, remote_blocks: Container[int],
+    gradient_checkpointing: bool = False, frozen: Mapping[str, int] = {}, wire_mode: WireMode = "dense",
+) -> int:  # fmt: skip
+    """What a host computes of such a step: its blocks, with what is frozen there, and as many products of active adapters as the mode
+    has it do.
+
+    The last of two blocks, with fc1 adapted: 26112 less the first block's forward pass, 9216 and 2304 of scores. Dense, nothing of the
+    adapter is made there; factored, B u and its two gradients, 2*12*2*16*3 = 2304; lent, all of it.
+
+        >>> step = {"num_rows": 2, "row_tokens": 6, "remote_blocks": {1}}
+        >>> modes = ("dense", "factored", "lent")
+        >>> [host_flops(base, {"h.1.mlp.fc1": 2}, wire_mode=mode, **step) for mode in modes]
+        [14592, 16896, 17664]
+
+    A frozen fc2 above costs it 1152 each way. With lent adapters its blocks are run again where the device checkpoints, scores and all.
+
+        >>> [host_flops(base, {"h.1.mlp.fc1": 2}, wire_mode=mode, frozen={"h.1.mlp.fc2": 2}, **step) for mode in modes]
+        [16896, 19200, 19968]
+        >>> host_flops(base, {"h.1.mlp.fc1": 2}, wire_mode="lent", gradient_checkpointing=True, **step)
+        30336
+    """
+    num_tokens, elsewhere = num_rows * row_tokens, [block for block in range(shapes.num_blocks) if block not in remote_blocks]
+    again = gradient_checkpointing and wire_mode == "lent"
+    total = base_flops(
+        shapes, ranks, num_rows=num_rows, row_tokens=row_tokens, gradient_checkpointing=again, remote_blocks=elsewhere
+    )
+    # "lent" leaves out what is active elsewhere.
+    all_there = adapter_flops(
+        shapes, ranks, num_tokens=num_tokens, gradient_checkpointing=again, remote_blocks=elsewhere, frozen=frozen, wire_mode="lent"
+    )
+    by_device, without_any = (
+        adapter_flops(shapes, ranks, num_tokens=num_tokens, remote_blocks=remote_blocks, wire_mode=mode) for mode in (wire_mode, "lent")
+    )
+    return total + all_there - (by_device - without_any)
+
+
 def base_flops(
     shapes: BaseShapes, ranks: Mapping[str, int], *, num_rows: int, row_tokens: int, gradient_checkpointing: bool = False,
     remote_blocks: Container[int] = (),
@@ -252,11 +289,12 @@ def frozen_payload_bytes(shapes: BaseShapes, ranks: Mapping[str, int], number_by
 
 def round_seconds(
     flops: int, payload_bytes: int, *, flops_per_second: float | None, bits_per_second: float | None, latency_seconds: float | None,
-    round_trips: int = 1,
+    round_trips: int = 1, host_seconds: float = 0.0,
 ) -> float | None:  # fmt: skip
     """A round's time by an edge's declared speed and link: work / speed + bytes * 8 / rate + one latency each way for every round trip.
 
-    What is not declared costs nothing; None where neither speed nor link is declared.
+    Device and host wait for each other: `host_seconds` are added. What is not declared costs nothing; None where neither speed nor link
+    is declared.
 
         >>> round_seconds(10**9, 10**6, flops_per_second=5e8, bits_per_second=8e6, latency_seconds=0.02)
         3.04
@@ -267,7 +305,7 @@ def round_seconds(
         return None
     compute = flops / flops_per_second if flops_per_second else 0.0
     transfer = 8 * payload_bytes / bits_per_second if bits_per_second else 0.0
-    return compute + transfer + 2 * round_trips * (latency_seconds or 0.0)
+    return compute + transfer + 2 * round_trips * (latency_seconds or 0.0) + host_seconds
 
 
 def _place(module: ModuleShape) -> tuple[int, int]:

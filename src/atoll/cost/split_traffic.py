@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from atoll.config.schema import RunConfig
 from atoll.cost.traffic import WireBytes
 from atoll.shapes import BaseShapes
-from atoll.wire.byte_formulas import ModuleSizes, killed_bytes, split_bytes
+from atoll.wire.byte_formulas import ModuleSizes, WireMode, killed_bytes, split_bytes
 
 
 def remote_blocks(config: RunConfig, shapes: BaseShapes) -> range:
@@ -31,8 +31,9 @@ def groups(config: RunConfig, shapes: BaseShapes, ranks: Mapping[str, int]) -> l
 
 
 def step_round_trips(
-    config: RunConfig, shapes: BaseShapes, ranks: Mapping[str, int], *, num_exchanges: int = 1, killed: Mapping[str, int] = {}
-) -> int:
+    config: RunConfig, shapes: BaseShapes, ranks: Mapping[str, int], mode: WireMode, *, num_exchanges: int = 1,
+    killed: Mapping[str, int] = {},
+) -> int:  # fmt: skip
     """Round trips of one optimizer step: of every exchange two for every group, one more, and one where gradients go on to front blocks.
     With lent adapters two for every exchange.
 
@@ -40,13 +41,13 @@ def step_round_trips(
     `ranks` are those of active modules. Where any of `killed` are the host's, they are sent in a session that is opened first.
     """
     turns = 2 * len(groups(config, shapes, ranks)) + 1 + _reaches_front(config, shapes, ranks)
-    turns = min(turns, 2) if config.wire.mode == "lent" else turns
+    turns = min(turns, 2) if mode == "lent" else turns
     return num_exchanges * turns + bool(groups(config, shapes, killed))
 
 
 def step_bytes(
-    config: RunConfig, shapes: BaseShapes, ranks: Mapping[str, int], *, num_tokens: int, num_label_tokens: int, num_exchanges: int = 1,
-    killed: Mapping[str, int] = {},
+    config: RunConfig, shapes: BaseShapes, ranks: Mapping[str, int], mode: WireMode, *, num_tokens: int, num_label_tokens: int,
+    num_exchanges: int = 1, killed: Mapping[str, int] = {},
 ) -> WireBytes:  # fmt: skip
     """One optimizer step's exchanges: `num_tokens` and `num_label_tokens` over all of them; factors travel with the first only.
 
@@ -58,8 +59,8 @@ def step_bytes(
 
     def count(tokens: int, wanted_tokens: int, *, shared: bool, first: bool) -> tuple[int, int]:
         return split_bytes(
-            active, shapes.d_model, tokens, wanted_tokens, config.wire.codec, config.wire.mode, shared=shared,
-            lowest_needs_input_gradient=front, front_gradient=front, has_factors=first and config.wire.mode != "dense", ends_step=first,
+            active, shapes.d_model, tokens, wanted_tokens, config.wire.codec, mode, shared=shared,
+            lowest_needs_input_gradient=front, front_gradient=front, has_factors=first and mode != "dense", ends_step=first,
             adapter_codec=config.wire.adapters,
         )  # fmt: skip
 

@@ -26,12 +26,14 @@ class Work:
     """Modules that could have been."""
     num_round_trips: int = 0
     """Between the edge and its host, where it has one."""
+    host_flops: int = 0
+    """Of its host, for it."""
 
     def __add__(self, other: Work) -> Work:
         return Work(
             self.flops + other.flops, self.wire + other.wire, self.full_pool_flops + other.full_pool_flops,
             self.full_pool_wire + other.full_pool_wire, self.num_active + other.num_active, self.num_pool + other.num_pool,
-            self.num_round_trips + other.num_round_trips,
+            self.num_round_trips + other.num_round_trips, self.host_flops + other.host_flops,
         )  # fmt: skip
 
     @property
@@ -62,5 +64,5 @@ class Work:
 
         return cls(
             read(Flops, "flops"), read(WireBytes, "wire"), read(Flops, "full_pool_flops"), read(WireBytes, "full_pool_wire"),
-            numbers["num_active"], numbers["num_pool"], numbers["num_round_trips"],
+            numbers["num_active"], numbers["num_pool"], numbers["num_round_trips"], numbers["host_flops"],
         )  # fmt: skip

@@ -20,6 +20,8 @@ class Clock:
     """Seconds of a round."""
     drops: bool
     """Whether a round ends at its deadline, without those that are late."""
+    host_flops: float | None = None
+    """Speed of the host; None: what it computes takes no time."""
 
     def edge_seconds(self, name: str, work: Work, transfer_bytes: int) -> float | None:
         """Of some work on one edge, and of what crosses for it."""
@@ -29,6 +31,7 @@ class Clock:
         return round_seconds(
             work.flops.flops, transfer_bytes, flops_per_second=edge.flops, bits_per_second=edge.bandwidth,
             latency_seconds=edge.latency, round_trips=1 + work.num_round_trips,  # The adapter comes and goes.
+            host_seconds=work.host_flops / self.host_flops if self.host_flops else 0.0,
         )  # fmt: skip
 
     def lateness(self, seconds: float | None) -> str | None:
@@ -48,4 +51,5 @@ class Clock:
 
 def clock_of(config: RunConfig) -> Clock:
     """The clock of a run."""
-    return Clock({edge.name: edge for edge in config.edge}, config.plan.round_deadline, config.federated.late == "drop")
+    edges = {edge.name: edge for edge in config.edge}
+    return Clock(edges, config.plan.round_deadline, config.federated.late == "drop", config.wire.host_flops)

@@ -9,9 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from atoll.adapters.attach import attached
 from atoll.adapters.fresh import fresh_adapters, fresh_full_weights, head_state
-from atoll.adapters.killed import Killed
 from atoll.adapters.peft_files import load_adapter
 from atoll.adapters.state import AdapterState
 from atoll.base.load import Base
@@ -34,7 +32,7 @@ from atoll.jobs.inputs import (
     run_labels,
 )
 from atoll.jobs.results.adapter import check_result, check_start
-from atoll.jobs.split import HostAccess, SplitSide, join, serve, start_host
+from atoll.jobs.split import HostAccess, SplitSide, greet, join, scoring_mode, serve, start_host
 from atoll.planner.edge_plan import EdgePlan, FleetPlan
 from atoll.planner.importance import Importance
 from atoll.planner.plan_fleet import by_usable_rows, check_plan, plan_fleet
@@ -122,6 +120,11 @@ class Job:
             return self.split.base
         return self.bases[plan.bits]
 
+    def ready_to_score(self) -> None:
+        """Whatever mode an edge has trained in: rows are scored in one that depends on run.toml alone."""
+        if self.split is not None and self.base is self.split.base:
+            self.split.client.use(scoring_mode(self.config.wire))
+
     def close(self) -> None:
         """End sessions with a host, and the host where it is this process's own."""
         if self.split is not None:
@@ -170,9 +173,7 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | N
         start = with_head(given or fresh_start(config, shapes, plan), base)
         if split is not None:
             # A host that cannot be reached, or refuses, is found out before anything is written.
-            for killed in (Killed(), *([Killed(tuple(start.modules), "merge")] if config.select.merges else [])):
-                with attached(split.base.model, start, killed=killed):
-                    split.blocks.open()
+            greet(config, split, start, {edge.wire_mode for edge in plan.edges}, scores=split.base is base and held_out is not None)
         told = check_start(loaded, base)
         if only is None:
             check_result(base, start, loaded)
@@ -279,7 +280,7 @@ def participant(
 
     batches, asked = stream(plan.batch_size), plan.warm_up
     per_epoch = -(-num_rows // plan.batch_size) if batches is None else batches.batches_per_epoch
-    selector = selector_of(config, shapes, plan.ranks, edge=name, epoch_steps=-(-per_epoch // plan.accumulate))
+    selector = selector_of(config, shapes, plan.ranks, edge=name, epoch_steps=-(-per_epoch // plan.accumulate), wire_mode=plan.wire_mode)
     warm_up = None if asked is None else WarmUpPart(stream(asked.batch_size), asked.gradient_checkpointing)
     return Participant(name, examples, batches, plan, selector, warm_up, num_rows)
 
@@ -287,7 +288,8 @@ def participant(
 def _central(config: RunConfig, shapes: BaseShapes, base: Base, edges: Sequence[Participant], start: AdapterState) -> Participant:
     steps = sum(edge.plan.num_steps for edge in edges)
     whole = any(edge.plan.mode != "split" for edge in edges)
-    where = replace(edges[0].plan, mode="local", bits=PRECISION_BITS[config.model.precision]) if whole else edges[0].plan
+    bits = PRECISION_BITS[config.model.precision]
+    where = replace(edges[0].plan, mode="local", bits=bits, wire_mode=None, wire_why="") if whole else edges[0].plan
     plan = replace(
         where, name="central", num_steps=steps, ranks=block_ranks(start, shapes), batch_size=config.train.batch_size,
         accumulate=config.train.accumulate,

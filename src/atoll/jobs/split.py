@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
@@ -13,12 +13,15 @@ from typing import get_args
 import grpc
 import torch
 
+from atoll.adapters.attach import attached
+from atoll.adapters.killed import Killed
+from atoll.adapters.state import AdapterState
 from atoll.base.blocks import blocks_path, sizes_of, trace
 from atoll.base.load import Base
 from atoll.base.part import load_part, part_digest
 from atoll.base.weights.beside import tokenizer_digest
 from atoll.config.load import LoadedConfig, changed
-from atoll.config.schema import RunConfig
+from atoll.config.schema import RunConfig, Wire
 from atoll.registry.parts import names
 from atoll.remote_blocks import RemoteBlocksPlaceholder
 from atoll.split.certificates import HostAccess as HostAccess
@@ -135,14 +138,32 @@ def join(base_name: str, config: RunConfig, access: HostAccess, max_tokens: int)
     (blocks,) = made
     terms = Terms(
         atoll_version=version("atoll"), base_digest=part_digest(base_name, cut.front, cut.back),
-        tokenizer_digest=tokenizer_digest(base.tokenizer), cut=cut, kind=config.adapter.kind, mode=wire.mode, codec=wire.codec,
+        tokenizer_digest=tokenizer_digest(base.tokenizer), cut=cut, kind=config.adapter.kind, mode=scoring_mode(wire), codec=wire.codec,
         precision=config.model.precision, max_tokens=max_tokens,
         d_model=int(base.model.config.get_text_config().hidden_size), adapter_codec=wire.adapters,
+        chosen=wire.mode == "auto",
     )  # fmt: skip
     client = Client(access.address, terms, transport, wire.reconnect)
     client.blocks = blocks
     clients.append(client)
     return SplitSide(base, client, blocks, channel)
+
+
+def scoring_mode(wire: Wire) -> WireMode:
+    """In which held-out rows are scored, and text is generated: "auto" is one round trip a batch."""
+    return "lent" if wire.mode == "auto" else wire.mode
+
+
+def greet(config: RunConfig, split: SplitSide, start: AdapterState, modes: Set[WireMode | None], *, scores: bool) -> None:
+    """Open a session of every kind that a run in these modes will need: what the host refuses is found out before anything is written.
+
+    Raises: HostRefusedError, HostLostError, ProtocolError.
+    """
+    for mode in sorted({mode for mode in modes if mode is not None} | ({scoring_mode(config.wire)} if scores else set())):
+        split.client.use(mode)
+        for killed in (Killed(), *([Killed(tuple(start.modules), "merge")] if config.select.merges else [])):
+            with attached(split.base.model, start, killed=killed):
+                split.blocks.open()
 
 
 def with_fetched_base(loaded: LoadedConfig, access: HostAccess, folder: Path) -> LoadedConfig:

@@ -19,7 +19,18 @@ from atoll.jobs.personal.asked import CopyElsewhere
 from atoll.jobs.personal.copies import PersonalCopy
 from atoll.jobs.rounds import Rounds
 from atoll.planner.edge_plan import EdgePlan
-from atoll.runs.summary import Durations, EdgeCompute, EdgeSummary, Evaluation, FirstStepFlops, LeftOutSummary, Summary, Traffic, versions
+from atoll.runs.summary import (
+    Durations,
+    EdgeCompute,
+    EdgeSummary,
+    Evaluation,
+    FirstStepFlops,
+    LeftOutSummary,
+    Summary,
+    Traffic,
+    WireSummary,
+    versions,
+)
 
 _NUMBERS = ("steps", "up_bytes", "down_bytes", "peak_bytes", "dropped_rounds")
 
@@ -136,6 +147,7 @@ class RunTotals:
             seconds=Durations(seconds, self.simulated_seconds),
             edges=tuple(self._edge(edge) for edge in plan.edges),
             left_out=tuple(LeftOutSummary(edge.name, edge.why) for edge in plan.left_out),
+            wire={edge.name: WireSummary(edge.wire_mode, edge.wire_why) for edge in plan.edges if edge.wire_mode is not None},
             versions=versions(),
         )
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from atoll.config.schema import PRECISION_BITS, Edge, RunConfig
 from atoll.cost.split_traffic import remote_blocks
 from atoll.errors import InfeasibleError
-from atoll.planner.costs import Costs, costs_of
+from atoll.planner.costs import Costs, costs_of, quickest
 from atoll.planner.edge_plan import EdgePlan, LeftOut, Span
 from atoll.planner.feasibility import Setting, advice, as_written, frozen_delta_in_words, needs, refuse
 from atoll.planner.fedpipe.explain import Binding
@@ -18,6 +18,7 @@ from atoll.planner.request import EdgeRequest, PlanRequest, RanksOf
 from atoll.registry.parts import trait
 from atoll.shapes import BaseShapes
 from atoll.units import format_seconds
+from atoll.wire.byte_formulas import WireMode
 
 
 class AsWritten:
@@ -141,15 +142,26 @@ def edge_plan(config: RunConfig, asked: EdgeRequest, setting: Setting) -> EdgePl
             edge.name, "cloud", setting.bits, setting.batch_size, accumulate, setting.ranks, num_steps,
             setting.gradient_checkpointing, 0, None, 0, 0, "none", "for comparison: its rows leave it (not counted here)",
         )  # fmt: skip
-    costs = costs_of(config, setting, accumulate=accumulate, split=edge.mode == "split")
+    costs, wire_mode, wire_why = _over_its_link(config, asked, setting)
     by_itself = setting.gradient_checkpointing and config.train.gradient_checkpointing == "auto"
     in_time = costs.steps_by(asked.deadline, edge, num_steps)
     words, cut = as_written(setting, edge.memory, by_itself), config.federated.late == "cut" and in_time < num_steps
     if cut:
         words = cut_in_words(in_time, num_steps, asked.deadline) + words
     bound = _bound(memory=by_itself, time=cut)
-    plan = plan_of(edge, setting, accumulate, costs, in_time if cut else num_steps, bound, words)
+    plan = plan_of(edge, setting, accumulate, costs, in_time if cut else num_steps, bound, words, wire_mode, wire_why)
     return dataclasses.replace(plan, under_training=1 - in_time / num_steps)
+
+
+def _over_its_link(config: RunConfig, asked: EdgeRequest, setting: Setting) -> tuple[Costs, WireMode | None, str]:
+    """What the setting costs and, with a host, how adapters travel, and why."""
+    def costs(mode: WireMode | None) -> Costs:
+        return costs_of(config, setting, accumulate=config.train.accumulate, wire_mode=mode)
+
+    if asked.edge.mode != "split":
+        return costs(None), None, ""
+    mode, why = quickest(costs, asked.edge, config.wire, lambda one: one.steps_by(asked.deadline, asked.edge, asked.num_steps))
+    return costs(mode), mode, why
 
 
 def _bound(*, memory: bool, time: bool) -> Binding:
@@ -159,15 +171,16 @@ def _bound(*, memory: bool, time: bool) -> Binding:
 
 
 def plan_of(
-    edge: Edge, setting: Setting, accumulate: int, costs: Costs, num_steps: int, bound: Binding, words: str
-) -> EdgePlan:
+    edge: Edge, setting: Setting, accumulate: int, costs: Costs, num_steps: int, bound: Binding, words: str,
+    wire_mode: WireMode | None, wire_why: str,
+) -> EdgePlan:  # fmt: skip
     """The plan of an edge that trains itself."""
     return EdgePlan(
         name=edge.name, mode="split" if edge.mode == "split" else "local", bits=setting.bits, batch_size=setting.batch_size,
         accumulate=accumulate, ranks=setting.ranks, num_steps=num_steps, gradient_checkpointing=setting.gradient_checkpointing,
         predicted_peak_bytes=setting.peak_bytes, predicted_seconds=costs.round_seconds(edge, num_steps),
         up_bytes=costs.round_up_bytes(num_steps), down_bytes=costs.round_down_bytes(num_steps), binding=bound,
-        why=words + frozen_delta_in_words(setting),
+        why=words + frozen_delta_in_words(setting) + (f"; wire {wire_why}" if wire_why else ""), wire_mode=wire_mode, wire_why=wire_why,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 from atoll.planner.fedpipe.explain import Binding, Price
 from atoll.planner.frozen_delta import FrozenDelta
 from atoll.planner.request import WarmUpPlan
+from atoll.wire.byte_formulas import WireMode
 
 Mode = Literal["local", "split", "cloud"]
 
@@ -49,6 +50,10 @@ class EdgePlan:
     """Share of a round's steps that it cannot finish by the deadline, by declared speed and link."""
     warm_up: WarmUpPlan | None = None
     """How it finds the importance of weights; None where it is not asked to, or has too little memory for it."""
+    wire_mode: WireMode | None = None
+    """How adapters travel; None where no blocks run in a host."""
+    wire_why: str = ""
+    """Why so: how long a step takes in each mode."""
 
     def to_json(self) -> dict[str, object]:
         """The fields as JSON values."""

@@ -121,6 +121,14 @@ class EdgeSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class WireSummary:
+    """How adapters travelled between an edge and its host."""
+
+    mode: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class LeftOutSummary:
     """An edge for which nothing fits."""
 
@@ -148,6 +156,8 @@ class Summary:
     edges: tuple[EdgeSummary, ...] = ()
     left_out: tuple[LeftOutSummary, ...] = ()
     privacy: PrivacySpent | None = None
+    wire: Mapping[str, WireSummary] = field(default_factory=dict)
+    """By edge that trains against a host."""
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:

@@ -17,6 +17,7 @@ from atoll.selection.policy import Choice, ScoreKind, SelectionPolicy
 from atoll.selection.pool import PoolModule, pool_of
 from atoll.selection.schedule import Schedule, check_schedule
 from atoll.shapes import BaseShapes
+from atoll.wire.byte_formulas import WireMode
 
 _MUCH = 0.125
 """Share of steps in windows from which on a run is warned: at this share, killing even every module saves no more than 87.5 %."""
@@ -46,6 +47,8 @@ class ModuleSelector:
     """Whether the device runs blocks behind the host's, and needs every token's hidden state for them."""
     options: Mapping[str, object] | None = None
     """The policy's own."""
+    wire_mode: WireMode = "dense"
+    """By which bytes are counted: that of the edge's plan."""
 
     @property
     def policy(self) -> SelectionPolicy:
@@ -73,7 +76,7 @@ class ModuleSelector:
         """
         measured = {} if self.score_kind is None else self._finite(scores)
         num_wanted = tokens.num_tokens if self.keeps_back else tokens.num_label_tokens
-        exchange = Exchange(self.d_model, tokens.num_tokens, num_wanted, self.wire.codec, self.wire.mode, self.wire.adapters)
+        exchange = Exchange(self.d_model, tokens.num_tokens, num_wanted, self.wire.codec, self.wire_mode, self.wire.adapters)
         given = self.policy.choose(self.pool, measured, Choice(self.select, self.seed, steps_done, exchange))
         if not isinstance(given, Iterable):
             raise wrong_result("policy", self.select.policy, "choose", given, "names of modules of the pool")
@@ -144,8 +147,12 @@ def check_schedules(config: RunConfig, rows_per_step: Mapping[str, int], num_row
         schedule_of(config.select, -(-count // per_step), options=options, edge=name)
 
 
-def selector_of(config: RunConfig, shapes: BaseShapes, ranks: Mapping[str, int], *, edge: str, epoch_steps: int) -> ModuleSelector:
+def selector_of(
+    config: RunConfig, shapes: BaseShapes, ranks: Mapping[str, int], *, edge: str, epoch_steps: int, wire_mode: WireMode | None = None
+) -> ModuleSelector:  # fmt: skip
     """The selector of one edge, which trains these ranks and has epochs of so many steps.
+
+    An edge without a host, and so without a `wire_mode`, counts bytes as they would be in that of run.toml, "auto" as dense.
 
     Raises: ConflictError where a window is no shorter than its period.
     """
@@ -153,7 +160,8 @@ def selector_of(config: RunConfig, shapes: BaseShapes, ranks: Mapping[str, int],
     schedule = schedule_of(config.select, epoch_steps, options=options, edge=edge)
     seed = seeding.stream(config.run.seed, "select", edge=edge)
     pool = pool_of(config, shapes, ranks)
-    return ModuleSelector(config.select, pool, schedule, seed, shapes.d_model, config.wire, config.model.cut.back > 0, options)
+    mode = wire_mode or ("dense" if config.wire.mode == "auto" else config.wire.mode)
+    return ModuleSelector(config.select, pool, schedule, seed, shapes.d_model, config.wire, config.model.cut.back > 0, options, mode)
 
 
 def full_pool_warning(selector: ModuleSelector, total_steps: int) -> str | None:

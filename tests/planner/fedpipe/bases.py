@@ -12,6 +12,7 @@ from atoll.planner.costs import Costs
 from atoll.planner.feasibility import Setting
 from atoll.planner.fedpipe.table import CostsOf
 from atoll.shapes import BaseShapes, ModuleShape
+from atoll.wire.byte_formulas import WireMode
 
 PARTS = (
     ("self_attn.q_proj", 64, 64, "attention"), ("self_attn.k_proj", 64, 32, "attention"), ("self_attn.v_proj", 64, 32, "attention"),
@@ -30,11 +31,12 @@ def base(num_blocks: int, parts: int = len(PARTS)) -> BaseShapes:
 
 def costs_of(
     shapes: BaseShapes, config: RunConfig, mode: Literal["local", "split"] = "local", *, checkpointing: bool = False, batch_size: int = 2,
+    wire_mode: WireMode = "dense",
 ) -> CostsOf:  # fmt: skip
     there = remote_blocks(config, shapes) if mode == "split" else range(0)
 
     def costs(ranks: Mapping[str, int]) -> Costs:
         setting = Setting(shapes, ranks, 16, batch_size, 32, checkpointing, there)
-        return costs_module.costs_of(config, setting, accumulate=2, split=mode == "split")
+        return costs_module.costs_of(config, setting, accumulate=2, wire_mode=wire_mode if mode == "split" else None)
 
     return costs

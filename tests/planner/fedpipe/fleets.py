@@ -17,6 +17,7 @@ from atoll.planner.feasibility import Setting
 from atoll.planner.importance import Importance
 from atoll.planner.plan_fleet import plan_fleet
 from atoll.shapes import BaseShapes
+from atoll.wire.byte_formulas import WireMode
 
 from tests.planner.fedpipe.bases import base
 
@@ -58,16 +59,16 @@ def setting(
     )  # fmt: skip
 
 
-def costs(config: RunConfig, one: Setting, mode: str) -> Costs:
+def costs(config: RunConfig, one: Setting, mode: str, wire_mode: WireMode = "dense") -> Costs:
     rows = config.train.batch_size * config.train.accumulate
-    return costs_of(config, one, accumulate=math.ceil(rows / one.batch_size), split=mode == "split")
+    return costs_of(config, one, accumulate=math.ceil(rows / one.batch_size), wire_mode=wire_mode if mode == "split" else None)
 
 
-def keeps_limits(config: RunConfig, one: Setting, mode: str, number: int = 0) -> bool:
+def keeps_limits(config: RunConfig, one: Setting, mode: str, wire_mode: WireMode = "dense", number: int = 0) -> bool:
     edge = config.edge[number]
     if edge.memory is not None and one.peak_bytes > edge.memory:
         return False
-    seconds = costs(config, one, mode).round_seconds(edge, config.train.local_steps or 0)
+    seconds = costs(config, one, mode, wire_mode).round_seconds(edge, config.train.local_steps or 0)
     return config.plan.round_deadline is None or seconds is None or seconds <= config.plan.round_deadline * (1 + 1e-12)
 
 
@@ -82,22 +83,26 @@ def by_trying_everything(config: RunConfig, shapes: BaseShapes, seed: int) -> tu
     worth = {name: score for name, score in scores(shapes, seed).items() if name.rpartition(".")[2] in TARGETS}
     whole = sum(worth.values()) * math.log1p(max(config.plan.ranks))
     found, best = None, 0.0
-    for mode, bits, fidelity in [("local", 16, 1.0), ("local", 8, 0.9994), ("local", 4, 0.913), ("split", 32, 0.5)]:
+    hosts: list[tuple[str, int, float, WireMode]] = [("split", 32, 0.999, mode) for mode in ("dense", "factored", "lent")]
+    places: list[tuple[str, int, float, WireMode]] = [
+        ("local", 16, 1.0, "dense"), ("local", 8, 0.9994, "dense"), ("local", 4, 0.913, "dense"),
+    ]  # fmt: skip
+    for mode, bits, fidelity, wire_mode in places + hosts:
         lowest = 0 if config.plan.depth == "all" else shapes.num_blocks - int(config.plan.depth)
         for ranks in choices([name for name in worth if int(name.split(".")[2]) >= lowest], config.plan.ranks):
             objective = fidelity * sum(worth[name] * math.log1p(rank) for name, rank in ranks.items()) / whole
             sizes = itertools.product((False, True), BATCHES)
             if objective > best and any(
-                keeps_limits(config, setting(config, shapes, mode, bits, ranks, batch, again), mode) for again, batch in sizes
+                keeps_limits(config, setting(config, shapes, mode, bits, ranks, batch, again), mode, wire_mode) for again, batch in sizes
             ):
                 found, best = (mode, bits, objective), objective
     return found
 
 
-def best_size(config: RunConfig, shapes: BaseShapes, plan: EdgePlan) -> tuple[bool, int]:
+def best_size(config: RunConfig, shapes: BaseShapes, plan: EdgePlan, wire_mode: WireMode) -> tuple[bool, int]:
     """Checkpointing and rows for a plan's ranks: no checkpointing if that can be, then the most rows."""
     sizes = itertools.product((False, True), sorted(BATCHES, reverse=True))
     return next(
         (again, batch) for again, batch in sizes
-        if keeps_limits(config, setting(config, shapes, plan.mode, plan.bits, plan.ranks, batch, again), plan.mode)
+        if keeps_limits(config, setting(config, shapes, plan.mode, plan.bits, plan.ranks, batch, again), plan.mode, wire_mode)
     )  # fmt: skip

@@ -68,7 +68,7 @@ def test_an_edge_without_limits_is_said_to_have_none() -> None:
 
 
 def test_the_words_say_where_why_and_what_more_would_buy() -> None:
-    assert plan(4_150_000, None).why == (
+    assert plan(4_150_000, None, mode="local").why == (
         "the whole base here in 4 bits, as 8 bits here would need at least 15.6 kB more memory; rank 4 on 2 of 4 weights, "
         "worth 58.3% of the largest ranks on all; memory holds no warm-up, so that its rows have no say in what matters; "
         "memory binds; 1 GB more: 4 to 16 bits, batch 1 to 4, worth 58.3% to 100.0%"
@@ -76,9 +76,9 @@ def test_the_words_say_where_why_and_what_more_would_buy() -> None:
 
 
 def test_what_wider_weights_would_be_worth_is_said() -> None:
-    now = plan(4_200_000, None)
+    now = plan(4_200_000, None, mode="local")
     assert now.bits == 4
-    wider = plan(4_200_000, None, bits=8)
+    wider = plan(4_200_000, None, bits=8, mode="local")
     assert f"the whole base here in 4 bits, as 8 bits here would be worth {wider.objective:.1%}; " in now.why
     assert (wider.objective or 0.0) < (now.objective or 0.0)
 

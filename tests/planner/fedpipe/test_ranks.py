@@ -17,17 +17,17 @@ from atoll.planner.fedpipe.table import CostsOf, stages_of
 
 from tests.planner.fedpipe.bases import base, costs_of
 
-SPEED, RATE = 1e9, 1e6
+SPEED, RATE, THERE = 1e9, 1e6, 4e9
 
 
 def limits(memory_bytes: float, seconds: float) -> tuple[Limit, Limit]:
-    return Limit((1, 0, 0, 0, 0), memory_bytes), Limit((0, 16 / RATE, 1 / SPEED, 8 / RATE, 0.01), seconds)
+    return Limit((1, 0, 0, 0, 0, 0), memory_bytes), Limit((0, 16 / RATE, 1 / SPEED, 8 / RATE, 0.01, 1 / THERE), seconds)
 
 
 def used(costs: CostsOf, ranks: Mapping[str, int]) -> tuple[float, float]:
     of = costs(ranks)
     wire_bytes, without_steps = of.up_bytes + of.down_bytes, 2 * of.payload_bytes + of.wrapping_bytes
-    return of.memory_bytes, of.flops / SPEED + 8 * (without_steps + wire_bytes) / RATE + 0.01 * of.round_trips
+    return of.memory_bytes, of.flops / SPEED + 8 * (without_steps + wire_bytes) / RATE + 0.01 * of.round_trips + of.host_flops / THERE
 
 
 def worth(importance: Mapping[str, float], ranks: Mapping[str, int]) -> float:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from atoll.config.schema import RunConfig
 from atoll.planner.fedpipe.table import KINDS, stages_of
+from atoll.wire.byte_formulas import WireMode
 
 from tests.planner.fedpipe.bases import base, costs_of
 
@@ -16,16 +17,19 @@ RANKS = (1, 3)
 CASES = [
     ("local", {}, False), ("local", {}, True), ("split", {"model": {"cut": {"front": 1, "back": 1}}}, False),
     ("split", {"model": {"cut": {"front": 0, "back": 0}}}, False),
-    ("split", {"model": {"cut": {"front": 1, "back": 0}}, "wire": {"mode": "factored", "codec": "int8"}}, True),
+    ("split", {"model": {"cut": {"front": 1, "back": 0}}, "wire": {"codec": "int8"}}, True),
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("wire_mode", ["dense", "factored", "lent"])
 @pytest.mark.parametrize(("mode", "sections", "checkpointing"), CASES)
 @given(seed=st.integers(0, 10**6))
-@settings(max_examples=10, deadline=None)
-def test_a_choices_costs_are_the_sum_of_its_stages(mode: str, sections: dict[str, object], checkpointing: bool, seed: int) -> None:
+@settings(max_examples=4, deadline=None)
+def test_a_choices_costs_are_the_sum_of_its_stages(
+    mode: str, sections: dict[str, object], checkpointing: bool, wire_mode: WireMode, seed: int
+) -> None:
     shapes, config, random = base(4), RunConfig.model_validate(sections), np.random.default_rng(seed)
-    whole = costs_of(shapes, config, mode, checkpointing=checkpointing)  # type: ignore[arg-type]
+    whole = costs_of(shapes, config, mode, checkpointing=checkpointing, wire_mode=wire_mode)  # type: ignore[arg-type]
     names = [module.name for module in shapes.modules]
     # Of worth that no option is beaten by another.
     stages = stages_of(shapes, names, RANKS, {name: 1.0 + random.random() for name in names}, whole)
@@ -38,7 +42,7 @@ def test_a_choices_costs_are_the_sum_of_its_stages(mode: str, sections: dict[str
         ranks |= {module.name: rank for module, rank in zip(stages[number].modules, options.ranks[pick], strict=True) if rank}
     costs = whole(ranks)
     without_steps = costs.payload_bytes + costs.wrapping_bytes / 2
-    expected = [costs.memory_bytes, without_steps, costs.flops, costs.up_bytes + costs.down_bytes, costs.round_trips]
+    expected = [costs.memory_bytes, without_steps, costs.flops, costs.up_bytes + costs.down_bytes, costs.round_trips, costs.host_flops]
     assert total[1:].tolist() == pytest.approx(expected[1:], rel=1e-12)
     assert total[0] == pytest.approx(expected[0], abs=2 * len(stages))  # memory is rounded down to bytes
 

@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 from atoll.base.part import stored_digest
 from atoll.config.load import LoadedConfig
-from atoll.config.schema import PRECISION_BITS, RunConfig
+from atoll.config.schema import PRECISION_BITS, Edge, RunConfig
 from atoll.errors import ConflictError, EdgesLostError, ProtocolError
 from atoll.federated.figures import shown
 from atoll.federated.flower import ConfigRecord, Grid, Message, MessageType, RecordDict
@@ -157,7 +157,9 @@ def prepared_for_fleet(loaded: LoadedConfig, all_capabilities: Sequence[Capabili
             expected=f"at least {config.federated.min_edges} ([federated] min_edges)",
             do="start `atoll fleet join` on the others, mend what is said of them, and try again",
         )  # fmt: skip
-    fewer = replace(loaded, config=config.model_copy(update={"edge": tuple(edge for edge in config.edge if edge.name in known)}))
+    fewer = replace(loaded, config=config.model_copy(update={
+        "edge": tuple(_placed(config, edge, known[edge.name]) for edge in config.edge if edge.name in known),
+    }))  # fmt: skip
     labels, shapes, plan = _planned(fewer, known)
     short = _too_short(config, plan, known)
     if short and len(short) < len(plan.edges):
@@ -165,6 +167,12 @@ def prepared_for_fleet(loaded: LoadedConfig, all_capabilities: Sequence[Capabili
         return prepared_for_fleet(loaded, left, {**silent, **short}, run_id)
     plan = replace(plan, left_out=(*(LeftOut(edge, why) for edge, why in silent.items()), *plan.left_out))
     return replace(_prepared(fewer, known, labels, shapes, plan), run_id=run_id)
+
+
+def _placed(config: RunConfig, edge: Edge, capabilities: Capabilities) -> Edge:
+    """An edge that knows no host is offered none by a planner."""
+    undecided = edge.mode == "auto" and config.run.placement == "auto" and config.plan.decides
+    return edge.model_copy(update={"mode": "local"}) if undecided and not capabilities.knows_host else edge
 
 
 def _planned(loaded: LoadedConfig, known: Mapping[str, Capabilities]) -> tuple[tuple[str, ...], BaseShapes, FleetPlan]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from atoll.adapters.state import AdapterState
@@ -98,7 +99,7 @@ def edge_work(job: Job, edge: Participant, order: WorkOrder, log: EventLog, base
         client = job.split.client
         client.on_lost = lambda reason: log.append(HostLost(edge.name, reason))
         client.on_held = lambda reason: log.append(Advised(edge.name, reason))
-        trainer, account = replace(trainer, attempt=client.retrying), client.account
+        trainer, account = replace(trainer, attempt=partial(client.retrying_in, plan.wire_mode)), client.account
     return EdgeWork(
         name=edge.name,
         trainer=trainer,
@@ -161,7 +162,7 @@ class _Importance:
         )  # fmt: skip
         if plan.mode == "split":
             assert job.split is not None
-            settings = replace(settings, attempt=job.split.client.retrying)
+            settings = replace(settings, attempt=partial(job.split.client.retrying_in, plan.wire_mode))
         sizes = {module.name: (module.d_in, module.d_out) for module in job.shapes.modules if module.name in job.plan.pool}
         module_scores = warm_up(job.base_of(plan), sizes, self.edge.warm_up.batches, settings, adapter)
         for report in module_scores.reports:

@@ -13,6 +13,7 @@ from atoll.errors import OrderRefusedError
 from atoll.federated.figures import shown
 from atoll.jobs.backends.edge_policy import POLICY_FILE, EdgePolicy, policy_of
 from atoll.jobs.backends.work_orders import SentOrder
+from atoll.planner.costs import wire_modes
 from atoll.shapes import BaseShapes
 
 _LONGEST_LABEL = 1000
@@ -48,6 +49,8 @@ class OrderChecks:
         most = max(train.accumulate, -(-train.batch_size * train.accumulate // max(1, plan.batch_size)))
         if not 0 < plan.accumulate <= most:
             found.append((f"accumulate = {shown(plan.accumulate)}", f"1 to {most} (run.toml)"))
+        if plan.wire_mode not in (wire_modes(self.config.wire) if plan.mode == "split" else (None,)):
+            found.append((f"wire mode {shown(plan.wire_mode)}", f"{self.config.wire.mode} (run.toml) with a host, and none without"))
         self._refuse(found)
 
     def check_adapter(self, adapter: AdapterState, sent: SentOrder) -> None:

@@ -34,7 +34,7 @@ _SENT_ORDER = TypeAdapter(SentOrder)
 def to_text(order: WorkOrder, pool: Sequence[str], labels: Sequence[str], run_id: str) -> str:
     """The work order as JSON; equal ones are equal texts. What a plan says to people stays here."""
     told = {field.name: getattr(order, field.name) for field in fields(order)}
-    told["plan"] = replace(order.plan, why="", prices=()).to_json()
+    told["plan"] = replace(order.plan, why="", prices=(), wire_why="").to_json()
     return json.dumps({"order": told, "pool": list(pool), "labels": list(labels), "run_id": run_id}, sort_keys=True)
 
 

@@ -53,6 +53,8 @@ class Capabilities:
     config: Annotated[str, Field(max_length=_LONGEST_NAME)]
     """Digest of what run.toml asks for, wherever files lie."""
     atoll: Annotated[str, Field(max_length=_LONGEST_NAME)]
+    knows_host: bool = False
+    """Whether it can train against one."""
 
     def to_text(self) -> str:
         """As JSON."""
@@ -123,7 +125,8 @@ class Worker:
     def capabilities(self) -> Capabilities:
         """What the coordinator may know."""
         return Capabilities(
-            self._name, len(self._rows.rows), self._rows.form.kind, self._labels, self.digest, self._asked_for, version("atoll")
+            self._name, len(self._rows.rows), self._rows.form.kind, self._labels, self.digest, self._asked_for, version("atoll"),
+            self._host is not None,
         )  # fmt: skip
 
     @cached_property

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from atoll.planner.fedpipe.search import HOSTED, Decision, EdgeSearch, Place, Shortage
+from atoll.planner.fedpipe.search import SECOND_MACHINE, Decision, EdgeSearch, Place, Shortage
 from atoll.planner.request import EdgeRequest
 from atoll.units import format_bytes, format_seconds
 
@@ -75,15 +75,17 @@ def why(search: EdgeSearch, asked: EdgeRequest, now: Decision, bound: Binding, p
     ranks = sorted(set(setting.ranks.values()))
     span = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
     worth, places = search.worth(now), search.places(asked.edge)
-    wider = places[: places.index(now.place)][-1:]
+    here = [place for place in places if not place.split]
+    wider = (here if now.place.split else here[: here.index(now.place)])[-1:]
+    hosts = [place for place in places if place.split and not now.place.split]
     # What is worth more than this no host can better.
-    hosts = [place for place in places if place.split and not now.place.split and worth < HOSTED]
+    rivals = [[place] for place in wider] + [hosts] * (bool(hosts) and worth < SECOND_MACHINE * search.hosted)
     parts = [
         ", as ".join(filter(None, [
-            _where(now.place, setting.remote_blocks), " and ".join(_rival(search, asked, place) for place in wider + hosts),
+            _where(now.place, setting.remote_blocks), " and ".join(_rival(search, asked, rival) for rival in rivals),
         ])),
         f"rank {span} on {len(setting.ranks)} of {len(search.pool)} weights, worth {worth:.1%} of the largest ranks on all"
-        + f" (a host counts for {HOSTED:g})" * now.place.split,
+        + f" (a host counts for {now.left:.3g})" * now.place.split,
     ]
     if len(search.adapted) < len(search.pool):
         parts.append(f"only {len(search.adapted)} weights, those of the top blocks, may be adapted")
@@ -98,6 +100,14 @@ def why(search: EdgeSearch, asked: EdgeRequest, now: Decision, bound: Binding, p
     return "; ".join(parts)
 
 
+def missing_at(search: EdgeSearch, asked: EdgeRequest, places: Sequence[Place]) -> str:
+    """What the places lack: of a host, in the mode in which that is least time."""
+    here = [place for place in places if not place.split]
+    hosts = [search.shortage(asked, place) for place in places if place.split]
+    least = sorted(hosts, key=lambda shortage: shortage.seconds or 0.0)[:1]
+    return "; ".join(missing(shortage) for shortage in [*(search.shortage(asked, place) for place in here), *least])
+
+
 def missing(shortage: Shortage) -> str:
     """What one place lacks."""
     lacks = [f"{format_bytes(shortage.memory_bytes)} more memory"] if shortage.memory_bytes is not None else []
@@ -106,11 +116,11 @@ def missing(shortage: Shortage) -> str:
     return f"{where} would need at least {' and '.join(lacks) or 'both limits to be wider'}"
 
 
-def _rival(search: EdgeSearch, asked: EdgeRequest, place: Place) -> str:
-    rival = search.best_of(asked, [place])
+def _rival(search: EdgeSearch, asked: EdgeRequest, places: Sequence[Place]) -> str:
+    rival = search.best_of(asked, places)
     if rival is None:
-        return missing(search.shortage(asked, place))
-    return f"{'a host' if place.split else f'{place.bits} bits here'} would be worth {search.worth(rival):.1%}"
+        return missing_at(search, asked, places)
+    return f"{'a host' if rival.place.split else f'{rival.place.bits} bits here'} would be worth {search.worth(rival):.1%}"
 
 
 def _differs(search: EdgeSearch, one: Decision | None, now: Decision) -> bool:

@@ -14,13 +14,14 @@ from collections.abc import Mapping, Sequence
 from atoll.config.schema import Edge, RunConfig
 from atoll.errors import InfeasibleError
 from atoll.planner.as_written import cut_in_words, edge_plan, frozen_deltas, plan_of, setting_of
-from atoll.planner.costs import Costs
+from atoll.planner.costs import Costs, quickest
 from atoll.planner.edge_plan import EdgePlan, LeftOut, Span
-from atoll.planner.fedpipe.explain import binding, missing, prices, why
+from atoll.planner.fedpipe.explain import binding, missing_at, prices, why
 from atoll.planner.fedpipe.search import Decision, EdgeSearch
 from atoll.planner.planner import Planned
 from atoll.planner.request import EdgeRequest, PlanRequest, RanksOf
 from atoll.units import format_bytes
+from atoll.wire.byte_formulas import WireMode
 
 
 class FedPipe:
@@ -117,8 +118,20 @@ def _explained(search: EdgeSearch, asked: EdgeRequest, decision: Decision, num_s
     priced = prices(search, asked, decision, bound)
     edge = asked.edge.model_copy(update={"mode": "split" if decision.place.split else "local"})
     words = why(search, asked, decision, bound, priced) + of_steps
-    plan = plan_of(edge, decision.setting, decision.accumulate, search.costs(decision), num_steps, bound, words)
+    wire_mode, wire_why = _over_its_link(search, edge, decision) if decision.place.split else (None, "")
+    plan = plan_of(
+        edge, decision.setting, decision.accumulate, search.costs(decision), num_steps, bound, words, wire_mode, wire_why
+    )
     return dataclasses.replace(plan, objective=search.worth(decision), prices=priced, warm_up=search.warm_up(asked.edge, decision.place))
+
+
+def _over_its_link(search: EdgeSearch, edge: Edge, decision: Decision) -> tuple[WireMode, str]:
+    """How adapters travel, as the search found it, and why."""
+    def in_mode(mode: WireMode) -> Costs:
+        return search.costs(dataclasses.replace(decision, place=dataclasses.replace(decision.place, wire_mode=mode)))
+
+    found = search.costs(decision)
+    return quickest(in_mode, edge, search.config.wire, lambda costs: int(costs is found))
 
 
 def _cloud(search: EdgeSearch, asked: EdgeRequest) -> EdgePlan:
@@ -128,7 +141,7 @@ def _cloud(search: EdgeSearch, asked: EdgeRequest) -> EdgePlan:
 
 
 def _nothing_fits(search: EdgeSearch, asked: EdgeRequest) -> str:
-    return "; ".join(missing(search.shortage(asked, place)) for place in search.places(asked.edge))
+    return missing_at(search, asked, search.places(asked.edge))
 
 
 def _declared(asked: EdgeRequest) -> str:

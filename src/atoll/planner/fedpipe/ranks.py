@@ -40,7 +40,7 @@ Picks = NDArray[np.intp]
 class Limit:
     """What may be used in all: weights by kind of cost, as a table has them, and how much of their sum."""
 
-    weights: tuple[float, float, float, float, float]
+    weights: tuple[float, float, float, float, float, float]
     most: float
 
 

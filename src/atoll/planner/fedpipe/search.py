@@ -11,6 +11,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from atoll.config.schema import PRECISION_BITS, Edge, RunConfig
 from atoll.cost.formulas import adapter_parameters
 from atoll.cost.memory import OPTIMIZER_BYTES_PER_PARAMETER
 from atoll.cost.split_traffic import remote_blocks
-from atoll.planner.costs import Costs, costs_of
+from atoll.planner.costs import Costs, costs_of, step_seconds, wire_modes
 from atoll.planner.feasibility import Setting
 from atoll.planner.fedpipe.depth import LEARNED, top_blocks
 from atoll.planner.fedpipe.ranks import GAP, Limit, best_ranks
@@ -26,13 +27,16 @@ from atoll.planner.fedpipe.table import Stage, stages_of
 from atoll.planner.request import EdgeRequest, WarmUpPlan
 from atoll.registry.parts import trait
 from atoll.shapes import BaseShapes
+from atoll.wire.byte_formulas import WireMode
 
 FIDELITY = {4: 0.913, 8: 0.9994}
 """Cosine between the adapters' gradients on a base of so many bits and on the unquantized one, as measured (decision 0010); of others 1."""
 RECOMPUTED = 2 / 3
 """Steps that are done in the same time with gradient checkpointing: a frozen base takes two passes, and then three."""
-HOSTED = 1 / 2
-"""What ranks are worth against a host: it is a second machine, and every step crosses the network. Ours (decision 0010)."""
+HOSTED = {"fp32": 1.0, "bf16": 1.0, "fp16": 1.0, "int8": 1.0}
+"""The same against a host, by the codec of what travels: the least of all wire modes (benchmarks/host_worth.py)."""
+SECOND_MACHINE = 0.999
+"""Of places that teach alike, as 8 bits here (0.9994) and a host do, the edge itself is taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,8 @@ class Place:
 
     split: bool
     bits: int
+    wire_mode: WireMode | None = None
+    """How adapters travel to the host. Each is a place of its own: within one, costs are sums over stages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,8 @@ class Decision:
     accumulate: int
     ranks_worth: float
     """Worth of the ranks, as a share of the most that any ranks to choose from could be worth."""
+    left: float
+    """What the place leaves of it: narrow weights, or a host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +90,7 @@ class EdgeSearch:
         self._free: dict[object, Decision | None] = {}
         self._costed: dict[object, Costs] = {}
         self._bytes: dict[object, int] = {}
+        self._paces: dict[object, float] = {}
 
     def decide(self, asked: EdgeRequest, known: Decision | None = None) -> Decision | None:
         """What suits this edge best; None where nothing fits. Its mode is not "cloud".
@@ -99,19 +108,46 @@ class EdgeSearch:
     def worth(self, decision: Decision) -> float:
         """Of its ranks, less what narrow weights, recomputation and a host take from it: 1 is the largest ranks on all of an unquantized
         base here."""
-        return decision.ranks_worth * self._share(decision.place, decision.setting.gradient_checkpointing)
+        return decision.ranks_worth * self._share(decision.left, decision.setting.gradient_checkpointing)
 
-    def _share(self, place: Place, checkpointing: bool) -> float:
-        fidelity = HOSTED if place.split else FIDELITY.get(place.bits, 1.0)
+    def _share(self, left: float, checkpointing: bool) -> float:
         # Where rounds are filled, time that is lost is steps that are lost; worth is lost with them as far as it takes to teach as little.
-        return fidelity * RECOMPUTED ** (1 / LEARNED) if checkpointing and self.config.plan.steps == "fill" else fidelity
+        return left * RECOMPUTED ** (1 / LEARNED) if checkpointing and self.config.plan.steps == "fill" else left
+
+    def _left(self, edge: Edge, place: Place) -> float:
+        """What a place leaves of the worth of ranks."""
+        if not place.split:
+            return FIDELITY.get(place.bits, 1.0)
+        # Bits that run.toml asks for are as good as they were asked to be.
+        asked = FIDELITY.get(self._asked_bits(edge), 1.0)  # type: ignore[call-overload]
+        return SECOND_MACHINE * min(self.hosted, asked) * self._pace(edge, place) ** (1 / LEARNED)
+
+    @property
+    def hosted(self) -> float:
+        """Cosine between the adapters' gradients against a host and without one; of a codec that is not ours, the least known."""
+        return HOSTED.get(self.config.wire.codec, min(HOSTED.values()))
+
+    def _pace(self, edge: Edge, place: Place) -> float:
+        """What a host leaves of the steps of a filled round, at most all: of those that the unquantized base would do here."""
+        if self.config.plan.steps != "fill" or edge.flops is None:
+            return 1.0
+        key = (place, edge.flops, edge.bandwidth, edge.latency, self._ranks(edge))
+        if key not in self._paces:
+            ranks = dict.fromkeys(self.adapted, max(self._ranks(edge)))
+            rows, checkpointing = self._batches()[-1], self._checkpointing()[0]
+            here, there = (
+                self.costs(Decision(one, self._setting(one, ranks, rows, checkpointing, 0, edge), self._accumulate(rows), 1.0, 1.0))
+                for one in (Place(False, place.bits), place)
+            )
+            self._paces[key] = min(1.0, here.flops / edge.flops / step_seconds(there, edge, self.config.wire))
+        return self._paces[key]
 
     def costs(self, decision: Decision) -> Costs:
         """What it costs."""
         key = self._key(decision)
         if key not in self._costed:
             setting = decision.setting
-            self._costed[key] = costs_of(self.config, setting, accumulate=decision.accumulate, split=decision.place.split)
+            self._costed[key] = costs_of(self.config, setting, accumulate=decision.accumulate, wire_mode=decision.place.wire_mode)
         return self._costed[key]
 
     def _key(self, decision: Decision) -> tuple[object, ...]:
@@ -121,14 +157,17 @@ class EdgeSearch:
 
     def places(self, edge: Edge) -> list[Place]:
         """Where its base may run, the best place first."""
-        asked = self.config.model.quantize if edge.bits is None else edge.bits
+        asked = self._asked_bits(edge)
         widths = sorted(set(self.config.plan.bits), reverse=True) if asked == "auto" else [asked]
         here = [Place(False, bits) for bits in widths if edge.mode in ("auto", "local")]
         # A frozen delta, and a classifier's head, are an edge's own to hold: then no host is offered.
         keeps = trait("aggregation", self.config.federated.aggregation, "keeps_frozen_delta")
         hosts = not keeps and self.config.model.task != "classify"
         splits = edge.mode == "split" or (edge.mode == "auto" and hosts)
-        return here + [Place(True, 8 * self._activation_bytes)] * splits
+        return here + [Place(True, 8 * self._activation_bytes, mode) for mode in wire_modes(self.config.wire)] * splits
+
+    def _asked_bits(self, edge: Edge) -> Literal[16, 8, 4, "auto"]:
+        return self.config.model.quantize if edge.bits is None else edge.bits
 
     @property
     def _activation_bytes(self) -> int:
@@ -148,7 +187,7 @@ class EdgeSearch:
         """The fewest rows need the least memory, and ranks come before rows; more are tried only where they save time."""
         fewest, *more = reversed(self._batches())
         tried = [fewest]
-        if _time_limit(asked) is None:
+        if self._time_limit(asked) is None:
             return tried
         for size in more:
             # Rows come in whole micro-batches, and with a host each micro-batch has its round trips.
@@ -221,7 +260,7 @@ class EdgeSearch:
         if edge.memory is not None:
             least = max(float(costs_NC[:, 0].min()), self._loading_bytes(place))
             missing_bytes = self._process_bytes(edge, place) + least - edge.memory
-        time = _time_limit(asked)
+        time = self._time_limit(asked)
         if time is not None:
             missing_seconds = float((costs_NC @ np.array(time.weights)).min()) - time.most
         return Shortage(place, math.ceil(missing_bytes) if missing_bytes > 0 else None, missing_seconds if missing_seconds > 0 else None)
@@ -231,7 +270,7 @@ class EdgeSearch:
 
         def costs(ranks: Mapping[str, int]) -> Costs:
             setting = self._setting(place, ranks, batch_size, checkpointing, 0, edge)
-            return costs_of(self.config, setting, accumulate=self._accumulate(batch_size), split=place.split)
+            return costs_of(self.config, setting, accumulate=self._accumulate(batch_size), wire_mode=place.wire_mode)
 
         key = (place, batch_size, checkpointing, self._ranks(edge), edge.process_memory is None)
         if key not in self._stages:
@@ -243,15 +282,33 @@ class EdgeSearch:
     def best_of(self, asked: EdgeRequest, places: Sequence[Place], known: Decision | None = None) -> Decision | None:
         """The place and ranks of most worth; for these no checkpointing where that fits, and the most rows per micro-batch."""
         best = known if known is not None and known.place in places else None
-        for place in places:
+        hosts = [place for place in places if place.split]
+        if self._time_limit(asked) is None:  # Then all of them allow the same.
+            hosts = [max(hosts, key=lambda place: self._left(asked.edge, place))] if hosts else []
+        for place in [*(place for place in places if not place.split), *hosts]:
             for checkpointing in self._checkpointing():
                 for batch_size in self._batches_to_try(asked, place):
                     best = self._better(asked, place, batch_size, checkpointing, best) or best
-        return best and self._widest(asked, best)
+        if best is None or not best.place.split:
+            return best and self._widest(asked, best)
+        alike = [self._in_mode(asked, best, place) for place in places if place.split]
+        as_good = [one for one in alike if one is not None and self.worth(one) >= self.worth(best) * (1 - 1e-12)]
+        return min(as_good, key=lambda one: self.wire_rank(asked.edge, one))
+
+    def wire_rank(self, edge: Edge, decision: Decision) -> tuple[float, int]:
+        """By which of equal worth the quicker is taken: seconds and bytes of a step."""
+        costs = self.costs(decision)
+        return step_seconds(costs, edge, self.config.wire), costs.up_bytes + costs.down_bytes
+
+    def _in_mode(self, asked: EdgeRequest, one: Decision, place: Place) -> Decision | None:
+        """The same in another wire mode, with the most rows; None where that is late."""
+        other = dataclasses.replace(one, place=place, left=self._left(asked.edge, place))
+        return self._widest(asked, other) if place == one.place or self._keeps_deadline(asked, other) else None
 
     def _better(self, asked: EdgeRequest, place: Place, batch_size: int, checkpointing: bool, best: Decision | None) -> Decision | None:
         """What is worth more than the best so far; None where nothing is."""
-        edge, share = asked.edge, self._share(place, checkpointing)
+        edge, left = asked.edge, self._left(asked.edge, place)
+        share = self._share(left, checkpointing)
         worth = self.worth(best) / share if best is not None else 0.0
         if worth >= 1.0:
             return None
@@ -259,18 +316,19 @@ class EdgeSearch:
         most = self._without_memory(asked, place, batch_size)
         if most is None or most.ranks_worth <= worth:
             return None
+        most = dataclasses.replace(most, left=left)
         if checkpointing == most.setting.gradient_checkpointing and self._fits(edge, place, most.setting.ranks, batch_size, checkpointing):
             return dataclasses.replace(most, setting=dataclasses.replace(most.setting, process_bytes=edge.process_memory))
         if edge.memory is None:
             return None
-        left = edge.memory - self._process_bytes(edge, place)
-        if self._loading_bytes(place) > left:
+        free = edge.memory - self._process_bytes(edge, place)
+        if self._loading_bytes(place) > free:
             return None
         # An optimum is found to within a share of it.
         within = (worth, most.ranks_worth * (1 + GAP))
         # Memory is rounded to bytes, and a sum of rounded parts may be some too low: then they are kept free.
         for spare in (0, 4 * len(self.pool)):
-            found = self._solved(asked, place, batch_size, checkpointing, [Limit((1, 0, 0, 0, 0), left - spare)], within)
+            found = self._solved(asked, place, batch_size, checkpointing, [Limit((1, 0, 0, 0, 0, 0), free - spare)], within)
             if found is None or self._fits(edge, place, found.setting.ranks, batch_size, checkpointing):
                 return found
         return None
@@ -279,7 +337,7 @@ class EdgeSearch:
         """The best where memory is no limit, which no recomputation betters."""
         edge = asked.edge
         limits = (edge.flops, edge.bandwidth, edge.latency, asked.num_steps, asked.deadline)
-        key = (place, batch_size, self._ranks(edge), edge.process_memory is None, limits if _time_limit(asked) is not None else None)
+        key = (place, batch_size, self._ranks(edge), edge.process_memory is None, limits if self._time_limit(asked) is not None else None)
         if key not in self._free:
             self._free[key] = self._solved(asked, place, batch_size, self._checkpointing()[0], [], (0.0, math.inf))
         return self._free[key]
@@ -287,7 +345,7 @@ class EdgeSearch:
     def _solved(
         self, asked: EdgeRequest, place: Place, batch_size: int, checkpointing: bool, memory: Sequence[Limit], within: tuple[float, float]
     ) -> Decision | None:
-        edge, time = asked.edge, _time_limit(asked)
+        edge, time = asked.edge, self._time_limit(asked)
         if time is not None and time.most <= 0:
             return None
         most = math.log1p(max(self._ranks(edge)))
@@ -297,7 +355,7 @@ class EdgeSearch:
         if chosen is None:
             return None
         setting = self._setting(place, chosen.ranks, batch_size, checkpointing, edge.process_memory, edge)
-        return Decision(place, setting, self._accumulate(batch_size), chosen.objective / most)
+        return Decision(place, setting, self._accumulate(batch_size), chosen.objective / most, self._left(edge, place))
 
     def _widest(self, asked: EdgeRequest, best: Decision) -> Decision:
         """The same ranks, without checkpointing if that can be, and with the most rows that memory holds in time."""
@@ -322,16 +380,19 @@ class EdgeSearch:
         """Whether it keeps the deadline, as the known one with the same ranks does."""
         rows, known_rows = (it.setting.batch_size * it.accumulate for it in (one, known))
         recomputes = one.setting.gradient_checkpointing > known.setting.gradient_checkpointing
-        if _time_limit(asked) is None or (rows <= known_rows and one.accumulate <= known.accumulate and not recomputes):
+        if self._time_limit(asked) is None or (rows <= known_rows and one.accumulate <= known.accumulate and not recomputes):
             return True
+        return self._keeps_deadline(asked, one)
+
+    def _keeps_deadline(self, asked: EdgeRequest, one: Decision) -> bool:
         seconds = self.costs(one).round_seconds(asked.edge, asked.num_steps)
         return seconds is None or asked.deadline is None or seconds <= asked.deadline * (1 + 1e-12)
 
-
-def _time_limit(asked: EdgeRequest) -> Limit | None:
-    """The round's time, as a sum over costs; None where there is no deadline, or the edge declares neither speed nor link."""
-    edge, deadline, steps = asked.edge, asked.deadline, asked.num_steps
-    if deadline is None or not asked.is_timed:
-        return None
-    by_bit, by_flop, trip = 8 / (edge.bandwidth or math.inf), 1 / (edge.flops or math.inf), 2 * (edge.latency or 0.0)
-    return Limit((0, 2 * by_bit, steps * by_flop, steps * by_bit, steps * trip), deadline - trip)
+    def _time_limit(self, asked: EdgeRequest) -> Limit | None:
+        """The round's time, as a sum over costs; None where there is no deadline, or the edge declares neither speed nor link."""
+        edge, deadline, steps = asked.edge, asked.deadline, asked.num_steps
+        if deadline is None or not asked.is_timed:
+            return None
+        by_bit, by_flop, trip = 8 / (edge.bandwidth or math.inf), 1 / (edge.flops or math.inf), 2 * (edge.latency or 0.0)
+        there = 1 / (self.config.wire.host_flops or math.inf)
+        return Limit((0, 2 * by_bit, steps * by_flop, steps * by_bit, steps * trip, steps * there), deadline - trip)

@@ -19,8 +19,9 @@ from atoll.planner.costs import Costs
 from atoll.shapes import BaseShapes, ModuleShape
 
 Array = NDArray[np.float64]
-KINDS = 5
-"""Of cost: memory, bytes of a round without steps (the mean of both ways), FLOPs, bytes and round trips of a step."""
+KINDS = 6
+"""Of cost: memory, bytes of a round without steps (the mean of both ways), FLOPs, bytes and round trips of a step, and
+its FLOPs in the host."""
 
 
 CostsOf = Callable[[Mapping[str, int]], Costs]
@@ -114,7 +115,9 @@ class _Parts:
         costs = self._costs_of(ranks)
         without_steps = (costs.round_up_bytes(0) + costs.round_down_bytes(0) + costs.wrapping_bytes) / 2
         wire_bytes = costs.up_bytes + costs.down_bytes
-        return np.array([costs.memory_bytes, without_steps, costs.flops, wire_bytes, costs.round_trips], dtype=float)
+        return np.array([
+            costs.memory_bytes, without_steps, costs.flops, wire_bytes, costs.round_trips, costs.host_flops,
+        ], dtype=float)  # fmt: skip
 
     def _in_like_places(
         self, places: Sequence[object], first: int, ask: Callable[[tuple[ModuleShape, ...]], Array]

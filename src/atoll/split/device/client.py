@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from atoll.cost.traffic import WireAccount
-from atoll.errors import FrameError, HostLostError, ProtocolError
+from atoll.errors import FrameError, HostLostError, HostRefusedError, ProtocolError
 from atoll.printable import printable
 from atoll.split.counted_stream import CountedStream, Transport
 from atoll.split.cut import Cut
@@ -41,6 +41,8 @@ class Terms:
     d_model: int
     adapter_codec: str = "fp32"
     """In lent mode."""
+    chosen: bool = False
+    """Whether the mode is not what run.toml says, but what was found to be quickest."""
 
 
 class Client:
@@ -59,6 +61,12 @@ class Client:
         self._held_since, self._was_held = 0.0, False
         self.account = WireAccount()
         self.blocks: RemoteBlocks | None = None
+
+    def use(self, mode: WireMode) -> None:
+        """Go on in this mode; a session in another ends."""
+        if mode != self._terms.mode:
+            self.end()
+            self._terms = replace(self._terms, mode=mode)
 
     def connect(self, adapters: Given) -> Session:
         """A session for these adapters.
@@ -89,7 +97,7 @@ class Client:
         ))  # fmt: skip
         answer = stream.receive()
         if answer.kind == "refusal":
-            raise refusal_error(answer.body, self._host)
+            raise self._refused(answer.body)
         groups = tuple(tuple(group.modules) for group in answer.body.groups)
         sizes = [[pairs[name].size for name in names] for names in groups]
         widths = [sorted({d_in for d_in, _, _ in group}) for group in sizes]
@@ -120,10 +128,23 @@ class Client:
             self._was_held = True
             self.on_held(printable(f"{error.what}; {error.expected}"))
 
+    def _refused(self, refusal: pb.Refusal) -> HostRefusedError | HostLostError:
+        error = refusal_error(refusal, self._host)
+        if self._terms.chosen and refusal.field == "wire_mode":
+            # Nobody wrote this mode: an older host does not know it.
+            error.do = 'write mode = "dense" below [wire], or another of the host\'s, in place of "auto"; or update Atoll on the host'
+        return error
+
     def end(self) -> None:
         """Say goodbye to the host."""
         if self.blocks is not None:
             self.blocks.end()
+
+    def retrying_in(self, mode: WireMode | None, attempt: Callable[[], T]) -> T:
+        """The same as `retrying`, in this mode: edges that share a client may each have their own."""
+        if mode is not None:
+            self.use(mode)
+        return self.retrying(attempt)
 
     def retrying(self, attempt: Callable[[], T]) -> T:
         """Do something that needs the host; where the host is lost, connect again and do it anew, as long as patience lasts.
