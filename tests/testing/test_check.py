@@ -34,8 +34,7 @@ def samples(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("kind", "name"), BUILT_IN)
 def test_what_ships_obeys(kind: str, name: str, samples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    library = find(kind, name).trait("needs") if kind == "tracker" else ""
-    if library:
+    for library in find(kind, name).trait("needs") if kind == "tracker" else ():
         if find_spec(library) is None:
             pytest.skip(f"the package {library} is not installed")
         monkeypatch.chdir(samples)

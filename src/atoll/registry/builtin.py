@@ -86,8 +86,8 @@ register("metric", "label_accuracy", f"{_METRICS}:LabelAccuracy", "Share of rows
 
 _TRACKERS = "atoll.runs.trackers"
 register(
-    "tracker", "tensorboard", f"{_TRACKERS}.tensorboard:TensorBoard", "Event files in the run's folder", {"needs": "tensorboard"}
+    "tracker", "tensorboard", f"{_TRACKERS}.tensorboard:TensorBoard", "Event files in the run's folder", {"needs": ("tensorboard",)}
 )  # fmt: skip
-register("tracker", "mlflow", f"{_TRACKERS}.mlflow:MLflow", "A run where MLFLOW_TRACKING_URI says", {"needs": "mlflow"})
-register("tracker", "wandb", f"{_TRACKERS}.wandb:Wandb", "Weights & Biases, also offline", {"needs": "wandb"})
-register("tracker", "trackio", f"{_TRACKERS}.trackio:Trackio", "On this machine, for `trackio show`", {"needs": "trackio"})
+register("tracker", "mlflow", f"{_TRACKERS}.mlflow:MLflow", "A run where MLFLOW_TRACKING_URI says", {"needs": ("mlflow",)})
+register("tracker", "wandb", f"{_TRACKERS}.wandb:Wandb", "Weights & Biases, also offline", {"needs": ("wandb",)})
+register("tracker", "trackio", f"{_TRACKERS}.trackio:Trackio", "On this machine, for `trackio show`", {"needs": ("trackio",)})

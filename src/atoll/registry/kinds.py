@@ -55,7 +55,7 @@ _ALL = (
     ),
     Kind("reader", "data.reader", "atoll.readers", "atoll.tasks.readers.reader:Reader", {"read": 2}, {"suffixes": ()}),
     Kind("metric", "evaluate.metrics", "atoll.metrics", "atoll.tasks.scoring.metric:Metric", {"score": 1}, {"columns": ()}),
-    Kind("tracker", "track.to", "atoll.trackers", "atoll.runs.tracker:Tracker", {"start": 1, "event": 1, "finish": 1}, {"needs": ""}),
+    Kind("tracker", "track.to", "atoll.trackers", "atoll.runs.tracker:Tracker", {"start": 1, "event": 1, "finish": 1}, {"needs": ()}),
     Kind("transform", "privacy.transforms", "atoll.transforms", "atoll.privacy.transform:UpdateTransform", {"apply": 2}),
 )  # fmt: skip
 KINDS: Mapping[str, Kind] = {kind.name: kind for kind in _ALL}

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from atoll.errors import UnavailableError
 from atoll.registry.parts import make, trait
+from atoll.registry.parts import names as names_of
 from atoll.runs.events import Event, RunFinished
 
 
@@ -42,11 +43,12 @@ def check_trackers(names: Sequence[str]) -> None:
     Raises: UnavailableError naming the first that is not.
     """
     for name in names:
-        needs = trait("tracker", name, "needs")
-        if needs and find_spec(needs) is None:
+        absent = [module for module in trait("tracker", name, "needs") if find_spec(module) is None]
+        if absent:
+            extra = f"pip install 'atoll[{name}]'" if name in names_of("tracker") else "install it"
             raise UnavailableError(
-                f"the tracker {name} needs a library that is not installed", where="[track] to", got=f"no module {needs}",
-                expected=f"the package {needs}", do=f"pip install 'atoll[{name}]', or take {name} out of [track] to",
+                f"the tracker {name} needs a library that is not installed", where="[track] to", got=f"no module {', '.join(absent)}",
+                expected="its library", do=f"{extra}, or take {name} out of [track] to",
             )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ _STATUSES = {"complete": "FINISHED", "interrupted": "KILLED"}
 class MLflow:
     """By MLflow's client. Numbers of steps are sent with the next ones of a round: a server is not asked at every step."""
 
-    needs = "mlflow"
+    needs = ("mlflow",)
 
     def start(self, run: TrackedRun) -> None:
         """Make the run, or find it again where it goes on; every key of the config is a parameter."""

@@ -12,7 +12,7 @@ from atoll.runs.trackers.points import points_of, rounds_of
 class TensorBoard:
     """By torch's writer, which needs the tensorboard package and no TensorFlow."""
 
-    needs = "tensorboard"
+    needs = ("tensorboard",)
 
     def start(self, run: TrackedRun) -> None:
         """Open a file, another one for a run that goes on; the config is the text "config"."""

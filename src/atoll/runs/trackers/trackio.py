@@ -14,7 +14,7 @@ from atoll.runs.trackers.points import flat, kept_id, points_of, project_of, rou
 class Trackio:
     """By trackio. It knows runs by their names alone: each has a few letters of its own behind the name of its folder."""
 
-    needs = "trackio"
+    needs = ("trackio",)
 
     def start(self, run: TrackedRun) -> None:
         """Begin the run, or go on with it."""

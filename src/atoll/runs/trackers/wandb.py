@@ -12,7 +12,7 @@ from atoll.runs.trackers.points import kept_id, points_of, project_of, rounds_of
 class Wandb:
     """By wandb. Edges count steps of their own, so that each has its own axis; all that is told of a round is along the axis "round"."""
 
-    needs = "wandb"
+    needs = ("wandb",)
 
     def start(self, run: TrackedRun) -> None:
         """Begin the run, or go on with it. What a process prints stays here."""
