@@ -101,11 +101,15 @@ def _ranks(shapes: BaseShapes) -> dict[str, int]:
 
 
 def _bytes(shapes: BaseShapes, wire: Wire, tokens: int, labels: int) -> Any:
-    return step_bytes(_config(wire), shapes, _ranks(shapes), num_tokens=tokens, num_label_tokens=labels)
+    return step_bytes(_config(wire), shapes, _ranks(shapes), _mode(wire), num_tokens=tokens, num_label_tokens=labels)
 
 
 def _trips(shapes: BaseShapes, wire: Wire) -> int:
-    return step_round_trips(_config(wire), shapes, _ranks(shapes))
+    return step_round_trips(_config(wire), shapes, _ranks(shapes), _mode(wire))
+
+
+def _mode(wire: Wire) -> Any:
+    return wire.mode
 
 
 def losses(folder: Path, placement: str, seed: int, given: Any) -> dict[str, float]:

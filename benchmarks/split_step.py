@@ -41,7 +41,8 @@ def measure(folder: Path, base: Base, address: str, mode: WireMode, active: str,
     side: SplitSide = join(str(folder), settings, HostAccess(address), ROWS * TOKENS)
     shapes, ranks = read_shapes(str(folder)), state.ranks
     num_label_tokens = batch(shapes.vocab_size).num_label_tokens
-    formula = step_bytes(settings, shapes, ranks, mode, num_tokens=ROWS * TOKENS, num_label_tokens=num_label_tokens)
+    wire_mode: Any = mode.partition(",")[0]
+    formula = step_bytes(settings, shapes, ranks, wire_mode, num_tokens=ROWS * TOKENS, num_label_tokens=num_label_tokens)
     with stepping(side.base, state) as split_step, stepping(base, state) as local_step, Line() as line:
         local_step()
         split_step()
@@ -51,7 +52,7 @@ def measure(folder: Path, base: Base, address: str, mode: WireMode, active: str,
     side.close()
     local, split, line_seconds = (statistics.median(column) for column in zip(*times, strict=True))
     written = (moved.sent.total() + moved.received.total()) / repeats
-    round_trips = step_round_trips(settings, shapes, ranks)
+    round_trips = step_round_trips(settings, shapes, ranks, wire_mode)
     # Question and answer take turns, so that the two directions of the link are never busy at once.
     slow = 8 * formula.shared_bytes / SLOW_BITS + 2 * SLOW_SECONDS * round_trips if link else line_seconds
     return {

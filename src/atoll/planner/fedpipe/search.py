@@ -119,7 +119,7 @@ class EdgeSearch:
         if not place.split:
             return FIDELITY.get(place.bits, 1.0)
         # Bits that run.toml asks for are as good as they were asked to be.
-        asked = FIDELITY.get(self._asked_bits(edge), 1.0)  # type: ignore[call-overload]
+        asked = FIDELITY.get(self._asked_bits(edge), 1.0)  # type: ignore[arg-type]
         return SECOND_MACHINE * min(self.hosted, asked) * self._pace(edge, place) ** (1 / LEARNED)
 
     @property
