@@ -24,7 +24,6 @@ from atoll.base.load import Base, load_base
 from atoll.base.read_shapes import read_shapes
 from atoll.cost.split_traffic import step_bytes, step_round_trips
 from atoll.jobs.split import HostAccess, SplitSide, join
-from atoll.wire.byte_formulas import WireMode
 from sides import results, task
 from sides.device import SLOW_BITS, SLOW_SECONDS, adapters, batch, config, stepping
 from sides.host import RANK, ROWS, TOKENS, host
@@ -35,13 +34,13 @@ GOALS = {"loopback": 1.10, "slow link": 1.15, "dense ÷ lent on the slow link": 
 MODES = ("dense", "factored", "lent", "lent, recomputed")
 
 
-def measure(folder: Path, base: Base, address: str, mode: WireMode, active: str, repeats: int, link: bool) -> dict[str, float]:
+def measure(folder: Path, base: Base, address: str, mode: str, active: str, repeats: int, link: bool) -> dict[str, float]:
     """One row of the table."""
-    settings, state = config(mode.partition(",")[0], link), adapters(folder, active)
+    wire_mode: Any = mode.partition(",")[0]
+    settings, state = config(wire_mode, link), adapters(folder, active)
     side: SplitSide = join(str(folder), settings, HostAccess(address), ROWS * TOKENS)
     shapes, ranks = read_shapes(str(folder)), state.ranks
     num_label_tokens = batch(shapes.vocab_size).num_label_tokens
-    wire_mode: Any = mode.partition(",")[0]
     formula = step_bytes(settings, shapes, ranks, wire_mode, num_tokens=ROWS * TOKENS, num_label_tokens=num_label_tokens)
     with stepping(side.base, state) as split_step, stepping(base, state) as local_step, Line() as line:
         local_step()
