@@ -24,6 +24,18 @@ class Layout:
     """Positions within each packed document; None: 0, 1, 2, ..."""
 
 
+@dataclass(slots=True, eq=False)
+class Growth:
+    """Rows that a generation makes longer. They end together: before a shorter one is padding."""
+
+    lengths: tuple[int, ...]
+    """Real tokens of each row in the first pass."""
+    steps: bool
+    """Whether each pass has only the positions that are new; else all of them."""
+    open_rows: tuple[int, ...]
+    """Rows whose hidden states are needed still."""
+
+
 class RemoteBlocksPlaceholder(nn.Module):
     """Stands in a model for blocks that run in another process.
 
@@ -51,6 +63,11 @@ class RemoteBlocksPlaceholder(nn.Module):
             yield
         finally:
             self.layout = None
+
+    @contextmanager
+    def grow(self, growth: Growth) -> Iterator[None]:
+        """Forward passes inside are those of one generation."""
+        raise NotImplementedError
 
 
 def find_placeholder(model: nn.Module) -> RemoteBlocksPlaceholder | None:

@@ -32,7 +32,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         asked.extend((letters_tokenizer().decode(prompt), closing) for prompt in prompts)
         return [""]
 
-    monkeypatch.setattr(command, "generate_greedy", note)
+    monkeypatch.setattr(command, "generate_texts", note)
     return asked
 
 

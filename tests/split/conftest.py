@@ -15,6 +15,7 @@ from atoll.split.counted_stream import CountedStream, Transport
 from atoll.split.cut import Cut
 from atoll.split.device.blocks import RemoteBlocks
 from atoll.split.device.client import Client, Terms
+from atoll.split.host.blocks.kept import Shelf
 from atoll.split.host.compute_queue import ComputeQueue
 from atoll.split.host.session import HostSession, Served, SessionFigures
 from atoll.split.transport import ThreadTransport
@@ -36,7 +37,9 @@ def middle_sizes(model: PreTrainedModel, cut: Cut) -> dict[str, tuple[int, int]]
     return {name: sizes_of(model.get_submodule(name)) for name in names}
 
 
-def served(model: PreTrainedModel, compute_queue: ComputeQueue | None = None, *, recomputes: bool = False) -> Served:
+def served(
+    model: PreTrainedModel, compute_queue: ComputeQueue | None = None, *, recomputes: bool = False, cache_bytes: int = 0
+) -> Served:  # fmt: skip
     """A host of this model."""
     blocks: Any = model.get_submodule(blocks_path(model))
 
@@ -47,7 +50,7 @@ def served(model: PreTrainedModel, compute_queue: ComputeQueue | None = None, *,
         )  # fmt: skip
 
     base, queue = Base("host", model, None, False), compute_queue or ComputeQueue()  # type: ignore[arg-type]
-    return Served(base, "", trace(model), facts, lambda cut: "base", 32, 60.0, queue, recomputes)
+    return Served(base, "", trace(model), facts, lambda cut: "base", 32, 60.0, queue, recomputes, shelf=Shelf(cache_bytes))
 
 
 def thread_host(host: Served) -> Callable[[], Transport]:

@@ -13,7 +13,7 @@ from atoll.base.load import Base
 from atoll.config.schema import Data, Evaluate
 from atoll.tasks.evaluate import evaluate
 from atoll.tasks.rows import Rows
-from atoll.tasks.scoring.generation import ends_of, generate_greedy
+from atoll.tasks.scoring.generation import ends_of, generate_texts
 from atoll.tasks.text import text_form
 from atoll.tasks.tokens import begin_ids, encode, encode_texts, tokenize, with_begin
 
@@ -65,9 +65,9 @@ def test_a_model_that_answers_right_is_right(rows_of: RowsOf, kind: str) -> None
     scores = evaluate(Base("says", model, tokenizer, False), rows, form, settings, max_length=48)
     assert scores["exact_match"] == 1.0
     prompt = encode_texts([form.prompt_text(rows[0], tokenizer)], tokenizer)[0]
-    said = generate_greedy(model, tokenizer, [prompt] * 2, max_new_tokens=24, batch_size=2, closing=form.closing(tokenizer))
+    said = generate_texts(model, tokenizer, [prompt] * 2, max_new_tokens=24, batch_size=2, closing=form.closing(tokenizer))
     assert [text.strip() for text in said] == [("()" if kind == "after a thought" else "") + "yo"] * 2
-    (runs_on,) = generate_greedy(model, tokenizer, [prompt], max_new_tokens=24, batch_size=1)
+    (runs_on,) = generate_texts(model, tokenizer, [prompt], max_new_tokens=24, batch_size=1)
     assert (len(runs_on) > len(said[0])) == (kind != "as the end token")
 
 

@@ -18,7 +18,7 @@ from atoll.config.schema import Data, Evaluate
 from atoll.errors import BadRowError, BadValueError, ColumnError, ConflictError, EmptyDataError, InputError
 from atoll.tasks.evaluate import check_metrics, evaluate
 from atoll.tasks.rows import Rows
-from atoll.tasks.scoring.generation import generate_greedy
+from atoll.tasks.scoring.generation import generate_texts
 from atoll.tasks.scoring.likelihood import Question, log_likelihoods
 from atoll.tasks.scoring.ranking import choice_rankings
 from atoll.tasks.text import text_form
@@ -169,8 +169,8 @@ def test_long_prompts_lose_their_beginning_for_all_candidates_alike(letters_base
 def test_batched_generation_is_generation_one_by_one(family_model: PreTrainedModel) -> None:
     tokenizer = letters_tokenizer()
     prompts = [[1, *range(10, 10 + length)] for length in (3, 9, 1, 5, 2)] + [[]]
-    together = generate_greedy(family_model, tokenizer, prompts, max_new_tokens=12, batch_size=4)
-    assert together == [generate_greedy(family_model, tokenizer, [prompt], max_new_tokens=12, batch_size=1)[0] for prompt in prompts]
+    together = generate_texts(family_model, tokenizer, prompts, max_new_tokens=12, batch_size=4)
+    assert together == [generate_texts(family_model, tokenizer, [prompt], max_new_tokens=12, batch_size=1)[0] for prompt in prompts]
     ids = torch.tensor([prompts[0]])
     for _ in range(12):
         ids = torch.cat([ids, family_model(ids).logits[:, -1:].argmax(-1)], dim=1)
@@ -181,19 +181,19 @@ def test_batched_generation_is_generation_one_by_one(family_model: PreTrainedMod
 
 def test_generation_ignores_the_settings_a_model_brings_along(letters_base: Base) -> None:
     model = random_model("llama")
-    plain = generate_greedy(model, letters_base.tokenizer, [[1, 20, 30]], max_new_tokens=10, batch_size=1)
+    plain = generate_texts(model, letters_base.tokenizer, [[1, 20, 30]], max_new_tokens=10, batch_size=1)
     model.generation_config.repetition_penalty = 5.0
     model.generation_config.do_sample = True
     model.generation_config.temperature = 3.0
     kept = model.generation_config
-    assert generate_greedy(model, letters_base.tokenizer, [[1, 20, 30]], max_new_tokens=10, batch_size=1) == plain
+    assert generate_texts(model, letters_base.tokenizer, [[1, 20, 30]], max_new_tokens=10, batch_size=1) == plain
     assert model.generation_config is kept
     with pytest.raises(BadValueError):
-        generate_greedy(model, letters_base.tokenizer, [[1]], max_new_tokens=128, batch_size=1)
+        generate_texts(model, letters_base.tokenizer, [[1]], max_new_tokens=128, batch_size=1)
 
 
 def test_generated_metrics_group_rows_of_one_prompt(rows_of: RowsOf, letters_base: Base) -> None:
-    (answer,) = generate_greedy(
+    (answer,) = generate_texts(
         letters_base.model, letters_base.tokenizer, [ids_of(letters_base, "ab>", "")[0]], max_new_tokens=6, batch_size=1
     )
     rows = rows_of("\n".join(json.dumps({"q": "ab", "a": a, "slots": f"x[{answer[1:3]}], y[zzz]"}) for a in ("other", answer)), "a.jsonl")

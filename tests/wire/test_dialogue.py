@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from atoll.wire.dialogue import TURNS, Dialogue, Role
 from atoll.wire.encoding import Encoded, encode
 from atoll.wire.frames import Message
 
-from tests.wire.talk import GROUPS, Said, Talk
+from tests.wire.talk import D_MODEL, GROUPS, SIZES, Said, Talk
 
 KINDS = {kind.name: getattr(pb, kind.message_type.name) for kind in pb.Message.DESCRIPTOR.oneofs_by_name["body"].fields}
 ROLES: tuple[Role, Role] = ("device", "host")
@@ -268,3 +268,80 @@ def test_factors_are_for_factored_mode_only() -> None:
     dense, factored = Talk().session(), Talk("factored").session()
     with pytest.raises(ProtocolError, match="factors in dense mode"):
         tell(after(dense, 2), factored[2])
+
+
+def generated(mode: str) -> tuple[Talk, Dialogue]:
+    """A dialogue whose last exchange left keys and values of two rows of 3 positions."""
+    talk, dialogue = Talk(mode), Dialogue("host")
+    for one in (talk.hello(), talk.welcome(), *step(talk, 0, pb.Forward(rows=2, positions=3, keep=True), 6, has_factors=True)):
+        tell(dialogue, one)
+    return talk, dialogue
+
+
+def step(talk: Talk, number: int, forward: pb.Forward, num_tokens: int, *, has_factors: bool = False, **hidden: bool) -> Iterator[Said]:
+    has_factors = has_factors and talk.mode != "dense"
+    forward.exchange, forward.has_factors = number, has_factors
+    yield "device", talk.message(forward, (num_tokens, D_MODEL), factors=talk.factor_shapes() if has_factors else [])
+    for place, group in enumerate(() if talk.mode == "lent" or hidden.get("evicted") else talk.groups):
+        yield "host", talk.message(pb.Input(exchange=number, group=place), (num_tokens, SIZES[group[0]][0]))
+        yield "device", talk.message(pb.Output(exchange=number, group=place), *((num_tokens, talk.output_shape(n)[1]) for n in group))
+    shapes = [] if hidden.get("evicted") else [(num_tokens, D_MODEL)]
+    yield "host", talk.message(pb.Hidden(exchange=number, **(hidden or {"kept": True})), *shapes)
+
+
+def follows(**other: int) -> pb.Forward:
+    return pb.Forward(**{"rows": 2, "positions": 1, "keep": True, "follows": 3, **other})
+
+
+@pytest.mark.parametrize("mode", ["dense", "factored", "lent"])
+def test_a_generation_goes_on_from_what_is_kept_until_it_is_driven_out(mode: str) -> None:
+    talk, dialogue = generated(mode)
+    for number, held in ((1, 3), (2, 4)):
+        for one in step(talk, number, follows(follows=held), 2):
+            tell(dialogue, one)
+    for one in step(talk, 3, follows(follows=5), 2, evicted=True):
+        tell(dialogue, one)
+    assert dialogue.state == "forward"
+    with pytest.raises(ProtocolError, match="follow none"):
+        tell(dialogue, next(step(talk, 4, follows(follows=6), 2)))
+
+
+@pytest.mark.parametrize("mode", ["dense", "factored", "lent"])
+@pytest.mark.parametrize(
+    ("forward", "num_tokens"),
+    [(follows(follows=2), 2), (follows(follows=4), 2), (follows(rows=1), 1), (follows(rows=3), 3), (follows(keep=False), 2),
+     (follows(positions=6), 12), (follows(train=True), 2), (pb.Forward(rows=2, positions=2, lengths=[2, 1], keep=True, follows=3), 3),
+     (pb.Forward(rows=2, positions=1, keep=True, train=True), 2), (pb.Forward(rows=1, positions=2, position_ids=[0, 0], keep=True), 2)],
+    ids=str,
+)  # fmt: skip
+def test_what_follows_nothing_is_refused(mode: str, forward: pb.Forward, num_tokens: int) -> None:
+    talk, dialogue = generated(mode)
+    with pytest.raises(ProtocolError):
+        tell(dialogue, next(step(talk, 1, forward, num_tokens)))
+    assert dialogue.state == "forward"
+
+
+def test_nothing_follows_after_other_factors_training_or_a_host_that_keeps_nothing() -> None:
+    for after_that in ("factors", "training", "not kept"):
+        talk, dialogue = generated("lent")
+        said: list[Said] = list(talk.exchange(1, train=after_that == "training", has_factors=after_that == "factors"))
+        if after_that == "not kept":
+            said = list(step(talk, 1, follows(), 2, kept=False))
+        for one in said:
+            tell(dialogue, one)
+        with pytest.raises(ProtocolError, match="follow none"):
+            tell(dialogue, next(step(talk, 2, follows(follows=4 if after_that == "not kept" else 3), 2)))
+
+
+@pytest.mark.parametrize("mode", ["dense", "lent"])
+@pytest.mark.parametrize("said", ["kept", "evicted"])
+def test_a_host_says_nothing_of_what_was_not_asked_for(mode: str, said: str) -> None:
+    talk, dialogue = Talk(mode), Dialogue("device")
+    for one in (talk.hello(), talk.welcome(), next(talk.exchange(0, train=False))):
+        tell(dialogue, one)
+    before = dialogue.state
+    if mode == "dense" and said == "kept":
+        return  # There it is not the turn of Hidden at all.
+    with pytest.raises(ProtocolError, match="not asked for"):
+        tell(dialogue, ("host", Message(pb.Hidden(**{said: True}))))
+    assert dialogue.state == before

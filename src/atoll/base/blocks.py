@@ -8,15 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from atoll.base.families import FAMILIES
 from atoll.base.skeleton.build import body_of, text_path_of
 from atoll.errors import ArchitectureError
+from atoll.remote_blocks import RemoteBlocksPlaceholder
 
 _TOKENS = 4
 _ORDINARY = ("FalconLinear",)
@@ -56,6 +61,49 @@ def hear_hidden_states_only(block: nn.Module) -> None:
 
 def _first_argument(_block: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (arguments[0] if arguments else named["hidden_states"],), {}
+
+
+def counts_in_cache(block: nn.Module, number: int) -> RemovableHandle:
+    """Let a block that is elsewhere count the positions which pass it in its own layer of a cache: the library asks any layer how many
+    there were. The handle ends it.
+    """
+    return block.register_forward_pre_hook(partial(_count_positions, number), prepend=True, with_kwargs=True)
+
+
+def _count_positions(number: int, _block: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+    cache = next((value for value in (*arguments, *named.values()) if isinstance(value, Cache)), None)
+    if cache is not None:
+        h_BTD: Tensor = arguments[0] if arguments else named["hidden_states"]
+        mark = h_BTD.new_zeros(h_BTD.shape[0], 1, h_BTD.shape[1], 1)
+        cache.update(mark, mark, number)
+
+
+def keeps_keys(model: PreTrainedModel) -> bool:
+    """Whether each block needs of earlier positions nothing but keys and values of its own, in a plain layer of the library's cache.
+
+    Not so where it has a state, or reads what another block keeps: then blocks of one model cannot keep it in two places.
+    """
+    blocks: Any = model.get_submodule(blocks_path(model))
+    config: Any = model.config.get_text_config(decoder=True)
+    known: Any = model
+    takes_cache = {"past_key_values", "attention_mask"} <= signature(body_of(model).forward).parameters.keys()
+    if known._is_stateful or not known._supports_default_dynamic_cache() or not takes_cache:
+        return False
+    layers = DynamicCache(config=config).layers
+    plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+    own = (_numbers(block) == {number} or is_elsewhere(block) for number, block in enumerate(blocks))
+    return plain and len(layers) == len(blocks) and all(own)
+
+
+def is_elsewhere(block: nn.Module) -> bool:
+    """Whether something only takes the place of a block."""
+    return isinstance(block, Skip | RemoteBlocksPlaceholder)
+
+
+def _numbers(block: nn.Module) -> set[int]:
+    """By which the parts of a block know their layer of a cache."""
+    found = (getattr(module, name, None) for module in block.modules() for name in ("layer_idx", "layer_id"))
+    return {number for number in found if number is not None}
 
 
 def blocks_path(model: PreTrainedModel) -> str:

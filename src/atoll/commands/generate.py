@@ -15,24 +15,28 @@ from atoll.jobs.split import HostAccess
 from atoll.runs.layout import RunDirectory
 from atoll.tasks.chat import chat_closing, question_prompt
 from atoll.tasks.rows import RowProblem
-from atoll.tasks.scoring.generation import generate_greedy
+from atoll.tasks.scoring.generation import Sampling, generate_texts
 from atoll.tasks.text import chat_settings
 from atoll.tasks.tokens import begin_ids, encode_texts, with_begin
 
 
 def generate(
     run_dir: str | Path, prompt: str, *, max_new_tokens: int = 64, host: HostAccess | None = None, trust: bool = False,
-    other_base: bool = False, model: str | None = None,
+    other_base: bool = False, model: str | None = None, temperature: float | None = None, top_p: float | None = None,
+    seed: int | None = None,
 ) -> str:  # fmt: skip
-    """The greedy continuation of `prompt` by the run's base with its adapter; with a `host`, most of the base is there.
+    """The continuation of `prompt` by the run's base with its adapter; with a `host`, most of the base is there.
+
+    Greedy, unless any of `temperature`, `top_p` and `seed` is given: then tokens are drawn, as 1, 1 and 0 say where one is not given.
 
     A run that was trained on chats answers `prompt` as what a user says, or as the JSON text of messages, in its chat template.
     `model` is where the base is now, if it was moved.
 
     Raises: TrustError where the run names code and `trust` does not say that it may; RunFolderError and what loading the base and the
     adapter raise; OtherBaseError where the base's weights are not those of the run, and `other_base` does not say that they may;
-    ConflictError for a classifier.
+    ConflictError for a classifier; BadValueError for what cannot be drawn by.
     """
+    sampling = Sampling.asked(temperature, top_p, seed)
     try:
         prompt.encode()
     except UnicodeEncodeError:
@@ -55,8 +59,8 @@ def generate(
         ids = encode_texts([prompt], tokenizer)[0]
         ids = ids if closing else with_begin(ids, begin_ids(tokenizer))
         with attached(finished.base.model, finished.adapter):
-            return generate_greedy(
-                finished.base.model, tokenizer, [ids], max_new_tokens=max_new_tokens, batch_size=1, closing=closing
+            return generate_texts(
+                finished.base.model, tokenizer, [ids], max_new_tokens=max_new_tokens, batch_size=1, closing=closing, sampling=sampling,
             )[0]  # fmt: skip
     finally:
         finished.close()

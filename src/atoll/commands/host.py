@@ -31,6 +31,7 @@ from atoll.split.host.tenants import HostLimits
 from atoll.split.issuer import Issuer, check_names, write_all
 from atoll.split.revocation import Revoked, listed
 from atoll.threads import suited_threads
+from atoll.units import parse_bytes
 
 _BITS: Mapping[int, Bits] = {4: 4, 8: 8}
 
@@ -74,6 +75,8 @@ class HostSettings:
     """SIZE/hour or SIZE/day, both directions together, of such devices."""
     tenant_limits: Path | None = None
     """A TOML file with limits of single tenants."""
+    cache: str = "1 GB"
+    """SIZE of keys and values that generations go on from, for all sessions together; 0: none are kept."""
     device_map: str | None = None
     """For a base that is larger than one accelerator: "auto", or a JSON file that gives each module its place."""
     max_part: str | None = None
@@ -217,9 +220,19 @@ def _limits(settings: HostSettings) -> HostLimits:
     limits = HostLimits(
         settings.max_sessions, settings.max_tokens, settings.idle_seconds, settings.merges, settings.max_tenant_sessions,
         settings.exchange_seconds, settings.recomputes, settings.batches, _max_part(settings.max_part), settings.tenant_tokens_per_second,
-        tenant_bytes, settings.silence_seconds,
+        tenant_bytes, settings.silence_seconds, _cache_bytes(settings.cache),
     )  # fmt: skip
     return limits if settings.tenant_limits is None else replace(limits, tenants=read_tenants(settings.tenant_limits, limits.usual))
+
+
+def _cache_bytes(given: str) -> int:
+    try:
+        return 0 if given.strip() == "0" else parse_bytes(given)
+    except ValueError as problem:
+        raise CommandLineError(
+            "--cache is a size", where="atoll host", got=str(problem), expected="a size such as '1 GB', or 0 for none",
+            do="write how much memory keys and values of all devices together may have",
+        ) from None  # fmt: skip
 
 
 def _max_part(given: str | None) -> Cut | None:

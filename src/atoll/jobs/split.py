@@ -33,6 +33,7 @@ from atoll.split.device.blocks import RemoteBlocks
 from atoll.split.device.client import Client, Terms
 from atoll.split.host.audit import Audit
 from atoll.split.host.blocks.batching import Batcher
+from atoll.split.host.blocks.kept import Shelf
 from atoll.split.host.blocks.middle import Middle, shared_view
 from atoll.split.host.compute_queue import ComputeQueue
 from atoll.split.host.server import Host
@@ -95,7 +96,7 @@ def serve(base: Base, source: str, precision: str, bits: int, limits: HostLimits
     batcher = Batcher(new_middle, limits.max_tokens) if limits.batches else None
     return Served(
         base, source, traced, facts, base_digest, bits, limits.idle_seconds, queue, limits.recomputes, batcher, limits.exchange_seconds,
-        limits.silence_seconds,
+        limits.silence_seconds, Shelf(limits.cache_bytes),
     )  # fmt: skip
 
 

@@ -27,6 +27,12 @@ def real_positions(lengths: Sequence[int], positions: int, device: torch.device)
     return torch.cat([torch.arange(row * positions, row * positions + length) for row, length in enumerate(lengths)]).to(device)
 
 
+def moved_to_end(at_N: Tensor, lengths: Sequence[int], positions: int) -> Tensor:
+    """Flat positions of real tokens of right-padded rows, where they are once every row is moved to the end of its place."""
+    padding_B = positions - torch.tensor(lengths, device=at_N.device)
+    return at_N + padding_B[at_N // positions]
+
+
 def gather(x_BTD: Tensor, at_N: Tensor | None) -> Tensor:
     """The rows of flat positions; all where `at_N` is None.
 

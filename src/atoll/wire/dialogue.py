@@ -46,6 +46,10 @@ class _Exchange:
     d_in: list[int]
     """Of each group whose Input has been seen."""
     want_factor_gradients: bool = False
+    keep: bool = False
+    held: tuple[int, int] = (0, 0)
+    """Rows, and positions of each with those that it follows."""
+    follows: int = 0
 
 
 class Dialogue:
@@ -65,6 +69,8 @@ class Dialogue:
         self._d_out: dict[str, int] = {}
         self._factor_shapes: list[tuple[int, ...]] = []
         """Of the factors that hold, in lent mode; empty where none do."""
+        self._held: tuple[int, int] | None = None
+        """Rows and positions whose keys and values the host keeps."""
         self._group = 0
         self._now = _Exchange(False, False, 0, 0, 0, [])
 
@@ -94,19 +100,23 @@ class Dialogue:
             self.state = "closed"
         elif INTERLUDES.get(kind) == sender == TURNS.get(self.state) and self.state != "welcome":
             self._check_tensors(message, [])
-        elif kind != self.state or TURNS[self.state] != sender:
+        elif (kind != self.state or TURNS[self.state] != sender) and not self._says_evicted(message, sender):
             turn = "nothing more" if self.closed else f"{self.state} from the {TURNS[self.state]}"
             self._refuse("a message that the dialogue does not allow now", f"{kind} from the {sender}", turn)
         else:
             self._check_numbers(message)
             self.state = getattr(self, f"_{kind}")(message)
 
+    def _says_evicted(self, message: Message, sender: Role) -> bool:
+        """Whether the host says, before anything else, that it no longer has what the exchange follows."""
+        return message.kind == "hidden" and sender == "host" and self.state == "input" and self._group == 0 and message.body.evicted
+
     def _check_numbers(self, message: Message) -> None:
         if self.state in ("hello", "welcome", "killed"):
             return
         if message.body.exchange != self.exchange:
             self._refuse("a message of another exchange", str(message.body.exchange), str(self.exchange))
-        if self.state in ("input", "output", "gradient", "input_gradient") and message.body.group != self._group:
+        if message.kind in ("input", "output", "gradient", "input_gradient") and message.body.group != self._group:
             self._refuse("a group out of order", str(message.body.group), str(self._group))
 
     # One method for each kind: check it, remember what later ones must keep to, return the next state.
@@ -147,6 +157,8 @@ class Dialogue:
             self._d_out = {name: tensor.shape[1] for name, tensor in zip(names, message.tensors[1:], strict=True)}
         now.d_model = message.tensors[0].shape[1]
         self._now, self._group = now, 0
+        if now.train or factors:  # What is kept was made with the factors of before.
+            self._held = None
         return "input" if self.groups and self._mode != "lent" else "hidden"
 
     def _factors(self, has_factors: bool) -> list[tuple[Size, Size]]:
@@ -176,8 +188,17 @@ class Dialogue:
         return "input" if self._group < len(self.groups) else "hidden"
 
     def _hidden(self, message: Message) -> State:
-        self._check_tensors(message, [(self._now.num_wanted, self._now.d_model)])
-        return "hidden_gradient" if self._now.train else self._end()
+        now, body = self._now, message.body
+        if (body.kept and not now.keep) or (body.evicted and not now.follows):
+            self._refuse("an answer about keys and values that was not asked for", "kept or evicted", "neither")
+        if body.evicted:
+            self._check_tensors(message, [])
+            self._held = None
+            return self._end()
+        self._check_tensors(message, [(now.num_wanted, now.d_model)])
+        if now.keep:
+            self._held = now.held if body.kept else None
+        return "hidden_gradient" if now.train else self._end()
 
     def _hidden_gradient(self, message: Message) -> State:
         self._check_tensors(message, [(self._now.num_wanted, self._now.d_model)])
@@ -240,8 +261,27 @@ class Dialogue:
             self._refuse("a position wanted twice", f"{len(wanted)} positions", "each once")
         if forward.want_front_gradient and not forward.train:
             self._refuse("a gradient asked for without a backward pass", "want_front_gradient without train", "train")
+        held = self._kept_layout(forward, lengths)
         num_tokens = int(lengths.sum())
-        return _Exchange(forward.train, forward.want_front_gradient, num_tokens, len(wanted) or num_tokens, 0, [])
+        return _Exchange(
+            forward.train, forward.want_front_gradient, num_tokens, len(wanted) or num_tokens, 0, [], False, forward.keep, held,
+            forward.follows,
+        )  # fmt: skip
+
+    def _kept_layout(self, forward: Any, lengths: np.ndarray) -> tuple[int, int]:
+        """Rows and positions that are kept when this is over."""
+        if forward.keep and (forward.train or forward.position_ids):
+            self._refuse("keys and values kept of a training pass, or of packed rows", "keep", "keep in evaluation, of one text a row")
+        if forward.follows:
+            held = (forward.rows, forward.follows)
+            if held != self._held or not forward.keep or forward.has_factors or lengths.min() != forward.positions:
+                self._refuse("positions that follow none which the host keeps", f"{held[0]} full rows after {held[1]} positions",
+                             "with keep, without factors, " + ("nothing is kept" if self._held is None else
+                             f"{self._held[0]} full rows after {self._held[1]} positions"))  # fmt: skip
+            if forward.rows * (forward.follows + forward.positions) > self._max_tokens:
+                self._refuse("a micro-batch of another size than agreed", f"{forward.rows} rows of {forward.follows + forward.positions} "
+                             "positions with those before", f"1 to {self._max_tokens} positions in all")  # fmt: skip
+        return forward.rows, forward.follows + forward.positions
 
     def _check_tensors(self, message: Message, sizes: Sequence[tuple[Size, Size]], codecs: Sequence[str] | None = None) -> None:
         """Tensors of these sizes, in the session's codec or in these."""

@@ -167,7 +167,7 @@ class Killed(_message.Message):
     def __init__(self) -> None: ...
 
 class Forward(_message.Message):
-    __slots__ = ("exchange", "rows", "positions", "lengths", "wanted", "position_ids", "train", "want_front_gradient", "has_factors", "checkpoint", "generator")
+    __slots__ = ("exchange", "rows", "positions", "lengths", "wanted", "position_ids", "train", "want_front_gradient", "has_factors", "checkpoint", "generator", "keep", "follows")
     EXCHANGE_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
@@ -179,6 +179,8 @@ class Forward(_message.Message):
     HAS_FACTORS_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     GENERATOR_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
+    FOLLOWS_FIELD_NUMBER: _ClassVar[int]
     exchange: int
     rows: int
     positions: int
@@ -190,7 +192,9 @@ class Forward(_message.Message):
     has_factors: bool
     checkpoint: bool
     generator: bytes
-    def __init__(self, exchange: _Optional[int] = ..., rows: _Optional[int] = ..., positions: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., wanted: _Optional[_Iterable[int]] = ..., position_ids: _Optional[_Iterable[int]] = ..., train: _Optional[bool] = ..., want_front_gradient: _Optional[bool] = ..., has_factors: _Optional[bool] = ..., checkpoint: _Optional[bool] = ..., generator: _Optional[bytes] = ...) -> None: ...
+    keep: bool
+    follows: int
+    def __init__(self, exchange: _Optional[int] = ..., rows: _Optional[int] = ..., positions: _Optional[int] = ..., lengths: _Optional[_Iterable[int]] = ..., wanted: _Optional[_Iterable[int]] = ..., position_ids: _Optional[_Iterable[int]] = ..., train: _Optional[bool] = ..., want_front_gradient: _Optional[bool] = ..., has_factors: _Optional[bool] = ..., checkpoint: _Optional[bool] = ..., generator: _Optional[bytes] = ..., keep: _Optional[bool] = ..., follows: _Optional[int] = ...) -> None: ...
 
 class Input(_message.Message):
     __slots__ = ("exchange", "group")
@@ -209,12 +213,16 @@ class Output(_message.Message):
     def __init__(self, exchange: _Optional[int] = ..., group: _Optional[int] = ...) -> None: ...
 
 class Hidden(_message.Message):
-    __slots__ = ("exchange", "generator")
+    __slots__ = ("exchange", "generator", "kept", "evicted")
     EXCHANGE_FIELD_NUMBER: _ClassVar[int]
     GENERATOR_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_FIELD_NUMBER: _ClassVar[int]
     exchange: int
     generator: bytes
-    def __init__(self, exchange: _Optional[int] = ..., generator: _Optional[bytes] = ...) -> None: ...
+    kept: bool
+    evicted: bool
+    def __init__(self, exchange: _Optional[int] = ..., generator: _Optional[bytes] = ..., kept: _Optional[bool] = ..., evicted: _Optional[bool] = ...) -> None: ...
 
 class HiddenGradient(_message.Message):
     __slots__ = ("exchange", "want_factor_gradients")
@@ -279,7 +287,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("protocol", "atoll_version", "base_digest", "tokenizer_digest", "num_blocks", "bits", "precision", "codecs", "wire_modes", "adapter_kinds", "max_tokens", "max_rank", "sessions", "max_sessions", "uptime_seconds", "tokens", "tokens_per_second", "resident_bytes", "open", "tenants")
+    __slots__ = ("protocol", "atoll_version", "base_digest", "tokenizer_digest", "num_blocks", "bits", "precision", "codecs", "wire_modes", "adapter_kinds", "max_tokens", "max_rank", "sessions", "max_sessions", "uptime_seconds", "tokens", "tokens_per_second", "resident_bytes", "open", "tenants", "cache_bytes", "max_cache_bytes")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     ATOLL_VERSION_FIELD_NUMBER: _ClassVar[int]
     BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -300,6 +308,8 @@ class StatusReply(_message.Message):
     RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     TENANTS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     atoll_version: str
     base_digest: str
@@ -320,10 +330,12 @@ class StatusReply(_message.Message):
     resident_bytes: int
     open: _containers.RepeatedCompositeFieldContainer[SessionStatus]
     tenants: _containers.RepeatedCompositeFieldContainer[TenantStatus]
-    def __init__(self, protocol: _Optional[int] = ..., atoll_version: _Optional[str] = ..., base_digest: _Optional[str] = ..., tokenizer_digest: _Optional[str] = ..., num_blocks: _Optional[int] = ..., bits: _Optional[int] = ..., precision: _Optional[str] = ..., codecs: _Optional[_Iterable[str]] = ..., wire_modes: _Optional[_Iterable[str]] = ..., adapter_kinds: _Optional[_Iterable[str]] = ..., max_tokens: _Optional[int] = ..., max_rank: _Optional[int] = ..., sessions: _Optional[int] = ..., max_sessions: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., resident_bytes: _Optional[int] = ..., open: _Optional[_Iterable[_Union[SessionStatus, _Mapping]]] = ..., tenants: _Optional[_Iterable[_Union[TenantStatus, _Mapping]]] = ...) -> None: ...
+    cache_bytes: int
+    max_cache_bytes: int
+    def __init__(self, protocol: _Optional[int] = ..., atoll_version: _Optional[str] = ..., base_digest: _Optional[str] = ..., tokenizer_digest: _Optional[str] = ..., num_blocks: _Optional[int] = ..., bits: _Optional[int] = ..., precision: _Optional[str] = ..., codecs: _Optional[_Iterable[str]] = ..., wire_modes: _Optional[_Iterable[str]] = ..., adapter_kinds: _Optional[_Iterable[str]] = ..., max_tokens: _Optional[int] = ..., max_rank: _Optional[int] = ..., sessions: _Optional[int] = ..., max_sessions: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., resident_bytes: _Optional[int] = ..., open: _Optional[_Iterable[_Union[SessionStatus, _Mapping]]] = ..., tenants: _Optional[_Iterable[_Union[TenantStatus, _Mapping]]] = ..., cache_bytes: _Optional[int] = ..., max_cache_bytes: _Optional[int] = ...) -> None: ...
 
 class SessionStatus(_message.Message):
-    __slots__ = ("session", "tenant", "seconds", "tokens", "exchanges", "sent_bytes", "received_bytes", "positions", "compute_seconds")
+    __slots__ = ("session", "tenant", "seconds", "tokens", "exchanges", "sent_bytes", "received_bytes", "positions", "compute_seconds", "cache_bytes")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
@@ -333,6 +345,7 @@ class SessionStatus(_message.Message):
     RECEIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
     session: str
     tenant: str
     seconds: float
@@ -342,7 +355,8 @@ class SessionStatus(_message.Message):
     received_bytes: int
     positions: int
     compute_seconds: float
-    def __init__(self, session: _Optional[str] = ..., tenant: _Optional[str] = ..., seconds: _Optional[float] = ..., tokens: _Optional[int] = ..., exchanges: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., positions: _Optional[int] = ..., compute_seconds: _Optional[float] = ...) -> None: ...
+    cache_bytes: int
+    def __init__(self, session: _Optional[str] = ..., tenant: _Optional[str] = ..., seconds: _Optional[float] = ..., tokens: _Optional[int] = ..., exchanges: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., positions: _Optional[int] = ..., compute_seconds: _Optional[float] = ..., cache_bytes: _Optional[int] = ...) -> None: ...
 
 class TenantStatus(_message.Message):
     __slots__ = ("tenant", "sessions", "max_sessions", "max_tokens_per_second", "burst_tokens", "tokens_left", "held_seconds", "max_bytes", "period_seconds", "bytes", "free_seconds")

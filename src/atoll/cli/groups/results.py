@@ -70,20 +70,31 @@ def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", hidden=True)],
     *,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Longest answer.")] = 64,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", min=0, metavar="T", help="Draw tokens, the bolder the larger T; 0 does not.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option("--top-p", min=0, max=1, metavar="P", help="Draw from the most likely tokens, P of all together.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Draw others; the same for the same N.")] = None,
     model: Moved = None,
     other_base: OtherBase = False,
     access: Access,
 ) -> None:
     """Talk to the result.
 
-    RUN_DIR is a folder that `atoll train` wrote; the model goes on from PROMPT.
+    RUN_DIR is a folder that `atoll train` wrote; the model goes on from PROMPT, always with the most likely token, unless one of
+    --temperature, --top-p and --seed is given.
     """
     given = access.opened()
     run.check()
     from atoll.commands.generate import generate as answer
 
     more = {"trust": run.trust, "other_base": other_base}
-    print(answer(run.run_dir, prompt, max_new_tokens=max_new_tokens, host=given, model=model, **more))
+    print(answer(
+        run.run_dir, prompt, max_new_tokens=max_new_tokens, host=given, model=model, temperature=temperature, top_p=top_p, seed=seed,
+        **more,
+    ))  # fmt: skip
 
 
 @command(commands)

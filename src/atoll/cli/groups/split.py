@@ -100,6 +100,9 @@ class Serving:
     batches: Annotated[
         bool, typer.Option("--dynamic-batching", help="With --recompute: devices that wait are computed together, not to the same bits.")
     ] = False
+    cache: Annotated[
+        str, typer.Option("--cache", metavar="SIZE", help="Keys and values kept while devices generate, of all; 0: none.")
+    ] = "1 GB"
     metrics: Annotated[str | None, typer.Option("--metrics", metavar="HOST:PORT", help="Prometheus metrics there.")] = None
     device_map: Annotated[
         str | None, typer.Option("--device-map", metavar="MAP", help='Over several accelerators: "auto", or a JSON file.')

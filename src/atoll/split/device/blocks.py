@@ -5,8 +5,8 @@ Shape suffixes: B rows, T positions, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from atoll.adapters.layers import LowRankPair
 from atoll.errors import PeerError
-from atoll.remote_blocks import Layout, RemoteBlocksPlaceholder
+from atoll.remote_blocks import Growth, Layout, RemoteBlocksPlaceholder
 from atoll.split.device.exchange import Asked, Exchange, Session
+from atoll.split.device.growing import Growing
 from atoll.split.device.lent import LentExchange
 from atoll.wire import protocol_pb2 as pb
 
@@ -50,14 +51,31 @@ class RemoteBlocks(RemoteBlocksPlaceholder):
         self.returns_tuple, self.keeps_back, self.connect, self.retrying = returns_tuple, keeps_back, connect, retrying
         self.session: Session | None = None
         self._given = Given({}, {}, False)
+        self._growing: Growing | None = None
         self._anchor = torch.zeros((), requires_grad=True)  # no parameter: it is no part of the base
 
     def forward(self, h_BTD: Tensor) -> Any:
         """What the last middle block gives for the hidden states that enter the first; zeros where nobody will look."""
+        if self._growing is not None:
+            return self._grown(self._growing, h_BTD)
         layout = self.layout or Layout(lengths=(h_BTD.shape[1],) * h_BTD.shape[0])
         # Without an adapter of its own, what comes out needs a gradient only where what goes in does.
         anchor = self._anchor if self.adapters else None
         out: Tensor = _RemoteMiddle.apply(h_BTD, anchor, self, layout, torch.is_grad_enabled())
+        return (out, None) if self.returns_tuple else out
+
+    @contextmanager
+    def grow(self, growth: Growth) -> Iterator[None]:
+        """Forward passes inside are those of one generation, and need no gradients."""
+        self._growing = Growing(growth, self._start, keeps_back=self.keeps_back)
+        try:
+            yield
+        finally:
+            self._growing = None
+
+    def _grown(self, growing: Growing, h_BTD: Tensor) -> Any:
+        growing.enter(h_BTD)
+        out = self.retrying(lambda: growing.forward(self.open(), h_BTD.shape[1]))
         return (out, None) if self.returns_tuple else out
 
     def open(self) -> Session:
@@ -83,8 +101,10 @@ class RemoteBlocks(RemoteBlocksPlaceholder):
 
     def exchange(self, h_BTD: Tensor, layout: Layout, *, train: bool, front_gradient: bool) -> Exchange:
         """Start an exchange with the host."""
-        session, wanted_N = self.open(), None if self.keeps_back else layout.wanted_N
-        asked = Asked(layout, wanted_N, train, front_gradient, self.ends_step, self.checkpoint)
+        wanted_N = None if self.keeps_back else layout.wanted_N
+        return self._start(self.open(), h_BTD, Asked(layout, wanted_N, train, front_gradient, self.ends_step, self.checkpoint))
+
+    def _start(self, session: Session, h_BTD: Tensor, asked: Asked) -> Exchange:
         pairs: dict[str, LowRankPair] = self.adapters  # type: ignore[assignment]
         return (LentExchange if session.mode == "lent" else Exchange)(session, pairs, h_BTD, asked)
 

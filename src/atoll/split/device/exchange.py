@@ -67,6 +67,10 @@ class Asked:
     """Whether it is the last of its optimizer step."""
     checkpoint: bool = False
     """Whether activations are computed again in the backward pass."""
+    keep: bool = False
+    """Whether the host shall keep keys and values of these positions."""
+    follows: int = 0
+    """How many positions of each row these follow, of which the host keeps them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,14 +93,20 @@ class Exchange:
         self._real = real_positions(asked.layout.lengths, h_BTD.shape[1], h_BTD.device)
         self._wanted = self._real if asked.wanted_N is None else asked.wanted_N
         self._passed: list[_Passed] = []
+        self.kept = False
+        """Whether the host now keeps keys and values of these positions."""
+        self.evicted = False
+        """Whether the host did nothing, as it no longer has what these follow."""
 
     def forward(self, h_BTD: Tensor) -> Tensor:
-        """Hidden states out of the last middle block, at the wanted positions; zeros elsewhere."""
+        """Hidden states out of the last middle block, at the wanted positions; zeros elsewhere, and where the host did nothing."""
         stream, factored = self.session.stream, self.session.mode == "factored"
         factors = self.session.new_factors([self._pairs[name].up_OR.T for name in self.session.names]) if factored else []
         stream.send(self._request(bool(factors)), [gather(h_BTD, self._real), *factors])
         for number, names in enumerate(self.session.groups):
-            message = self._receive("input")
+            message = self._receive("input", "hidden")
+            if message.kind == "hidden":
+                break
             # Of all that a host sends this alone has a width that the dialogue cannot know.
             check_shapes(message, [(sum(self.asked.layout.lengths), self._pairs[names[0]].size[0])])
             (x_NI,) = self._tensors(message)
@@ -110,8 +120,9 @@ class Exchange:
             stream.send(pb.Output(exchange=self.number, group=number), [part.detach() for part in parts])
             if self.asked.train:
                 self._passed.append(_Passed(x_NI, lows, cut, parts))
-        (hidden_ND,) = self._tensors(self._receive("hidden"))
-        return spread(hidden_ND, self._wanted, self._shape[0], self._shape[1])
+        else:
+            message = self._receive("hidden")
+        return self._result(message)
 
     def backward(self, g_BTD: Tensor) -> Tensor | None:
         """Add the adapters' gradients to them; the gradient by the hidden states that were sent, where it was asked for."""
@@ -143,14 +154,22 @@ class Exchange:
             exchange=self.number, rows=self._shape[0], positions=self._shape[1], lengths=[] if self._real is None else layout.lengths,
             wanted=[] if asked.wanted_N is None else asked.wanted_N.tolist(),
             position_ids=[] if layout.position_ids_BT is None else layout.position_ids_BT.flatten().tolist(),
-            train=asked.train, want_front_gradient=asked.front_gradient, has_factors=has_factors,
+            train=asked.train, want_front_gradient=asked.front_gradient, has_factors=has_factors, keep=asked.keep, follows=asked.follows,
         )  # fmt: skip
 
-    def _receive(self, kind: str) -> Message:
+    def _result(self, message: Message) -> Tensor:
+        """What a Hidden says."""
+        self.kept, self.evicted = message.body.kept, message.body.evicted
+        if self.evicted:
+            return torch.zeros(self._shape, dtype=self._dtype, device=self._device)
+        (hidden_ND,) = self._tensors(message)
+        return spread(hidden_ND, self._wanted, self._shape[0], self._shape[1])
+
+    def _receive(self, *kinds: str) -> Message:
         message = self.session.stream.receive()
         if message.kind == "refusal":
             raise refusal_error(message.body, self.session.host)
-        assert message.kind == kind, "the dialogue allows nothing else"
+        assert message.kind in kinds, "the dialogue allows nothing else"
         return message
 
     def _tensors(self, message: Message) -> list[Tensor]:

@@ -32,8 +32,7 @@ class LentExchange(Exchange):
         message = self._receive("hidden")
         if request.generator:
             set_generator_state(self._device, message.body.generator)
-        (hidden_ND,) = self._tensors(message)
-        return spread(hidden_ND, self._wanted, self._shape[0], self._shape[1])
+        return self._result(message)
 
     def backward(self, g_BTD: Tensor) -> Tensor | None:
         """The gradient by the hidden states that were sent, where it was asked for; at the step's end the adapters' are added to them."""

@@ -60,6 +60,8 @@ class Totals:
     received_bytes: int
     refused: Counter[str]
     """Sessions that the host refused or ended, by code."""
+    cache_bytes: int
+    """Of keys and values that are kept now."""
 
 
 class HostAccount:
@@ -144,7 +146,7 @@ class HostAccount:
         refused = sum((self._refused[tenant] for tenant in tenants if tenant in self._refused), start=Counter[str]())
         return Totals(
             len(now), sums["tokens"], sums["positions"], sums["exchanges"], sums["compute_seconds"], sums["wait_seconds"],
-            sums["sent_bytes"], sums["received_bytes"], refused,
+            sums["sent_bytes"], sums["received_bytes"], refused, sum(figures.cache_bytes for figures in now),
         )  # fmt: skip
 
 

@@ -158,8 +158,10 @@ def _families(prefix: str, note: str, rows: Mapping[tuple[str, ...], Totals], la
     wait = CounterMetricFamily(f"{prefix}_wait_seconds", f"Time that sessions waited for the base{note}.", labels=labels)
     moved = CounterMetricFamily(f"{prefix}_bytes", f"Bytes of frames, as seen from the host{note}.", labels=(*labels, "direction"))
     refused = CounterMetricFamily(f"{prefix}_refused", f"Sessions that the host refused or ended, by code{note}.", labels=(*labels, "code"))
+    kept = GaugeMetricFamily(f"{prefix}_cache_bytes", f"Keys and values that generations go on from{note}.", labels=labels)
     for row, totals in rows.items():
         sessions.add_metric(row, totals.sessions)
+        kept.add_metric(row, totals.cache_bytes)
         tokens.add_metric(row, totals.tokens)
         positions.add_metric(row, totals.positions)
         exchanges.add_metric(row, totals.exchanges)
@@ -169,4 +171,4 @@ def _families(prefix: str, note: str, rows: Mapping[tuple[str, ...], Totals], la
         moved.add_metric((*row, "received"), totals.received_bytes)
         for code, count in sorted(totals.refused.items()):
             refused.add_metric((*row, code), count)
-    yield from (sessions, tokens, positions, exchanges, compute, wait, moved, refused)
+    yield from (sessions, tokens, positions, exchanges, compute, wait, moved, refused, kept)

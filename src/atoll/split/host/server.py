@@ -117,6 +117,7 @@ class Host:
             tenants=[
                 _tenant_status(name, use, len(self.account.sessions(name))) for name, use in self.budgets.uses(tenant).items()
             ],
+            cache_bytes=totals.cache_bytes, max_cache_bytes=self._served.shelf.most_bytes,
         )  # fmt: skip
 
     def _train(self, call: Call) -> Iterator[bytes]:
@@ -217,5 +218,5 @@ def _session_status(figures: SessionFigures, now: float) -> pb.SessionStatus:
     return pb.SessionStatus(
         session=figures.session, tenant=figures.tenant, seconds=now - figures.started_seconds, tokens=figures.num_tokens,
         exchanges=figures.num_exchanges, sent_bytes=figures.sent_bytes, received_bytes=figures.received_bytes,
-        positions=figures.num_positions, compute_seconds=figures.compute_seconds,
+        positions=figures.num_positions, compute_seconds=figures.compute_seconds, cache_bytes=figures.cache_bytes,
     )  # fmt: skip

@@ -26,6 +26,7 @@ from atoll.remote_blocks import Layout
 from atoll.split.counted_stream import CountedStream, check_shapes, tensors_of
 from atoll.split.cut import Cut
 from atoll.split.host.blocks.batching import Batcher, Lane
+from atoll.split.host.blocks.kept import KeptRows, Shelf
 from atoll.split.host.blocks.lent import LentAdapters, LentModule
 from atoll.split.host.blocks.middle import KilledModule, Middle, Pass
 from atoll.split.host.compute_queue import ComputeQueue, Turns
@@ -63,6 +64,8 @@ class SessionFigures:
     """Code of the refusal that ended it; empty: none."""
     refused_field: str = ""
     """What that was about."""
+    cache_bytes: int = 0
+    """Of keys and values that are kept for it."""
     on_tokens: Callable[[int], None] = lambda num_tokens: None
     """Told of every exchange's tokens."""
 
@@ -91,6 +94,8 @@ class Served:
     """How long a device may be waited for within one exchange, all told: else a frame now and then would keep a session for ever."""
     silence_seconds: float = float("inf")
     """How long a device may be silent between exchanges, all told: else one of a token now and then would keep a session for ever."""
+    shelf: Shelf = field(default_factory=lambda: Shelf(0))
+    """Keys and values from which generations go on."""
 
     @property
     def width(self) -> int:
@@ -176,6 +181,7 @@ class HostSession:
         """`admit` is told the positions of each exchange, may wait before it comes back, and says what limit forbids the exchange."""
         self._served, self._stream, self._figures, self._admit = served, stream, figures, admit
         self._silence_seconds, self._adapter_codec = served.silence_seconds, ""
+        self._kept = served.shelf.open(figures)
 
     def run(self) -> None:
         """Serve the device until it says goodbye or fails. Whatever goes wrong is told to it and never leaves this session."""
@@ -186,6 +192,7 @@ class HostSession:
                 finally:
                     self._count_use(turns)
         finally:
+            self._kept.close()
             self._stream.transport.close()
 
     def _serve(self, turns: Turns) -> None:
@@ -286,15 +293,20 @@ class HostSession:
         try:
             (h_ND,) = tensors_of(message, model.dtype, model.device, slice(1))
             self._take_factors(peer, middle, message, train=request.train)
+            kept = self._rows(request, middle)
+            if request.follows and kept is None:
+                peer.send(pb.Hidden(exchange=peer.exchange, evicted=True), [])
+                return True
             asked = Pass(
                 layout, request.positions, request.train, request.train and request.want_front_gradient, request.checkpoint,
-                request.generator,
+                request.generator, kept,
             )  # fmt: skip
             lane.announce(h_ND, asked)
             with turns.slot():
                 transport.waiting = turns.release
                 hidden_ND, generator = lane.forward(h_ND, asked)
-                peer.send(pb.Hidden(exchange=peer.exchange, generator=generator), [hidden_ND])
+                is_kept = kept is not None and self._kept.put(kept)
+                peer.send(pb.Hidden(exchange=peer.exchange, generator=generator, kept=is_kept), [hidden_ND])
                 if request.train:
                     message, grad_ND = peer.receive_gradient(tuple(hidden_ND.shape), lane.announce_backward)
                     self._finish(peer, lane.backward(grad_ND), message.body.want_factor_gradients)
@@ -302,6 +314,15 @@ class HostSession:
             transport.waiting = nullcontext
             lane.clear()
         return True
+
+    def _rows(self, request: Any, middle: Middle) -> KeptRows | None:
+        """What the exchange's positions are added to; None where nothing is to be kept, or can be, or what they follow was driven out."""
+        if request.follows:
+            return self._kept.take()
+        if request.train or request.has_factors or request.keep:
+            self._kept.clear()
+        keeps = request.keep and self._served.shelf.most_bytes > 0 and middle.can_keep
+        return KeptRows.of(self._served.base.model, request.rows) if keeps else None
 
     def _take_factors(self, peer: DevicePeer, middle: Middle, message: Message, *, train: bool) -> None:
         model, factors = self._served.base.model, slice(1, None)
@@ -325,9 +346,10 @@ class HostSession:
         """
         context = getattr(self._served.base.model.config.get_text_config(), "max_position_embeddings", None)
         places = torch.tensor(request.position_ids, dtype=torch.int64)
-        if (context is not None and request.positions > context) or bool((places >= request.positions).any()):
+        positions = request.follows + request.positions
+        if (context is not None and positions > context) or bool((places >= request.positions).any()):
             raise ProtocolError(
-                "positions that the base does not have", got=f"rows of {request.positions}", expected=f"at most {context}",
+                "positions that the base does not have", got=f"rows of {positions}", expected=f"at most {context}",
                 do="lower data.max_length",
             )  # fmt: skip
         lengths, wanted = tuple(request.lengths) or (request.positions,) * request.rows, torch.tensor(request.wanted, dtype=torch.int64)

@@ -55,6 +55,8 @@ class HostLimits:
     tenant_bytes: ByteLimit | None = None
     silence_seconds: float = 14_400.0
     """How long a session may wait between its exchanges, all told."""
+    cache_bytes: int = 10**9
+    """Of keys and values that generations go on from, for all sessions together; 0: none are kept."""
     tenants: Mapping[str, TenantLimits] = field(default_factory=dict)
     """Of those that have limits of their own, which hold in place of all of the above."""
 

@@ -12,7 +12,7 @@ from atoll.base.load import Base
 from atoll.config.schema import Evaluate
 from atoll.errors import EmptyDataError
 from atoll.tasks.rows import RowProblem, Rows
-from atoll.tasks.scoring.generation import ends_of, generate_greedy
+from atoll.tasks.scoring.generation import ends_of, generate_texts
 from atoll.tasks.scoring.likelihood import Question, log_likelihoods
 from atoll.tasks.scoring.ranking import Ranking
 from atoll.tasks.text import TextForm
@@ -44,7 +44,7 @@ class HeldOutAnswers:
         base, settings = self.base, self.settings
         begin = begin_ids(base.tokenizer) if self.form.adds_special_tokens else []
         prompts = [with_begin(ids, begin) for ids in encode_texts(list(self._groups), base.tokenizer)]
-        return generate_greedy(
+        return generate_texts(
             base.model, base.tokenizer, prompts, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size,
             closing=self.form.closing(base.tokenizer),
         )  # fmt: skip

@@ -20,11 +20,12 @@ from transformers import PreTrainedModel
 
 from atoll.adapters.layers import LowRankPair, adapted, frozen_pair, merged
 from atoll.adapters.state import Kind, ModuleAdapter
-from atoll.base.blocks import Skip, blocks_path
+from atoll.base.blocks import Skip, blocks_path, counts_in_cache, keeps_keys
 from atoll.base.skeleton.build import body_of
 from atoll.remote_blocks import Layout
-from atoll.split.cut import Cut, gather, real_positions, spread
+from atoll.split.cut import Cut, gather, moved_to_end, real_positions, spread
 from atoll.split.host.blocks.groups import Group, Peer
+from atoll.split.host.blocks.kept import KeptRows
 from atoll.split.randomness import Draws
 from atoll.tasks.packing import attention_mask, documents_seen
 
@@ -76,6 +77,8 @@ class Pass:
     """Keep of every block only what enters it, and run it again in the backward pass."""
     generator: bytes = b""
     """State of the generator from which lent adapters draw what they drop; empty: nothing is dropped."""
+    kept: KeptRows | None = None
+    """What these positions follow, and are added to; then rows end together in the middle, as they do where a whole base generates."""
 
 
 class Middle:
@@ -113,6 +116,11 @@ class Middle:
         self._groups = [Group(number, names, self._view, self, peer, factored) for number, names in enumerate(groups)]
 
     @property
+    def can_keep(self) -> bool:
+        """Whether keys and values are all that the blocks need to know of positions before."""
+        return keeps_keys(self._model)
+
+    @property
     def view(self) -> nn.Module:
         """The session's own tree of the shared modules, for lent adapters."""
         view: nn.Module = self._view
@@ -133,6 +141,11 @@ class Middle:
         self._asked = asked
         self._real = real_positions(layout.lengths, asked.positions, h_ND.device)
         self._wanted = self._real if layout.wanted_N is None else layout.wanted_N.to(h_ND.device)
+        if asked.kept is not None:
+            self._real, self._wanted = (
+                None if at is None else moved_to_end(at, layout.lengths, asked.positions) for at in (self._real, self._wanted)
+            )
+            asked.kept.add(layout.lengths, asked.positions)
         self._start = spread(h_ND, self._real, len(layout.lengths), asked.positions)
 
     def backward(self, g_ND: Tensor) -> Tensor | None:
@@ -182,7 +195,8 @@ class Middle:
         blocks: Any = self._view.get_submodule(blocks_path(self._model))
         first, last = cut.front, len(blocks) - cut.back - 1
         for number in (*range(first), *range(last + 1, len(blocks))):
-            blocks._modules[str(number)] = Skip(returns_tuple)
+            blocks._modules[str(number)] = skip = Skip(returns_tuple)
+            counts_in_cache(skip, number)
         for number in range(first, last + 1):
             blocks[number].forward = self._checkpointed(blocks[number].forward)
         # The model's own code makes masks, positions and rotary tables; only what flows between the blocks is replaced.
@@ -233,14 +247,14 @@ class Middle:
         self._draws = Draws(self._anchor.device, asked.generator) if asked.generator else None
         with torch.set_grad_enabled(grads), nullcontext() if self._draws is None else self._draws:
             self._start.requires_grad_(grads and asked.front_gradient)
-            self._run(asked.layout, rows, asked.positions)
+            self._run(asked.layout, rows, asked.positions, asked.kept)
             assert self._end is not None
             self._end = gather(self._end, self._wanted)
         state = b"" if self._draws is None else self._draws.state
         self._draws = None
         return state
 
-    def _run(self, layout: Layout, rows: int, positions: int) -> None:
+    def _run(self, layout: Layout, rows: int, positions: int, kept: KeptRows | None) -> None:
         device, dtype = self._anchor.device, self._model.dtype
         inputs: dict[str, Any] = {
             "inputs_embeds": torch.zeros(1, 1, 1, device=device, dtype=dtype).expand(rows, positions, self._embedding_width),
@@ -251,4 +265,8 @@ class Middle:
             inputs["attention_mask"] = attention_mask(documents_seen(document_BT)).to(device)
             if self._takes_positions:
                 inputs["position_ids"] = layout.position_ids_BT.to(device)
+        if kept is not None:
+            inputs |= {"use_cache": True, "past_key_values": kept.cache, "attention_mask": kept.real_BT.long()}
+            if self._takes_positions:
+                inputs["position_ids"] = kept.places_BT[:, -positions:]
         body_of(self._view)(**inputs)
