@@ -60,7 +60,7 @@ class Totals:
     received_bytes: int
     refused: Counter[str]
     """Sessions that the host refused or ended, by code."""
-    cache_bytes: int
+    cache_bytes: int = 0
     """Of keys and values that are kept now."""
 
 
