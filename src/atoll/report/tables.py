@@ -59,7 +59,7 @@ def print_table(listing: Listing, stream: TextIO) -> None:
         file=text, width=_ANY_WIDTH, no_color=not colour, force_terminal=colour, highlight=False, markup=False, emoji=False
     )  # fmt: skip
     table = _table(listing)
-    for title in wrapped(listing.title, width):
+    for title in wrapped(printable(listing.title), width):
         console.print(Text(title, style="italic"))
     if listing.rows and console.measure(table).maximum <= width:
         console.print(table)
@@ -108,7 +108,7 @@ def _table(listing: Listing) -> Table:
 def _card(listing: Listing, number: int, width: int) -> list[Text]:
     """A row on lines of its own: its name and what is told first, then each cell behind its column's name, as many as a line holds."""
     row = listing.rows[number]
-    pairs = {name: f"{name} {printable(cell)}" for name, cell in zip(listing.header[1:], row[1:], strict=True) if cell not in _NOTHING}
+    pairs = {name: f"{printable(name)} {printable(cell)}" for name, cell in zip(listing.header[1:], row[1:], strict=True) if cell not in _NOTHING}
     name, first = Text(printable(row[0]).strip(), style="bold"), pairs.pop(listing.lead or "", None)
     parts = [] if first is None else [first]
     if parts and cell_len(f"{name.plain}   {first}") <= width:

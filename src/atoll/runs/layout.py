@@ -17,7 +17,7 @@ _MODE = 0o700
 """Of a run's folder, whose logs, scores and adapters come from private rows: for its user alone, or less by the umask."""
 WRITTEN = (
     "config.toml", "config.json", "plan.json", "importance.json", "events.jsonl", "metrics.csv", "checkpoints", "states", "adapter",
-    "edges", "report", "report.html", "summary.json", "traceback.txt", "tensorboard", "mlflow", "wandb", "trackio",
+    "edges", ".trackers.json", "report", "report.html", "summary.json", "traceback.txt", "tensorboard", "mlflow", "wandb", "trackio",
 )  # fmt: skip
 """What a run puts into its folder, beside stages, whose names begin with a dot."""
 _BEFORE_CONFIG = {"config.toml"}
