@@ -35,7 +35,7 @@ from atoll.jobs.personal.held_out import check_own_rows, with_own_rows
 from atoll.jobs.results.adapter import check_result, written_form
 from atoll.jobs.results.config import Given, check_begun_with, given_config, run_config
 from atoll.jobs.results.trained_on import base_notes
-from atoll.jobs.resume_state import ResumePoint, RunState, changes_since, hashes_of, write_resume_state
+from atoll.jobs.resume_state import ResumePoint, RunState, changes_since, hashes_of, hashes_of_members, write_resume_state
 from atoll.jobs.rounds import Rounds, run_rounds
 from atoll.jobs.split import HostAccess
 from atoll.jobs.totals import RunTotals
@@ -225,6 +225,7 @@ class _Run:
             write_resume_state(folder, rounds, result.round, run_state, self.hashes)
 
         path = write_checkpoint(self.run, result.round, write)
+        self._keep_members(rounds.job)
         self.log.append(CheckpointWritten(result.round, str(path.relative_to(self.run.path))))
         every = self.job.config.evaluate.every
         if every is not None and result.round % every == 0 and result.round < self.job.config.run.rounds:
@@ -233,6 +234,18 @@ class _Run:
     def drop(self, edge: str) -> None:
         """Count the edge's absence."""
         self.totals.drop(edge)
+
+    def replan(self, job: Job) -> None:
+        """Keep the plan of the edges that take part now."""
+        self.totals.replan(job)
+        self._planned(self.importance, job)
+        self.hashes = {**self.hashes, **hashes_of_members(job)}
+
+    def _keep_members(self, job: Job) -> None:
+        """Whoever goes on after a stop goes on with the edges of the last checkpoint."""
+        noted = self.run.read_config()
+        if noted.get("hashes") != self.hashes:
+            self.run.write_json(self.run.config_json, {**noted, "config": resolved(job.config), "hashes": self.hashes})
 
     def finish(self, status: Literal["complete", "interrupted", "failed"], evaluation: Evaluation) -> Summary:
         """Write the summary."""
@@ -315,7 +328,7 @@ def _resolved(job: Job, run: RunDirectory, hashes: Mapping[str, object], given: 
     return {
         "config": resolved(job.config), "method": job.loaded.method, "overrides": job.loaded.overrides, "command": _command_line(),
         "folder": folder, "folder_from_run": os.path.relpath(folder, run.path.resolve()), "has_host": job.has_host, "run_id": job.run_id,
-        "hashes": hashes, "form": None if job.form is None else job.form.kind,
+        "asked_for": job.asked_for, "hashes": hashes, "form": None if job.form is None else job.form.kind,
         "base": base_notes(job.base, job.config, str(hashes["base_hash"])), "versions": versions(), **named,
     }  # fmt: skip
 

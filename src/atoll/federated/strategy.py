@@ -287,6 +287,10 @@ class AdapterStrategy(Strategy):
         put_adapter(record, self.common.trained)
         return record.array_records["adapter"]
 
+    def take_part(self, nodes: Mapping[int, str], edge_ranks: Mapping[str, Mapping[str, int]], votes: Mapping[str, float]) -> None:
+        """Other edges from the round on that begins."""
+        self.nodes, self.edge_ranks, self.votes = dict(nodes), edge_ranks, votes
+
     def replan(self, edge_ranks: Mapping[str, Mapping[str, int]], votes: Mapping[str, float], fresh: AdapterState) -> None:
         """Other modules and ranks from the next round on; modules that were never trained begin as in `fresh`.
 

@@ -50,6 +50,8 @@ class SuperLink:
         self._own = _private_folder()
         self._socket = Path(self._fleet.socket) if self._fleet.socket else self._own / "superlink"
         self.relay, self._stopping = Relay(), threading.Event()
+        self.gone: set[str] = set()
+        """Edges that were removed while this ran."""
         self._link = self._superlink()
         self._front: Child | None = None
         self._keeper: threading.Thread | None = None
@@ -113,7 +115,8 @@ class SuperLink:
         for edge in [edge for edge in self._nodes if not self._folder.node_public(edge).exists()]:
             with contextlib.suppress(*FAILURES), LocalSuperLink(self._socket) as control:
                 control.unregister(self._nodes[edge])
-            del self._nodes[edge]
+            self.gone.add(edge)
+            self.relay.leave(self._nodes.pop(edge), f"{edge} is of the fleet no more")
             write_json(self._state / _NODES, self._nodes)
             self._tell(f"{edge} is of the fleet no more")
 

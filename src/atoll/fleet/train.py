@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
 from uuid import uuid4
@@ -13,6 +13,7 @@ from uuid import uuid4
 from atoll.commands.resume import resume_by
 from atoll.commands.train import RunResult, train_job
 from atoll.config.load import LoadedConfig, load
+from atoll.config.schema import RunConfig
 from atoll.errors import ConflictError
 from atoll.federated.flower import Grid
 from atoll.fleet.files import CoordinatorFolder, HostFolder
@@ -22,12 +23,13 @@ from atoll.fleet.links.relay import FleetGrid, Relay
 from atoll.fleet.processes import Child, free_port, until_ready
 from atoll.fleet.superlink import SuperLink
 from atoll.jobs.backends.backend import BackendFactory
-from atoll.jobs.backends.fleet import FleetBackend, ask_capabilities, named, prepared_for_fleet
+from atoll.jobs.backends.fleet import FleetBackend, Members, ask_capabilities, named, prepared_for_fleet
 from atoll.jobs.inputs import base_source
 from atoll.jobs.job import Job, Participant
 from atoll.jobs.results.config import check_begun_with, given_config
 from atoll.report.progress import Progress
 from atoll.runs.events import Event, EventLog, Phase
+from atoll.runs.layout import RunDirectory
 from atoll.runs.tracker import check_trackers
 from atoll.scratch import scratch_folder
 
@@ -44,15 +46,21 @@ class Fleet:
     nodes: Mapping[int, str]
     join_seconds: float
     """How long edges may take until they tell their capabilities."""
+    gone: Collection[str] = ()
+    """Edges that were removed while this fleet ran."""
+    config: list[RunConfig] = field(default_factory=list)
+    """Of the run that was prepared last, with all its edges."""
 
-    def prepared(self, loaded: LoadedConfig, run_id: str) -> Job:
-        """The coordinator's side of a run with the edges that answer.
+    def prepared(self, loaded: LoadedConfig, run_id: str, before: Path | None = None) -> Job:
+        """The coordinator's side of a run with the edges that answer; `before`: of the run in this folder, which goes on.
 
         Raises: as `atoll.jobs.backends.fleet.prepared_for_fleet`.
         """
+        self.config[:] = [loaded.config]
         asked = {edge.name for edge in loaded.config.edge}
         nodes = {node: edge for node, edge in self.nodes.items() if edge in asked}
-        return prepared_for_fleet(loaded, *ask_capabilities(FleetGrid(self.relay, nodes), nodes, self.join_seconds), run_id)
+        said, silent = ask_capabilities(FleetGrid(self.relay, nodes), nodes, self.join_seconds)
+        return prepared_for_fleet(loaded, said, silent, run_id, _asked_before(before))
 
     @property
     def make_backend(self) -> BackendFactory:
@@ -61,9 +69,20 @@ class Fleet:
         def backend(job: Job, edges: Sequence[Participant], phase: Phase, log: EventLog) -> FleetBackend:
             names = {edge.name for edge in edges}
             nodes = {node: edge for node, edge in self.nodes.items() if edge in names}
-            return FleetBackend(job, FleetGrid(self.relay, nodes), nodes)
+            if phase != "federated" or not self.config:
+                return FleetBackend(job, FleetGrid(self.relay, nodes), nodes)
+            asked = {edge.name for edge in self.config[0].edge}
+            every = {node: edge for node, edge in self.nodes.items() if edge in asked}
+            absent = {node: edge for node, edge in every.items() if edge not in names}
+            grid = FleetGrid(self.relay, every)
+            return FleetBackend(job, grid, nodes, Members(self.config[0], grid, absent, self.gone), log)
 
         return backend
+
+
+def _asked_before(run: Path | None) -> str:
+    """What a run's edges were asked for, with all that there were when it began."""
+    return "" if run is None else str(RunDirectory(run).read_config().get("asked_for", ""))
 
 
 def train_on_fleet(
@@ -108,7 +127,7 @@ def resume_on_fleet(
 
         def begin(loaded: LoadedConfig, run_id: str) -> tuple[Job, BackendFactory]:
             found = stack.enter_context(opened(loaded, fleet, (), tell))
-            return found.prepared(loaded, run_id), found.make_backend
+            return found.prepared(loaded, run_id, run_dir), found.make_backend
 
         return resume_by(run_dir, begin, observers, on_fleet=True, trust=trust)
 
@@ -129,7 +148,7 @@ def train_in_app(grid: Grid, config: Path, out: Path, *, resumes: bool) -> RunRe
                 until_ready(lambda: len(list(grid.get_node_ids())) >= len(loaded.config.edge), seconds)
                 numbers = {node: str(node) for node in grid.get_node_ids()}
                 found = Fleet(relay, named(FleetGrid(relay, numbers), numbers, seconds), seconds)
-                return found.prepared(loaded, run_id), found.make_backend
+                return found.prepared(loaded, run_id, out if resumes else None), found.make_backend
 
             if resumes:
                 return resume_by(out, begin, [progress], on_fleet=True)
@@ -160,7 +179,7 @@ def opened(loaded: LoadedConfig, fleet: Path | None, overrides: Sequence[str], t
             _start_here(loaded, path.parent, hosts, overrides, stack)
         link.carry()
         tell(f"edges call {coordinator.read().address} (TLS, their certificates and keys); waiting for {', '.join(nodes.values())}")
-        yield Fleet(link.relay, nodes, seconds)
+        yield Fleet(link.relay, nodes, seconds, link.gone)
 
 
 def _start_here(

@@ -55,7 +55,7 @@ def run_federation(
                 job = _go_on_with(grown_to(job, first), None, rounds, totals, planned)
             if rounds.num_done < first + num_rounds:
                 rounds.run(first + num_rounds - rounds.num_done)
-        return job, rounds.state, rounds.given() if job.config.federated.personal_steps is not None else {}
+        return rounds.job, rounds.state, rounds.given() if job.config.federated.personal_steps is not None else {}
 
 
 def stages_of(config: RunConfig) -> list[tuple[int, int]]:

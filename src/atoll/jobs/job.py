@@ -107,6 +107,8 @@ class Job:
     """The held-out rows as tokens; None where there are none, or they were not made yet."""
     run_id: str = ""
     """Tells a run from others on the same fleet; empty where all is in this process."""
+    asked_for: str = ""
+    """There, the digest of what run.toml asks for with all its edges, also those that are not there or left."""
 
     @property
     def config(self) -> RunConfig:
@@ -210,12 +212,12 @@ def _examples(rows: Sequence[EdgeRows], base: Base, max_length: int) -> list[Exa
 
 def replanned(job: Job, importance: Importance) -> Job:
     """The same job with the plan that this importance of the weights leads to; where bases run, and in how many bits, does not change."""
-    return _by_another_plan(job, job.config, importance)
+    return by_another_plan(job, job.config, importance)
 
 
 def grown_to(job: Job, rounds_done: int) -> Job:
     """The same job with the plan of the stage after so many rounds."""
-    return _by_another_plan(job, job.config, None, rounds_done)
+    return by_another_plan(job, job.config, None, rounds_done)
 
 
 def homogeneous(job: Job) -> Job | None:
@@ -232,14 +234,15 @@ def homogeneous(job: Job) -> Job | None:
     model = config.model.model_copy(update={"quantize": max(config.plan.bits)})
     edges = tuple(edge.model_copy(update={"mode": "local", "rank": None, "bits": None}) for edge in config.edge)
     try:
-        return _by_another_plan(
+        return by_another_plan(
             job, config.model_copy(update={"plan": plan, "federated": federated, "model": model, "edge": edges}), None
         )
     except InfeasibleError:
         return None
 
 
-def _by_another_plan(job: Job, config: RunConfig, importance: Importance | None, rounds_done: int = 0) -> Job:
+def by_another_plan(job: Job, config: RunConfig, importance: Importance | None = None, rounds_done: int = 0) -> Job:
+    """The same edges by the plan of another config."""
     known = {edge.name: edge for edge in job.edges}
     num_rows = {name: edge.num_rows for name, edge in known.items()}
     config = config.model_copy(update={"edge": tuple(edge for edge in config.edge if edge.name in known)})

@@ -114,10 +114,15 @@ def config_hashes(loaded: LoadedConfig) -> dict[str, object]:
 def hashes_of(job: Job) -> dict[str, object]:
     """SHA-256 of all that decides what a run comes to, but for versions and the machine."""
     return {
-        **config_hashes(job.loaded), "base_hash": job.base.digest(), "start_digest": job.start.digest(),
-        "rows": {edge.name: _examples_hash(edge.examples) for edge in job.edges if edge.examples is not None},
+        **hashes_of_members(job), "base_hash": job.base.digest(), "start_digest": job.start.digest(),
         "held_out": None if job.held_out is None else rows_hash(job.held_out),
     }  # fmt: skip
+
+
+def hashes_of_members(job: Job) -> dict[str, object]:
+    """Of these, what changes when an edge comes or goes."""
+    rows = {edge.name: _examples_hash(edge.examples) for edge in job.edges if edge.examples is not None}
+    return {**config_hashes(job.loaded), "rows": rows}
 
 
 def check_unchanged(began_with: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -34,6 +34,9 @@ class RoundCallback(Protocol):
     def drop(self, edge: str) -> None:
         """A round went on without this edge."""
 
+    def replan(self, job: Job) -> None:
+        """Rounds go on with other edges."""
+
 
 def run_rounds(
     job: Job, edges: tuple[Participant, ...], phase: Phase, log: EventLog, callback: RoundCallback | None = None,
@@ -58,6 +61,8 @@ class Rounds:
         self._job, self._phase, self._log, self._callback = job, phase, log, callback
         self._steps_before: Counter[str] = Counter()
         self._late: set[str] = set()
+        self._first_rounds: dict[str, int] = {}
+        """Of edges that came while rounds went on."""
         self._clock = clock_of(job.config)
         self._backend = make_backend(job, edges, phase, log)
         self._strategy = AdapterStrategy(
@@ -152,15 +157,31 @@ class Rounds:
 
     def _steps_after(self, num_done: int) -> Counter[str]:
         """Steps that every edge was to do in so many rounds."""
-        here = num_done - self.num_done
-        return self._steps_before + Counter({edge.name: here * edge.plan.num_steps for edge in self._edges})
+        here = {edge.name: num_done - self._done_before(edge.name) for edge in self._edges}
+        return self._steps_before + Counter({edge.name: here[edge.name] * edge.plan.num_steps for edge in self._edges})
+
+    def _done_before(self, edge: str) -> int:
+        """Rounds before those that this edge takes part in from now on."""
+        return max(self.num_done, self._first_rounds.get(edge, 1) - 1)
 
     def _assign_work(self) -> None:
-        left = self._job.config.run.rounds - self.num_done
+        left = {edge.name: self._job.config.run.rounds - self._done_before(edge.name) for edge in self._edges}
+        steps = {edge.name: self._steps_before[edge.name] + left[edge.name] * edge.plan.num_steps for edge in self._edges}
         self._backend.give(self._job, self._edges, [
-            WorkOrder(edge.name, edge.plan, self._phase, self._steps_before[edge.name] + left * edge.plan.num_steps, self.num_done)
-            for edge in self._edges
+            WorkOrder(edge.name, edge.plan, self._phase, steps[edge.name], self.num_done) for edge in self._edges
         ])  # fmt: skip
+
+    def _take_in(self, job: Job, number: int) -> None:
+        """Go on with other edges from this round on."""
+        known = {edge.name for edge in self._edges}
+        self._first_rounds |= {edge.name: number for edge in job.edges if edge.name not in known}
+        self._job, self._edges = job, job.edges
+        self._clock = clock_of(job.config)
+        self._assign_work()
+        nodes = {node: name for node, name in self._backend.nodes.items() if name in {edge.name for edge in job.edges}}
+        self._strategy.take_part(nodes, {edge.name: edge.plan.ranks for edge in job.edges}, _votes(job, job.edges))
+        if self._callback is not None:
+            self._callback.replan(job)
 
     def _observer(self) -> Observer:
         return Observer(
@@ -171,6 +192,9 @@ class Rounds:
         )
 
     def _round_started(self, number: int) -> None:
+        changed = self._backend.changed(self._job, number) if self._phase == "federated" else None
+        if changed is not None:
+            self._take_in(changed, number)
         names = tuple(edge.name for edge in self._edges)
         self._log.append(RoundStarted(self._phase, number, self._job.config.run.rounds, names))
 

@@ -104,8 +104,8 @@ class RunTotals:
         self._seconds = list(value["seconds"])
 
     def replan(self, job: Job) -> None:
-        """Go on with another plan for the same edges."""
-        self._job = job
+        """Go on with another plan, or other edges."""
+        self._job, self._clock = job, clock_of(job.config)
 
     def add(self, result: RoundResult, simulated_seconds: float | None, rounds: Rounds) -> None:
         """Count one round."""

@@ -261,3 +261,16 @@ def test_a_backend_gives_every_node_its_own_edges_order(place: Workplace, tmp_pa
     backend.close()
     backend.close()
     assert not (tmp_path / "states").exists()
+
+
+def test_a_run_that_an_edge_left_goes_on_with_the_run_toml_that_all_have(place: Workplace) -> None:
+    loaded = config(place)
+    job = prepared_for_fleet(loaded, all_capabilities(loaded), {}, "run1")
+    fewer = tuple(edge for edge in loaded.config.edge if edge.name != "south")
+    narrow = replace(loaded, config=loaded.config.model_copy(update={"edge": fewer}))
+    left = [one for one in all_capabilities(loaded) if one.edge != "south"]
+    again = prepared_for_fleet(narrow, left, {}, "run1", job.asked_for)
+    assert [edge.name for edge in again.edges] == ["north", "west"]
+    assert again.asked_for == job.asked_for
+    with pytest.raises(EdgesLostError, match="too few"):
+        prepared_for_fleet(narrow, left, {}, "run1")

@@ -97,6 +97,13 @@ class Relay:
                     if asked is not None:
                         asked.path.unlink(missing_ok=True)
 
+    def leave(self, node: int, page: str) -> None:
+        """A node is gone for good: what is open for it is answered with this page."""
+        with self._changed:
+            left = [number for number, asked in self._open.items() if asked.message.metadata.dst_node_id == node]
+        for number in left:
+            self.reply(Frame(number, node, "", "", RecordDict(), problem=page))
+
     def close(self) -> None:
         """Let whoever carries end; may be called twice."""
         with self._changed:

@@ -41,6 +41,9 @@ class Backend(Protocol):
     def grid(self) -> Grid:
         """What carries messages to these nodes and back."""
 
+    def changed(self, job: Job, number: int) -> Job | None:
+        """The job with the edges that take part from round `number` on; None: as before. Asked before each round of a federation."""
+
     def give(self, job: Job, edges: Sequence[Participant], orders: Sequence[WorkOrder]) -> None:
         """Have each of the edges follow its work order, by the plan of `job`; one for each edge."""
 

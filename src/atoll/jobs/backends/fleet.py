@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -13,6 +13,7 @@ from atoll.errors import ConflictError, EdgesLostError, ProtocolError
 from atoll.federated.figures import shown
 from atoll.federated.flower import ConfigRecord, Grid, Message, MessageType, RecordDict
 from atoll.jobs.backends.backend import WorkOrder
+from atoll.jobs.backends.members import with_newcomer, without
 from atoll.jobs.backends.work_orders import to_text
 from atoll.jobs.backends.worker import Capabilities, asked_for
 from atoll.jobs.finished import loaded_base
@@ -21,7 +22,7 @@ from atoll.jobs.job import Job, Participant, block_ranks, fresh_start, given_sta
 from atoll.jobs.results.adapter import check_given, check_result
 from atoll.planner.edge_plan import FleetPlan, LeftOut
 from atoll.planner.plan_fleet import check_plan, plan_fleet
-from atoll.runs.events import Event
+from atoll.runs.events import Advised, Event, EventLog
 from atoll.runs.tracker import check_trackers
 from atoll.selection.selector import schedule_of
 from atoll.shapes import BaseShapes
@@ -37,11 +38,25 @@ _MOST_TOLD = 20
 """Edges of which it is told why they cannot take part."""
 
 
+class Members:
+    """Who could come while a run goes on, and who is gone: the edges of run.toml that were not there when it began are asked again."""
+
+    def __init__(self, config: RunConfig, grid: Grid, absent: Mapping[int, str], gone: Collection[str]) -> None:
+        self.config, self.gone = config, gone
+        self._grid, self._absent = grid, dict(absent)
+        self._asked = list(grid.push_messages(_questions(absent))) if absent else []
+
+    def arrived(self) -> dict[int, Capabilities | str]:
+        """By node, what those say that answered since, or why that cannot be used. They are not asked again."""
+        found = dict(_read_capabilities(self._grid.pull_messages(self._asked))) if self._asked else {}
+        return {node: said for node, said in found.items() if node in self._absent}
+
+
 class FleetBackend:
     """A backend on machines of its own, which keep their own states; `grid` reaches the nodes of its edges."""
 
-    def __init__(self, job: Job, grid: Grid, nodes: Mapping[int, str]) -> None:
-        self._grid, self._nodes = grid, dict(nodes)
+    def __init__(self, job: Job, grid: Grid, nodes: Mapping[int, str], members: Members | None = None, log: EventLog | None = None) -> None:
+        self._grid, self._nodes, self._members, self._log = grid, dict(nodes), members, log
         # An edge that holds a part of the base is checked by its host.
         whole = {edge.name for edge in job.edges if edge.plan.mode != "split"}
         digest = stored_digest(base_source(job.loaded))
@@ -62,6 +77,45 @@ class FleetBackend:
     def grid(self) -> Grid:
         """What carries messages to them."""
         return self._grid
+
+    def changed(self, job: Job, number: int) -> Job | None:
+        """With edges that came since the last round, and without those that were removed from the fleet."""
+        if self._members is None:
+            return None
+        found = job
+        for name in [edge.name for edge in job.edges if edge.name in self._members.gone]:
+            if len(found.edges) > 1:
+                found = without(found, name, number)
+                self._tell(name, f"it left for good; round {number} begins without it")
+        for node, said in self._members.arrived().items():
+            found = self._with(found, node, said, number)
+        return None if found is job else found
+
+    def _with(self, job: Job, node: int, said: Capabilities | str, number: int) -> Job:
+        assert self._members is not None
+        config = self._members.config
+        edge = next((one for one in config.edge if isinstance(said, Capabilities) and one.name == said.edge), None)
+        if edge is None or not isinstance(said, Capabilities):
+            self._tell("", f"somebody came who cannot take part: {said if isinstance(said, str) else shown(said.edge)}")
+            return job
+        ours = Capabilities("", 0, "", (), stored_digest(base_source(job.loaded)), job.asked_for, version("atoll"))
+        why = differs(ours, said)
+        if why is None and not set(said.labels) <= set(job.base.labels):
+            why = f"classes that the run does not have: {shown(sorted(set(said.labels) - set(job.base.labels))[:3])}"
+        brings = replace(job.edges[0], name=edge.name, examples=None, batches=None, num_rows=said.num_rows)
+        found = why or with_newcomer(job, edge, brings, [one.name for one in config.edge])
+        if isinstance(found, str):
+            self._tell(edge.name, f"it came before round {number}, and takes part in the next run: {found}")
+            return job
+        self._nodes[node] = edge.name
+        if next(one.plan.mode for one in found.edges if one.name == edge.name) != "split":
+            self._digests[edge.name] = ours.base
+        self._tell(edge.name, f"it takes part from round {number} on")
+        return found
+
+    def _tell(self, edge: str, what: str) -> None:
+        if self._log is not None:
+            self._log.append(Advised(edge, what))
 
     def give(self, job: Job, edges: Sequence[Participant], orders: Sequence[WorkOrder]) -> None:
         """Have each work order go with the next message to its edge."""
@@ -107,8 +161,15 @@ def named(grid: Grid, nodes: Collection[int], timeout: float) -> dict[int, str]:
 
 def _answers(grid: Grid, nodes: Collection[int], timeout: float) -> Iterator[tuple[int, Capabilities | str]]:
     """What the nodes say of themselves, or why that cannot be used, as it comes."""
-    questions = [Message(RecordDict(), node, f"{MessageType.QUERY}.{CAPABILITIES}", group_id="0") for node in nodes]
-    for reply in grid.send_and_receive(questions, timeout=timeout):
+    yield from _read_capabilities(grid.send_and_receive(_questions(nodes), timeout=timeout))
+
+
+def _questions(nodes: Collection[int]) -> list[Message]:
+    return [Message(RecordDict(), node, f"{MessageType.QUERY}.{CAPABILITIES}", group_id="0") for node in nodes]
+
+
+def _read_capabilities(replies: Iterable[Message]) -> Iterator[tuple[int, Capabilities | str]]:
+    for reply in replies:
         node = reply.metadata.src_node_id
         if reply.has_error():
             yield node, reply.error.reason or f"code {reply.error.code}"
@@ -133,8 +194,12 @@ def differs(ours: Capabilities, theirs: Capabilities) -> str | None:
     return None
 
 
-def prepared_for_fleet(loaded: LoadedConfig, all_capabilities: Sequence[Capabilities], silent: Mapping[str, str], run_id: str) -> Job:
+def prepared_for_fleet(
+    loaded: LoadedConfig, all_capabilities: Sequence[Capabilities], silent: Mapping[str, str], run_id: str, asked: str = ""
+) -> Job:
     """Everything that a coordinator needs; `silent` edges, given with why, are left out, and those that would run something else.
+
+    `asked` is the digest of what edges must run where this config has not all of them any more.
 
     Raises: InputError leaves for what the user must mend; InfeasibleError where an edge cannot hold the plan; EdgesLostError where too few
     are there.
@@ -146,7 +211,7 @@ def prepared_for_fleet(loaded: LoadedConfig, all_capabilities: Sequence[Capabili
             "the rows of a fleet stay where they are", where="[run] compare", got='"central": one trainer that sees all rows',
             expected='"local-only" or "homogeneous"', do="remove it, or run without --engine flower where all rows are",
         )  # fmt: skip
-    ours = Capabilities("", 0, "", (), stored_digest(base_source(loaded)), asked_for(config), version("atoll"))
+    ours = Capabilities("", 0, "", (), stored_digest(base_source(loaded)), asked or asked_for(config), version("atoll"))
     others = {one.edge: why for one in all_capabilities if (why := differs(ours, one)) is not None}
     known = {one.edge: one for one in all_capabilities if one.edge not in others}
     silent = {**silent, **others}
@@ -164,9 +229,9 @@ def prepared_for_fleet(loaded: LoadedConfig, all_capabilities: Sequence[Capabili
     short = _too_short(config, plan, known)
     if short and len(short) < len(plan.edges):
         left = [one for one in known.values() if one.edge not in short]
-        return prepared_for_fleet(loaded, left, {**silent, **short}, run_id)
+        return prepared_for_fleet(loaded, left, {**silent, **short}, run_id, asked)
     plan = replace(plan, left_out=(*(LeftOut(edge, why) for edge, why in silent.items()), *plan.left_out))
-    return replace(_prepared(fewer, known, labels, shapes, plan), run_id=run_id)
+    return replace(_prepared(fewer, known, labels, shapes, plan), run_id=run_id, asked_for=ours.config)
 
 
 def _placed(config: RunConfig, edge: Edge, capabilities: Capabilities) -> Edge:
