@@ -108,7 +108,8 @@ def _table(listing: Listing) -> Table:
 def _card(listing: Listing, number: int, width: int) -> list[Text]:
     """A row on lines of its own: its name and what is told first, then each cell behind its column's name, as many as a line holds."""
     row = listing.rows[number]
-    pairs = {name: f"{printable(name)} {printable(cell)}" for name, cell in zip(listing.header[1:], row[1:], strict=True) if cell not in _NOTHING}
+    cells = zip(listing.header[1:], row[1:], strict=True)
+    pairs = {name: f"{printable(name)} {printable(cell)}" for name, cell in cells if cell not in _NOTHING}
     name, first = Text(printable(row[0]).strip(), style="bold"), pairs.pop(listing.lead or "", None)
     parts = [] if first is None else [first]
     if parts and cell_len(f"{name.plain}   {first}") <= width:
