@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from atoll.base.load import Base, DeviceMap, load_base
+from atoll.base.load import Base, DeviceMap, load_base, share_one_heap
 from atoll.base.quantize import Bits
 from atoll.config.schema import PRECISION_BITS
 from atoll.errors import BadValueError, CommandLineError, OutputError
@@ -142,6 +142,7 @@ def host(settings: HostSettings, on_ready: Callable[[str], None], stop: threadin
     credentials = server_credentials(settings.listen, tls, insecure=settings.insecure)
     revoked = _revoked(tls)
     audit = Audit(settings.audit)
+    share_one_heap()
     base = _base(settings)
     bits = settings.quantize if settings.quantize < 16 else PRECISION_BITS[settings.precision]
     served = serve(base, settings.model, settings.precision, bits, limits, settings.codecs)
