@@ -75,6 +75,15 @@ class OnDevice(torch.Tensor):
         made.held = held
         return made
 
+    @property
+    def data(self) -> Tensor:
+        return super().data
+
+    @data.setter
+    def data(self, other: OnDevice) -> None:
+        torch.Tensor.data.__set__(self, other)  # type: ignore[attr-defined]  Its sizes; the numbers come along:
+        self.held = other.held
+
     def data_ptr(self) -> int:
         return self.held.data_ptr()
 

@@ -57,6 +57,9 @@ CASES: Mapping[str, tuple[Sections, Sections, tuple[str, ...]]] = {
     "split": (TEXT, ALONE, (SPLIT,)),
     "split, factored, bf16": (TEXT, ALONE, (SPLIT, "wire.mode=factored", "wire.codec=bf16", "model.precision=bf16")),
     "split, int8, block behind": (TEXT, ALONE, (SPLIT, "wire.codec=int8", "model.cut.front=0", "model.cut.back=1")),
+    "split, lent": (TEXT, ALONE, (SPLIT, "wire.mode=lent")),
+    "split, lent in fp16, bf16": (TEXT, ALONE, (SPLIT, "wire.mode=lent", "wire.adapters=fp16", "model.precision=bf16")),
+    "split, lent, killed": (TEXT, ALONE, (SPLIT, "wire.mode=lent", "select.policy=early-kill", *KILL)),
     "split, packed": (TEXT, ALONE, (SPLIT, "data.batching=pack")),
     "split, killed in the host": (TEXT, ALONE, (SPLIT, "select.policy=early-kill", *KILL)),
 }

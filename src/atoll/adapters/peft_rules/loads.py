@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 Pair = tuple[int, int, int, float]
@@ -28,7 +29,9 @@ def unlike(config: Mapping[str, Any], pairs: Mapping[str, Pair], skeleton: nn.Mo
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            model: Any = get_peft_model(skeleton, LoraConfig(**asked), low_cpu_mem_usage=True)
+            # Not by low_cpu_mem_usage: for as long, it sends new parameters of all threads to "meta", those of a host's sessions, too.
+            with torch.device("meta"):
+                model: Any = get_peft_model(skeleton, LoraConfig(**asked))
         except (ValueError, TypeError, RuntimeError, KeyError, AttributeError, NotImplementedError) as problem:
             got = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
             # It mostly says which one it was.
