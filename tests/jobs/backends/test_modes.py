@@ -63,7 +63,7 @@ def three_rounds(loaded: LoadedConfig, host: HostAccess, plans: list[EdgePlan], 
 def test_an_edge_that_goes_to_a_host_and_back_trains_as_one_that_stays(loaded: LoadedConfig, host: HostAccess) -> None:
     job = prepare(loaded.path)
     here = job.plan.edge("north")
-    away = dataclasses.replace(here, mode="split", bits=32)
+    away = dataclasses.replace(here, mode="split", bits=32, wire_mode="lent")
     stays = three_rounds(loaded, host, [here, here, here], job.start, job.plan.pool)
     moves = three_rounds(loaded, host, [here, away, here], job.start, job.plan.pool)
     for name, adapter in stays.modules.items():

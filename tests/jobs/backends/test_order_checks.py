@@ -113,6 +113,7 @@ ASKED: dict[str, tuple[dict[str, object], str, str]] = {
     "other bits": ({"bits": 4}, "bits 4", "32 (run.toml)"),
     "no bits": ({"bits": 3}, "bits 3", "32 (run.toml)"),
     "in a host": ({"mode": "split"}, "mode 'split'", "local (run.toml)"),
+    "lent without a host": ({"wire_mode": "lent"}, "wire mode 'lent'", "none without"),
     "rows handed over": ({"mode": "cloud"}, "mode 'cloud'", "local (run.toml)"),
     "a large rank": ({"ranks": {MODULE: 5}}, f"rank 5 for '{MODULE}'", "1 to 4"),
     "a huge rank": ({"ranks": {MODULE: 10**9}}, "1000000000 as the largest rank", "1 to 4 (run.toml)"),
