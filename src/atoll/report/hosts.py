@@ -11,13 +11,15 @@ from atoll.units import format_bytes, format_seconds
 
 def status_table(status: Mapping[str, Any]) -> Listing:
     """One row for each session; what the host is below."""
+    kept = [int(session.get("cache_bytes", 0)) for session in status["open"]]
     rows = [
         (
             session["session"], session["tenant"] or "-", format_seconds(session["seconds"]),
             str(session["tokens"]), str(session["positions"]), format_seconds(session["compute_seconds"]),
             format_bytes(int(session["received_bytes"])), format_bytes(int(session["sent_bytes"])),
+            *([format_bytes(num_bytes)] if any(kept) else []),
         )
-        for session in status["open"]
+        for session, num_bytes in zip(status["open"], kept, strict=True)
     ]  # fmt: skip
     notes = {
         "base": f"{status['num_blocks']} blocks at {status['bits']} bits, {status['precision']}",
@@ -25,8 +27,12 @@ def status_table(status: Mapping[str, Any]) -> Listing:
         "memory": format_bytes(int(status["resident_bytes"])),
         "up": format_seconds(status["uptime_seconds"]),
     }
+    if any(kept):
+        most = format_bytes(int(status["max_cache_bytes"]))
+        notes["kept"] = f"{format_bytes(int(status['cache_bytes']))} of {most} for keys and values of texts that devices generate"
     notes |= {f"limits of {one['tenant'] or 'all'}": text for one in status.get("tenants", ()) if (text := _limits(one))}
-    return plain_table("host", ("session", "tenant", "since", "tokens", "positions", "compute", "received", "sent"), rows, notes)
+    head = ("session", "tenant", "since", "tokens", "positions", "compute", "received", "sent", *(["kept"] if any(kept) else []))
+    return plain_table("host", head, rows, notes)
 
 
 def _limits(tenant: Mapping[str, Any]) -> str:

@@ -135,7 +135,7 @@ class _OpenRows(StoppingCriteria):
     def __init__(self, growth: Growth, width: int, ends: Ends, tokenizer: PreTrainedTokenizerBase) -> None:
         self._growth, self._width, self._ends, self._tokenizer = growth, width, ends, tokenizer
 
-    def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, scores: object) -> torch.Tensor:
         """Shapes: input_ids (B, T); the answer (B,)."""
         going = [row for row in self._growth.open_rows if not self._ends.reached(input_ids[row, self._width :].tolist(), self._tokenizer)]
         self._growth.open_rows = tuple(going)
