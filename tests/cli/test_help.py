@@ -16,8 +16,8 @@ from atoll.cli.boundary import STATUSES
 from atoll.errors import AtollError
 
 COMMANDS = (
-    "init", "plan", "train", "resume", "compare", "sweep", "runs", "edge", "status", "host", "evaluate", "generate", "merge", "export",
-    "convert", "doctor", "fleet",
+    "init", "plan", "train", "resume", "compare", "sweep", "runs", "edge", "status", "host", "evaluate", "generate", "merge", "audit",
+    "export", "convert", "doctor", "fleet",
 )  # fmt: skip
 IN_GROUPS = ("runs show", "runs compare", "runs rm", "host certify", "fleet init", "fleet join", "fleet add", "fleet renew", "fleet remove")
 HEAVY = ("torch", "transformers", "peft", "datasets", "flwr", "pydantic", "numpy", "pyarrow", "huggingface_hub")

@@ -10,7 +10,7 @@ import click
 import typer
 
 from atoll.cli.boundary import STATUSES, Boundary
-from atoll.cli.groups import fleet, machine, many, models, results, runs, split, training
+from atoll.cli.groups import fleet, machine, many, models, privacy, results, runs, split, training
 from atoll.cli.parsing import Commands, command_with_commands
 from atoll.cli.surroundings import check_current_folder
 from atoll.errors import CommandLineError
@@ -41,7 +41,7 @@ def atoll(
 
 app = command_with_commands(atoll, _Program)
 # In the order of the help page.
-for _group in (training, many, runs, split, results, models, machine, fleet):
+for _group in (training, many, runs, split, results, privacy, models, machine, fleet):
     app.add_typer(_group.commands)
 
 

@@ -16,7 +16,7 @@ import typer.core
 from atoll.errors import CommandLineError
 
 # Of the contract, and of later versions: named here so that the answer to typing one is exact.
-_LATER = ("audit", "report", "watch")
+_LATER = ("report", "watch")
 Action = Callable[..., int | None]
 """What a command does. It returns the exit status, if that is not 0."""
 _Function = TypeVar("_Function", bound=Action)

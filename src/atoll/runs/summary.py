@@ -138,10 +138,12 @@ class LeftOutSummary:
 
 @dataclass(frozen=True, slots=True)
 class PrivacySpent:
-    """The guarantee of the whole run."""
+    """The guarantee of the whole run, where it has one; and what attacks on it recovered, where `atoll audit` was asked."""
 
-    epsilon: float
-    delta: float
+    epsilon: float | None = None
+    delta: float | None = None
+    audit: Mapping[str, object] | None = None
+    """As `atoll audit --json` has it, without the rows that it shows."""
 
 
 @dataclass(frozen=True, slots=True)
