@@ -60,7 +60,7 @@ def places() -> Iterator[Place]:
     yield from (Place(f"here, {bits} bits", bits) for bits in (8, 4))
     for mode, codec in product(get_args(WireMode), CODECS):
         yield Place(f"host, {mode}, {codec}", wire=Wire(mode=mode, codec=codec))
-    yield from (Place(f"host, lent as {codec}, fp32", wire=Wire(mode="lent", adapters=codec)) for codec in LENT_AS)
+    yield from (Place(f"host, lent as {codec}, fp32", wire=Wire(mode="lent", adapters=codec)) for codec in LENT_AS)  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from atoll.config.schema import Edge
 from atoll.errors import AtollError
 from atoll.jobs.job import Job, Participant, by_another_plan
 from atoll.planner.edge_plan import LeftOut
+from atoll.registry.parts import trait
 
 
 def with_newcomer(job: Job, edge: Edge, brings: Participant, order: Sequence[str]) -> Job | str:
@@ -49,4 +50,5 @@ def without(job: Job, name: str, number: int) -> Job:
 
 
 def _is_as_written(job: Job) -> bool:
-    return job.config.plan.policy == "as-written"
+    policy = job.config.plan.policy
+    return not (trait("planner", policy, "decides") or trait("planner", policy, "grows"))
