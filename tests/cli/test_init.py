@@ -38,11 +38,20 @@ def test_a_folder_to_start_from(atoll: Callable[..., object], tmp_path: Path) ->
 
 
 def test_the_file_says_what_every_key_means(atoll: Callable[..., object], tmp_path: Path) -> None:
-    atoll("init", "a")
+    atoll("init", "a", "--full")
     text = (tmp_path / "a" / "run.toml").read_text()
-    assert "#learning_rate = 0.001" in text
-    assert "# Peak learning rate of AdamW." in text
+    assert "#weight_decay = 0.0" in text
+    assert "# Peak learning rate of AdamW.\nlearning_rate = 0.008" in text
     tomllib.loads(text)
+
+
+def test_a_short_file_has_what_the_full_one_sets(atoll: Callable[..., object], tmp_path: Path) -> None:
+    atoll("init", "a")
+    atoll("init", "b", "--full")
+    assert load_config(tmp_path / "a" / "run.toml") == load_config(tmp_path / "b" / "run.toml")
+    lines = (tmp_path / "a" / "run.toml").read_text().splitlines()
+    assert len([line for line in lines if line and not line.startswith("#")]) <= 25
+    assert max(map(len, lines)) <= 140
 
 
 @pytest.mark.parametrize("found", ["folder", "file"])

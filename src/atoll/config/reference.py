@@ -1,4 +1,4 @@
-"""Every key for people to read: the commented run.toml of `atoll init`, and docs/configuration.md (python -m atoll.config.reference)."""
+"""Every key for people to read: run.toml of `atoll init`, and docs/configuration.md (python -m atoll.config.reference)."""
 
 from __future__ import annotations
 
@@ -46,6 +46,18 @@ def commented_toml(values: Mapping[str, object]) -> str:
         for key in keys().values():
             if key.section == section:
                 lines += _entry(key, values)
+    return "\n".join(lines) + "\n"
+
+
+def short_toml(values: Mapping[str, object], notes: Mapping[str, str]) -> str:
+    """A run.toml of these values ("data.train" -> value) alone, some with a note behind them."""
+    lines = []
+    for section in section_names():
+        own = {path: value for path, value in values.items() if path.partition(".")[0] == section}
+        lines += ["", f"[{section}]"] if own else []
+        for path, value in own.items():
+            line = f"{path.partition('.')[2]} = {as_toml(value)}"
+            lines.append(f"{line:<26} # {notes[path]}" if path in notes else line)
     return "\n".join(lines) + "\n"
 
 

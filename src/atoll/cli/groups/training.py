@@ -16,14 +16,17 @@ commands = typer.Typer()
 
 
 @command(commands)
-def init(directory: Annotated[Path, typer.Argument(metavar="DIR", hidden=True)]) -> None:
-    """Write a commented run.toml and sample data.
+def init(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", hidden=True)],
+    full: Annotated[bool, typer.Option("--full", help="Every key, with what it means.")] = False,
+) -> None:
+    """Write a run.toml and sample data to start from.
 
     DIR must be absent or empty.
     """
     from atoll.commands.init import init as write_folder
 
-    config = write_folder(directory)
+    config = write_folder(directory, full=full)
     print(f"wrote {config} and sample data beside it\nnext: atoll train {config}")
 
 
