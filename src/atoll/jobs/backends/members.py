@@ -18,7 +18,7 @@ def with_newcomer(job: Job, edge: Edge, brings: Participant, order: Sequence[str
     `brings` has the number of its rows, or its examples. The others' plans stay: a plan that would change them is no reason to change what
     is under way.
     """
-    if not _is_as_written(job):
+    if not _plans_each_alone(job):
         return f'plan.policy = "{job.config.plan.policy}" would plan all edges anew'
     if any(one.name == edge.name for one in job.edges):
         return "an edge of this name takes part"
@@ -44,11 +44,11 @@ def without(job: Job, name: str, number: int) -> Job:
     plan = replace(job.plan, edges=tuple(one for one in job.plan.edges if one.name != name))
     edges = tuple(edge for edge in job.edges if edge.name != name)
     found = replace(job, loaded=replace(job.loaded, config=config), plan=plan, edges=edges)
-    if _is_as_written(job):  # Who goes on after a stop plans for those who are there, and is to find the same.
+    if _plans_each_alone(job):  # Who goes on after a stop plans for those who are there, and is to find the same.
         found = by_another_plan(found, config)
     return replace(found, plan=replace(found.plan, left_out=(*found.plan.left_out, gone)), start=job.start)
 
 
-def _is_as_written(job: Job) -> bool:
-    policy = job.config.plan.policy
-    return not (trait("planner", policy, "decides") or trait("planner", policy, "grows"))
+def _plans_each_alone(job: Job) -> bool:
+    plan = job.config.plan
+    return not plan.decides and not trait("planner", plan.policy, "grows")
