@@ -43,7 +43,7 @@ def test_the_fields_of_the_contract_are_there(tmp_path: Path) -> None:
     path = tmp_path / "summary.json"
     write_summary(path, SUMMARY)
     value = json.loads(path.read_text())
-    assert set(value) == {"status", "eval", "traffic", "edge_compute", "seconds", "edges", "left_out", "privacy", "versions"}
+    assert set(value) == {"status", "eval", "traffic", "edge_compute", "seconds", "edges", "left_out", "privacy", "versions", "wire"}
     assert value["eval"]["local_only"] == {"loss": 1.5, "edges": {"north": {"loss": 1.5}}}
     assert set(value["traffic"]) == {"up_bytes", "down_bytes"}
     parts = {"flops", "adapter_flops", "head_flops", "block_flops"}
