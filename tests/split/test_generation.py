@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -243,3 +244,13 @@ def test_what_is_asked_for(given: Any, wanted: Any) -> None:
 def test_what_cannot_be_drawn_by(given: Any) -> None:
     with pytest.raises(BadValueError, match="cannot be drawn"):
         Sampling.asked(*given)
+
+
+@pytest.mark.parametrize(("asked", "said"), [
+    ((None, 0.0, None), ("--top-p", "more than 0")), ((math.nan, None, None), ("--temperature", "finite")),
+    ((-1.0, None, 1), ("--temperature", "0 or more")), ((None, 1.5, None), ("--top-p", "1")),
+])  # fmt: skip
+def test_what_cannot_be_drawn_by_is_named(asked: tuple[float | None, float | None, int | None], said: tuple[str, str]) -> None:
+    with pytest.raises(BadValueError) as caught:
+        Sampling.asked(*asked)
+    assert all(word in caught.value.page() for word in said)

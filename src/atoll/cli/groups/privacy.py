@@ -19,7 +19,7 @@ commands = typer.Typer()
 def audit(
     run_file: RunFileOrRun,
     *,
-    minutes: Annotated[float, typer.Option("--minutes", min=0.01, metavar="M", help="Time for all attacks together.")] = 2.0,
+    minutes: Annotated[float, typer.Option("--minutes", min=0.01, metavar="M", help="For all attacks.")] = 2.0,
     public: Annotated[Path | None, typer.Option("--public", metavar="DATA", help="Text that is no secret, to learn from.")] = None,
     no_example: Annotated[bool, typer.Option("--no-example", help="Show no private row.")] = False,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Keep audit.json there.")] = None,
