@@ -41,7 +41,7 @@ class Hostile(CountedStream):
     """The host's side, that sends what it likes."""
 
     def sends(self, body: Any, *shapes: tuple[int, int], codec: str = "fp32") -> None:
-        self.send(body, [torch.zeros(shape) for shape in shapes], codec)
+        self.send(body, [torch.zeros(shape) for shape in shapes], [codec] * len(shapes))
 
     def welcomes(self) -> tuple[int, dict[str, tuple[int, int]]]:
         """As a host should, each module in a group of its own; the tokens of the first exchange, and the modules' sizes."""

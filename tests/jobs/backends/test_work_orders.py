@@ -17,6 +17,7 @@ from atoll.planner.edge_plan import EdgePlan, Mode
 from atoll.planner.fedpipe.explain import Binding, Price
 from atoll.planner.request import WarmUpPlan
 from atoll.runs.events import Phase
+from atoll.wire.byte_formulas import WireMode
 
 COUNT, NAME = st.integers(0, 2**50), st.text(max_size=6)
 SECONDS = st.one_of(st.none(), st.floats(0, 1e9))
@@ -26,6 +27,7 @@ PLANS = st.builds(
     predicted_seconds=SECONDS, up_bytes=COUNT, down_bytes=COUNT, binding=st.sampled_from(get_args(Binding)), why=st.just(""),
     objective=SECONDS, prices=st.just(()), under_training=st.floats(0, 1),
     warm_up=st.one_of(st.none(), st.builds(WarmUpPlan, COUNT, st.booleans())),
+    wire_mode=st.one_of(st.none(), st.sampled_from(get_args(WireMode))), wire_why=st.just(""),
 )  # fmt: skip
 ORDERS = st.builds(WorkOrder, NAME, PLANS, st.sampled_from(get_args(Phase)), COUNT, COUNT)
 NAMES = st.lists(NAME, max_size=3).map(tuple)
@@ -47,7 +49,7 @@ def test_every_part_of_a_plan_is_drawn_above() -> None:
 
 
 def test_equal_orders_are_equal_texts_whatever_people_are_told() -> None:
-    told = replace(PLAN, why="memory binds", prices=(Price("memory", 1.0, "local", 16, 4, 0.5),))
+    told = replace(PLAN, why="memory binds", wire_why="quickest", prices=(Price("memory", 1.0, "local", 16, 4, 0.5),))
     first, second = (replace(WORK_ORDER, plan=replace(PLAN, ranks=ranks)) for ranks in ({"b": 1, "a": 2}, {"a": 2, "b": 1}))
     assert to_text(replace(WORK_ORDER, plan=told), ["a.b"], [], "run") == to_text(WORK_ORDER, ["a.b"], [], "run")
     assert to_text(first, [], [], "run") == to_text(second, [], [], "run")
