@@ -57,7 +57,7 @@ def test_a_run_learns_and_ends_in_a_folder_that_peft_loads(family: str, tmp_path
     assert set(rows.adapted) == {"loss", "accuracy", "macro_f1", "num_rows"}
     table = comparison_table(result.summary)
     assert table is not None
-    assert [column.header for column in table.columns] == ["", "loss (nats/row)", "accuracy", "macro f1"]
+    assert table.header == ("", "loss (nats/row)", "accuracy", "macro f1")
     assert rows.base["loss"] == pytest.approx(math.log(3), rel=0.5), "nats per row"
     assert (rows.adapted["accuracy"] or 0) > 0.6 > (rows.base["accuracy"] or 0)
     assert json.loads((result.run_dir / "config.json").read_text())["id2label"] == {"0": "animal", "1": "plant", "2": "stone"}

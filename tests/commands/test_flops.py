@@ -25,6 +25,7 @@ WIDTH = int(str(SMALL["hidden_size"]))
 def folder(tmp_path: Path) -> Path:
     """A base and rows of three owners, all of one length: what a host is sent has no padding, which the formula would count."""
     sections: Sections = {"data": {"eval": None, "partition": "by:owner"}, "adapter": {"rank": 2}, "train": {"local_steps": 2}}
+    sections["wire"] = {"mode": "dense"}  # Lent, a device without blocks of its own makes no product at all.
     write_job(tmp_path, sections, {"here": {"mode": "local"}, "split": {"mode": "split"}, "away": {"mode": "cloud"}})
     return tmp_path
 

@@ -248,7 +248,7 @@ def by_another_plan(job: Job, config: RunConfig, importance: Importance | None =
     config = config.model_copy(update={"edge": tuple(edge for edge in config.edge if edge.name in known)})
     given = config.adapter.start is not None
     plan = plan_fleet(
-        config, job.shapes, num_rows, start_ranks=block_ranks(job.start, job.shapes) if given else None, has_host=job.has_host,
+        _without_new_hosts(job, config), job.shapes, num_rows, start_ranks=block_ranks(job.start, job.shapes) if given else None, has_host=job.has_host,
         importance=importance, rounds_done=rounds_done,
     )  # fmt: skip
     edges = tuple(
@@ -265,6 +265,14 @@ def by_another_plan(job: Job, config: RunConfig, importance: Importance | None =
         # Edges on machines of their own load what they need themselves.
         bases=job.bases if any(edge.examples is None for edge in edges) else _edge_bases(loaded, plan, job.bases),
     )  # fmt: skip
+
+
+def _without_new_hosts(job: Job, config: RunConfig) -> RunConfig:
+    """The config with edges of this process local where none is split so far: no host was started for them, and none is now."""
+    if job.split is not None or any(edge.examples is None for edge in job.edges):
+        return config
+    edges = (edge.model_copy(update={"mode": "local"}) if edge.mode == "auto" else edge for edge in config.edge)
+    return config.model_copy(update={"edge": tuple(edges)})
 
 
 def participant(
