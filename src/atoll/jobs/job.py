@@ -247,9 +247,10 @@ def by_another_plan(job: Job, config: RunConfig, importance: Importance | None =
     num_rows = {name: edge.num_rows for name, edge in known.items()}
     config = config.model_copy(update={"edge": tuple(edge for edge in config.edge if edge.name in known)})
     given = config.adapter.start is not None
+    start_ranks = block_ranks(job.start, job.shapes) if given else None
     plan = plan_fleet(
-        _without_new_hosts(job, config), job.shapes, num_rows, start_ranks=block_ranks(job.start, job.shapes) if given else None, has_host=job.has_host,
-        importance=importance, rounds_done=rounds_done,
+        _without_new_hosts(job, config), job.shapes, num_rows, start_ranks=start_ranks, has_host=job.has_host, importance=importance,
+        rounds_done=rounds_done,
     )  # fmt: skip
     edges = tuple(
         replace(
