@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 
+import pytest
+
 from atoll.report.hosts import status_table
 from atoll.report.plans import plan_table
 from atoll.report.tables import comparison_table, print_table, scores_table
@@ -92,7 +94,8 @@ def test_metrics_follow_loss_and_perplexity() -> None:
     assert lines[3] == "model 1.000 2.70 31.23 0.500"
 
 
-def test_a_plan_has_a_line_for_each_edge_and_says_why() -> None:
+def test_a_plan_has_a_line_for_each_edge_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     edge = {
         "name": "north", "mode": "local", "bits": 32, "batch_size": 8, "accumulate": 2, "ranks": {"a": 8, "b": 4}, "num_steps": 50,
         "gradient_checkpointing": False, "predicted_peak_bytes": 2_000_000_000, "predicted_seconds": None, "up_bytes": 1000,

@@ -244,21 +244,20 @@ def homogeneous(job: Job) -> Job | None:
 def by_another_plan(job: Job, config: RunConfig, importance: Importance | None = None, rounds_done: int = 0) -> Job:
     """The same edges by the plan of another config."""
     known = {edge.name: edge for edge in job.edges}
-    num_rows = {name: edge.num_rows for name, edge in known.items()}
     config = config.model_copy(update={"edge": tuple(edge for edge in config.edge if edge.name in known)})
     given = config.adapter.start is not None
-    start_ranks = block_ranks(job.start, job.shapes) if given else None
-    plan = plan_fleet(
-        _without_new_hosts(job, config), job.shapes, num_rows, start_ranks=start_ranks, has_host=job.has_host, importance=importance,
-        rounds_done=rounds_done,
-    )  # fmt: skip
+    if job.split is None and all(edge.examples is not None for edge in job.edges):  # No host was started, and none is now.
+        here = (edge.model_copy(update={"mode": "local"}) if edge.mode == "auto" else edge for edge in config.edge)
+        config = config.model_copy(update={"edge": tuple(here)})
+    ranks, num_rows = block_ranks(job.start, job.shapes) if given else None, {name: edge.num_rows for name, edge in known.items()}
+    asked = (config, job.shapes, num_rows)
+    plan = plan_fleet(*asked, start_ranks=ranks, has_host=job.has_host, importance=importance, rounds_done=rounds_done)
     edges = tuple(
         replace(
             participant(config, job.shapes, job.base, one.name, known[one.name].examples, one, known[one.name].num_rows),
             uploaded_bytes=known[one.name].uploaded_bytes,
-        )
-        for one in plan.edges
-    )
+        ) for one in plan.edges
+    )  # fmt: skip
     loaded, start = replace(job.loaded, config=config), job.start if given else with_head(fresh_start(config, job.shapes, plan), job.base)
     return replace(
         job, loaded=loaded, plan=replace(plan, left_out=(*job.plan.left_out, *plan.left_out)), edges=edges, start=start,
@@ -266,14 +265,6 @@ def by_another_plan(job: Job, config: RunConfig, importance: Importance | None =
         # Edges on machines of their own load what they need themselves.
         bases=job.bases if any(edge.examples is None for edge in edges) else _edge_bases(loaded, plan, job.bases),
     )  # fmt: skip
-
-
-def _without_new_hosts(job: Job, config: RunConfig) -> RunConfig:
-    """The config with edges of this process local where none is split so far: no host was started for them, and none is now."""
-    if job.split is not None or any(edge.examples is None for edge in job.edges):
-        return config
-    edges = (edge.model_copy(update={"mode": "local"}) if edge.mode == "auto" else edge for edge in config.edge)
-    return config.model_copy(update={"edge": tuple(edges)})
 
 
 def participant(
