@@ -19,10 +19,10 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {"run": {"name": "a", "seed": 0, "rounds": 2}, "model": {"base": "tiny"}, "edge": [{"name": "north", "rank": None}]}
 
 
-def make_run(folder: Path, name: str, status: str | None = "complete", loss: float = 1.5, **noted: object) -> Path:
+def make_run(into: Path, name: str, status: str | None = "complete", loss: float = 1.5, **noted: object) -> Path:
     """A run's folder, as a run writes it; without a status its process was killed."""
-    run = RunDirectory.create_at(folder / name)
-    kept = {"config": CONFIG, "folder": str(folder), "hashes": {"base_hash": "a" * 64}, "versions": {"atoll": "1"}, **noted}
+    run = RunDirectory.create_at(into / name)
+    kept = {"config": CONFIG, "folder": str(into), "hashes": {"base_hash": "a" * 64}, "versions": {"atoll": "1"}, **noted}
     run.write_config("", kept)
     with EventLog(run.events_path) as log:
         log.append(RunStarted(name, 0, 2, ("north",)))
@@ -201,7 +201,7 @@ def test_no_name_and_no_figure_is_cut_at_any_width(
     columns: int, atoll: Callable[..., object], shelf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     long = "a-run-with-a-name-that-says-all-about-it-0001"
-    make_run(shelf, long, method="fedpipe-without-quantization")
+    make_run(shelf, long, method="fedpipe-without-quantization", folder="/data")  # A path is not broken, however long.
     monkeypatch.setenv("COLUMNS", str(columns))
     for arguments in ((), ("show", long), ("compare", long, "a-0004")):
         outcome = atoll("runs", *arguments)

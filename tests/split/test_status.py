@@ -343,6 +343,7 @@ def test_the_metrics_page_holds_the_hosts_figures(monkeypatch: pytest.MonkeyPatc
         assert page.pop("atoll_host_positions_total") > page["atoll_host_tokens_total"]
         assert page == {
             "atoll_host_sessions": 1,
+            "atoll_host_cache_bytes": 0,
             "atoll_host_tokens_total": sum(report.num_tokens for report in update.reports),
             "atoll_host_exchanges_total": STEPS,
             "atoll_host_bytes_total sent": client.account.received.total(),

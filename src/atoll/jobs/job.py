@@ -245,12 +245,12 @@ def by_another_plan(job: Job, config: RunConfig, importance: Importance | None =
     """The same edges by the plan of another config."""
     known = {edge.name: edge for edge in job.edges}
     config = config.model_copy(update={"edge": tuple(edge for edge in config.edge if edge.name in known)})
-    given = config.adapter.start is not None
+    given, planned = config.adapter.start is not None, config
     if job.split is None and all(edge.examples is not None for edge in job.edges):  # No host was started, and none is now.
         here = (edge.model_copy(update={"mode": "local"}) if edge.mode == "auto" else edge for edge in config.edge)
-        config = config.model_copy(update={"edge": tuple(here)})
+        planned = config.model_copy(update={"edge": tuple(here)})
     ranks, num_rows = block_ranks(job.start, job.shapes) if given else None, {name: edge.num_rows for name, edge in known.items()}
-    asked = (config, job.shapes, num_rows)
+    asked = (planned, job.shapes, num_rows)
     plan = plan_fleet(*asked, start_ranks=ranks, has_host=job.has_host, importance=importance, rounds_done=rounds_done)
     edges = tuple(
         replace(

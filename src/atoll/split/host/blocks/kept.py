@@ -54,8 +54,7 @@ class KeptRows:
         """What is held, which may be more than what is seen of it: windows are cut out of longer tensors."""
         layers: list[Any] = self.cache.layers
         tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values) if tensor is not None]
-        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-        return sum(storages.values())
+        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
 
 @dataclass(slots=True, eq=False)
