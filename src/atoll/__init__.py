@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 # Before torch is imported anywhere: waiting OpenMP threads that spin make every step 2 to 10 times slower as soon as two processes
 # share the cores. The others keep libraries from calling home or from starting threads of their own.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Else oneMKL keeps a workspace of some 2 MB for every thread that ever made a product: a host has one for each session.
+os.environ.setdefault("MKL_DISABLE_FAST_MM", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -23,7 +23,6 @@ from atoll.base.load import (
     check_folder,
     check_vocabulary,
     check_whole,
-    give_freed_memory_back,
     load_config,
     load_model,
     load_tokenizer,
@@ -32,6 +31,7 @@ from atoll.base.load import (
 from atoll.base.quantize import Bits, check_kept, how_to_keep
 from atoll.embedded import tiny_path
 from atoll.errors import ArchitectureError
+from atoll.heap import map_large_tensors
 from atoll.seeding import stream
 
 _HEADS = ("lm_head.", "embed_out.", "cls.", "pooler.")
@@ -72,7 +72,7 @@ def load_classifier(name: str, labels: Sequence[str], *, precision: str = "fp32"
 
     Raises: as load_base; ArchitectureError for a family whose classifier is not known here.
     """
-    give_freed_memory_back()
+    map_large_tensors()
     source = str(tiny_path()) if name == "tiny" else name
     quantization: Any = None if bits is None else how_to_keep(bits, DTYPES[precision])
     check_folder(source)

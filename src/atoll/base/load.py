@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import difflib
 import hashlib
 import logging
-import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -44,10 +42,9 @@ from atoll.base.skeleton.released import made_wide
 from atoll.base.weights.checks import check_all_taken, check_numbers, check_one_head, check_types, stored_tensors
 from atoll.embedded import tiny_path
 from atoll.errors import ArchitectureError, BadValueError, BaseFolderError, TokenizerError, WeightsError
+from atoll.heap import map_large_tensors
 
 _GENERATION = "generation_config.json"
-_M_MMAP_THRESHOLD, _MAPPED_BYTES = -3, 2**20
-_M_ARENA_MAX = -8
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _STORED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 DeviceMap = Literal["auto"] | Mapping[str, int | str]
@@ -101,7 +98,7 @@ def load_base(name: str, *, precision: str = "fp32", bits: Bits | None = None, d
     source = str(tiny_path()) if name == "tiny" else name
     quantization = None if bits is None else how_to_keep(bits, DTYPES[precision])
     if quantization is not None:
-        give_freed_memory_back()
+        map_large_tensors()
     check_folder(source)
     check_whole(source)
     with quiet():
@@ -356,31 +353,6 @@ def first_line(problem: BaseException) -> str:
     """What an error of a library says, in short."""
     text = str(problem).strip() or type(problem).__name__
     return text.splitlines()[0][:200]
-
-
-def give_freed_memory_back() -> None:
-    """Have glibc map every tensor of a megabyte or more by itself, and unmap it when it is freed.
-
-    Otherwise it moves that bound up to 32 MiB by itself, takes tensors from its heap, and keeps the holes: what a process then holds is
-    up to three times what it uses, and no formula predicts it. It costs time, as the kernel hands out every page anew: worth it where
-    memory is what is short. Elsewhere than with glibc nothing happens.
-
-    Source: man 3 mallopt, M_MMAP_THRESHOLD.
-    """
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
-        library.mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
-
-
-def share_one_heap() -> None:
-    """Have all threads of this process take memory from one heap; to be called before there are others.
-
-    Otherwise glibc gives each its own, which keeps what its thread has freed: of 32 sessions that compute one after the other, each would
-    hold the memory that one needs. Elsewhere than with glibc nothing happens.
-
-    Source: man 3 mallopt, M_ARENA_MAX.
-    """
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
-        library.mallopt(_M_ARENA_MAX, 1)
 
 
 @contextmanager

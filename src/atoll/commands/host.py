@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from atoll.base.load import Base, DeviceMap, load_base, share_one_heap
+from atoll.base.load import Base, DeviceMap, load_base
 from atoll.base.quantize import Bits
 from atoll.config.schema import PRECISION_BITS
 from atoll.errors import BadValueError, CommandLineError, OutputError
+from atoll.heap import share_one_heap
 from atoll.jobs.split import serve, start_host
 from atoll.parsed import parse_json
 from atoll.printable import printable

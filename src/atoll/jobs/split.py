@@ -22,6 +22,7 @@ from atoll.base.part import load_part, part_digest
 from atoll.base.weights.beside import tokenizer_digest
 from atoll.config.load import LoadedConfig, changed
 from atoll.config.schema import RunConfig, Wire
+from atoll.heap import give_freed_pages_back
 from atoll.registry.parts import names
 from atoll.remote_blocks import RemoteBlocksPlaceholder
 from atoll.split.certificates import HostAccess as HostAccess
@@ -90,6 +91,7 @@ def serve(base: Base, source: str, precision: str, bits: int, limits: HostLimits
         )  # fmt: skip
 
     queue = ComputeQueue(torch.cuda.synchronize) if base.model.device.type == "cuda" else ComputeQueue()
+
     def new_middle(cut: Cut, pause: Callable[[], None]) -> Middle:
         return Middle(base.model, cut, (), returns_tuple=traced.returns_tuple, factored=False, peer=None, pause=pause)
 
@@ -97,6 +99,8 @@ def serve(base: Base, source: str, precision: str, bits: int, limits: HostLimits
     return Served(
         base, source, traced, facts, base_digest, bits, limits.idle_seconds, queue, limits.recomputes, batcher, limits.exchange_seconds,
         limits.silence_seconds, Shelf(limits.cache_bytes),
+        # Who asks for it is short of memory, and what each session leaves free between the others' buffers adds up.
+        give_freed_pages_back if limits.recomputes else lambda: None,
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """The host's side of one session: greet, run exchanges on the shared base, and end without a trace.
 
-Shape suffixes: N real tokens, D width, I inputs of a module.
+Shape suffixes: N real tokens, D width.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -31,13 +31,12 @@ from atoll.split.host.blocks.lent import LentAdapters, LentModule
 from atoll.split.host.blocks.middle import KilledModule, Middle, Pass
 from atoll.split.host.compute_queue import ComputeQueue, Turns
 from atoll.split.host.limits.budgets import Over
-from atoll.split.transport import lost
+from atoll.split.host.peer import DevicePeer
 from atoll.wire import protocol_pb2 as pb
 from atoll.wire.byte_formulas import largest_message_bytes
 from atoll.wire.frames import Message
 from atoll.wire.handshake import HostFacts, check_hello
 
-Groups = Sequence[Sequence[str]]
 log = logging.getLogger(__name__)
 
 
@@ -96,79 +95,13 @@ class Served:
     """How long a device may be silent between exchanges, all told: else one of a token now and then would keep a session for ever."""
     shelf: Shelf = field(default_factory=lambda: Shelf(0))
     """Keys and values from which generations go on."""
+    while_waiting: Callable[[], None] = lambda: None
+    """Done by a session before it waits for its device."""
 
     @property
     def width(self) -> int:
         """Of the hidden state."""
         return int(self.base.model.config.get_text_config().hidden_size)
-
-
-class DevicePeer:
-    """The device as the middle blocks see it: sends, waits and checks sizes. While it waits, other sessions compute."""
-
-    def __init__(
-        self, stream: CountedStream, groups: Groups, facts: HostFacts, ranks: Mapping[str, int], served: Served, turns: Turns
-    ) -> None:
-        self._stream, self._turns, self._model = stream, turns, served.base.model
-        self._groups, self._sizes, self._ranks = groups, facts.modules, ranks
-        self.factored = False
-        self.lent: LentAdapters | None = None
-        """In lent mode."""
-        self.exchange, self.num_tokens, self.num_positions = 0, 0, 0
-
-    def receive(self, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-        """The tensors of the next message, which must have these shapes.
-
-        Raises: ProtocolError, FrameError, HostLostError.
-        """
-        with self._turns.release():
-            message = self._receive(shapes)
-        return tensors_of(message, self._model.dtype, self._model.device)
-
-    def receive_gradient(self, shape: tuple[int, ...], announce: Callable[[Tensor], None]) -> tuple[Message, Tensor]:
-        """The next message and its tensor of this shape, which is announced before the turn comes back.
-
-        Raises: ProtocolError, FrameError, HostLostError.
-        """
-        with self._turns.release():
-            message = self._receive([shape])
-            (grad_ND,) = tensors_of(message, self._model.dtype, self._model.device)
-            announce(grad_ND)
-        return message, grad_ND
-
-    def _receive(self, shapes: Sequence[tuple[int, ...]]) -> Message:
-        message = self._stream.receive()
-        if message.kind == "bye":
-            raise lost("the device ended the session within an exchange")
-        check_shapes(message, shapes)
-        return message
-
-    def send(self, body: Any, tensors: Sequence[Tensor], codecs: Sequence[str] | None = None) -> None:
-        """Send a message."""
-        self._stream.send(body, tensors, codecs)
-
-    def send_input(self, group: int, x_NI: Tensor) -> None:
-        """Send what a group's modules read."""
-        self.send(pb.Input(exchange=self.exchange, group=group), [x_NI])
-
-    def receive_output(self, group: int) -> list[Tensor]:
-        """Wait for what the group's adapters add."""
-        widths = [self._ranks[name] if self.factored else self._sizes[name][1] for name in self._groups[group]]
-        return self.receive([(self.num_tokens, width) for width in widths])
-
-    def send_gradient(self, group: int, tensors: Sequence[Tensor], *, want_input_gradient: bool) -> None:
-        """Send a group's gradients."""
-        self.send(pb.Gradient(exchange=self.exchange, group=group, want_input_gradient=want_input_gradient), tensors)
-
-    def receive_input_gradient(self, group: int) -> Tensor:
-        """Wait for what the group's adapters add to the gradient by its input."""
-        return self.receive([(self.num_tokens, self._sizes[self._groups[group][0]][0])])[0]
-
-    def factor_shapes(self) -> list[tuple[int, int]]:
-        """Shapes of the second factors, transposed, or of both that are lent, in the order in which they come."""
-        if self.lent is not None:
-            return self.lent.shapes
-        return [(self._ranks[name], self._sizes[name][1]) for group in self._groups for name in group]
 
 
 class HostSession:
@@ -215,7 +148,9 @@ class HostSession:
         ranks = {module.name: module.rank for module in hello.modules if not module.killed}
         groups = [kept for group in self._served.trace.groups if (kept := [name for name in group if name in ranks])]
         self._stream.codec = hello.codec
-        peer = DevicePeer(self._stream, groups, facts, ranks, self._served, turns)
+        peer = DevicePeer(
+            self._stream, groups, facts, ranks, self._served.base.model, turns, while_waiting=self._served.while_waiting
+        )
         peer.factored = hello.wire_mode == "factored"
         self._stream.send(pb.Welcome(
             session=self._figures.session, atoll_version=facts.atoll_version, groups=[pb.Group(modules=names) for names in groups],
@@ -307,12 +242,15 @@ class HostSession:
                 hidden_ND, generator = lane.forward(h_ND, asked)
                 is_kept = kept is not None and self._kept.put(kept)
                 peer.send(pb.Hidden(exchange=peer.exchange, generator=generator, kept=is_kept), [hidden_ND])
+                shape = tuple(hidden_ND.shape)
+                del hidden_ND  # Not to be held while the device computes.
                 if request.train:
-                    message, grad_ND = peer.receive_gradient(tuple(hidden_ND.shape), lane.announce_backward)
+                    message, grad_ND = peer.receive_gradient(shape, lane.announce_backward)
                     self._finish(peer, lane.backward(grad_ND), message.body.want_factor_gradients)
         finally:
             transport.waiting = nullcontext
             lane.clear()
+            self._served.while_waiting()
         return True
 
     def _rows(self, request: Any, middle: Middle) -> KeptRows | None:

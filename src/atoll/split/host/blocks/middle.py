@@ -133,7 +133,10 @@ class Middle:
         self.enter(h_ND, asked)
         state = self._compute(asked.train and not self._recomputes)
         assert self._end is not None
-        return self._end.detach(), state
+        end_ND = self._end.detach()
+        if self._recomputes:
+            self._end = None
+        return end_ND, state
 
     def enter(self, h_ND: Tensor, asked: Pass) -> None:
         """Begin a pass whose forward half is made elsewhere, and here only in the backward pass: for one that recomputes."""
