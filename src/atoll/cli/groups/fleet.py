@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
+from atoll.cli.loudness import tell
 from atoll.cli.options import CaKey, RunFile, Sets
 from atoll.cli.parsing import command, command_with_commands
-from atoll.cli.showing import tell
 
 WholeFleet = Annotated[Path, typer.Option("--fleet", metavar="DIR", help="What `atoll fleet init` wrote.")]
 

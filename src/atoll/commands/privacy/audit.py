@@ -18,7 +18,7 @@ from atoll.config.load import LoadedConfig
 from atoll.errors import BadValueError, OutputError, UnavailableError
 from atoll.jobs.finished import loaded_base, open_run
 from atoll.jobs.inputs import EdgeRows, base_shapes, edge_rows, eval_rows, given_importance, public_name
-from atoll.jobs.job import block_ranks, fresh_start, given_start
+from atoll.jobs.ready.start import block_ranks, fresh_start, given_start
 from atoll.jobs.results.config import Given, given_config
 from atoll.planner.edge_plan import Mode
 from atoll.planner.plan_fleet import plan_fleet
