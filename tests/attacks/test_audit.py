@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import stat
 import socket
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -337,8 +337,8 @@ def test_merge_has_the_card_too(trained: Path, tmp_path: Path) -> None:
 def test_whom_a_written_model_is_for_is_the_umasks_to_say(umask: int, mode: int, trained: Path, tmp_path: Path) -> None:
     before = os.umask(umask)
     try:
-        atoll.merge(trained, out=tmp_path / "merged")
-        atoll.export(trained, server="vllm", out=tmp_path / "adapter")
+        atoll.merge(trained / "run", out=tmp_path / "merged")
+        atoll.export(trained / "run", server="vllm", out=tmp_path / "adapter")
     finally:
         os.umask(before)
     files = [file for name in ("merged", "adapter") for file in (tmp_path / name).iterdir()]

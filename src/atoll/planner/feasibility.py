@@ -105,7 +105,7 @@ def refuse(edges: Sequence[tuple[str, int, Setting]], *, grows: bool = False) ->
     if not over:
         return
     raise InfeasibleError(
-        f"{len(over)} of {len(edges)} edges that declare their memory {'has' if len(over) == 1 else 'have'} too little of it",
+        f"too little memory is declared by {len(over)} of {counted(len(edges), 'edge')} with any",
         where=", ".join(f"[[edge]] {name}" for name, _, _ in over),
         got="; ".join(f"{name} declares {format_bytes(memory_bytes)}" for name, memory_bytes, _ in over),
         expected="\n".join(needs(*one) for one in over),

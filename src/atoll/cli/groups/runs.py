@@ -125,7 +125,8 @@ def rm(
             )  # fmt: skip
         for run in found:
             print(run.path, file=sys.stderr)
-        if not typer.confirm(f"Remove {'this run' if len(found) == 1 else f'these {len(found)} runs'} for good?", err=True):
+        which = "this run" if len(found) == 1 else f"these {counted(len(found), 'run')}"
+        if not typer.confirm(f"Remove {which} for good?", err=True):
             print("nothing was removed")
             return
     for run in found:

@@ -235,7 +235,15 @@ def edge(
     def begin(progress: Any) -> Any:
         return run(run_file.config, access.opened(), name=name, fetch_base=fetch_base, out=out, overrides=overrides, observers=(progress,))
 
-    show_training(begin, access, output, access.given())
+    show_training(begin, access, output, access.given() if _can_go_on(run_file.config, overrides, name) else None)
+
+
+def _can_go_on(config: Path, overrides: tuple[str, ...], name: str | None) -> bool:
+    """Whether `atoll resume` knows this edge's rows: it is the only one, or names its own."""
+    from atoll.config.load import load
+
+    edges = load(config, overrides).config.edge
+    return len(edges) < 2 or any(edge.name == name and edge.data is not None for edge in edges)
 
 
 @command(commands)
