@@ -71,6 +71,12 @@ def format_flops(num_flops: float) -> str:
     return _scaled(num_flops, "FLOP")
 
 
+def counted(number: float, noun: str, form: str = "") -> str:
+    """So many of something for people: 1 step, 2 steps; 1 class, 2 classes. `form` is the number's."""
+    shown, ending = f"{number:{form}}", "es" if noun.endswith(("s", "x", "ch")) else "s"
+    return f"{shown} {noun}" if number == 1 else f"{shown} {noun}{ending}"
+
+
 def format_seconds(seconds: float) -> str:
     """A duration for people: 850 ms, 12.3 s, 4 min 05 s, 2 h 10 min."""
     if seconds < 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def test_the_example_is_the_only_row_and_can_be_left_out(tmp_path: Path, capsys:
     assert all(one["example"] is None for one in document["attacks"])
     assert with_row not in printed.out + printed.err + (out / "audit.json").read_text()
     assert files(tmp_path) == {"run.toml", "kept", "kept/audit.json"}
+    assert stat.S_IMODE((out / "audit.json").stat().st_mode) == 0o600
 
 
 def test_of_a_finished_run_its_summary_notes_the_figures(tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,7 @@ CONFIGS = (
     Bad("completion alone", '[data]\ncompletion = "{a}"', ("C104", "data.prompt")),
     Bad("text with prompt", '[data]\ntext = "{a}"\nprompt = "{b}"\ncompletion = "{c}"', ("C104", "prompt and completion and text")),
     Bad("text with messages", '[data]\ntext = "{a}"\nmessages = "b"', ("C104", "line 3", "text and messages")),
-    Bad("steps with epochs", "[train]\nlocal_steps = 5\nlocal_epochs = 1", ("C104", "train.local_epochs", "5 steps and 1.0 epochs")),
+    Bad("steps with epochs", "[train]\nlocal_steps = 5\nlocal_epochs = 1", ("C104", "train.local_epochs", "5 steps and 1 epoch")),
     Bad(
         "endless warm-up", "[run]\nrounds = 2\n[train]\nlocal_steps = 5\nwarmup_steps = 10", ("C104", "train.warmup_steps", "fewer than 10")
     ),
@@ -230,7 +231,11 @@ LINES = (
 
 @pytest.mark.parametrize("bad", LINES, ids=lambda bad: " ".join(bad.arguments))
 def test_a_wrong_command_line_is_a_page_and_exit_2(bad: BadLine, atoll: Callable[..., object], tmp_path: Path) -> None:
-    _is_a_page(atoll(*bad.arguments), ("do  ", *bad.says))
+    outcome = atoll(*bad.arguments)
+    if "--json" in bad.arguments:
+        assert json.loads(outcome.out)["status"] == 2
+        outcome = replace(outcome, out="")
+    _is_a_page(outcome, ("do  ", *bad.says))
     assert os.listdir(tmp_path) == []
 
 
@@ -277,7 +282,8 @@ def test_a_folder_that_is_none_is_a_page_and_exit_2(
 def test_the_same_in_a_process_of_its_own(arguments: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text("[run]\nrounds = 0")
     done = subprocess.run([sys.executable, "-m", "atoll", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["code"] == "C103" if "--json" in arguments else done.stdout == ""
     assert done.stderr.startswith("error C")
     assert "Traceback" not in done.stderr
     assert os.listdir(tmp_path) == ["run.toml"]

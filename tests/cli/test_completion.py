@@ -15,7 +15,7 @@ import shellingham
 import typer
 
 from atoll.cli.app import app
-from atoll.config.overrides import METHODS
+from atoll.registry.methods import METHODS
 
 from tests.cli.test_help import COMMANDS
 
@@ -44,7 +44,7 @@ def completed(atoll: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> 
         ("", COMMANDS), ("tr", ("train",)), ("fleet ", ("init", "join", "add", "renew", "remove")),
         ("frobnicate", ()), ("frobnicate ", COMMANDS),
         ("host --me", ("--merge", "--metrics", "--metrics-tenants")),
-        ("fleet init --", ("--out", "--address", "--host", "--help")), ("train --engine ", ("here", "flower")),
+        ("fleet init --", ("--out", "--address", "--host", "--quiet", "--verbose", "--help")), ("train --engine ", ("here", "flower")),
         ("resume runs/x --engine f", ("flower",)), ("train --method ", tuple(METHODS)), ("plan run.toml --method flo", ("flora",)),
         ("host --quantize ", ("16", "8", "4")), ("host --precision b", ("bf16",)), ("train ", ()), ("merge runs/x --out ", ()),
     ],
@@ -64,9 +64,10 @@ def test_shells_that_explain_options_explain_them_as_the_help_does(
     outcome = atoll()
     assert (outcome.status, outcome.err) == (0, "")
     assert isinstance(GROUP, click.Group)
-    options = [option for option in GROUP.commands[command].params if isinstance(option, click.Option)]
-    helped = "--help\tShow this message and exit."
-    assert outcome.out.splitlines() == [*(f"{option.opts[0]}\t{option.help}" for option in options), helped]
+    found = GROUP.commands[command]
+    context = click.Context(found, help_option_names=["-h", "--help"])
+    options = [option for option in found.get_params(context) if isinstance(option, click.Option)]
+    assert outcome.out.splitlines() == [f"{option.opts[-1]}\t{option.help}" for option in options]
 
 
 def test_completion_opens_nothing_heavy() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from atoll import errors
 from atoll.cli.pages import format_error
 from atoll.errors import AtollError
 
+SOURCE = Path(errors.__file__).parent
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "errors.md").read_text(encoding="utf-8")
 LEAVES = {kind.__name__: kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, AtollError) and kind.code}
 
@@ -29,6 +31,20 @@ def test_the_document_has_one_paragraph_for_every_code() -> None:
     assert headed == {kind.code: name for name, kind in LEAVES.items()} | {"X999": ""}
     for paragraph in re.split(r"^### .*$", PAGE, flags=re.MULTILINE)[1:]:
         assert len(paragraph.split("\n## ")[0].split()) > 12
+
+
+def test_the_pages_that_are_shown_are_those_that_are_printed(tmp_path: Path, atoll: Callable[..., object]) -> None:
+    (tmp_path / "run.toml").write_text("")
+    (shown,) = re.findall(r"^```\n\$ atoll (.*)\n((?:.*\n)*?)```", PAGE, flags=re.MULTILINE)
+    (values,) = re.findall(r"^```json\n((?:.*\n)*?)```", PAGE, flags=re.MULTILINE)
+    assert atoll(*shown[0].split()).err == shown[1]
+    assert atoll(*shown[0].split(), "--json").out == values
+
+
+def test_every_error_is_raised_somewhere() -> None:
+    """No paragraph of what cannot happen."""
+    sources = [file.read_text(encoding="utf-8") for file in SOURCE.rglob("*.py") if file.name != "errors.py"]
+    assert not [name for name in LEAVES if not any(re.search(rf"\b{name}\b(?!\.)[(,\]]", text) for text in sources)]
 
 
 def test_every_page_renders() -> None:

@@ -111,11 +111,11 @@ def test_a_command_that_is_a_group_shows_its_options_and_its_commands(
 ) -> None:
     assert example_of("serve", "-h") == 0
     shown = capsys.readouterr().out
-    assert "--host TEXT  The host.  [required]" in shown
+    assert "--host TEXT    The host.  [required]" in shown
     assert "certify  Certify." in shown
     assert example_of("serve", "certify", "-h") == 0
     assert capsys.readouterr().out.startswith("Usage: example serve certify [OPTIONS] NAME")
-    for words, expected in (("example serve ", "certify"), ("example serve certify --", "--host\n--ca\n--help")):
+    for words, expected in (("example serve ", "certify"), ("example serve certify --", "--host\n--ca\n--quiet\n--verbose\n--help")):
         monkeypatch.setenv("_EXAMPLE_COMPLETE", "complete_bash")
         monkeypatch.setenv("COMP_WORDS", words)
         monkeypatch.setenv("COMP_CWORD", str(len(words.split(" ")) - 1))

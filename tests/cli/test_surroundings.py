@@ -82,7 +82,8 @@ def test_a_process_that_is_told_to_end_saves_its_work_and_says_so(
         assert signal.getsignal(number) == signal.SIG_DFL
     finally:
         signal.signal(number, before)
-    assert (done.status, done.out, done.err) == (128 + number, "", f"ended by {number.name}; work saved in runs/run-0001\n")  # type: ignore[attr-defined]
+    saved = "work saved in runs/run-0001, up to round-0001; go on with\n  atoll resume runs/run-0001\n"
+    assert (done.status, done.out, done.err) == (128 + number, "", f"ended by {number.name}; {saved}")  # type: ignore[attr-defined]
     assert json.loads((folder / "runs/run-0001/summary.json").read_text())["status"] == "interrupted"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +19,8 @@ from atoll.cli.pages import format_error
 from atoll.cli.showing import program
 from atoll.commands.many.compare import Variant, compare, methods_as_variants, settings_as_variants
 from atoll.config.load import load
-from atoll.config.overrides import METHODS
 from atoll.errors import AtollError, CommandLineError, InfeasibleError, OutputError, ResumeError
+from atoll.registry.methods import METHODS
 from atoll.report.many.comparison import comparison_table
 from atoll.report.tables import print_table
 from atoll.runs.events import Event, RoundFinished
@@ -77,7 +78,7 @@ def test_a_comparison_that_was_stopped_goes_on(config: Path, tmp_path: Path) -> 
 
     with pytest.raises(KeyboardInterrupt):
         compare(config, methods_as_variants(["lora"]), seeds=(3,), out=tmp_path / "out", tell=told.append, observed=stopping)
-    assert told[-1] == f"0 of 1 runs are finished in {tmp_path / 'out'}; the same command goes on with the others"
+    assert told[-1] == f"finished in {tmp_path / 'out'}: 0 of 1 run"
     found = compare(config, methods_as_variants(["lora"]), seeds=(3,), out=tmp_path / "out")
     assert "resumed" in (found.runs[0].run_dir / "events.jsonl").read_text()
     whole = atoll.train(config, out=tmp_path / "whole", overrides=["method=lora", "run.seed=3"])
@@ -173,6 +174,8 @@ def test_the_example_is_every_methods() -> None:
 def test_the_next_line_names_the_program_as_it_was_called(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", [".venv/bin/atoll", "train"])
     monkeypatch.setenv("PATH", "/nowhere")
-    assert program() == ".venv/bin/atoll"
+    assert program() == (".venv/bin/atoll",)
     monkeypatch.setattr("sys.argv", ["pytest"])
-    assert program() == "atoll"
+    assert program() == ("atoll",)
+    monkeypatch.setattr("sys.argv", ["/somewhere/atoll/__main__.py"])
+    assert program() == (sys.executable, "-m", "atoll")

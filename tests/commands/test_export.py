@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -329,6 +331,18 @@ def test_the_command_says_what_to_type_next(trained: Path, tmp_path: Path, capsy
 def test_merge_has_the_card_too(trained: Path, tmp_path: Path) -> None:
     atoll.merge(trained / "run", out=tmp_path / "merged")
     check_card(tmp_path / "merged" / "README.md", trained)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_whom_a_written_model_is_for_is_the_umasks_to_say(umask: int, mode: int, trained: Path, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        atoll.merge(trained / "run", out=tmp_path / "merged")
+        atoll.export(trained / "run", server="vllm", out=tmp_path / "adapter")
+    finally:
+        os.umask(before)
+    files = [file for name in ("merged", "adapter") for file in (tmp_path / name).iterdir()]
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {mode}
 
 
 def test_a_merged_state_is_the_one_rank_state() -> None:

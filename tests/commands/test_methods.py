@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from atoll.__main__ import main
-from atoll.config.overrides import METHODS
+from atoll.registry.methods import METHODS
 
 from tests.run_files import write_run
 

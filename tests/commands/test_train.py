@@ -224,6 +224,6 @@ def test_a_diverged_run_ends_with_its_work_saved(folder: Path, tmp_path: Path) -
 
 
 def test_an_infeasible_plan_writes_nothing(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InfeasibleError, match="1 of 1 edges"):
+    with pytest.raises(InfeasibleError, match="by 1 of 1 edge with any"):
         atoll.train(folder / "run.toml", out=tmp_path / "run", overrides=('edge.south.memory="100 MB"',))
     assert not (tmp_path / "run").exists()

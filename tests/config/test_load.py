@@ -10,7 +10,6 @@ import pytest
 
 from atoll.config import schema
 from atoll.config.load import changed, config_hash, load, load_config, resolve_path, resolved, restored
-from atoll.config.overrides import METHODS
 from atoll.errors import (
     AtollError,
     BadValueError,
@@ -21,6 +20,7 @@ from atoll.errors import (
     UnavailableError,
     UnknownKeyError,
 )  # fmt: skip
+from atoll.registry.methods import METHODS
 
 # The canonical file of the contract: every key with a fixed name.
 CANONICAL = """

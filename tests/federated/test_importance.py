@@ -203,13 +203,13 @@ def test_answers_that_lack_something_are_refused(lost: str, changed: Mapping[str
     grid = type("Own", (Tampering,), {"lost": lost, "changed": changed})
     with pytest.raises(EdgesLostError, match="no edge found") as caught:
         ask(saying("north", {"a": 1.0}), grid_of=grid)
-    assert f"0 of 1 edges; north: {got}" in caught.value.got
+    assert f"0 of 1 edge; north: {got}" in caught.value.got
 
 
 def test_edges_that_are_not_reached_in_time_are_named() -> None:
     with pytest.raises(EdgesLostError) as caught:
         ask(saying("north", {"a": 1.0}), timeout=-1.0)
-    assert caught.value.got == "0 of 1 edges"
+    assert caught.value.got == "0 of 1 edge"
 
 
 def test_an_edge_is_asked_when_its_turn_comes() -> None:

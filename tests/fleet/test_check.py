@@ -277,7 +277,7 @@ def test_a_base_is_looked_for_where_the_run_will_look(run_toml: Path, tmp_path: 
 
 
 def test_rows_are_read_as_the_edge_reads_them(folder: Path, south: EdgeFolder) -> None:
-    assert found(check_fleet(south.path))["reading rows"].found == "1 rows"
+    assert found(check_fleet(south.path))["reading rows"].found == "1 row"
     (south.path / "south.csv").write_text("x,y\n1,2\n")
     check = found(check_fleet(south.path))["reading rows"]
     assert check.status == "fail"

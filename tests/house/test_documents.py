@@ -179,3 +179,27 @@ def test_no_page_names_a_place_on_somebodys_machine(page: Path) -> None:
 def test_the_changelog_has_the_version_of_the_package() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     assert f"\n## [{version}] - " in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_sizes_have_one_notation() -> None:
+    """kB, MB and GB as the program writes them; KiB, MiB and GiB where a limit is a power of two."""
+    wrong = re.compile(r"\d ?(?:KB|Kb|kb|mb|gb|kib|mib|gib|[kKMG]bytes?)\b")
+    assert not [(name_of(page), match[0]) for page in PAGES for match in wrong.finditer(page.read_text(encoding="utf-8"))]
+
+
+def test_the_fleets_pages_are_of_the_flower_that_is_installed() -> None:
+    (pinned,) = re.findall(r"^flwr==(\d+\.\d+)", (ROOT / "constraints.txt").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    named = {version for page in PAGES for version in re.findall(r"Flower(?:'s)? (\d+\.\d+)", page.read_text(encoding="utf-8"))}
+    assert named == {pinned}
+
+
+def test_what_a_number_counts_is_one_or_many() -> None:
+    """Lines for people say "1 step": such numbers go through `counted`, or stand where there cannot be one."""
+    nouns = "steps|rounds|edges|rows|updates|runs|seeds|classes|tokens|certificates|epochs"
+    plain = re.compile(r"\{(?:len\([^{}]*\)|[^{}]*num_\w+)\} (?:" + nouns + r")\b")
+    exempt = {"wire", "split", "testing"}  # Of messages, whose sizes and shapes are as they are.
+    found = [
+        f"{file.relative_to(PACKAGE)}: {match[0]}" for file in sorted(PACKAGE.rglob("*.py")) for match in plain.finditer(file.read_text())
+        if file.relative_to(PACKAGE).parts[0] not in exempt
+    ]  # fmt: skip
+    assert not found

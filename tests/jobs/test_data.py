@@ -251,7 +251,7 @@ def test_a_page_names_the_edge_and_the_file_whose_columns_are_others(folder: Pat
 def test_special_tokens_in_texts_are_told(folder: Path) -> None:
     write(folder, "rows.jsonl", [*ROWS, {"prompt": "w1 </s> w2", "completion": " w3"}])
     write_run(folder, {})
-    assert any(note.startswith("1 rows hold '</s>' as text") for note in notes(folder))
+    assert any(note.startswith("1 row holds '</s>' as text") for note in notes(folder))
 
 
 @pytest.mark.parametrize("key", ["largest_file", "largest_row"])

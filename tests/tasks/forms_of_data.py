@@ -96,10 +96,10 @@ FORMS: dict[str, Form] = {
     "a list where a text is wanted": Form({"prompt": ["q"], "completion": "a"}, refused="a list"),
     "null, a missing key, an empty CSV value": Form({"prompt": "q", "completion": None}, refused="no value"),
     "a key twice in one JSON object": Form({"prompt": "q", "completion": "a", "twice": ...}, refused="twice"),
-    'a column split = "test"': Form({"text": "a", "split": "test"}, refused="'test'; 1 of 1 rows"),
-    "a column train = false": Form({"text": "a", "train": False}, refused="False; 1 of 1 rows"),
-    "a column weight = 0": Form({"text": "a", "weight": 0}, refused="0; 1 of 1 rows"),
-    "a column consent = no": Form({"text": "a", "consent": "no"}, refused="'no'; 1 of 1 rows"),
+    'a column split = "test"': Form({"text": "a", "split": "test"}, refused="'test'; 1 of 1 row"),
+    "a column train = false": Form({"text": "a", "train": False}, refused="False; 1 of 1 row"),
+    "a column weight = 0": Form({"text": "a", "weight": 0}, refused="0; 1 of 1 row"),
+    "a column consent = no": Form({"text": "a", "consent": "no"}, refused="'no'; 1 of 1 row"),
 }
 
 

@@ -55,7 +55,7 @@ FILES = {
     "only a byte order mark": Bad("a.jsonl", b"\xef\xbb\xbf\n", EmptyDataError, "a.jsonl", "no text", "rows"),
     "header only": Bad("a.csv", "text,label\n", EmptyDataError, "a.csv", "header", "rows"),
     "empty list": Bad("a.json", "[]", EmptyDataError, "a.json", "empty list", "rows"),
-    "too few values": Bad("a.csv", "a,b\n1,2\n3\n", BadRowError, "a.csv, line 3", "1 values", MEND),
+    "too few values": Bad("a.csv", "a,b\n1,2\n3\n", BadRowError, "a.csv, line 3", "1 value", MEND),
     "too many values": Bad("a.csv", "a,b\n1,2\n\n3,4,5\n", BadRowError, "a.csv, line 4", "3 values", MEND),
     "too many values after a long row": Bad("a.csv", 'a,b\n"1\n1",2\n3,4,5\n', BadRowError, "a.csv, line 4", "3 values", MEND),
     "open quote": Bad("a.csv", 'a,b\n1,"2\n3,4\n', BadRowError, "a.csv, line 2", "quoting", MEND),

@@ -14,7 +14,7 @@ from atoll.wire import protocol_pb2 as pb
 from atoll.wire.dialogue import TURNS, Dialogue
 from atoll.wire.encoding import decode, encode
 from atoll.wire.frames import Assembler, Message, Packer
-from atoll.wire.handshake import REFUSAL_CODES
+from atoll.wire.handshake import PROTOCOL, REFUSAL_CODES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -72,7 +72,7 @@ def gradients() -> tuple[Tensor, Tensor]:
 
 def opening(mode: str) -> list[tuple[str, Message]]:
     module = pb.Module(name="a", rank=1, scaling=1)
-    hello = pb.Hello(protocol=3, modules=[module], wire_mode=mode, codec="fp32", adapter_codec="fp32", max_tokens=2)
+    hello = pb.Hello(protocol=PROTOCOL, modules=[module], wire_mode=mode, codec="fp32", adapter_codec="fp32", max_tokens=2)
     return [("device", Message(hello)), ("host", Message(pb.Welcome(groups=[pb.Group(modules=["a"])])))]
 
 
@@ -130,6 +130,10 @@ def test_frame_fields_and_refusal_codes_are_those_of_the_code() -> None:
 def test_every_field_of_hello_is_compared_or_said_not_to_be() -> None:
     section = PAGE.partition("| field of Hello |")[2].partition("\n\n")[0]
     assert set(re.findall(r"`(\w+)`", section)) >= {field.name for field in pb.Hello.DESCRIPTOR.fields} - {"atoll_version"}
+
+
+def test_the_page_is_of_this_version() -> None:
+    assert PAGE.startswith(f"# The split protocol, version {PROTOCOL}\n")
 
 
 def test_the_page_is_short() -> None:

@@ -29,6 +29,7 @@ from atoll.adapters.peft_rules.targets import targeted
 from atoll.adapters.state import AdapterState, Kind, ModuleAdapter
 from atoll.errors import AdapterFitError, AdapterFolderError
 from atoll.parsed import parse_json
+from atoll.units import counted
 
 CONFIG_FILE, WEIGHTS_FILE, LABELS_FILE = "adapter_config.json", "adapter_model.safetensors", "labels.json"
 _PEFT_TYPE: dict[Kind, str] = {"lora": "LORA", "bottleneck": "ATOLL_BOTTLENECK"}
@@ -194,12 +195,12 @@ def check_adapter(folder: Path, model: nn.Module) -> None:
         module = modules.get(name)
         for side, tensor in sides.items():
             own: Any = getattr(module, side, None)
-            if own is None or own.shape != tensor.shape or not torch.equal(tensor.to(own), own):
+            if own is None or own.shape != tensor.shape or not (own.is_meta or torch.equal(tensor.to(own), own)):
                 resized = own is not None and own.shape != tensor.shape
                 raise _folder_error(
                     folder, "the adapter brings a weight of the base along, and it is another than this base's",
-                    got=f"{name}.{side} of {len(tensor)} rows" if resized else f"{name}.{side}",
-                    expected=f"{len(own)} rows" if resized else "the weight that the base has", do=_RESIZED if resized else _MERGE,
+                    got=f"{name}.{side} of {counted(len(tensor), 'row')}" if resized else f"{name}.{side}",
+                    expected=counted(len(own), "row") if resized else "the weight that the base has", do=_RESIZED if resized else _MERGE,
                 )  # fmt: skip
 
 
@@ -318,7 +319,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise _folder_error(folder, f"there is no {CONFIG_FILE}", got=found, expected="a PEFT adapter folder", do=do)
     try:
         if path.stat().st_size > _LARGEST_CONFIG_BYTES:
-            raise ValueError(f"{path.stat().st_size} bytes")
+            raise ValueError(counted(path.stat().st_size, "byte"))
         config = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
         raise _folder_error(folder, f"{CONFIG_FILE} is not JSON", got=str(problem)[:200], expected="the file as PEFT wrote it") from None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from atoll.errors import TargetError
 from atoll.shapes import ModuleShape
+from atoll.units import counted
 
 GROUPS = ("attention", "mlp", "all-linear")
 _OUTSIDE = frozenset({"lm_head", "embed_out", "embed_tokens", "wte", "wpe", "word_embeddings", "embed_in", "embed_positions"})
@@ -59,7 +60,7 @@ def unreached(requested: str | Sequence[str], without_adapter: Sequence[str]) ->
         return None
     kinds = sorted({".".join(part for part in name.split(".")[-3:] if not part.isdecimal()) for name in left})
     return (
-        f"left out of {', '.join(groups)}, and frozen: {len(left)} weights that are no linear modules, or whose "
+        f"left out of {', '.join(groups)}, and frozen: {counted(len(left), 'weight')} that are no linear modules, or whose "
         "adapters PEFT would not load "
         f"({', '.join(kinds[:6])}{', ...' if len(kinds) > 6 else ''})"
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 from atoll.errors import BaseFolderError, InputError, WeightsError
 from atoll.parsed import parse_json
+from atoll.units import counted
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PART = "atoll_part.json"
@@ -189,7 +190,7 @@ def _read_safetensors(file: Path) -> dict[str, StoredTensor]:
         start = stream.read(8)
         header_bytes = struct.unpack("<Q", start)[0] if len(start) == 8 else _LARGEST_HEADER_BYTES + 1
         if header_bytes > min(size_bytes - 8, _LARGEST_HEADER_BYTES):
-            raise _broken(file, f"{size_bytes} bytes, too short for its own header")
+            raise _broken(file, f"{counted(size_bytes, 'byte')}, too short for its own header")
         try:
             header = parse_json(stream.read(header_bytes))
             tensors = {
@@ -199,7 +200,7 @@ def _read_safetensors(file: Path) -> dict[str, StoredTensor]:
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             raise _broken(file, "a header that is not a safetensors header") from None
     if end != size_bytes:
-        raise _broken(file, f"{size_bytes} bytes where the header speaks of {end}")
+        raise _broken(file, f"{counted(size_bytes, 'byte')} where the header speaks of {end}")
     return tensors
 
 
@@ -269,7 +270,7 @@ def _is_whole(folder: Path) -> bool:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > _LARGEST_JSON_BYTES:
-            raise ValueError(f"{file.stat().st_size} bytes")
+            raise ValueError(counted(file.stat().st_size, "byte"))
         value = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
         raise BaseFolderError(

@@ -43,6 +43,7 @@ from atoll.base.weights.checks import check_all_taken, check_numbers, check_one_
 from atoll.embedded import tiny_path
 from atoll.errors import ArchitectureError, BadValueError, BaseFolderError, TokenizerError, WeightsError
 from atoll.heap import map_large_tensors
+from atoll.units import counted
 
 _GENERATION = "generation_config.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -138,7 +139,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         ) from None  # fmt: skip
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise TokenizerError(
-            "the tokenizer has no vocabulary", where=source, got=f"{len(tokenizer)} tokens", expected="tokenizer.json with a vocabulary",
+            "the tokenizer has no vocabulary", where=source, got=counted(len(tokenizer), "token"),
+            expected="tokenizer.json with a vocabulary",
             do="copy the tokenizer files of the model into the folder",
         )  # fmt: skip
     return tokenizer
@@ -179,7 +181,7 @@ def check_whole(source: str) -> None:
     if (Path(source) / PART).is_file():
         (front, back), _ = read_part(Path(source))
         raise WeightsError(
-            "the folder holds a part of a base", where=source, got=f"{PART}: {front} blocks at the front and {back} at the back",
+            "the folder holds a part of a base", where=source, got=f"{PART}: {counted(front, 'block')} at the front and {back} at the back",
             expected="the weights of all blocks", do="use a host, which runs the other blocks (split mode); or give a whole model folder",
         )  # fmt: skip
 
@@ -232,7 +234,7 @@ def load_model(
                 check_types(source, ((name, one.get_dtype(), len(one.get_shape())) for name, one in stored.items()))
             blocks = getattr(config.get_text_config(), "num_hidden_layers", None)
             if stored is not None and isinstance(blocks, int) and blocks > len(stored):
-                raise ValueError(f"{len(stored)} tensors for the {blocks} blocks that {CONFIG} describes")
+                raise ValueError(f"{counted(len(stored), 'tensor')} for the {counted(blocks, 'block')} that {CONFIG} describes")
             found: Any = _get_model_class(config, (family or auto_class_of(config))._model_mapping).from_pretrained(
                 str(folder) if stored is None else None, config=config, state_dict=stored, dtype=DTYPES[precision],
                 output_loading_info=True, quantization_config=quantization, use_safetensors=True,

@@ -53,6 +53,7 @@ from atoll.base.weights.checks import check_all_taken, check_numbers, check_one_
 from atoll.embedded import tiny_path
 from atoll.errors import BadValueError, WeightsError
 from atoll.remote_blocks import RemoteBlocksPlaceholder
+from atoll.units import counted
 
 Sizes = Mapping[str, tuple[int, int]]
 BESIDE_WEIGHTS = (
@@ -221,7 +222,7 @@ def _check_cut(skeleton: _Skeleton) -> None:
     if front < 0 or back < 0 or not skeleton.middle:
         raise BadValueError(
             "the cut leaves no block to the host", where="[model] cut", got=f"front = {front}, back = {back}",
-            expected=f"0 or more each, and together fewer than the {len(blocks)} blocks of the base",
+            expected=f"0 or more each, and together fewer than the {counted(len(blocks), 'block')} of the base",
             do="keep fewer blocks on the device, or train without a host",
         )  # fmt: skip
     if (skeleton.folder / PART).is_file():

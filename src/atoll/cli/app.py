@@ -9,6 +9,7 @@ from typing import Annotated
 import click
 import typer
 
+from atoll.cli import loudness
 from atoll.cli.boundary import STATUSES, Boundary
 from atoll.cli.groups import fleet, machine, many, models, privacy, results, runs, split, training
 from atoll.cli.parsing import Commands, command_with_commands
@@ -48,9 +49,10 @@ for _group in (training, many, runs, split, results, privacy, models, machine, f
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status; nothing is raised."""
     with Boundary() as boundary:
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        loudness.begin(given)
         check_current_folder()
         command = typer.main.get_command(app)
-        given = list(sys.argv[1:] if arguments is None else arguments)
         parsed = command.main(args=given, prog_name="atoll", standalone_mode=False)
         if isinstance(parsed, int) and parsed:  # While a line is parsed nothing else ends with a status than typer's completion.
             raise CommandLineError(

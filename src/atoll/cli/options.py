@@ -15,15 +15,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from atoll.cli.names import method_names
 from atoll.errors import CommandLineError
-
-
-def method_names() -> list[str]:
-    """What --method may name."""
-    from atoll.config.overrides import METHODS
-
-    return list(METHODS)
-
 
 MODEL = typer.Option("--model", metavar="M", help='"tiny", a folder, or a Hugging Face id.')
 NewRun = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run directory; default runs/NAME-0001, -0002, ...")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
 from functools import partial
 from typing import Any, TypeVar, get_type_hints
@@ -13,10 +13,14 @@ import click
 import typer
 import typer.core
 
+from atoll.cli import loudness
+from atoll.cli.names import part_names
 from atoll.errors import CommandLineError
 
 # Of the contract, and of later versions: named here so that the answer to typing one is exact.
 _LATER = ("report", "watch")
+_HYPHEN = "\u2011"
+"""One that does not end a line, until the page is done."""
 Action = Callable[..., int | None]
 """What a command does. It returns the exit status, if that is not 0."""
 _Function = TypeVar("_Function", bound=Action)
@@ -70,11 +74,40 @@ def expand_options(function: Action) -> type[Any]:
     return make_dataclass(function.__name__, options, kw_only=True, namespace=namespace)
 
 
+class _Formatter(click.HelpFormatter):
+    """Breaks lines between words alone, and names of parts and options have hyphens in them."""
+
+    def write_text(self, text: str) -> None:
+        super().write_text(text.replace("-", _HYPHEN))
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+        super().write_dl([(first, second.replace("-", _HYPHEN)) for first, second in rows], col_max, col_spacing)
+
+
+class _Context(click.Context):
+    formatter_class = _Formatter
+
+
 class _PlainHelp(click.Command):
     """Help in plain text: typer 0.20 escapes brackets for rich even when rich does not print them."""
 
+    context_class = _Context
+
     def get_help(self, ctx: click.Context) -> str:
-        return super().get_help(ctx).replace("\\[", "[")
+        return super().get_help(ctx).replace("\\[", "[").replace(_HYPHEN, "-")
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The command's own options, those that every command has, and --help; a group without any has help alone."""
+        own, all_of_click = self.params, super().get_params(ctx)
+        is_group = isinstance(self, click.Group)
+        return [*own, *(() if is_group and not own else loudness.options()), *all_of_click[len(own) :]]
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The names that options take, of what ships and of what is installed."""
+        if named := list(part_names({name for option in self.params for name in option.opts})):
+            with formatter.section("Names"):
+                formatter.write_dl([(where, ", ".join(names)) for where, names in named])
+        super().format_epilog(ctx, formatter)
 
 
 class _Command(_PlainHelp, typer.core.TyperCommand):

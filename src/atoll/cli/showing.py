@@ -5,46 +5,64 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from atoll.cli import loudness
+from atoll.cli.boundary import mark_resume
 from atoll.cli.options import Access, Output
+from atoll.registry.parts import loaded
+from atoll.runs.layout import marked_run
 
 
-def tell(line: str) -> None:
-    """Show a line that is no result."""
-    print(line, file=sys.stderr, flush=True)
+def program() -> tuple[str, ...]:
+    """What has to be typed to call this program: its name, or, where the shell would find another or none, where it lies."""
+    called, found = Path(sys.argv[0]), shutil.which("atoll")
+    if called.name == "__main__.py" and called.parent.name == "atoll":
+        return (sys.executable, "-m", "atoll")
+    is_other = called.name == "atoll" and called.is_file() and (found is None or not called.samefile(found))
+    return (sys.argv[0],) if is_other else ("atoll",)
 
 
-def program() -> str:
-    """What has to be typed to call this program: its name, or where it lies if the shell would not find it."""
-    called = sys.argv[0]
-    return called if shutil.which("atoll") is None and Path(called).name == "atoll" else "atoll"
+def show_training(run: Callable[[Any], Any], access: Access, output: Output, options: Sequence[str] | None) -> None:
+    """Run it with a progress bar as its observer, and show the comparison, the adapter, and what to try next.
 
-
-def show_training(run: Callable[[Any], Any], access: Access, output: Output) -> None:
-    """Run it with a progress bar as its observer, and show the comparison, the adapter, and what to try next."""
+    `options`: those with which `atoll resume` goes on with this run, should it not end; None: it cannot.
+    """
     with output.results() as show:
-        from atoll.report.progress import Progress
-
-        with Progress() as progress:
-            result = run(progress)
+        with loudness.progress() as progress:
+            result = _run(run, progress, options)
         if output.as_json:
             show({**result.summary.to_json(), "run_dir": str(result.run_dir), "adapter": str(result.adapter)})
             return
-        from atoll.report.tables import comparison_table, personal_table, print_table
-
-        table = comparison_table(result.summary)
-        if table is None:
-            print("scores:  none, as no rows are held out")
-        for one in (table, personal_table(result.summary)):
-            if one is not None:
-                print_table(one, sys.stdout)
+        if not loudness.is_quiet():
+            _show_scores(result)
         print(f"adapter: {result.adapter}")
         if result.figures:
-            print(f"figures: {result.figures[0].parent}")
-        print(f"next:    {shlex.join(_next(result, access))}")
+            loudness.aside(f"figures: {result.figures[0].parent}")
+        loudness.aside(f"next:    {shlex.join(_next(result, access))}")
+
+
+def _run(run: Callable[[Any], Any], progress: Any, options: Sequence[str] | None) -> Any:
+    try:
+        return run(progress)
+    except BaseException as error:
+        if options is not None and (run_dir := marked_run(error)) is not None:
+            trust = ("--trust",) if loaded() else ()  # Parts that are somebody else's.
+            mark_resume(error, shlex.join((*program(), "resume", str(run_dir), *options, *trust)))
+        raise
+
+
+def _show_scores(result: Any) -> None:
+    from atoll.report.tables import comparison_table, personal_table, print_table
+
+    table = comparison_table(result.summary)
+    if table is None:
+        print("scores:  none, as no rows are held out")
+    for one in (table, personal_table(result.summary)):
+        if one is not None:
+            print_table(one, sys.stdout)
 
 
 def _next(result: Any, access: Access) -> tuple[str, ...]:
@@ -52,5 +70,5 @@ def _next(result: Any, access: Access) -> tuple[str, ...]:
 
     prompt = example_prompt(result.run_dir)
     if prompt is None:
-        return (program(), "evaluate", str(result.run_dir))
-    return (program(), "generate", str(result.run_dir), prompt, *access.given())
+        return (*program(), "evaluate", str(result.run_dir))
+    return (*program(), "generate", str(result.run_dir), prompt, *access.given())

@@ -20,7 +20,7 @@ from atoll.config.fleet import Profile
 from atoll.cost.limits import UsableMemory, usable_memory
 from atoll.errors import OutputError
 from atoll.runs.files import write_json
-from atoll.units import format_bytes, format_flops, format_seconds
+from atoll.units import counted, format_bytes, format_flops, format_seconds
 
 if TYPE_CHECKING:
     from atoll.jobs.split import HostAccess
@@ -143,7 +143,7 @@ def _measured(base: str, memory: UsableMemory, speed: Speed, link: Link | None) 
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("atoll", "torch", "transformers")}},
-        "machine": f"{platform.system()} {platform.machine()}, {_cores()} cores", "memory": asdict(memory),
+        "machine": f"{platform.system()} {platform.machine()}, {counted(_cores(), 'core')}", "memory": asdict(memory),
         "base": base, "speed": asdict(speed), "link": None if link is None else asdict(link),
     }  # fmt: skip
 
@@ -152,7 +152,7 @@ def _profile_lines(
     base: str, memory: UsableMemory, accelerator_bytes: int | None, speed: Speed, link: Link | None
 ) -> tuple[tuple[str, str], ...]:  # fmt: skip
     pace = f"{format_seconds(min(speed.step_seconds))} to {format_seconds(max(speed.step_seconds))}"
-    what = f"LoRA steps on {base}, {speed.num_rows} rows x {speed.row_tokens} tokens, {speed.device}"
+    what = f"LoRA steps on {base}, {counted(speed.num_rows, 'row')} x {counted(speed.row_tokens, 'token')}, {speed.device}"
     held = f"{format_bytes(memory.num_bytes)} (bound by: {memory.bound_by})"
     if accelerator_bytes is not None:
         held = f"{format_bytes(accelerator_bytes)} (free on the accelerator, beside its context; the machine's own: {held})"
@@ -217,7 +217,7 @@ def _library(wanted: Requirement) -> Check:
 
 def _memory() -> Check:
     memory = psutil.virtual_memory()
-    found = f"{format_bytes(memory.available)} free of {format_bytes(memory.total)}; {_cores()} cores"
+    found = f"{format_bytes(memory.available)} free of {format_bytes(memory.total)}; {counted(_cores(), 'core')}"
     if memory.available < _FREE_MEMORY_BYTES:
         return Check("memory", "warn", found, f"free some: torch alone takes half a GB, {format_bytes(_FREE_MEMORY_BYTES)} is little")
     return Check("memory", "ok", found)
@@ -264,7 +264,7 @@ def _torch() -> list[Check]:
     threads = torch.get_num_threads()
     many = threads > _cores()
     do = f"export OMP_NUM_THREADS={_cores()}" if many else ""
-    checks = [Check("threads", "warn" if many else "ok", f"{threads} for {_cores()} cores", do)]
+    checks = [Check("threads", "warn" if many else "ok", f"{threads} for {counted(_cores(), 'core')}", do)]
     return [*checks, _gpu(), _speed()]
 
 

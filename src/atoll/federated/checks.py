@@ -10,6 +10,7 @@ from atoll.federated.aggregation.norms import LARGEST_NORM, factor_norm, product
 from atoll.federated.aggregation.spool import Contribution
 from atoll.federated.figures import shown
 from atoll.federated.flower import ArrayRecord, RecordDict
+from atoll.units import counted
 
 _MOST_EXAMPLES = 2**40
 _FEW_BYTES, _MODULE_BYTES = 2**16, 2**10
@@ -38,7 +39,7 @@ def check_contents(
                 raise _unasked(where, f"{shown(key)} of {len(array.data)} bytes", f"at most {allowed[key]} bytes")
     rest = sum(record.count_bytes() for record in content.values() if not isinstance(record, ArrayRecord))
     if rest > most:
-        raise _unasked(where, f"{rest} bytes beside its arrays", f"at most {most}")
+        raise _unasked(where, f"{counted(rest, 'byte')} beside its arrays", f"at most {most}")
 
 
 def _unasked(where: str, got: str, expected: str) -> UpdateRefusedError:

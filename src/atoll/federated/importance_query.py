@@ -18,6 +18,7 @@ from atoll.federated.flower import ConfigRecord, Grid, Message, MessageType, Met
 from atoll.federated.payload import ADAPTER, WORK_ORDER, get_adapter, num_bytes, put_adapter
 from atoll.training.importance_warmup import ModuleScores
 from atoll.training.trainer import StepReport
+from atoll.units import counted
 
 _SCORES, _FIGURES = "scores", "metrics"
 _ANSWER = frozenset({_SCORES, _FIGURES, "wire_up", "wire_down"})
@@ -101,7 +102,7 @@ def ask_importance(
             del left_out[nodes[node]]
     if not found:
         raise EdgesLostError(
-            "no edge found the importance of the modules", got="; ".join([f"0 of {len(nodes)} edges", *reasons[:3]]),
+            "no edge found the importance of the modules", got="; ".join([f"0 of {counted(len(nodes), 'edge')}", *reasons[:3]]),
             expected="at least one", do='mend what the edges report, or set plan.importance = "none"',
         )  # fmt: skip
     return Asked(tuple(found), left_out, time.monotonic() - begin)

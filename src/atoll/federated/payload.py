@@ -15,6 +15,7 @@ from atoll.federated.aggregation.edge_parts import Precision
 from atoll.federated.figures import MALFORMED, said
 from atoll.federated.flower import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from atoll.training.trainer import ModuleStatistics, Moments, OptimizerState
+from atoll.units import counted
 
 RAW = "atoll.raw.le"
 """Flower's `stype` of our arrays: plain little-endian bytes, row by row."""
@@ -145,7 +146,7 @@ def to_tensor(array: Array) -> Tensor:
     for size in array.shape:
         numel *= size
     if len(array.data) != numel * dtype.itemsize:
-        raise ValueError(f"{len(array.data)} bytes for shape {tuple(array.shape)} of {array.dtype}")
+        raise ValueError(f"{counted(len(array.data), 'byte')} for shape {tuple(array.shape)} of {array.dtype}")
     return torch.frombuffer(bytearray(array.data), dtype=dtype).view(*array.shape) if numel else torch.empty(array.shape, dtype=dtype)
 
 

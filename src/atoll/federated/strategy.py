@@ -21,6 +21,7 @@ from atoll.federated.figures import counter, finite_number, first_step_of, readi
 from atoll.federated.flower import ArrayRecord, ConfigRecord, Grid, Message, MessageType, MetricRecord, RecordDict, Strategy
 from atoll.federated.payload import ADAPTER, FROZEN_DELTA, WORK_ORDER, array_bytes, get_adapter, num_bytes, put_adapter
 from atoll.federated.receipts import Ask
+from atoll.units import counted
 
 _RECORDS = frozenset({"receipt", ADAPTER, f"{ADAPTER}_config", "metrics", "uploaded", "first_step", "wire_up", "wire_down"})
 """What an answer may hold."""
@@ -215,9 +216,9 @@ class AdapterStrategy(Strategy):
 
     def _check_enough(self, number: int, results: Mapping[str, EdgeResult]) -> None:
         if len(results) < self.min_edges:
-            counted = f"{len(results)} of {len(self.nodes)} edges"
+            came = f"{len(results)} of {counted(len(self.nodes), 'edge')}"
             raise EdgesLostError(
-                f"round {number} got too few updates", got="; ".join([counted, *self._refused[:3]]),
+                f"round {number} got too few updates", got="; ".join([came, *self._refused[:3]]),
                 expected=f"at least {self.min_edges} ([federated] min_edges)",
                 do="see edge_dropped in events.jsonl; the last whole round is in checkpoints/",
             )  # fmt: skip

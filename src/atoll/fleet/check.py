@@ -29,6 +29,7 @@ from atoll.split.certificates import DeviceTls, covers, examined, open_channel
 from atoll.split.issuer import CLOCK_SKEW
 from atoll.split.revocation import Revoked, listed
 from atoll.split.transport import fetch_status
+from atoll.units import counted
 
 SOON = datetime.timedelta(days=30)
 """Certificates that end sooner are a warning."""
@@ -160,7 +161,8 @@ def _certificate(cert: Path, key: Path, ca: Path, host: str | None = None) -> li
         found = f"{problem.what}: {problem.got} ({problem.where})"
         return [*_clock_by(cert), Check("certificate", "fail", found, f"{problem.do}; or {_RENEW}")]
     left = certificate.not_valid_after_utc - _now()
-    found = f"{cert.name} holds until {certificate.not_valid_after_utc:%Y-%m-%d}, {left.days} days more; signed by {ca.name}; its key fits"
+    until = f"{certificate.not_valid_after_utc:%Y-%m-%d}, {counted(left.days, 'day')} more"
+    found = f"{cert.name} holds until {until}; signed by {ca.name}; its key fits"
     do = _RENEW if left < SOON else ""
     checks = [*_clock_by(cert), Check("certificate", "warn" if do else "ok", found, do)]
     if host is None:
@@ -274,7 +276,7 @@ def _config(run_toml: Path, edges: Sequence[str], named: Callable[[LoadedConfig]
     missing = [name for name in edges if name not in [edge.name for edge in loaded.config.edge]]
     if missing:
         return [Check("run.toml", "fail", f"no [[edge]] called {', '.join(missing)}", "give all machines the same run.toml")]
-    well = Check("run.toml", "ok", f"{len(loaded.config.edge)} edges")
+    well = Check("run.toml", "ok", counted(len(loaded.config.edge), "edge"))
     try:
         return [well, *(_named(loaded, one, away) for one in named(loaded))]
     except BaseFolderError as problem:  # It lies where doctor was started, and the run will not look there.
@@ -291,7 +293,7 @@ def _rows(loaded: LoadedConfig, edge: str) -> Check:
         first = problem.errors[0] if isinstance(problem, ManyErrors) else problem
         # Its page may quote a row; what is wrong in it is this machine's owner's to see.
         return Check("reading rows", "fail", f"{first.what}: {first.where}", first.do or "mend them")
-    return Check("reading rows", "ok", f"{len(own.rows)} rows")
+    return Check("reading rows", "ok", counted(len(own.rows), "row"))
 
 
 def _named(loaded: LoadedConfig, named: NeededInput, away: Status) -> Check:

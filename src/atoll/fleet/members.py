@@ -19,6 +19,7 @@ from atoll.jobs.backends.edge_policy import POLICY_FILE
 from atoll.runs.files import write_bytes
 from atoll.split.issuer import VALID, Issuer, check_names, write_all
 from atoll.split.revocation import listed
+from atoll.units import counted
 
 COORDINATOR = "coordinator"
 
@@ -185,7 +186,7 @@ def remove(folder: Path, name: str, *, ca_key: Path | None = None) -> Change:
         path.unlink(missing_ok=True)
     notes = [f"delete nodes/{name}.pub at the coordinator; SuperLink forgets the key within a second, or at the next start"]
     copies[COORDINATOR] += ["fleet.json"]
-    return Change(f"{name} is of this fleet no more: {len(ended)} certificates revoked", copies, notes)
+    return Change(f"{name} is of this fleet no more: {counted(len(ended), 'certificate')} revoked", copies, notes)
 
 
 def put(path: Path, content: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -22,6 +23,7 @@ from atoll.fleet.links.relay import Relay
 from atoll.fleet.processes import Child
 from atoll.runs.files import write_json
 
+log = logging.getLogger(__name__)
 _SUPERLINK_READY, _START_SECONDS = "Uvicorn running", 60.0
 _NODES = "nodes.json"
 _TRIED_AGAIN_AFTER = (1.0, 2.0, 4.0, 8.0)
@@ -149,12 +151,11 @@ class SuperLink:
 
     def _carrying(self) -> threading.Thread:
         def run() -> None:
-            with (
-                contextlib.suppress(*FAILURES, OSError),  # SuperLink is gone: the next one that carries asks anew.
-                LocalSuperLink(self._socket) as control,
-                control.begin(self._folder.app) as grid,
-            ):
-                carry(grid, self.relay)
+            try:
+                with LocalSuperLink(self._socket) as control, control.begin(self._folder.app) as grid:
+                    carry(grid, self.relay)
+            except (*FAILURES, OSError):  # SuperLink is gone: the next one that carries asks anew.
+                log.info("the app run has ended", exc_info=True)
 
         thread = threading.Thread(target=run, name="atoll-carrier", daemon=True)
         thread.start()
@@ -172,7 +173,7 @@ class SuperLink:
                     self._tell("the fleet's front was lost: it is started again")
                     self._front = self._new_front()
                 if self._carrier is not None and not self._carrier.is_alive():
-                    self._tell("the app run was lost: another is started")
+                    self._tell("the app run has ended, and another begins: what is open is asked again")
                     self._carrier = self._carrying()
                 self._take_off_the_removed()
 

@@ -16,6 +16,7 @@ from atoll.jobs.totals import RunTotals
 from atoll.planner.importance import Importance, average, per_cost
 from atoll.registry.parts import make, trait, wrong_result
 from atoll.runs.events import Advised, EventLog, ImportanceFound, PhaseStarted
+from atoll.units import counted
 
 Planned = Callable[[Importance | None, Job], None]
 """Called with every new plan's job, and the importance it was made by; None: it was made without."""
@@ -69,7 +70,7 @@ def stages_of(config: RunConfig) -> list[tuple[int, int]]:
         is_next = isinstance(stage, tuple) and len(stage) == 2 and stage[0] == begun
         begun += stage[1] if is_next else config.run.rounds + 1
     if begun != config.run.rounds:
-        expected = f"(rounds before, rounds in it) of every stage, one after the other, {config.run.rounds} rounds together"
+        expected = f"(rounds before, rounds in it) of every stage, one after the other, {counted(config.run.rounds, 'round')} together"
         raise wrong_result("planner", policy, "stages", given, expected)
     return stages
 

@@ -33,6 +33,7 @@ from atoll.tasks.readers.reader import Limits
 from atoll.tasks.rows import RowProblem, Rows, files_of, load_rows
 from atoll.tasks.text import TextForm, check_column, row_form
 from atoll.tasks.tokens import Examples, skip_or_raise
+from atoll.units import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -348,15 +349,15 @@ def token_events(edge: EdgeRows, examples: Examples, tokenizer: PreTrainedTokeni
 def data_notes(config: RunConfig, rows: Sequence[EdgeRows], labels: Sequence[str]) -> tuple[str, ...]:
     """What can be told of training rows before tokens are made of them, in sentences."""
     notes = [f"{name}: {note}" if name else note for edge in rows for name, note in edge.notes]
-    for edge in {id(edge.rows): edge for edge in rows}.values():
-        notes += [f"{edge.rows.num_skipped} rows of {edge.name} cannot be read, and are left out"] if edge.rows.num_skipped else []
+    own = {id(edge.rows): edge for edge in rows}.values()
+    notes += [f"left out of {one.name}: {counted(n, 'row')} that cannot be read" for one in own if (n := one.rows.num_skipped)]
     return (*notes, *(event.advice for event in class_events(config, labels)))
 
 
 def class_events(config: RunConfig, labels: Sequence[str]) -> tuple[Advised, ...]:
     """The classes of a run, which its data alone may have decided."""
     listed = few_names([repr(label) for label in labels], 20)
-    return (Advised("", f"{len(labels)} classes in column {config.data.label}: {listed}"),) if labels else ()
+    return (Advised("", f"{counted(len(labels), 'class')} in column {config.data.label}: {listed}"),) if labels else ()
 
 
 def held_out_events(rows: Rows | None, form: TextForm, examples: Examples | None, trained: Sequence[Examples] = ()) -> tuple[Event, ...]:
@@ -364,8 +365,7 @@ def held_out_events(rows: Rows | None, form: TextForm, examples: Examples | None
     if rows is None or examples is None:
         return ()
     notes = [Advised("", f"held-out rows: {note}") for note in (*rows.notes, form.note) if note]
-    seen = seen_note(trained, examples)
-    notes += [Advised("", seen)] if seen else []
+    notes += [Advised("", seen)] if (seen := seen_note(trained, examples)) else []
     return (*notes, _loaded("eval", "", rows, examples))
 
 

@@ -9,15 +9,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from atoll.adapters.fresh import fresh_adapters, fresh_full_weights, head_state
-from atoll.adapters.peft_files import load_adapter
 from atoll.adapters.state import AdapterState
 from atoll.base.load import Base
 from atoll.config.checks.whole_base import classes_in_a_host
 from atoll.config.load import LoadedConfig, load
 from atoll.config.schema import PRECISION_BITS, RunConfig
 from atoll.cost.split_traffic import largest_batch_tokens
-from atoll.errors import AdapterFitError, InfeasibleError
+from atoll.errors import InfeasibleError
 from atoll.jobs.finished import loaded_base
 from atoll.jobs.inputs import (
     EdgeRows,
@@ -31,6 +29,8 @@ from atoll.jobs.inputs import (
     held_out_events,
     run_labels,
 )
+from atoll.jobs.ready.start import block_ranks, fresh_start, given_start, with_head
+from atoll.jobs.ready.unweighted import check_bits, check_without_weights, unweighted_base
 from atoll.jobs.results.adapter import check_result, check_start
 from atoll.jobs.split import HostAccess, SplitSide, greet, join, scoring_mode, serve, start_host
 from atoll.planner.edge_plan import EdgePlan, FleetPlan
@@ -145,6 +145,18 @@ def prepare(config_path: Path, overrides: Sequence[str] = (), host: HostAccess |
 
 def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | None = None) -> Job:
     """The same for a config that is read already; of one edge alone, with `only`."""
+    return _prepared(loaded, host, only, has_weights=True)
+
+
+def rehearsed(loaded: LoadedConfig) -> Job:
+    """The same without weights and without a host: a job that nothing can be trained by, to know what training would refuse.
+
+    Raises: as `prepare`, but for what the weights, a host or a step alone tell.
+    """
+    return _prepared(loaded, None, None, has_weights=False)
+
+
+def _prepared(loaded: LoadedConfig, host: HostAccess | None, only: str | None, *, has_weights: bool) -> Job:
     all_edges, loaded = loaded, loaded if only is None else alone(loaded, only)
     config = loaded.config
     check_trackers(config.track.to)
@@ -170,17 +182,15 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | N
     check_schedules(config, plan.rows_per_step, num_rows)
     check_plan(config, plan)
     with ExitStack() as opened:
-        base, split, own_host = _bases(loaded, plan, host, held_out is not None, labels, opened)
-        bases = _edge_bases(loaded, plan, {PRECISION_BITS[config.model.precision]: base})
-        start = with_head(given or fresh_start(config, shapes, plan), base)
-        if split is not None:
-            # A host that cannot be reached, or refuses, is found out before anything is written.
-            greet(config, split, start, {edge.wire_mode for edge in plan.edges}, scores=split.base is base and held_out is not None)
-        told = check_start(loaded, base)
-        if only is None:
-            check_result(base, start, loaded)
-        if config.data.batching == "pack":
-            check_packing(base.model, config.data.max_length)
+        if has_weights:
+            ready = _with_weights(loaded, plan, host, held_out is not None, labels, opened)
+            start = with_head(given or fresh_start(config, shapes, plan), ready.base)
+            told = _looked_at(loaded, plan, ready, start, scores=held_out is not None, is_whole_run=only is None)
+        else:
+            ready, told = _without_weights(loaded, plan, labels), ()
+            start = given or fresh_start(config, shapes, plan)
+            check_without_weights(loaded, ready.base, start)
+        base = ready.base
         examples = _examples(rows, base, config.data.max_length)
         usable = {**num_rows, **{edge.name: len(part) for edge, part in zip(rows, examples, strict=True)}}
         plan, num_rows = by_usable_rows(plan, num_rows, usable, plan_for)
@@ -199,8 +209,47 @@ def prepared(loaded: LoadedConfig, host: HostAccess | None = None, only: str | N
         found = (*data_events(config, rows, examples, labels, base.tokenizer), *held_out_events(held_out, form, scored, examples))
         opened.pop_all()  # From here on the job closes what is open.
     return Job(
-        loaded, base, bases, shapes, form, edges, central, held_out, plan, start, (*told, *found), host is not None, split, own_host, scored
-    )
+        loaded, base, ready.bases, shapes, form, edges, central, held_out, plan, start, (*told, *found), host is not None, ready.split,
+        ready.host, scored,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ready:
+    """What edges train on, as a Job has it."""
+
+    base: Base
+    bases: Mapping[int, Base]
+    split: SplitSide | None = None
+    host: Host | None = None
+
+
+def _with_weights(
+    loaded: LoadedConfig, plan: FleetPlan, access: HostAccess | None, scores: bool, labels: Sequence[str], opened: ExitStack
+) -> _Ready:  # fmt: skip
+    base, split, host = _bases(loaded, plan, access, scores, labels, opened)
+    return _Ready(base, _edge_bases(loaded, plan, {PRECISION_BITS[loaded.config.model.precision]: base}), split, host)
+
+
+def _without_weights(loaded: LoadedConfig, plan: FleetPlan, labels: Sequence[str]) -> _Ready:
+    base = unweighted_base(loaded, bool(labels))
+    check_bits(loaded, plan)
+    return _Ready(base, {PRECISION_BITS[loaded.config.model.precision]: base})
+
+
+def _looked_at(
+    loaded: LoadedConfig, plan: FleetPlan, ready: _Ready, start: AdapterState, *, scores: bool, is_whole_run: bool
+) -> tuple[Event, ...]:  # fmt: skip
+    """Hosts that cannot be reached, or refuse, and adapters that PEFT would not load, are found out before anything is written."""
+    config, base, split = loaded.config, ready.base, ready.split
+    if split is not None:
+        greet(config, split, start, {edge.wire_mode for edge in plan.edges}, scores=split.base is base and scores)
+    told = check_start(loaded, base)
+    if is_whole_run:
+        check_result(base, start, loaded)
+    if config.data.batching == "pack":
+        check_packing(base.model, config.data.max_length)
+    return told
 
 
 def _examples(rows: Sequence[EdgeRows], base: Base, max_length: int) -> list[Examples]:
@@ -342,59 +391,3 @@ def _edge_bases(loaded: LoadedConfig, plan: FleetPlan, bases: Mapping[int, Base]
     for bits in sorted({edge.bits for edge in plan.edges if edge.mode == "local"} - set(bases)):
         bases[bits] = loaded_base(loaded, labels, bits)  # type: ignore[arg-type]
     return bases
-
-
-def given_start(loaded: LoadedConfig, shapes: BaseShapes) -> AdapterState | None:
-    """The adapter that run.toml names to start from, if any. Raises: AdapterFolderError, AdapterFitError."""
-    if loaded.config.adapter.start is None:
-        return None
-    folder = loaded.resolve(loaded.config.adapter.start)
-    state, asked = load_adapter(folder), loaded.config.adapter.kind
-    check_fits(state, {module.name: (module.d_in, module.d_out) for module in (*shapes.modules, *shapes.head)}, str(folder))
-    if asked == "full" and state.kind == "lora":
-        return state.as_full_weights()
-    kind = "full" if state.full_weights.keys() - {module.name for module in shapes.head} else state.kind
-    if kind != asked:
-        raise AdapterFitError(
-            "the adapter to start from is of another kind", where=str(folder), got=kind, expected=asked,
-            do=f'write kind = "{kind}" in [adapter], or start from another adapter',
-        )  # fmt: skip
-    return state
-
-
-def block_ranks(state: AdapterState, shapes: BaseShapes) -> dict[str, int]:
-    """An adapter's ranks, by full name of the blocks' modules."""
-    ranks = state.ranks
-    return {module.name: ranks[module.name] for module in shapes.modules if module.name in ranks}
-
-
-def with_head(state: AdapterState, base: Base) -> AdapterState:
-    """The state, with a classifier's head as it starts where there is none in it."""
-    return AdapterState(state.kind, state.modules, {**head_state(base.head).full_weights, **state.full_weights})
-
-
-def fresh_start(config: RunConfig, shapes: BaseShapes, plan: FleetPlan) -> AdapterState:
-    """A new common adapter, at the largest rank that any edge has."""
-    ranks: dict[str, int] = {}
-    for edge in plan.edges:
-        for name, rank in edge.ranks.items():
-            ranks[name] = max(ranks.get(name, 0), rank)
-    sizes = {module.name: (module.d_in, module.d_out) for module in shapes.modules}
-    if config.adapter.kind == "full":
-        return fresh_full_weights(sizes, ranks)
-    embeddings = {module.name for module in shapes.modules if module.outside == "embedding"}
-    return fresh_adapters(config.adapter.kind, sizes, ranks, config.adapter.alpha, config.run.seed, embeddings)
-
-
-def check_fits(state: AdapterState, sizes: Mapping[str, tuple[int, int]], where: str) -> None:
-    """Whether an adapter is for a base of these module sizes.
-
-    Raises: AdapterFitError naming the first module that is missing or of another size.
-    """
-    for name, adapter in state.parts.items():
-        if sizes.get(name) != adapter.size:
-            raise AdapterFitError(
-                "the adapter is for another base", where=where, got=f"{name} with (inputs, outputs) = {adapter.size}",
-                expected=f"{sizes[name]}" if name in sizes else "modules such as " + ", ".join(list(sizes)[:3]),
-                do="give an adapter that was trained on this base",
-            )  # fmt: skip

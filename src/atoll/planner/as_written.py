@@ -17,7 +17,7 @@ from atoll.planner.planner import Planned
 from atoll.planner.request import EdgeRequest, PlanRequest, RanksOf
 from atoll.registry.parts import trait
 from atoll.shapes import BaseShapes
-from atoll.units import format_seconds
+from atoll.units import counted, format_seconds
 from atoll.wire.byte_formulas import WireMode
 
 
@@ -99,7 +99,7 @@ def _no_step(asked: EdgeRequest) -> str:
 def _no_time(slow: Sequence[EdgeRequest], num_edges: int, *, grows: bool) -> InfeasibleError:
     lower = f"lower batch_size, {'plan.ranks' if grows else 'rank'} or max_length"
     return InfeasibleError(
-        f"{len(slow)} of {num_edges} edges cannot do one step by the deadline",
+        f"{len(slow)} of {counted(num_edges, 'edge')} cannot do one step by the deadline",
         where=", ".join(f"[[edge]] {one.edge.name}" for one in slow), got="; ".join(map(_no_step, slow)),
         expected="at least one step a round",
         do=f'raise plan.round_deadline, {lower}, or write infeasible = "leave-out" below [plan]',
@@ -186,4 +186,4 @@ def plan_of(
 
 def cut_in_words(num_steps: int, wanted: int, deadline: float | None) -> str:
     """What a plan says of steps that are cut."""
-    return f"{num_steps} of {wanted} steps, as many as it can do in {format_seconds(deadline or 0.0)}; "
+    return f"{num_steps} of {counted(wanted, 'step')}, as many as it can do in {format_seconds(deadline or 0.0)}; "

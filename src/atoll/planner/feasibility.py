@@ -10,7 +10,7 @@ from atoll.cost.formulas import frozen_payload_bytes
 from atoll.cost.memory import Memory, training_memory
 from atoll.errors import InfeasibleError
 from atoll.shapes import BaseShapes
-from atoll.units import format_bytes
+from atoll.units import counted, format_bytes
 
 _LARGEST_BATCH = 1024
 _SHORTEST_ROW_TOKENS = 16
@@ -73,8 +73,8 @@ def as_written(setting: Setting, memory_bytes: int | None, by_itself: bool) -> s
     ranks = sorted(set(setting.ranks.values()))
     span = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
     where = f"blocks {setting.remote_blocks.start} to {setting.remote_blocks.stop - 1} in the host; " if setting.remote_blocks else ""
-    batch = f"{setting.batch_size} x {setting.row_tokens} tokens"
-    what = f"{where}rank {span} on {len(setting.ranks)} modules, {batch}, as run.toml says"
+    batch = f"{setting.batch_size} x {counted(setting.row_tokens, 'token')}"
+    what = f"{where}rank {span} on {counted(len(setting.ranks), 'module')}, {batch}, as run.toml says"
     if memory_bytes is None:
         return f"{what}; no memory is declared, so that none is a limit"
     if by_itself:
@@ -105,7 +105,7 @@ def refuse(edges: Sequence[tuple[str, int, Setting]], *, grows: bool = False) ->
     if not over:
         return
     raise InfeasibleError(
-        f"{len(over)} of {len(edges)} edges that declare their memory {'has' if len(over) == 1 else 'have'} too little of it",
+        f"too little memory is declared by {len(over)} of {counted(len(edges), 'edge')} with any",
         where=", ".join(f"[[edge]] {name}" for name, _, _ in over),
         got="; ".join(f"{name} declares {format_bytes(memory_bytes)}" for name, memory_bytes, _ in over),
         expected="\n".join(needs(*one) for one in over),

@@ -19,6 +19,7 @@ from atoll.planner.planner import Planned, Planner
 from atoll.planner.request import EdgeRequest, PlanRequest
 from atoll.registry.parts import make, trait, wrong_result
 from atoll.shapes import BaseShapes
+from atoll.units import counted
 
 LOCAL_EDGE = "local"
 """The one edge of a run without [[edge]]."""
@@ -128,11 +129,11 @@ def check_planned(request: PlanRequest, planned: Planned) -> None:
     elif foreign:
         got = f"a rank for {min(foreign)}, which is not in the pool"
     elif rounds != request.config.run.rounds:
-        got = f"a plan of {rounds} rounds"
+        got = f"a plan of {counted(rounds, 'round')}"
     if got:
         raise PartError(
             f"the planner {policy} did not answer what it was asked", where="[plan] policy", got=got,
-            expected=f"a plan, or why there is none, for each of {few(asked)}, and {request.config.run.rounds} rounds",
+            expected=f"a plan, or why there is none, for each of {few(asked)}, and {counted(request.config.run.rounds, 'round')}",
             do='see what it returns with atoll.testing.check("planner", ...)',
         )  # fmt: skip
 

@@ -17,6 +17,7 @@ from atoll.report.costs import draw_costs
 from atoll.report.importance_map import draw_importance, read_importance_table
 from atoll.runs.layout import RunDirectory
 from atoll.runs.summary import read_summary
+from atoll.units import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,7 +111,7 @@ def _draw_activity(axes: Axes, own: EdgeActivity) -> None:
     axes.set_xlim(0, end)
     axes.set_xlabel("step")
     share = f"{100 * own.active_share:.1f} % active in the mean"
-    axes.set_title(f"edge {own.edge}, {own.policy}: {num_rows} modules, {share}", loc="left")
+    axes.set_title(f"edge {own.edge}, {own.policy}: {counted(num_rows, 'module')}, {share}", loc="left")
 
 
 def _fill(axes: Axes, spans: Sequence[tuple[int, int]], rows: tuple[float, float], colour: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from atoll.report.tables import Listing, plain_table
-from atoll.units import format_bytes, format_seconds
+from atoll.units import counted, format_bytes, format_seconds
 
 
 def status_table(status: Mapping[str, Any]) -> Listing:
@@ -22,8 +22,8 @@ def status_table(status: Mapping[str, Any]) -> Listing:
         for session, num_bytes in zip(status["open"], kept, strict=True)
     ]  # fmt: skip
     notes = {
-        "base": f"{status['num_blocks']} blocks at {status['bits']} bits, {status['precision']}",
-        "load": f"{status['sessions']} of {status['max_sessions']} sessions, {float(status['tokens_per_second']):.1f} tokens/s",
+        "base": f"{counted(status['num_blocks'], 'block')} at {status['bits']} bits, {status['precision']}",
+        "load": f"{status['sessions']} of {counted(status['max_sessions'], 'session')}, {float(status['tokens_per_second']):.1f} tokens/s",
         "memory": format_bytes(int(status["resident_bytes"])),
         "up": format_seconds(status["uptime_seconds"]),
     }
@@ -39,7 +39,7 @@ def _limits(tenant: Mapping[str, Any]) -> str:
     """What a tenant has used of what it may; empty where it has no limits."""
     said = []
     if tenant["max_sessions"]:
-        said.append(f"{tenant['sessions']} of {tenant['max_sessions']} sessions")
+        said.append(f"{tenant['sessions']} of {counted(tenant['max_sessions'], 'session')}")
     if tenant["max_tokens_per_second"]:
         text = f"{float(tenant['tokens_left']):.0f} of {float(tenant['burst_tokens']):.0f} tokens at once"
         said.append(f"{text}, then {float(tenant['max_tokens_per_second']):g}/s; held back for {format_seconds(tenant['held_seconds'])}")

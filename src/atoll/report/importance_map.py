@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from atoll.errors import RunFolderError
 from atoll.report.activity import block_of
 from atoll.runs.events import ImportanceFound, read_events
+from atoll.units import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,8 +84,8 @@ def draw_importance(table: ImportanceTable) -> Figure:
     axes = figure.subplots()
     image = _draw_cells(axes, table)
     figure.colorbar(image, ax=axes, pad=0.02, aspect=30)
-    counted = f"{len(table.edges)} edge" + ("" if len(table.edges) == 1 else "s")
-    axes.set_title(f"importance of each weight, mean over {counted}\n{_TITLES.get(table.importance, table.importance)}", loc="left")
+    mean, kind = f"mean over {counted(len(table.edges), 'edge')}", _TITLES.get(table.importance, table.importance)
+    axes.set_title(f"importance of each weight, {mean}\n{kind}", loc="left")
     axes.set_xticks(range(num_columns), table.types, rotation=30, ha="right", rotation_mode="anchor")
     every = math.ceil(num_rows * 0.16 / height)
     rows = [_OUTSIDE if block is None else str(block) for block in table.blocks]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from atoll.report.tables import Listing, plain_table
-from atoll.units import format_bytes, format_seconds
+from atoll.units import counted, format_bytes, format_seconds
 
 _HEADER = (
     "edge", "mode", "bits", "rank", "modules", "worth", "batch", "steps/round", "memory", "time/round", "up/round", "down/round", "limit",
@@ -21,14 +21,14 @@ def plan_table(plan: Mapping[str, Any]) -> Listing:
     """One line for each edge, and below them why."""
     edges: list[Mapping[str, Any]] = list(plan["edges"])
     num_rounds, trainable, whole = plan["rounds"], plan["num_trainable"], plan["num_parameters"]
-    title = f"{num_rounds} rounds; {trainable:,} of {whole:,} parameters trained ({100 * trainable / whole:.2g} %)"
+    title = f"{counted(num_rounds, 'round')}; {trainable:,} of {counted(whole, 'parameter', ',')} trained ({100 * trainable / whole:.2g} %)"
     if plan["importance"] is not None:
         title += "; " + _IMPORTANCE.get(plan["importance"], f"worth of ranks by {plan['importance']}")
     left_out: list[Mapping[str, Any]] = list(plan["left_out"])
     rows = [_row(edge) for edge in edges] + [(edge["name"], "left out", *["-"] * (len(_HEADER) - 2)) for edge in left_out]
     if (steps := plan.get("personal_steps")) is not None:
         seconds = plan.get("personal_seconds")
-        title += f"; then {steps} steps of each edge's own" + ("" if seconds is None else f", {format_seconds(seconds)}")
+        title += f"; then {counted(steps, 'step')} of each edge's own" + ("" if seconds is None else f", {format_seconds(seconds)}")
     notes = {edge["name"]: edge["why"] for edge in [*edges, *left_out]}
     for label, key in (("base", "remarks"), ("data", "notes")):
         notes |= {label + " " * number: remark for number, remark in enumerate(plan.get(key, ()))}

@@ -7,9 +7,9 @@ from collections import Counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TextIO
 
-from atoll.report.lines import describe_event
+from atoll.report.lines import PhaseClock, describe_event
 from atoll.runs.events import EdgeDropped, EdgeFinished, Evaluated, Event, PhaseStarted, RoundStarted, RunFinished, StepDone
-from atoll.units import format_bytes
+from atoll.units import counted, format_bytes
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -17,26 +17,31 @@ if TYPE_CHECKING:
 
 _WIDE = 120
 """Columns from which on there is place for a bar beside all that is told."""
-Style = Literal["auto", "bars", "lines", "silent"]
+Style = Literal["auto", "bars", "lines", "verbose", "silent"]
 
 
 class Progress:
     """An observer of events; use it as a context manager, so that the terminal is left tidy.
 
-    `style` "auto": bars where `stream` is a terminal, lines elsewhere.
+    `style` "auto": bars where `stream` is a terminal, lines elsewhere; "verbose": lines with the seconds since the start, for steps, too,
+    and how long each phase took.
     """
 
     def __init__(self, style: Style = "auto", stream: TextIO | None = None) -> None:
         self._stream = sys.stderr if stream is None else stream
         if style == "auto":
             style = "bars" if self._stream.isatty() else "lines"
-        self._lines = style == "lines"
+        self._lines = style in ("lines", "verbose")
+        self._clock = PhaseClock() if style == "verbose" else None
         self._bars = _Bars(self._stream) if style == "bars" else None
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
         if self._bars is not None:
             self._bars.show(event)
+        elif self._clock is not None:
+            for line in self._clock.lines(event):
+                print(line, file=self._stream, flush=True)
         elif self._lines and (line := describe_event(event)):
             print(line, file=self._stream, flush=True)
 
@@ -132,7 +137,7 @@ class _Bars:
         if len(self._asked) < 2:
             return ""
         missing = f", {len(self._dropped)} dropped" if self._dropped else ""
-        return f"{len(self._answered)} of {len(self._asked)} edges{' answered' if self._is_wide else ''}{missing}"
+        return f"{len(self._answered)} of {counted(len(self._asked), 'edge')}{' answered' if self._is_wide else ''}{missing}"
 
     def _opened(self) -> RichProgress:
         if self._progress is None:

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from atoll.printable import printable
 from atoll.runs.summary import Scores, Summary
-from atoll.units import format_seconds
+from atoll.units import counted, format_seconds
 
 _FIRST = ("loss", "perplexity")
 _PERSONAL = ("base", "local_only", "federated", "personal", "central")
@@ -152,7 +152,7 @@ def personal_table(summary: Summary) -> Listing | None:
 
 
 def _edges(number: int) -> str:
-    return f"{number} edge{'' if number == 1 else 's'}"
+    return counted(number, "edge")
 
 
 def _simulated(seconds: float | None) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from atoll.runs.files import files_in, write_folder, write_json
 from atoll.runs.layout import RunDirectory
+from atoll.units import counted
 
 MANIFEST = "manifest.json"
 STATE = "state"
@@ -63,7 +64,7 @@ def damage(checkpoint: Path) -> str | None:
                 return f"{name} is missing"
             size = files[name].stat().st_size
             if size != entry["size_bytes"]:
-                return f"{name} has {size} of {entry['size_bytes']} bytes"
+                return f"{name} has {size} of {counted(entry['size_bytes'], 'byte')}"
             if _digest(files[name]) != entry["sha256"]:
                 return f"{name} holds other bytes than were written"
         return next((f"{name} was not written by the run" for name in files if name not in listed), None)

@@ -29,9 +29,9 @@ def write_bytes(path: Path, content: bytes, mode: int = 0o666) -> None:
     sync_folder(path.parent)
 
 
-def write_json(path: Path, value: object) -> None:
-    """Put `value` at `path` as strict JSON; numbers that JSON does not have (NaN, infinity) become null."""
-    write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(path: Path, value: object, mode: int = 0o666) -> None:
+    """Put `value` at `path` as strict JSON; numbers that JSON does not have (NaN, infinity) become null. `mode` as of `write_bytes`."""
+    write_bytes(path, (json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(), mode)
 
 
 def write_folder(target: Path, write: Callable[[Path], None]) -> None:

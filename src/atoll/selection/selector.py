@@ -17,6 +17,7 @@ from atoll.selection.policy import Choice, ScoreKind, SelectionPolicy
 from atoll.selection.pool import PoolModule, pool_of
 from atoll.selection.schedule import Schedule, check_schedule
 from atoll.shapes import BaseShapes
+from atoll.units import counted
 from atoll.wire.byte_formulas import WireMode
 
 _MUCH = 0.125
@@ -124,7 +125,7 @@ def schedule_of(select: Select, epoch_steps: int, *, options: Mapping[str, objec
         raise wrong_result("policy", select.policy, "schedule", schedule, "a Schedule (atoll.selection.schedule)")
     measured = measured_by(policy, select)
     if schedule.ever and (measured is None) != (schedule.window_steps == 0):
-        got = f"{measured!r}, beside a window of {schedule.window_steps} steps"
+        got = f"{measured!r}, beside a window of {counted(schedule.window_steps, 'step')}"
         raise wrong_result("policy", select.policy, "measures", got, "what is measured in a window; None, and no window, where nothing is")
     check_schedule(schedule, select, edge)
     return schedule

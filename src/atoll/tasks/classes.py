@@ -19,6 +19,7 @@ from atoll.tasks.batches import pad_batch
 from atoll.tasks.rows import RowProblem, Rows
 from atoll.tasks.text import Classes, TextForm, row_form
 from atoll.tasks.tokens import CHUNK_ROWS, Example, Examples, pad_id, skip_or_raise, tokenize
+from atoll.units import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,7 +67,7 @@ def examples_of(rows: Rows, form: TextForm, tokenizer: PreTrainedTokenizerBase, 
             cut.append(was_cut)
     if not items:
         raise EmptyDataError(
-            "no row can be used", where=rows.name, got=f"{skipped} rows, all skipped", expected="at least one usable row",
+            "no row can be used", where=rows.name, got=f"{counted(skipped, 'row')}, all skipped", expected="at least one usable row",
             do='set on_bad_row = "error" to see what is wrong with them',
         )  # fmt: skip
     return Examples(tuple(items), np.array(numbers, dtype=np.int64), np.array(cut, dtype=bool), skipped, max_length)

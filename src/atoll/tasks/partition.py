@@ -12,6 +12,7 @@ from atoll.errors import BadRowError, BadValueError, ColumnError, PartitionError
 from atoll.tasks.forms.values import class_of
 from atoll.tasks.readers.nearest import did_you_mean
 from atoll.tasks.rows import RowProblem, Rows
+from atoll.units import counted
 
 SYNTAX = '"iid", "by:COLUMN" or "dirichlet:CONCENTRATION:COLUMN"'
 
@@ -104,7 +105,8 @@ def _dirichlet(groups: dict[str, list[int]], num_edges: int, concentration: floa
 def _nothing_left(rows: Rows, how: str, name: str, num_edges: int) -> PartitionError:
     advice = {"iid": "use fewer edges or more rows", "by": "use fewer edges, or name the edges after values of the column"}
     return PartitionError(
-        "an edge is left without rows", where=f"[data] partition = {how!r}, edge {name}", got=f"{len(rows)} rows for {num_edges} edges",
+        "an edge is left without rows", where=f"[data] partition = {how!r}, edge {name}",
+        got=f"{counted(len(rows), 'row')} for {counted(num_edges, 'edge')}",
         expected="at least one row for every edge",
         do=advice.get(how.partition(":")[0], "use a larger concentration, fewer edges or another seed"),
     )  # fmt: skip

@@ -31,6 +31,7 @@ from atoll.tasks.forms.usual import example, names_that_are_known, told, usual_f
 from atoll.tasks.forms.values import as_text, class_of
 from atoll.tasks.readers.nearest import did_you_mean, few_names
 from atoll.tasks.rows import RowProblem, Rows
+from atoll.units import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,7 +74,7 @@ class Classes:
         """
         label = class_of(row, self.column)
         if label not in self.labels:
-            expected = f"one of the {len(self.labels)} classes of the training rows, or of [evaluate] labels"
+            expected = f"one of the {counted(len(self.labels), 'class')} of the training rows, or of [evaluate] labels"
             raise RowProblem(repr(label[:60]), expected, self.column)
         return self.labels.index(label)
 

@@ -20,6 +20,7 @@ from atoll.errors import BadRowError, EmptyDataError
 from atoll.tasks.chat import Segment
 from atoll.tasks.rows import RowProblem, Rows
 from atoll.tasks.text import TextForm
+from atoll.units import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -128,7 +129,7 @@ def tokenize(rows: Rows, form: TextForm, tokenizer: PreTrainedTokenizerBase, max
             cut.append(len(encoded.token_ids) > max_length)
     if not items:
         raise EmptyDataError(
-            "no row can be used", where=rows.name, got=f"{skipped} rows, all skipped", expected="at least one usable row",
+            "no row can be used", where=rows.name, got=f"{counted(skipped, 'row')}, all skipped", expected="at least one usable row",
             do='set on_bad_row = "error" to see what is wrong with them',
         )  # fmt: skip
     return Examples(tuple(items), np.array(numbers, dtype=np.int64), np.array(cut, dtype=bool), skipped, max_length)
@@ -211,7 +212,7 @@ def _example(encoded: Encoded, max_length: int) -> Example:
     loss_mask = np.array(encoded.loss_mask[:max_length], dtype=bool)
     loss_mask[:1] = False  # Nothing comes before the first token that could predict it.
     if len(token_ids) < 2:
-        raise RowProblem(f"{len(token_ids)} tokens", "at least two tokens: one to predict, and one to predict it from")
+        raise RowProblem(counted(len(token_ids), "token"), "at least two tokens: one to predict, and one to predict it from")
     if not loss_mask.any():
         first = next((i for i, has_loss in enumerate(encoded.loss_mask) if has_loss), None)
         raise RowProblem(

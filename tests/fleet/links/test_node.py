@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import httpx
@@ -11,7 +12,7 @@ from atoll.errors import TransportError
 from atoll.federated.flower import Array, ArrayRecord, ConfigRecord, Message, RecordDict, assume_identity
 from atoll.federated.grid import numbered
 from atoll.fleet.links.frames import PROBLEM, Frame, packed, unpacked
-from atoll.fleet.links.node import answered
+from atoll.fleet.links.node import _Trouble, answered
 from atoll.fleet.links.way import open_way, proxy_to, said
 from atoll.split.certificates import DeviceTls
 from atoll.split.issuer import Issuer, write_all
@@ -50,6 +51,20 @@ def test_a_question_is_answered_and_its_answer_names_it(kind: str) -> None:
     reply = answered(message(kind, packed(CONTENT)), answer)
     assert unpacked(reply.content).config_records["question"]["text"] == "ü"
     assert reply.metadata.reply_to_message_id == "flower-1"
+
+
+def test_that_a_run_is_over_is_no_error() -> None:
+    """Its coordinator ends, and what the edge says of that says what it means."""
+    told: list[str] = []
+    stop = threading.Event()
+    stop.set()  # Nothing is waited for.
+    trouble = _Trouble("big:7440", told.append, stop)
+    trouble.wait(httpx.ConnectError("refused"))
+    trouble.over()
+    trouble.wait(httpx.ConnectError("refused"))
+    trouble.wait(httpx.ConnectError("refused"))
+    once = "big:7440 cannot be reached: refused; it is tried again"
+    assert told == [once, f"the run is over, or its coordinator away; {once}"]
 
 
 def test_what_went_wrong_crosses_as_an_answer() -> None:

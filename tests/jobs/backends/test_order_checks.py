@@ -150,7 +150,7 @@ TOLD: dict[str, tuple[dict[str, object], dict[str, object], int | None, str, str
     "one trainer of all rows": ({"phase": "central"}, {}, 1, "central", "task 'central'"),
     "importance": ({}, {}, None, "importance", "task 'importance'"),
     "classes": ({}, {"labels": ("no", "yes")}, 1, "federated", "2 classes"),
-    "more modules": ({}, {"pool": ("model.layers.0.mlp.up_proj",)}, 1, "federated", "a pool of 1 modules"),
+    "more modules": ({}, {"pool": ("model.layers.0.mlp.up_proj",)}, 1, "federated", "a pool of 1 module"),
     "no modules": ({}, {"pool": ()}, 1, "federated", "a pool of 0 modules"),
 }  # fmt: skip
 

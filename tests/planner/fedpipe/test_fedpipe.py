@@ -229,7 +229,7 @@ def test_what_an_edge_asks_for_is_kept() -> None:
 def test_bits_that_run_toml_fixes_are_kept() -> None:
     least = memory_of("local", 4, {POOL[-1]: 1}, 1)
     assert only([{}], model={"quantize": 8}).bits == 8
-    with pytest.raises(InfeasibleError, match="nothing fits 1 of 1 edges"):
+    with pytest.raises(InfeasibleError, match="nothing fits 1 of 1 edge"):
         only([edge(least, mode="local")], model={"quantize": 16})
 
 

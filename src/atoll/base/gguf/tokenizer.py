@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from atoll.base.gguf.header import BROKEN, Header, unreadable
 from atoll.base.load import load_tokenizer
 from atoll.errors import TokenizerError
+from atoll.units import counted
 
 _BYTE_LEVEL_CUTS = ("gpt-2", "qwen2", "smollm")
 """Those that transformers' reader has, and smollm, for which it takes GPT-2's. Others it takes for GPT-2's, too, or lacks what llama.cpp
@@ -33,7 +34,8 @@ def read_tokenizer(header: Header, other: str | None) -> PreTrainedTokenizerBase
         raise TokenizerError(
             "the tokenizer has not the vocabulary of the GGUF file", where=other or str(header.file),
             got=f"{strange[0]!r} and {len(strange) - 1} more tokens that the file has not" if tokens else "no tokens in the file",
-            expected=f"the {len(tokens)} tokens of {header.file.name}", do="give the model's own tokenizer files with --tokenizer DIR",
+            expected=f"the {counted(len(tokens), 'token')} of {header.file.name}",
+            do="give the model's own tokenizer files with --tokenizer DIR",
         )  # fmt: skip
     return tokenizer
 

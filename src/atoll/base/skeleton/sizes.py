@@ -20,6 +20,7 @@ from atoll.base.skeleton.released import is_released_quantized
 from atoll.base.skeleton.stored_names import StoredNames
 from atoll.errors import WeightsError
 from atoll.shapes import BaseShapes, ModuleShape
+from atoll.units import counted
 
 _NAMED_AS_EXPERTS = re.compile(r".*(expert|router|\bgate\b|moe).*")
 
@@ -105,7 +106,7 @@ def _check_fit(headers: Headers, model: PreTrainedModel) -> None:
     if kept or wrong:
         raise WeightsError(
             "the weights do not fit config.json", where=headers.source,
-            got=f"{len(kept)} tensors missing, {len(wrong)} of another shape: " + ", ".join([*kept, *wrong][:3]),
+            got=f"{counted(len(kept), 'tensor')} missing, {len(wrong)} of another shape: " + ", ".join([*kept, *wrong][:3]),
             expected=f"the tensors of a {type(model).__name__} of these sizes", do="copy config.json and the weights from the same model",
         )  # fmt: skip
 

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
+from atoll.cli.loudness import tell
 from atoll.cli.options import CaKey, RunFile, Sets
 from atoll.cli.parsing import command, command_with_commands
-from atoll.cli.showing import tell
 
 WholeFleet = Annotated[Path, typer.Option("--fleet", metavar="DIR", help="What `atoll fleet init` wrote.")]
 
@@ -52,7 +52,8 @@ def join(
 ) -> None:
     """Take part with this machine's rows, until stopped.
 
-    DIR is one that `atoll fleet init` wrote for an edge. The base and the rows stay in this process from round to round.
+    DIR is one that `atoll fleet init` wrote for an edge. The base and the rows stay in this process from round to round. When a run is
+    over, it waits for the next; Ctrl-C or SIGTERM ends it, with exit status 0.
     """
     from atoll.fleet.join import join as take_part
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,10 +11,15 @@ from typing import Annotated, Any
 
 import typer
 
-from atoll.cli.options import Method, Output, RunFile, Sets, method_names
+from atoll.cli import loudness
+from atoll.cli.boundary import mark_resume
+from atoll.cli.loudness import tell
+from atoll.cli.names import method_names
+from atoll.cli.options import Method, Output, RunFile, Sets
 from atoll.cli.parsing import command
-from atoll.cli.showing import tell
+from atoll.cli.showing import program
 from atoll.errors import CommandLineError
+from atoll.runs.layout import marked_run
 
 commands = typer.Typer()
 Seeds = Annotated[list[int] | None, typer.Option("--seeds", min=0, metavar="S ...", help="Seeds to run with; default: the file's.")]
@@ -51,7 +57,9 @@ def compare(
         from atoll.commands.many.compare import methods_as_variants
 
         variants = methods_as_variants(methods, sets or ())
-        _show(run(run_file.config, variants, seeds=seeds or (), out=out, tell=tell, observed=_seen), output, show)
+        with _goes_on():
+            compared = run(run_file.config, variants, seeds=seeds or (), out=out, tell=tell, observed=_seen)
+        _show(compared, output, show)
 
 
 @command(commands, several=("--set", "--seeds"))
@@ -78,15 +86,26 @@ def sweep(
 
         folder = out or Path("runs") / f"{load(run_file.config).config.run.name}-sweep"
         variants = settings_as_variants(sets, before)
-        _show(run(run_file.config, variants, seeds=seeds or (), out=folder, tell=tell, observed=_seen), output, show)
+        with _goes_on():
+            compared = run(run_file.config, variants, seeds=seeds or (), out=folder, tell=tell, observed=_seen)
+        _show(compared, output, show)
 
 
 @contextmanager
 def _seen() -> Iterator[Any]:
-    from atoll.report.progress import Progress
-
-    with Progress() as progress:
+    with loudness.progress() as progress:
         yield progress
+
+
+@contextmanager
+def _goes_on() -> Iterator[None]:
+    """The same command goes on with runs that an exception has ended."""
+    try:
+        yield
+    except BaseException as error:
+        if marked_run(error) is not None:
+            mark_resume(error, shlex.join((*program(), *loudness.typed())))
+        raise
 
 
 def _refuse_seed(sets: Sequence[str] | None) -> None:
@@ -104,5 +123,6 @@ def _show(comparison: Any, output: Output, show: Any) -> None:
     from atoll.report.many.comparison import comparison_table
     from atoll.report.tables import print_table
 
-    print_table(comparison_table(comparison), sys.stdout)
+    if not loudness.is_quiet():
+        print_table(comparison_table(comparison), sys.stdout)
     print(f"all of it: {comparison.folder}")

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from atoll.cli.loudness import aside, tell
 from atoll.cli.options import Moved, OtherBase, Run
 from atoll.cli.parsing import command
-from atoll.cli.showing import tell
 
 commands = typer.Typer()
 
@@ -39,7 +39,7 @@ def export(
         tell(f"note: {remark}")
     print(f"wrote {written.folder}: {written.what}")
     for number, line in enumerate(written.commands):
-        print(f"{'' if number else 'next:':8} {line}")
+        aside(f"{'' if number else 'next:':8} {line}")
 
 
 @command(commands)

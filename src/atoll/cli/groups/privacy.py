@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from atoll.cli.loudness import tell
 from atoll.cli.options import Output, Overrides, RunFileOrRun
 from atoll.cli.parsing import command
-from atoll.cli.showing import tell
 
 commands = typer.Typer()
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from atoll.cli import loudness
 from atoll.cli.options import MODEL, Access, Moved, OtherBase, Output, ReadRun, Run, Sets
 from atoll.cli.parsing import command
 from atoll.errors import CommandLineError
@@ -49,9 +50,8 @@ def evaluate(subject: Subject, *, sets: Sets = None, other_base: OtherBase = Fal
         Run(subject.run_dir).check()
     with output.results() as show:
         from atoll.commands.evaluate import evaluate as measure
-        from atoll.report.progress import Progress
 
-        with Progress() as progress:
+        with loudness.progress() as progress:
             scores = measure(
                 run_dir=subject.run_dir, model=subject.model, adapter=subject.adapter, data=subject.data, overrides=tuple(sets or ()),
                 observers=(progress,), host=access.opened(), trust=subject.trust, other_base=other_base,

@@ -12,6 +12,7 @@ import typer
 from atoll.cli.options import Output
 from atoll.cli.parsing import command, command_with_commands
 from atoll.errors import CommandLineError, RunFolderError
+from atoll.units import counted
 
 FolderOfRuns = Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where the runs are.")]
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", hidden=True)]
@@ -36,7 +37,7 @@ def runs(
         if output.as_json:
             show([run.to_json() for run in found])
         elif found:
-            print_table(list_of_runs(found, f"{len(found)} run{'' if len(found) == 1 else 's'} in {folder}"), sys.stdout)
+            print_table(list_of_runs(found, f"{counted(len(found), 'run')} in {folder}"), sys.stdout)
         else:
             print(f"no runs in {folder}; `atoll train RUN.toml` writes one")
 
@@ -124,7 +125,8 @@ def rm(
             )  # fmt: skip
         for run in found:
             print(run.path, file=sys.stderr)
-        if not typer.confirm(f"Remove {'this run' if len(found) == 1 else f'these {len(found)} runs'} for good?", err=True):
+        which = "this run" if len(found) == 1 else f"these {counted(len(found), 'run')}"
+        if not typer.confirm(f"Remove {which} for good?", err=True):
             print("nothing was removed")
             return
     for run in found:

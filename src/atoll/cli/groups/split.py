@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from atoll.cli import loudness
 from atoll.cli.options import MODEL, Access, CaKey, Insecure, NewRun, Output, RunFile, Sets
 from atoll.cli.parsing import command, command_with_commands
 from atoll.cli.showing import show_training
@@ -165,7 +166,12 @@ def host(serving: Serving) -> None:
     from atoll.commands.host import host as serve
 
     settings = HostSettings(**{**asdict(serving), "tenants": tuple(serving.tenants or ()), "codecs": tuple(serving.codecs or ())})
-    serve(settings, lambda line: print(line, flush=True))
+    serve(settings, _told)
+
+
+def _told(line: str) -> None:
+    if not loudness.is_quiet() or line.startswith("serving "):
+        print(line, flush=True)
 
 
 hosts = command_with_commands(host)
@@ -229,7 +235,15 @@ def edge(
     def begin(progress: Any) -> Any:
         return run(run_file.config, access.opened(), name=name, fetch_base=fetch_base, out=out, overrides=overrides, observers=(progress,))
 
-    show_training(begin, access, output)
+    show_training(begin, access, output, access.given() if _can_go_on(run_file.config, overrides, name) else None)
+
+
+def _can_go_on(config: Path, overrides: tuple[str, ...], name: str | None) -> bool:
+    """Whether `atoll resume` knows this edge's rows: it is the only one, or names its own."""
+    from atoll.config.load import load
+
+    edges = load(config, overrides).config.edge
+    return len(edges) < 2 or any(edge.name == name and edge.data is not None for edge in edges)
 
 
 @command(commands)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from atoll.cli.loudness import aside, tell
 from atoll.cli.options import Access, Engine, NewRun, Output, Overrides, Run, RunFileOrRun
 from atoll.cli.parsing import command
-from atoll.cli.showing import show_training, tell
+from atoll.cli.showing import program, show_training
 
 commands = typer.Typer()
 
@@ -27,7 +29,8 @@ def init(
     from atoll.commands.init import init as write_folder
 
     config = write_folder(directory, full=full)
-    print(f"wrote {config} and sample data beside it\nnext: atoll train {config}")
+    print(f"wrote {config} and sample data beside it")
+    aside(f"next: {shlex.join((*program(), 'train', str(config)))}")
 
 
 @command(commands)
@@ -73,7 +76,7 @@ def train(run_file: RunFileOrRun, *, out: NewRun = None, overrides: Overrides, a
         given = overrides.given()
         return run(run_file.config, out=out, overrides=given, observers=(progress,), host=access.opened(), trust=run_file.trust)
 
-    show_training(begin, access, output)
+    show_training(begin, access, output, _on_resume(access, engine))
 
 
 @command(commands)
@@ -96,4 +99,12 @@ def resume(run: Run, access: Access, engine: Engine, output: Output) -> None:
 
         return go_on(run.run_dir, observers=(progress,), host=access.opened(), trust=run.trust)
 
-    show_training(begin, access, output)
+    show_training(begin, access, output, _on_resume(access, engine))
+
+
+def _on_resume(access: Access, engine: Engine) -> tuple[str, ...] | None:
+    """What `atoll resume` is to be given; None for edges that started with a run and are gone with it."""
+    if engine.engine == "flower" and engine.fleet is None:
+        return None
+    fleet = () if engine.fleet is None else ("--engine", "flower", "--fleet", str(engine.fleet))
+    return (*access.given(), *fleet)

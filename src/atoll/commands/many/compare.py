@@ -12,20 +12,21 @@ from itertools import product
 from pathlib import Path
 
 from atoll.base.part import stored_digest
-from atoll.commands.plan import plan
+from atoll.commands.plan import plan_at_once
 from atoll.commands.resume import resume
 from atoll.commands.train import train
 from atoll.config.load import LoadedConfig, config_hash, load
-from atoll.config.overrides import METHODS
 from atoll.errors import AtollError, CommandLineError, OutputError, ResumeError
 from atoll.jobs.inputs import base_source, edge_rows, eval_rows
 from atoll.jobs.resume_state import rows_hash
+from atoll.registry.methods import METHODS
 from atoll.report.many.comparison import ComparedRun, Comparison
 from atoll.report.many.figure import write_comparison_figure
 from atoll.runs.events import Event
 from atoll.runs.files import write_json
 from atoll.runs.layout import RunDirectory, read_object
 from atoll.runs.summary import read_summary
+from atoll.units import counted
 
 _BEGAN, _RESULTS, _FIGURE = "began.json", "compare.json", "compare.png"
 ALL = "all"
@@ -86,7 +87,7 @@ def compare(
     _check_began(folder, jobs)
     for job in jobs:
         if not _is_complete(folder / job.folder):
-            plan(config, overrides=job.overrides)
+            plan_at_once(load(config, job.overrides))
     _make(folder)
     write_json(folder / _BEGAN, {"began_with": _noted(folder) | {job.folder: dict(job.began_with) for job in jobs}})
     found: list[ComparedRun] = []
@@ -94,7 +95,7 @@ def compare(
         try:
             found.append(_run(config, job, folder / job.folder, f"run {number} of {len(jobs)}: {job.title}", tell, observed or _silent))
         except (AtollError, KeyboardInterrupt):
-            tell(f"{len(found)} of {len(jobs)} runs are finished in {folder}; the same command goes on with the others")
+            tell(f"finished in {folder}: {len(found)} of {counted(len(jobs), 'run')}")
             raise
     comparison = Comparison(folder, tuple(found))
     write_json(folder / _RESULTS, comparison.to_json())

@@ -33,6 +33,9 @@ def written_whole(target: Path, what: str) -> Iterator[Path]:
         with scratch_folder(f".{target.name}-", target.parent) as stage:
             folder = Path(stage) / "model"
             yield folder
+            for file in folder.rglob("*.safetensors"):
+                # safetensors writes for its user alone; who serves a model may be another, and the folder has what the umask leaves.
+                file.chmod(folder.stat().st_mode & 0o666)
             folder.rename(target)
     except OSError as problem:
         do = "give another folder with --out"

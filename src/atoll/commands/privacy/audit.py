@@ -18,7 +18,7 @@ from atoll.config.load import LoadedConfig
 from atoll.errors import BadValueError, OutputError, UnavailableError
 from atoll.jobs.finished import loaded_base, open_run
 from atoll.jobs.inputs import EdgeRows, base_shapes, edge_rows, eval_rows, given_importance, public_name
-from atoll.jobs.job import block_ranks, fresh_start, given_start
+from atoll.jobs.ready.start import block_ranks, fresh_start, given_start
 from atoll.jobs.results.config import Given, given_config
 from atoll.planner.edge_plan import Mode
 from atoll.planner.plan_fleet import plan_fleet
@@ -161,8 +161,8 @@ def _told_setting(subject: _Subject, setting: Setting, public: PublicText, effor
 def _keep(document: Mapping[str, object], found: Sequence[Finding], run: RunDirectory | None, out: Path | None) -> None:
     if out is not None:
         try:
-            out.mkdir(parents=True, exist_ok=True)
-            write_json(out / AUDIT, document)
+            out.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_json(out / AUDIT, document, 0o600)  # With rows, and what was recovered of them.
         except OSError as problem:
             raise OutputError(
                 "the audit cannot be kept there", where=str(out), got=str(problem), expected="room, and a folder", do="name another"

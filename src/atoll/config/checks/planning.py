@@ -10,6 +10,7 @@ from atoll.config.keys import as_toml
 from atoll.config.schema import DEFAULT_LOCAL_STEPS, RunConfig
 from atoll.errors import InputError
 from atoll.registry.parts import trait
+from atoll.units import counted
 
 
 def planning(config: RunConfig, document: Document) -> list[InputError]:
@@ -66,7 +67,7 @@ def growing(config: RunConfig, document: Document) -> list[InputError]:
         errors.append(conflict(document, location, what, got, expected, do))
 
     if len(plan.ranks) > rounds:
-        got = f"{rounds} round{'' if rounds == 1 else 's'}, {len(plan.ranks)} ranks"
+        got = f"{counted(rounds, 'round')}, {counted(len(plan.ranks), 'rank')}"
         what = f'plan.policy = "{plan.policy}" has a stage for each of plan.ranks, of a round or more'
         add(("plan", "ranks"), what, got, f"at most {rounds}", "raise run.rounds, or name fewer ranks")
     if list(plan.ranks) != sorted(plan.ranks):
@@ -90,21 +91,22 @@ def training(config: RunConfig, document: Document) -> list[InputError]:
     if train.local_steps is not None and train.local_epochs is not None:
         what, got = (
             "train.local_steps and train.local_epochs exclude each other",
-            f"{train.local_steps} steps and {train.local_epochs} epochs",
+            f"{counted(train.local_steps, 'step')} and {counted(train.local_epochs, 'epoch', 'g')}",
         )
         return [conflict(document, ("train", "local_epochs"), what, got, "one of the two", "take one of them out")]
     if train.local_epochs is not None and config.data.batching == "pack":
         what, do = "packed rows make an epoch that is as long as they turn out", 'write local_steps, or batching = "bucket"'
-        got = f'batching = "pack", and {train.local_epochs} epochs'
+        got = 'batching = "pack", and ' + counted(train.local_epochs, "epoch", "g")
         return [conflict(document, ("train", "local_epochs"), what, got, "local_steps", do)]
     if train.local_epochs is not None:
         return []  # the number of steps is known only with the data
     total = config.run.rounds * (train.local_steps or DEFAULT_LOCAL_STEPS)
     if 0 < train.warmup_steps < total or train.warmup_steps == 0:
         return []
-    what, got = "the warm-up does not end before the run does", f"warmup_steps = {train.warmup_steps} of {total} steps in all rounds"
+    what = "the warm-up does not end before the run does"
+    got = f"warmup_steps = {train.warmup_steps} of {counted(total, 'step')} in all rounds"
     do = "lower train.warmup_steps, or raise run.rounds or train.local_steps"
-    return [conflict(document, ("train", "warmup_steps"), what, got, f"fewer than {total} steps", do)]
+    return [conflict(document, ("train", "warmup_steps"), what, got, f"fewer than {counted(total, 'step')}", do)]
 
 
 def edges(config: RunConfig, document: Document) -> list[InputError]:

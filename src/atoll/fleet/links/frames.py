@@ -12,6 +12,7 @@ from atoll.federated.figures import MALFORMED, said, shown
 from atoll.federated.flower import Array, ArrayRecord, RecordDict
 from atoll.federated.store import dump_record, load_record
 from atoll.printable import printable
+from atoll.units import counted
 
 PROBLEM = "problem"
 """Key of what an edge says went wrong, in a reply: Flower's own errors are for what happened on the way."""
@@ -90,7 +91,7 @@ def unpacked(record: RecordDict, most_bytes: int | None = None) -> RecordDict:
     data = record.array_records[_PACK][_PACK].data
     if most_bytes is not None and len(data) > most_bytes:
         raise ProtocolError(
-            "a message is longer than it may be", got=f"{len(data)} bytes", expected=f"at most {most_bytes}",
+            "a message is longer than it may be", got=counted(len(data), "byte"), expected=f"at most {most_bytes}",
             do="run the same version of Atoll everywhere; leave the edge out if it cannot be trusted",
         )  # fmt: skip
     try:

@@ -81,19 +81,20 @@ class _Trouble:
 
     def __init__(self, address: str, tell: Callable[[str], None], stop: threading.Event) -> None:
         self._address, self._tell, self._stop = address, tell, stop
-        self._told, self._wait = "", _SHORTEST_WAIT
+        self._told, self._wait, self._was_there = "", _SHORTEST_WAIT, False
 
     def wait(self, problem: Exception) -> None:
         """Some seconds, before it is tried again."""
         if (why := said(self._address, problem)) != self._told:
-            self._tell(f"{why}; it is tried again")
+            away = "the run is over, or its coordinator away; " if self._was_there else ""
+            self._tell(f"{away}{why}; it is tried again")
             self._told = why
         self._stop.wait(self._wait)
         self._wait = min(2 * self._wait, _LONGEST_WAIT)
 
     def over(self) -> None:
         """The coordinator has answered."""
-        self._told, self._wait = "", _SHORTEST_WAIT
+        self._told, self._wait, self._was_there = "", _SHORTEST_WAIT, True
 
 
 def answered(message: Message, answer: Callable[[bytes], bytes]) -> Message:

@@ -18,7 +18,8 @@ from atoll.jobs.backends.work_orders import to_text
 from atoll.jobs.backends.worker import Capabilities, asked_for
 from atoll.jobs.finished import loaded_base
 from atoll.jobs.inputs import base_shapes, base_source, check_labels, class_events, eval_rows, given_importance, held_out_events
-from atoll.jobs.job import Job, Participant, block_ranks, fresh_start, given_start, participant, with_head
+from atoll.jobs.job import Job, Participant, participant
+from atoll.jobs.ready.start import block_ranks, fresh_start, given_start, with_head
 from atoll.jobs.results.adapter import check_given, check_result
 from atoll.planner.edge_plan import FleetPlan, LeftOut
 from atoll.planner.plan_fleet import check_plan, plan_fleet

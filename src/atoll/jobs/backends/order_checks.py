@@ -15,6 +15,7 @@ from atoll.jobs.backends.edge_policy import POLICY_FILE, EdgePolicy, policy_of
 from atoll.jobs.backends.work_orders import SentOrder
 from atoll.planner.costs import wire_modes
 from atoll.shapes import BaseShapes
+from atoll.units import counted
 
 _LONGEST_LABEL = 1000
 Problem = tuple[str, str]
@@ -85,7 +86,7 @@ class OrderChecks:
         given = self.config.adapter.start is not None
         pool = set(sizes) if given else set(resolve_targets(self.config.adapter.targets, shapes.modules))
         if not set(sent.pool) <= pool or len(sent.pool) > len(pool) or not (given or len(sent.pool) == len(pool)):
-            yield f"a pool of {len(sent.pool)} modules", "the targets of run.toml"
+            yield f"a pool of {counted(len(sent.pool), 'module')}", "the targets of run.toml"
         for name, rank in sent.order.plan.ranks.items():
             # Where run.toml does not say the rank, no adapter is wider than its module.
             if name not in sent.pool or not 0 < rank <= (most or sizes.get(name, 0)):
@@ -95,11 +96,11 @@ class OrderChecks:
         named = self.config.evaluate.labels
         if self.config.model.task == "generate":
             if sent.labels:
-                yield f"{len(sent.labels)} classes", 'none: task = "generate" (run.toml)'
+                yield counted(len(sent.labels), "class"), 'none: task = "generate" (run.toml)'
         elif named is not None and sent.labels != named:
-            yield f"{len(sent.labels)} classes", "those of [evaluate] labels (run.toml)"
+            yield counted(len(sent.labels), "class"), "those of [evaluate] labels (run.toml)"
         elif len(set(sent.labels)) < max(2, len(sent.labels)) or not set(self.labels) <= set(sent.labels):
-            yield f"{len(sent.labels)} classes", "different ones, and those of this edge's rows among them"
+            yield counted(len(sent.labels), "class"), "different ones, and those of this edge's rows among them"
         if any(len(label) > _LONGEST_LABEL for label in sent.labels):
             yield "a class with a longer name", f"at most {_LONGEST_LABEL} characters"
 

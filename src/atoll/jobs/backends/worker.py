@@ -31,6 +31,7 @@ from atoll.runs.events import Event
 from atoll.tasks.batches import check_packing
 from atoll.tasks.classes import examples_of, with_classes
 from atoll.tasks.tokens import Examples
+from atoll.units import counted
 
 _LONGEST_NAME, _LONGEST_LABEL, _MOST_LABELS = 128, 1000, 10_000
 _OF_A_MACHINE = (("model", "base"), ("data", "train"), ("data", "eval"), ("adapter", "start"), ("plan", "importance_file"),
@@ -115,7 +116,8 @@ class Worker:
     def notes(self) -> tuple[str, ...]:
         """What was decided about its rows that its owner should hear."""
         skipped = self._rows.rows.num_skipped
-        return (*(note for _, note in self._rows.notes), *([f"{skipped} rows cannot be used, and are left out"] if skipped else []))
+        unusable = [f"left out, as it cannot be used: {counted(skipped, 'row')}"] if skipped else []
+        return (*(note for _, note in self._rows.notes), *unusable)
 
     def untold(self) -> tuple[Event, ...]:
         """What became of the rows as tokens were made of them; once."""

@@ -20,6 +20,7 @@ from atoll.runs.events import read_events
 from atoll.runs.files import write_text
 from atoll.runs.layout import RunDirectory
 from atoll.runs.summary import Evaluation, Scores, Summary, read_summary
+from atoll.units import counted
 
 CARD_FILE = "README.md"
 _SEE_BASE = "see the base"
@@ -108,8 +109,8 @@ def _data(run: RunDirectory, config: RunConfig, labels: tuple[str, ...], num_edg
     owners = f"{num_edges} owners, each of whose rows stayed with the owner" if num_edges > 1 else "one owner"
     form = run.read_config().get("form")
     kinds = {"messages": "Chats", "completion": "Prompts and completions", "text": "Texts"}
-    what = f"Texts of {len(labels)} classes" if labels else kinds.get(str(form), "Rows")
-    numbers = [f"{trained_on:,} rows trained on"] * bool(trained_on) + [f"{held_out:,} held-out rows"] * bool(held_out)
+    what = f"Texts of {counted(len(labels), 'class')}" if labels else kinds.get(str(form), "Rows")
+    numbers = [f"{counted(trained_on, 'row', ',')} trained on"] * bool(trained_on) + [f"{held_out:,} held-out rows"] * bool(held_out)
     return f"{what} of {owners}{': ' if numbers else ''}{', '.join(numbers)}. No row is in this folder."
 
 
@@ -119,7 +120,8 @@ def _method(run: RunDirectory, config: RunConfig) -> str:
     rank = "" if config.adapter.kind == "full" else f" of rank {ranks[0]}" if len(ranks) == 1 else f" of ranks {ranks[0]} to {ranks[-1]}"
     if state.kind == "bottleneck":
         rank = rank.replace("rank", "width")
-    long = f"{train.local_epochs:g} epochs" if train.local_epochs is not None else f"{train.local_steps or DEFAULT_LOCAL_STEPS} steps"
+    long = counted(train.local_steps or DEFAULT_LOCAL_STEPS, "step")
+    long = long if train.local_epochs is None else counted(train.local_epochs, "epoch", "g")
     lines = {
         "trained": f"{config.adapter.kind}{rank} on {few(sorted({name.rpartition('.')[2] for name in state.parts}))}",
         "rounds": f"{config.run.rounds} of {long} on every edge, seed {config.run.seed}",

@@ -9,7 +9,7 @@ from typing import Literal
 
 from atoll.planner.fedpipe.search import SECOND_MACHINE, Decision, EdgeSearch, Place, Shortage
 from atoll.planner.request import EdgeRequest
-from atoll.units import format_bytes, format_seconds
+from atoll.units import counted, format_bytes, format_seconds
 
 MORE_BYTES, MORE_SECONDS = 10**9, 10.0
 """The steps whose price is told."""
@@ -84,11 +84,11 @@ def why(search: EdgeSearch, asked: EdgeRequest, now: Decision, bound: Binding, p
         ", as ".join(filter(None, [
             _where(now.place, setting.remote_blocks), " and ".join(_rival(search, asked, rival) for rival in rivals),
         ])),
-        f"rank {span} on {len(setting.ranks)} of {len(search.pool)} weights, worth {worth:.1%} of the largest ranks on all"
+        f"rank {span} on {len(setting.ranks)} of {counted(len(search.pool), 'weight')}, worth {worth:.1%} of the largest ranks on all"
         + f" (a host counts for {now.left:.3g})" * now.place.split,
     ]
     if len(search.adapted) < len(search.pool):
-        parts.append(f"only {len(search.adapted)} weights, those of the top blocks, may be adapted")
+        parts.append(f"only {counted(len(search.adapted), 'weight')}, those of the top blocks, may be adapted")
     if setting.gradient_checkpointing:
         parts.append("gradient checkpointing makes room")
     if search.config.plan.warms_up and search.warm_up(asked.edge, now.place) is None:

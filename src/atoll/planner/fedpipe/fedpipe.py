@@ -20,7 +20,7 @@ from atoll.planner.fedpipe.explain import binding, missing_at, prices, why
 from atoll.planner.fedpipe.search import Decision, EdgeSearch
 from atoll.planner.planner import Planned
 from atoll.planner.request import EdgeRequest, PlanRequest, RanksOf
-from atoll.units import format_bytes
+from atoll.units import counted, format_bytes
 from atoll.wire.byte_formulas import WireMode
 
 
@@ -64,7 +64,7 @@ def _planned(search: EdgeSearch, asked: Sequence[EdgeRequest]) -> tuple[list[Edg
     left_out = [LeftOut(one.edge.name, _nothing_fits(search, one)) for one in nothing]
     if left_out and (config.plan.infeasible == "refuse" or len(left_out) == len(asked)):
         raise InfeasibleError(
-            f"nothing fits {len(left_out)} of {len(asked)} edges", where=", ".join(f"[[edge]] {edge.name}" for edge in left_out),
+            f"nothing fits {len(left_out)} of {counted(len(asked), 'edge')}", where=", ".join(f"[[edge]] {edge.name}" for edge in left_out),
             got="; ".join(_declared(one) for one in nothing), expected="\n".join(f"{edge.name}: {edge.why}" for edge in left_out),
             do='give these edges more, choose a smaller base, shorten max_length, or write infeasible = "leave-out" below [plan]',
         )  # fmt: skip
@@ -108,7 +108,7 @@ def _steps(search: EdgeSearch, asked: Sequence[EdgeRequest], decided: Sequence[D
         most = int(config.plan.most_steps * one.num_steps)
         num_steps = max(one.num_steps, costs.steps_by(by, one.edge, most))
         end = "the most" if num_steps == most else f"until {until}"
-        return num_steps, f"; {num_steps} steps where {one.num_steps} are asked, {end}" if num_steps > one.num_steps else ""
+        return num_steps, f"; {counted(num_steps, 'step')} where {one.num_steps} are asked, {end}" if num_steps > one.num_steps else ""
 
     return {one.edge.name: filled(one, costs) for one, costs in known}
 

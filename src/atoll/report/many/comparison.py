@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 
 from atoll.report.tables import TITLES, Listing, number_text
 from atoll.runs.summary import Scores, Summary
-from atoll.units import format_bytes, format_seconds
+from atoll.units import counted, format_bytes, format_seconds
 
 _COSTS: Mapping[str, Callable[[Summary], float | None]] = {
     "bytes": lambda summary: float(summary.traffic.up_bytes + summary.traffic.down_bytes),
@@ -91,7 +91,7 @@ def comparison_table(comparison: Comparison) -> Listing:
     scores = [key for key in dict.fromkeys(key for numbers in variants.values() for key in numbers) if key not in _COSTS]
     times = [key for key in ("simulated_seconds", "wall_seconds") if any(key in numbers for numbers in variants.values())][:1]
     seeds = len({run.seed for run in comparison.runs})
-    spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed: no spread"
+    spread = f"mean ± standard deviation over {counted(seeds, 'seed')}" if seeds > 1 else "one seed: no spread"
     titles = {**TITLES, "bytes": "traffic", "simulated_seconds": "simulated time", "wall_seconds": "time"}
     rows = [] if base is None else [("base", *(number_text(base.get(key), key) for key in scores), *("" for _ in ("bytes", *times)))]
     least = min((numbers["loss"].mean for numbers in variants.values() if "loss" in numbers), default=None)

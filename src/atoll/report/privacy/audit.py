@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from atoll.report.tables import Listing
-from atoll.units import format_seconds
+from atoll.units import counted, format_seconds
 
 HEADER = ("attack", "tokens", "95 %", "top 5", "rare", "common", "ROUGE-L", "chance", "rows", "took")
 _LONGEST = 300
@@ -47,7 +47,7 @@ def _row(one: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _title(setting: Mapping[str, Any]) -> str:
     edges = ", ".join(f"{count} {mode}" for mode, count in setting["edges"].items())
-    cut, text = setting["cut"], f"{setting['public']} ({setting['public_tokens']} tokens)"
+    cut, text = setting["cut"], f"{setting['public']} ({counted(setting['public_tokens'], 'token')})"
     where = "no cut" if cut is None else f"cut {cut['front']}/{cut['back']}, {setting['wire']} in {setting['codec']}"
     return f"{setting['base']}: {edges}; {where}; adapter {setting['adapter']}; learned from {text}"
 

@@ -12,6 +12,7 @@ from atoll.runs.events import read_events
 from atoll.runs.files import write_bytes, write_text
 from atoll.runs.layout import RunDirectory
 from atoll.runs.record import number_in, table
+from atoll.units import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -132,7 +133,7 @@ def _draw_trained(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
         colour = _COLOURS[number] if few else "#7F7F7F"
         shown = {"label": edge, "alpha": 0.9} if few else {"alpha": 0.3}
         axes.plot(x, y, linewidth=1.0, color=colour, marker="." if len(x) < _DOTTED else "", **shown)
-    axes.set_title("training, by edge" if few else f"training, {len(losses)} edges", loc="left")
+    axes.set_title("training, by edge" if few else f"training, {counted(len(losses), 'edge')}", loc="left")
     axes.set_xlabel("step" if _has_steps(lines) else "round")
     if few:
         axes.legend(frameon=False, fontsize=8)

@@ -19,6 +19,7 @@ from atoll.split.host.compute_queue import ComputeQueue
 from atoll.split.host.limits.budgets import Budgets
 from atoll.split.host.tenants import Call
 from atoll.split.transport import Alarm
+from atoll.units import counted
 from atoll.wire import protocol_pb2 as pb
 from atoll.wire.encoding import raw
 from atoll.wire.frames import CHUNK_BYTES, Message, Packer
@@ -54,7 +55,7 @@ class PartLimit:
                 if together.front > self._most.front or together.back > self._most.back:
                     return f"front = {self._most.front}, back = {self._most.back} at most"
             elif together.front + together.back > self._half:
-                return f"{self._half} blocks at most, front and back together"
+                return f"{counted(self._half, 'block')} at most, front and back together"
             elif together not in (before, cut):
                 return f"what one cut needs, as front = {before.front}, back = {before.back}, which were fetched before"
             self._granted[tenant] = together

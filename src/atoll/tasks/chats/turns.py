@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from atoll.tasks.chats.template import NO_EXTRAS, Extras, Message, marked_page, marks_answers, page, template_of
 from atoll.tasks.rows import RowProblem
+from atoll.units import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,7 +59,7 @@ def spoken_page(
         text, marked = marked_page(messages, tokenizer, extras)
         places = list(_merged(marked))
         if not places or len(places) != len(answers) != len(turns):
-            got = f"{len(places)} parts that the template marks as said by the assistant, and {len(answers)} answers"
+            got = f"{counted(len(places), 'part')} that the template marks as said by the assistant, and {counted(len(answers), 'answer')}"
             raise RowProblem(got, "a {% generation %} part for every answer", "")
         found = Page(text, tuple(places if turns == answers else [places[answers.index(i)] for i in turns]))
         if len(places) == len(answers) and (number := _unclosed(found, messages, turns)):

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 
 from atoll.errors import ConflictError
 from atoll.tasks.rows import Rows
+from atoll.units import counted
 
 _TRAINED = frozenset({"train", "training"})
 _HELD_OUT = frozenset({"test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation", "heldout", "holdout"})
@@ -42,7 +43,8 @@ def check_flags(rows: Rows, used: Collection[str]) -> None:
         if marked:
             raise ConflictError(
                 "rows say that they are not to be trained on", where=f"{rows.where(marked[0])}, column {column}",
-                got=f"{rows.column(column)[marked[0]]!r}; {len(marked)} of {len(rows)} rows like it", expected="rows to train on",
+                got=f"{rows.column(column)[marked[0]]!r}; {len(marked)} of {counted(len(rows), 'row')} like it",
+                expected="rows to train on",
                 do="put these rows elsewhere (held-out ones into a file of their own, for [data] eval); if the column means something "
                 "else, name it otherwise or take it out",
             )  # fmt: skip

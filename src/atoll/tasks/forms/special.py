@@ -10,6 +10,7 @@ from atoll.tasks.readers.nearest import few_names
 from atoll.tasks.rows import RowProblem, Rows
 from atoll.tasks.text import Row, Template, TextForm
 from atoll.tasks.tokens import Examples
+from atoll.units import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,7 +24,8 @@ def token_notes(rows: Rows, form: TextForm, tokenizer: PreTrainedTokenizerBase) 
     answer = None if form.classes is not None else form.completion
     silent = [] if answer is None else [number for number in range(len(rows)) if _is_blank(rows[number], answer)]
     if silent:
-        notes.append(f"{len(silent)} rows hold nothing to learn but the end of a text (first: {rows.where(silent[0])})")
+        verb = "holds" if len(silent) == 1 else "hold"
+        notes.append(f"{counted(len(silent), 'row')} {verb} nothing to learn but the end of a text (first: {rows.where(silent[0])})")
     tokens = [token for token in tokenizer.all_special_tokens if len(token) > 1]
     if not tokens:
         return tuple(notes)
@@ -35,7 +37,7 @@ def token_notes(rows: Rows, form: TextForm, tokenizer: PreTrainedTokenizerBase) 
                 found |= dict.fromkeys(held)
                 first.append(number)
     if found:
-        held_by = f"{len(set(first))} rows hold {few_names(map(repr, found))} as text"
+        held_by = f"{counted(len(set(first)), 'row')} {'holds' if len(set(first)) == 1 else 'hold'} {few_names(map(repr, found))} as text"
         notes.append(f"{held_by}, which is taken for the token itself (first: {rows.where(min(first))})")
     return tuple(notes)
 

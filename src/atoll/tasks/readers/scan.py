@@ -14,6 +14,7 @@ from typing import IO, Literal, NamedTuple
 
 from atoll.errors import DataFileError
 from atoll.parsed import is_too_deep
+from atoll.units import counted
 
 TextKind = Literal["csv", "jsonl", "json"]
 LIST = "a list of objects: [{...}, {...}]"
@@ -172,7 +173,7 @@ def scan_csv(lines: Lines, header: Sequence[str], delimiter: str) -> Iterator[Re
         if lines.other_byte:
             yield Record(line, {}, lines.other_byte, UTF_8)
         elif len(cells) != len(header):
-            yield Record(line, {}, f"{len(cells)} values", f"{len(header)} values, one for each column of the header")
+            yield Record(line, {}, counted(len(cells), "value"), f"{counted(len(header), 'value')}, one for each column of the header")
         else:
             yield Record(line, {name: cell or None for name, cell in zip(header, cells, strict=True)})
 

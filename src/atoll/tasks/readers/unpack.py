@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from atoll.errors import DataFileError
 from atoll.tasks.readers.reader import Limits, Origin, check_size
+from atoll.units import counted
 
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 _BROKEN = (OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
@@ -95,7 +96,7 @@ def _members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     # macOS puts a hidden file beside each.
     members = [one for one in archive.infolist() if not one.is_dir() and not one.filename.startswith("__MACOSX/")]
     if len(members) != 1:
-        raise ValueError(f"an archive of {len(members)} files, where one is read: unpack it, and name the folder")
+        raise ValueError(f"an archive of {counted(len(members), 'file')}, where one is read: unpack it, and name the folder")
     return members
 
 

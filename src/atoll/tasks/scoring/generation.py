@@ -18,6 +18,7 @@ from atoll.base.blocks import blocks_path, counts_in_cache, is_elsewhere, keeps_
 from atoll.errors import BadValueError
 from atoll.remote_blocks import Growth, RemoteBlocksPlaceholder, find_placeholder
 from atoll.tasks.tokens import encode_texts, pad_id
+from atoll.units import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +189,7 @@ def _room(model: PreTrainedModel, max_new_tokens: int) -> int:
     if max_new_tokens >= context:
         raise BadValueError(
             "the completion leaves no room for a prompt", where="[evaluate] max_new_tokens", got=str(max_new_tokens),
-            expected=f"less than the {context} tokens of the model's context", do="use a smaller number",
+            expected=f"less than the {counted(context, 'token')} of the model's context", do="use a smaller number",
         )  # fmt: skip
     return int(context) - max_new_tokens
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from atoll.split.host.limits.rules import ByteLimit, TenantLimits
-from atoll.units import format_bytes, format_seconds
+from atoll.units import counted, format_bytes, format_seconds
 from atoll.wire import protocol_pb2 as pb
 
 HOLD_SECONDS = 2.0
@@ -199,7 +199,7 @@ class Account:
         limits = self._limits
         return Over(
             "tenant_tokens", f"{limits.tokens_per_second:g} tokens a second with padding, {limits.burst_tokens:g} at once",
-            f"{num_tokens} tokens now, after those of this tenant before",
+            f"{counted(num_tokens, 'token')} now, after those of this tenant before",
             f"let [wire] reconnect be longer than {_shown(seconds)}, or lower train.batch_size", seconds,
         )  # fmt: skip
 

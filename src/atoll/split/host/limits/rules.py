@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from atoll.units import format_bytes, parse_bytes
+from atoll.units import counted, format_bytes, parse_bytes
 
 BURST_SECONDS = 10.0
 """What a tenant may use at once after a pause, unless it is said: the tokens of so long a time."""
@@ -57,7 +57,7 @@ class TenantLimits:
     def to_text(self) -> str:
         """One line for the host's owner."""
         said: Sequence[str | None] = (
-            None if self.sessions is None else f"{self.sessions} sessions",
+            None if self.sessions is None else counted(self.sessions, "session"),
             None if self.tokens_per_second is None else f"{self.tokens_per_second:g} tokens/s (at once {self.burst_tokens:g})",
             None if self.bytes is None else self.bytes.to_text(),
             None if self.idle_seconds is None else f"idle for {self.idle_seconds:g} s",
