@@ -30,19 +30,24 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 if TYPE_CHECKING:
     from atoll.commands.evaluate import evaluate
     from atoll.commands.generate import generate
-    from atoll.commands.many.compare import compare
+    from atoll.commands.many.compare import compare, sweep
     from atoll.commands.merge import load, merge
     from atoll.commands.models.export import export
     from atoll.commands.plan import plan
     from atoll.commands.resume import resume
     from atoll.commands.train import RunResult, train
+    from atoll.split.certificates import DeviceTls, HostAccess
 
 __version__ = version("atoll")
-__all__ = ["RunResult", "__version__", "compare", "evaluate", "export", "generate", "load", "merge", "plan", "resume", "train"]
+__all__ = [
+    "DeviceTls", "HostAccess", "RunResult", "__version__", "compare", "evaluate", "export", "generate", "load", "merge", "plan", "resume",
+    "sweep", "train",
+]  # fmt: skip
 
 _HOME = {name: f"atoll.commands.{name}" for name in ("evaluate", "generate", "merge", "plan", "resume", "train")}
 _HOME["load"] = "atoll.commands.merge"
-_HOME["compare"] = "atoll.commands.many.compare"
+_HOME |= dict.fromkeys(("compare", "sweep"), "atoll.commands.many.compare")
+_HOME |= dict.fromkeys(("DeviceTls", "HostAccess"), "atoll.split.certificates")
 _HOME["export"] = "atoll.commands.models.export"
 _HOME["RunResult"] = "atoll.commands.train"
 
@@ -54,3 +59,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -17,7 +17,7 @@ import atoll
 from atoll.cli.app import main
 from atoll.cli.pages import format_error
 from atoll.cli.showing import program
-from atoll.commands.many.compare import Variant, compare, methods_as_variants, settings_as_variants
+from atoll.commands.many.compare import Variant, compare, grid, read_settings, sweep
 from atoll.config.load import load
 from atoll.errors import AtollError, CommandLineError, InfeasibleError, OutputError, ResumeError
 from atoll.registry.methods import METHODS
@@ -48,7 +48,7 @@ def forbid_training(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_runs_are_those_of_train_and_are_not_repeated(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = atoll.compare(config, methods_as_variants(METHOD_PAIR), seeds=(0, 1), out=tmp_path / "out")
+    found = atoll.compare(config, METHOD_PAIR, seeds=(0, 1), out=tmp_path / "out")
     assert [(run.variant, run.seed) for run in found.runs] == [("lora", 0), ("lora", 1), ("hetlora", 0), ("hetlora", 1)]
     alone = atoll.train(config, out=tmp_path / "alone", overrides=["method=hetlora", "run.seed=1"])
     last = found.runs[-1]
@@ -61,7 +61,7 @@ def test_runs_are_those_of_train_and_are_not_repeated(config: Path, tmp_path: Pa
     assert kept == json.loads(json.dumps(found.to_json()))
     assert (tmp_path / "out" / "compare.png").stat().st_size > 0
     forbid_training(monkeypatch)
-    again = compare(config, methods_as_variants(METHOD_PAIR), seeds=(1, 0), out=tmp_path / "out")
+    again = compare(config, METHOD_PAIR, seeds=(1, 0), out=tmp_path / "out")
     assert again.variants == found.variants
 
 
@@ -77,16 +77,16 @@ def test_a_comparison_that_was_stopped_goes_on(config: Path, tmp_path: Path) -> 
         yield stop
 
     with pytest.raises(KeyboardInterrupt):
-        compare(config, methods_as_variants(["lora"]), seeds=(3,), out=tmp_path / "out", tell=told.append, observed=stopping)
+        compare(config, ["lora"], seeds=(3,), out=tmp_path / "out", tell=told.append, observed=stopping)
     assert told[-1] == f"finished in {tmp_path / 'out'}: 0 of 1 run"
-    found = compare(config, methods_as_variants(["lora"]), seeds=(3,), out=tmp_path / "out")
+    found = compare(config, ["lora"], seeds=(3,), out=tmp_path / "out")
     assert "resumed" in (found.runs[0].run_dir / "events.jsonl").read_text()
     whole = atoll.train(config, out=tmp_path / "whole", overrides=["method=lora", "run.seed=3"])
     assert whole.summary.eval.adapted == found.runs[0].summary.eval.adapted
 
 
 def test_runs_of_other_configs_rows_or_bases_are_not_taken_for_these(config: Path, tmp_path: Path) -> None:
-    lora, out = methods_as_variants(["lora"]), tmp_path / "out"
+    lora, out = ["lora"], tmp_path / "out"
     compare(config, lora, out=out)
     toml, rows = config.read_text(), (tmp_path / "rows.jsonl").read_text()
     settings = (tmp_path / "base" / "config.json").read_text()
@@ -110,32 +110,47 @@ def test_what_one_method_cannot_do_is_said_before_any_is_trained(config: Path, t
     forbid_training(monkeypatch)
     for method in ("full", "fedadapter"):  # They have no ranks that differ between edges.
         with pytest.raises(AtollError) as caught:
-            compare(config, methods_as_variants(["lora", method]), out=tmp_path / "out")
+            compare(config, ["lora", method], out=tmp_path / "out")
         assert "rank" in format_error(caught.value)
     with pytest.raises(InfeasibleError):
-        compare(config, methods_as_variants(["lora"], ["edge.north.memory=1 MB"]), out=tmp_path / "out")
+        compare(config, ["lora"], overrides=["edge.north.memory=1 MB"], out=tmp_path / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").touch()
     for place in (tmp_path / "full", config):
         with pytest.raises(OutputError):
-            compare(config, methods_as_variants(["lora"]), out=place)
+            compare(config, ["lora"], out=place)
     assert not (tmp_path / "out").exists()
 
 
 def test_settings_are_combined() -> None:
     words = ["adapter.rank=4", "8", "train.learning_rate=1e-3", "adapter.rank=8", "adapter.alpha=2", "4"]
-    found = settings_as_variants(words, ["method=lora"])
+    found = grid(read_settings(words), ["method=lora"])
     assert [one.name for one in found] == [
         f"adapter.rank={rank} adapter.alpha={alpha}" for rank in (4, 8) for alpha in (2, 4)
     ]  # fmt: skip
     assert found[0] == Variant(
         "adapter.rank=4 adapter.alpha=2", ("method=lora", "adapter.rank=4", "train.learning_rate=1e-3", "adapter.alpha=2")
     )
-    assert settings_as_variants(["adapter.rank=4"])[0].name == "as given"
+    assert grid({"adapter.rank": [4]})[0].name == "as given"
+    assert grid({"adapter.targets": [["q_proj"], "all-linear"], "data.shuffle": [True]})[0].overrides == (
+        'adapter.targets=["q_proj"]', "data.shuffle=true",
+    )  # fmt: skip
     with pytest.raises(CommandLineError, match="no key"):
-        settings_as_variants(["4", "adapter.rank=4"])
-    assert [one.name for one in methods_as_variants(["all"])] == list(METHODS)
-    assert [one.name for one in methods_as_variants(["lora", "lora"])] == ["lora"]
+        read_settings(["4", "adapter.rank=4"])
+
+
+def test_a_method_is_run_once_and_what_changes_nothing_is_said(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = compare(config, ["lora", "flexlora", "lora", "hetlora"], out=tmp_path / "out")
+    assert [run.variant for run in found.runs] == ["lora", "flexlora", "hetlora"]
+    assert found.alike == [["lora", "flexlora"]]
+    assert main(["compare", str(config), "--methods", "lora", "flexlora", "hetlora", "--out", str(tmp_path / "out")]) == 0
+    assert "the same adapters, bit for bit: lora, flexlora;" in capsys.readouterr().out
+
+
+def test_a_sweep_from_python(config: Path, tmp_path: Path) -> None:
+    found = sweep(config, {"adapter.alpha": [2, 4]}, overrides=["train.batch_size=1"], out=tmp_path / "out")
+    assert list(found.variants) == ["adapter.alpha=2", "adapter.alpha=4"]
+    assert found.alike == []
 
 
 def test_the_command_lines(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +170,7 @@ def test_the_command_lines(config: Path, tmp_path: Path, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize("width", [80, 100, 140])
 def test_no_name_is_cut_at_any_width(width: int, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = compare(config, methods_as_variants(METHOD_PAIR), out=tmp_path / "out")
+    found = compare(config, METHOD_PAIR, out=tmp_path / "out")
     monkeypatch.setenv("COLUMNS", str(width))
     text = io.StringIO()
     print_table(comparison_table(found), text)

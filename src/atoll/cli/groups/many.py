@@ -54,11 +54,9 @@ def compare(
         run_file.check((*(() if name == "all" else (f"method={name}",)), *(sets or ())))
     with output.results() as show:
         from atoll.commands.many.compare import compare as run
-        from atoll.commands.many.compare import methods_as_variants
 
-        variants = methods_as_variants(methods, sets or ())
         with _goes_on():
-            compared = run(run_file.config, variants, seeds=seeds or (), out=out, tell=tell, observed=_seen)
+            compared = run(run_file.config, methods, overrides=sets or (), seeds=seeds or (), out=out, tell=tell, observed=_seen)
         _show(compared, output, show)
 
 
@@ -80,14 +78,12 @@ def sweep(
     before = () if method is None else (f"method={method}",)
     run_file.check(before)
     with output.results() as show:
-        from atoll.commands.many.compare import compare as run
-        from atoll.commands.many.compare import settings_as_variants
-        from atoll.config.load import load
+        from atoll.commands.many.compare import read_settings
+        from atoll.commands.many.compare import sweep as run
 
-        folder = out or Path("runs") / f"{load(run_file.config).config.run.name}-sweep"
-        variants = settings_as_variants(sets, before)
+        settings = read_settings(sets)
         with _goes_on():
-            compared = run(run_file.config, variants, seeds=seeds or (), out=folder, tell=tell, observed=_seen)
+            compared = run(run_file.config, settings, overrides=before, seeds=seeds or (), out=out, tell=tell, observed=_seen)
         _show(compared, output, show)
 
 
@@ -125,4 +121,6 @@ def _show(comparison: Any, output: Output, show: Any) -> None:
 
     if not loudness.is_quiet():
         print_table(comparison_table(comparison), sys.stdout)
+        for names in comparison.alike:
+            print(f"the same adapters, bit for bit: {', '.join(names)}; what sets them apart changes nothing in this run.toml")
     print(f"all of it: {comparison.folder}")

@@ -32,6 +32,7 @@ _BEGAN, _RESULTS, _FIGURE = "began.json", "compare.json", "compare.png"
 ALL = "all"
 """In place of methods: every one."""
 Observed = Callable[[], AbstractContextManager[Callable[[Event], None]]]
+Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +43,53 @@ class Variant:
     overrides: tuple[str, ...]
 
 
-def methods_as_variants(names: Sequence[str], overrides: Sequence[str] = ()) -> list[Variant]:
-    """A variant for each of these methods, with the same overrides on top."""
-    wanted = list(METHODS) if ALL in names else list(dict.fromkeys(names))
-    return [Variant(name, (f"method={name}", *overrides)) for name in wanted]
+def compare(
+    config_path: str | Path, methods: Sequence[str], *, overrides: Sequence[str] = (), seeds: Sequence[int] = (),
+    out: str | Path | None = None, tell: Tell = lambda line: None, observed: Observed | None = None,
+) -> Comparison:  # fmt: skip
+    """Train by every method ("all": all that there are) with every seed (none: the file's own); the results side by side in `out`.
+
+    Runs that are finished there are not repeated, those that were stopped go on. All plans are made before anything is trained.
+
+    Raises: what `atoll.plan` and `atoll.train` raise; ResumeError where `out` holds runs of other configs, data or another base.
+    """
+    wanted = list(METHODS) if ALL in methods else list(dict.fromkeys(methods))
+    variants = [Variant(name, (f"method={name}", *overrides)) for name in wanted]
+    return _side_by_side(Path(config_path), variants, seeds, out or _usual_folder(config_path, "compare"), tell, observed or _silent)
 
 
-def settings_as_variants(sets: Sequence[str], overrides: Sequence[str] = ()) -> list[Variant]:
-    """A variant for each combination of "SECTION.KEY=VALUE" words; a word without "=" is one more value for the key before.
+def sweep(
+    config_path: str | Path, settings: Mapping[str, Sequence[object]], *, overrides: Sequence[str] = (), seeds: Sequence[int] = (),
+    out: str | Path | None = None, tell: Tell = lambda line: None, observed: Observed | None = None,
+) -> Comparison:  # fmt: skip
+    """The same for every combination of values of these keys: `{"adapter.rank": [4, 8]}`; a text is a value as --set takes it.
+
+    Raises: as `compare`.
+    """
+    variants = grid(settings, overrides)
+    return _side_by_side(Path(config_path), variants, seeds, out or _usual_folder(config_path, "sweep"), tell, observed or _silent)
+
+
+def grid(settings: Mapping[str, Sequence[object]], overrides: Sequence[str] = ()) -> list[Variant]:
+    """A variant for each combination, named by what differs between them."""
+    axes = [
+        dict.fromkeys(f"{key}={value if isinstance(value, str) else json.dumps(value)}" for value in values)
+        for key, values in settings.items()
+    ]  # fmt: skip
+    return [
+        Variant(" ".join(one for one, axis in zip(chosen, axes, strict=True) if len(axis) > 1) or "as given", (*overrides, *chosen))
+        for chosen in product(*axes)
+    ]  # fmt: skip
+
+
+def read_settings(words: Sequence[str]) -> dict[str, list[str]]:
+    """Values by key, of "SECTION.KEY=VALUE" words; a word without "=" is one more value for the key before.
 
     Raises: CommandLineError for a value without a key.
     """
     values: dict[str, list[str]] = {}
     key = None
-    for word in sets:
+    for word in words:
         name, equals, value = word.partition("=")
         if not equals and key is None:
             raise CommandLineError(
@@ -63,27 +97,17 @@ def settings_as_variants(sets: Sequence[str], overrides: Sequence[str] = ()) -> 
             )
         key, value = (name.strip(), value) if equals else (key, word)
         values.setdefault(str(key), []).append(value)
-    grid = [dict.fromkeys(f"{key}={value}" for value in found) for key, found in values.items()]
-    varied = {key for key, found in values.items() if len(set(found)) > 1}
-    return [
-        Variant(" ".join(one for one in chosen if one.partition("=")[0] in varied) or "as given", (*overrides, *chosen))
-        for chosen in product(*grid)
-    ]  # fmt: skip
+    return values
 
 
-def compare(
-    config_path: str | Path, variants: Sequence[Variant], *, seeds: Sequence[int] = (), out: str | Path | None = None,
-    tell: Callable[[str], None] = lambda line: None, observed: Observed | None = None,
+def _usual_folder(config_path: str | Path, command: str) -> Path:
+    return Path("runs") / f"{load(Path(config_path)).config.run.name}-{command}"
+
+
+def _side_by_side(
+    config: Path, variants: Sequence[Variant], seeds: Sequence[int], out: str | Path, tell: Tell, observed: Observed
 ) -> Comparison:  # fmt: skip
-    """Train every variant with every seed (none: the file's own), and put the results side by side in `out`.
-
-    Runs that are finished there are not repeated, those that were stopped go on. All plans are made before anything is trained.
-
-    Raises: what `atoll.plan` and `atoll.train` raise; ResumeError where `out` holds runs of other configs, data or another base.
-    """
-    config, name = Path(config_path), load(Path(config_path)).config.run.name
-    folder = Path(out) if out is not None else Path("runs") / f"{name}-compare"
-    jobs = list(_jobs(config, variants, tuple(dict.fromkeys(seeds))))
+    folder, jobs = Path(out), list(_jobs(config, variants, tuple(dict.fromkeys(seeds))))
     _check_began(folder, jobs)
     for job in jobs:
         if not _is_complete(folder / job.folder):
@@ -93,7 +117,7 @@ def compare(
     found: list[ComparedRun] = []
     for number, job in enumerate(jobs, start=1):
         try:
-            found.append(_run(config, job, folder / job.folder, f"run {number} of {len(jobs)}: {job.title}", tell, observed or _silent))
+            found.append(_run(config, job, folder / job.folder, f"run {number} of {len(jobs)}: {job.title}", tell, observed))
         except (AtollError, KeyboardInterrupt):
             tell(f"finished in {folder}: {len(found)} of {counted(len(jobs), 'run')}")
             raise
@@ -200,7 +224,7 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _run(
-    config: Path, job: _Job, folder: Path, title: str, tell: Callable[[str], None], observed: Observed
+    config: Path, job: _Job, folder: Path, title: str, tell: Tell, observed: Observed
 ) -> ComparedRun:  # fmt: skip
     run = RunDirectory(folder)
     if _is_complete(folder):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
 from atoll.report.tables import TITLES, Listing, number_text
+from atoll.runs.layout import RunDirectory
 from atoll.runs.summary import Scores, Summary
 from atoll.units import counted, format_bytes, format_seconds
 
@@ -74,6 +76,15 @@ class Comparison:
         rows = [run.summary.eval.base for run in self.runs]
         return rows[0] if rows and all(row == rows[0] for row in rows) else None
 
+    @property
+    def alike(self) -> list[list[str]]:
+        """Variants that came to the same adapters with every seed: what sets them apart has changed nothing."""
+        found: dict[object, list[str]] = {}
+        for name in dict.fromkeys(run.variant for run in self.runs):
+            adapters = tuple((run.seed, _digest(run.run_dir)) for run in self.runs if run.variant == name)
+            found.setdefault(adapters if all(digest for _, digest in adapters) else name, []).append(name)
+        return [names for names in found.values() if len(names) > 1]
+
     def to_json(self) -> dict[str, object]:
         """As compare.json holds it."""
         variants = {
@@ -82,7 +93,13 @@ class Comparison:
             } for name, numbers in self.variants.items()
         }  # fmt: skip
         runs = [{"variant": run.variant, "seed": run.seed, "run_dir": str(run.run_dir), **run.numbers} for run in self.runs]
-        return {"folder": str(self.folder), "base": self.base, "variants": variants, "runs": runs}
+        return {"folder": str(self.folder), "base": self.base, "variants": variants, "runs": runs, "alike": self.alike}
+
+
+def _digest(run_dir: Path) -> str:
+    """SHA-256 of a run's adapter; empty: it has none of low rank."""
+    file = RunDirectory(run_dir).adapter / "adapter_model.safetensors"
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
 
 
 def comparison_table(comparison: Comparison) -> Listing:
