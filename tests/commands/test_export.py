@@ -365,3 +365,16 @@ def test_a_card_that_says_nonsense_of_its_licence_counts_for_none(trained: Path,
             raise AssertionError(problem.page()) from problem
         assert "see the base" in (tmp_path / "out" / "README.md").read_text()
         shutil.rmtree(tmp_path / "out")
+
+
+def test_the_cards_own_lines_load_an_adapter_of_the_embedded_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "The ward is closed today."}\n' * 4)
+    (tmp_path / "run.toml").write_text('[model]\nbase = "tiny"\n[data]\ntrain = "rows.jsonl"\n[train]\nlocal_steps = 1\n')
+    run = atoll.train(tmp_path / "run.toml", out=tmp_path / "run")
+    code = (run.adapter / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(run.adapter)
+    found: dict[str, object] = {}
+    exec(code, found)
+    theirs, ours = found["model"].state_dict(), atoll.load(run.run_dir).state_dict()  # type: ignore[attr-defined]
+    assert theirs.keys() == ours.keys()
+    assert all(theirs[name].equal(ours[name]) for name in ours)

@@ -120,7 +120,7 @@ def _vllm(job: _Export) -> _Written:
     fitted, rank = of_one_rank(state), max_rank(state)
     command = f"vllm serve {job.base} --enable-lora --max-lora-rank {rank} --lora-modules {shlex.quote(job.name)}={job.path()}"
 
-    use = f"vllm serve BASE --enable-lora --max-lora-rank {rank} --lora-modules {job.name}={job.name}"
+    use = f"vllm serve BASE --enable-lora --max-lora-rank {rank} --lora-modules {shlex.quote(job.name)}=."
 
     def fill(folder: Path) -> None:
         _save(job, fitted, folder)

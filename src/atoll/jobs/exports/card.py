@@ -40,13 +40,13 @@ class Kind:
 
 PEFT = Kind(
     "peft", "a PEFT adapter",
-    "```python\nfrom peft import PeftModel\nfrom transformers import {auto}\n\n"
-    'model = PeftModel.from_pretrained({auto}.from_pretrained("{base}"{more}), "{folder}")\n```\n',
+    "```python\n{imports}from peft import PeftModel\nfrom transformers import {auto}\n\n"
+    'model = PeftModel.from_pretrained({auto}.from_pretrained({base}{more}), ".")\n```\n',
 )  # fmt: skip
 MERGED = Kind(
     "transformers", "base and adapter in one model",
-    '```python\nfrom transformers import {auto}, AutoTokenizer\n\nmodel, tokenizer = {auto}.from_pretrained("{folder}"), '
-    'AutoTokenizer.from_pretrained("{folder}")\n```\n',
+    '```python\nfrom transformers import {auto}, AutoTokenizer\n\nmodel, tokenizer = {auto}.from_pretrained("."), '
+    'AutoTokenizer.from_pretrained(".")\n```\n',
 )  # fmt: skip
 
 
@@ -67,15 +67,16 @@ def card(run: RunDirectory, loaded: LoadedConfig, kind: Kind) -> str:
         base_model=base if is_public else None, library_name=kind.library, license=licence,
         pipeline_tag="text-classification" if labels else "text-generation", tags=["atoll", "federated-learning", config.adapter.kind],
     )  # fmt: skip
-    title = run.path.resolve().name
+    # What ships inside of this package is found by nobody's name of it.
+    imports, source = ("from atoll.embedded import tiny_path\n", "tiny_path()") if named == "tiny" else ("", f'"{base}"')
     parts = (
-        f"# {title}",
+        f"# {run.path.resolve().name}",
         f"{kind.what[0].upper()}{kind.what[1:]}, made with Atoll {summary.versions.get('atoll', '')}".rstrip() + ".",
         f"## Base\n\n`{base}`{f', revision `{revision}`' if revision else ''}. Licence: {licence or _SEE_BASE}.",
         f"## Data\n\n{_data(run, config, labels, len(config.edge) or 1)}",
         f"## Method\n\n{_method(run, config)}",
         f"## Scores\n\n{_scores(summary.eval)}",
-        "## Use\n\n" + kind.use.format(auto=auto, base=base, more=more, folder=title).rstrip(),
+        "## Use\n\nIn this folder:\n\n" + kind.use.format(auto=auto, imports=imports, base=source, more=more).rstrip(),
         "## Limits\n\nAn adapter can memorise rows that it was trained on. Whoever has it may be able to learn of them.",
     )
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
