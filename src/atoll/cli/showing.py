@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import sys
@@ -13,7 +14,8 @@ from atoll.cli import loudness
 from atoll.cli.boundary import mark_resume
 from atoll.cli.options import Access, Output
 from atoll.registry.parts import loaded
-from atoll.runs.layout import marked_run
+from atoll.runs.layout import RunDirectory, marked_run
+from atoll.runs.record import read_noted
 
 
 def program() -> tuple[str, ...]:
@@ -49,9 +51,15 @@ def _run(run: Callable[[Any], Any], progress: Any, options: Sequence[str] | None
         return run(progress)
     except BaseException as error:
         if options is not None and (run_dir := marked_run(error)) is not None:
-            trust = ("--trust",) if loaded() else ()  # Parts that are somebody else's.
+            trust = ("--trust",) if _names_others_code(run_dir) else ()
             mark_resume(error, shlex.join((*program(), "resume", str(run_dir), *options, *trust)))
         raise
+
+
+def _names_others_code(run_dir: Path) -> bool:
+    """Whether a run of this process names a part that is somebody else's."""
+    config = json.dumps(read_noted(RunDirectory(run_dir))[0].get("config"), ensure_ascii=False)
+    return any(json.dumps(part.name, ensure_ascii=False) in config for part in loaded())
 
 
 def _show_scores(result: Any) -> None:
