@@ -100,6 +100,7 @@ def test_runs_of_other_configs_rows_or_bases_are_not_taken_for_these(config: Pat
         with pytest.raises(ResumeError) as caught:
             compare(config, lora, out=out)
         assert f"another {what}" in caught.value.got, what
+        assert ("run.rounds differs" in caught.value.got) == (what == "config")
         config.write_text(toml)
         (tmp_path / "rows.jsonl").write_text(rows)
         (tmp_path / "base" / "config.json").write_text(settings)

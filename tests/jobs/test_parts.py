@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import atoll
-from atoll.errors import EdgesLostError, PartError, TrustError
+from atoll.errors import PartError, TrustError
 from atoll.runs.events import read_events
 
 from tests.jobs.conftest import Workplace
@@ -99,7 +99,7 @@ def test_a_transform_that_makes_something_else_sends_nothing(place: Workplace) -
     name = write_part(place.folder, "transform", "runs_broken")
     file = place.folder / "runs_broken.py"
     file.write_text(file.read_text().replace("update.scale(0.5)", "None"))
-    with pytest.raises(EdgesLostError, match="too few updates"):
+    with pytest.raises(PartError, match="runs_broken"):
         place.train({"north": {}}, {"privacy": {"transforms": [name]}})
 
 
@@ -136,18 +136,15 @@ def test_what_a_part_gives_is_its_own_mistake_and_no_bug(
         "importance": {"plan": {"policy": "fedpipe", "importance": name, "warmup_steps": 1, "ranks": [2, 4]}},
         "codec": {"run": {"placement": "split"}, "wire": {"codec": name}},
     }[kind]  # fmt: skip
-    with pytest.raises((PartError, EdgesLostError)) as caught:
+    with pytest.raises(PartError) as caught:
         place.train({"north": {}}, sections)
-    log = place.folder / "run" / "events.jsonl"
-    assert said.format(name) in caught.value.page() + (log.read_text() if log.exists() else "")
+    assert said.format(name) in caught.value.page()
 
 
 def test_a_policy_that_chooses_nothing_is_named(place: Workplace) -> None:
     name = write_part(place.folder, "policy", "runs_empty")
-    with pytest.raises(EdgesLostError) as caught:
+    with pytest.raises(PartError, match="chose what cannot be active"):
         place.train({"north": {}}, {"select": {"policy": name}, f'options."{name}"': {"count": 0}})
-    assert "chose what cannot be active" in (place.folder / "run" / "events.jsonl").read_text()
-    assert caught.value.exit_status == 4
 
 
 @pytest.mark.parametrize("command", ["resume", "evaluate", "load", "generate", "merge"])

@@ -123,10 +123,13 @@ def test_a_class_is_checked_as_it_is() -> None:
     check("metric", Nothing)
 
 
-def test_what_cannot_be_checked_is_said() -> None:
+def test_what_cannot_be_checked_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="no kind is called 'polizy'"):
         check("polizy", "all")
     with pytest.raises(ValueError, match="sample"):
         check("reader", "csv")
     with pytest.raises(PartError, match="is no policy"):
         check("policy", object)
+    monkeypatch.chdir(EXTEND)
+    with pytest.raises(ValueError, match="options of spread:Spread: alway: Extra inputs"):
+        check("policy", "spread:Spread", options={"alway": 1})

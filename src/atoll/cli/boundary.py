@@ -137,5 +137,5 @@ def _usage(error: click.ClickException) -> CommandLineError:
     context = error.ctx if isinstance(error, click.UsageError) else None
     command = context.command_path if context is not None else "atoll"
     expected = context.get_usage().removeprefix("Usage: ") if context is not None else ""
-    what = error.format_message().rstrip(".")
+    what = " ".join(error.format_message().split()).rstrip(".")  # Click lists choices with a tab before each.
     return CommandLineError(what[:1].lower() + what[1:], where=command, expected=expected, do=f"`{command} --help` says more")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, MutableMapping
 from typing import Any
 
-from atoll.errors import AtollError
+from atoll.errors import AtollError, PartError
 from atoll.federated.flower import ClientApp, Context, Error, Grid, Message, RecordDict, Run, assume_identity
 
 COORDINATOR_NODE = 0
@@ -80,6 +80,8 @@ class InProcessGrid(CoordinatorGrid):
         context = self._nodes[node]
         try:
             reply = self._app(message, context)
+        except PartError:  # Code of whoever runs this process, which fails in it: no edge's own affair.
+            raise
         except AtollError as problem:
             # What an edge did wrong is its own affair: the round goes on without it, as it would across machines.
             return Message(Error(EDGE_FAILED, problem.page()), reply_to=message)

@@ -220,7 +220,7 @@ class AdapterStrategy(Strategy):
             raise EdgesLostError(
                 f"round {number} got too few updates", got="; ".join([came, *self._refused[:3]]),
                 expected=f"at least {self.min_edges} ([federated] min_edges)",
-                do="see edge_dropped in events.jsonl; the last whole round is in checkpoints/",
+                do="see edge_dropped in events.jsonl" + ("; the last whole round is in checkpoints/" if number > 1 else ""),
             )  # fmt: skip
 
     def _aggregated(self, number: int, spool: Spool, results: dict[str, EdgeResult]) -> Aggregate:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from atoll.adapters.state import AdapterState
-from atoll.errors import UpdateRefusedError
+from atoll.errors import PartError
 from atoll.registry.parts import make
 from atoll.seeding import stream
 
@@ -44,7 +44,7 @@ def transformed(
         own = UpdateContext(context.sent, context.edge, context.round, context.num_examples, seed)
         made = make("transform", name, options.get(name)).apply(update, own)
         if not isinstance(made, AdapterState) or _form(made) != _form(update):
-            raise UpdateRefusedError(
+            raise PartError(
                 f"the transform {name} made something else than an update", where=f"edge {context.edge}", got=type(made).__name__,
                 expected="the same modules, of the same sizes, ranks and scalings",
                 do='see what it returns with atoll.testing.check("transform", ...)',

@@ -42,6 +42,12 @@ def compared(runs: Sequence[RunDirectory]) -> Comparison:
     return Comparison(tuple(names), config, _side_by_side(figures))
 
 
+def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Keys of run.toml whose values differ between two resolved configs."""
+    both = _side_by_side([dict(_flat("", config)) for config in (one, other)])
+    return [key for key, (here, there) in both.items() if here != there]
+
+
 def figures_of(summary: Mapping[str, Any]) -> dict[str, float | None]:
     """What a summary says that a run came to and cost, each under a key of its own, as far as it says so."""
     found: dict[str, float | None] = {}

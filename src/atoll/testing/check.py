@@ -29,7 +29,8 @@ def check(kind: str, part: str | type, *, options: Mapping[str, object] | None =
     `part` is a class, "module:object" from this folder or the environment, or the name of a part that is built in or installed. A reader
     also needs a `sample`, a file that it reads.
 
-    Raises: BrokenLaw naming what the part does otherwise; PartError where it cannot be loaded; ValueError for a kind that does not exist.
+    Raises: BrokenLaw naming what the part does otherwise; PartError where it cannot be loaded; ValueError for a kind that does not exist,
+    or options that the part's own config refuses.
     """
     if kind not in KINDS:
         raise ValueError(f"no kind is called {kind!r}; there are {', '.join(KINDS)}")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from atoll.registry.parts import find, make
 
 
@@ -25,8 +27,12 @@ class Subject:
     """A file for a reader."""
 
     def make(self, *arguments: object) -> Any:
-        """A new object of it."""
-        return make(self.kind, self.name, self.options, *arguments)
+        """A new object of it. Raises: ValueError for options that its own config refuses."""
+        try:
+            return make(self.kind, self.name, self.options, *arguments)
+        except ValidationError as problem:
+            wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in problem.errors())
+            raise ValueError(f"options of {self.name}: {wrong}") from None
 
     def trait(self, name: str) -> Any:
         """What its class says of itself."""

@@ -15,16 +15,19 @@ from atoll.base.part import stored_digest
 from atoll.commands.plan import plan_at_once
 from atoll.commands.resume import resume
 from atoll.commands.train import train
-from atoll.config.load import LoadedConfig, config_hash, load
+from atoll.config.document import few
+from atoll.config.load import LoadedConfig, config_hash, load, resolved
 from atoll.errors import AtollError, CommandLineError, OutputError, ResumeError
 from atoll.jobs.inputs import base_source, edge_rows, eval_rows
 from atoll.jobs.resume_state import rows_hash
 from atoll.registry.methods import METHODS
 from atoll.report.many.comparison import ComparedRun, Comparison
 from atoll.report.many.figure import write_comparison_figure
+from atoll.runs.comparison import differing_keys
 from atoll.runs.events import Event
 from atoll.runs.files import write_json
 from atoll.runs.layout import RunDirectory, read_object
+from atoll.runs.record import read_noted
 from atoll.runs.summary import read_summary
 from atoll.units import counted
 
@@ -107,8 +110,9 @@ def _usual_folder(config_path: str | Path, command: str) -> Path:
 def _side_by_side(
     config: Path, variants: Sequence[Variant], seeds: Sequence[int], out: str | Path, tell: Tell, observed: Observed
 ) -> Comparison:  # fmt: skip
+    tell(f"planning {counted(len(variants) * max(1, len(set(seeds))), 'run')}")
     folder, jobs = Path(out), list(_jobs(config, variants, tuple(dict.fromkeys(seeds))))
-    _check_began(folder, jobs)
+    _check_began(config, folder, jobs)
     for job in jobs:
         if not _is_complete(folder / job.folder):
             plan_at_once(load(config, job.overrides))
@@ -203,7 +207,7 @@ def _noted(folder: Path) -> dict[str, Mapping[str, str]]:
     return found if isinstance(found, dict) else {}
 
 
-def _check_began(folder: Path, jobs: Sequence[_Job]) -> None:
+def _check_began(config: Path, folder: Path, jobs: Sequence[_Job]) -> None:
     noted = _noted(folder)
     for job in jobs:
         before = noted.get(job.folder)
@@ -213,9 +217,16 @@ def _check_began(folder: Path, jobs: Sequence[_Job]) -> None:
         if others:
             raise ResumeError(
                 f"the folder holds a run of {job.title} that began with something else", where=str(folder / job.folder),
-                got=f"another {' and another '.join(others)}", expected="what the run began with",
+                got=f"another {' and another '.join(others)}{_where_they_differ(config, job, folder / job.folder)}",
+                expected="what the run began with",
                 do="put back what was there, or give another folder with --out",
             )  # fmt: skip
+
+
+def _where_they_differ(config: Path, job: _Job, folder: Path) -> str:
+    noted, now = read_noted(RunDirectory(folder))[0].get("config"), resolved(load(config, job.overrides).config)
+    keys = differing_keys(noted, now) if isinstance(noted, dict) else []
+    return f"; {few(keys)} differ{'s' * (len(keys) == 1)}" if keys else ""
 
 
 def _is_complete(folder: Path) -> bool:

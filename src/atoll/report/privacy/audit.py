@@ -36,11 +36,12 @@ def describe(one: Mapping[str, Any]) -> str:
 
 
 def _row(one: Mapping[str, Any]) -> tuple[str, ...]:
-    low_high = one["interval"]
-    figure = one["tokens_recovered"] if one["tokens_recovered"] is not None else one.get("auc")
+    low_high, area = one["interval"], one.get("auc") if one["tokens_recovered"] is None else None
+    shown, scale, places = (_share(one["tokens_recovered"]), 100, 1) if area is None else (f"AUC {area:.3f}", 1, 3)
     return (
-        one["name"], _share(figure), "-" if low_high is None else f"{100 * low_high[0]:.1f} to {100 * low_high[1]:.1f}",
-        *(_share(one[name]) for name in ("top5_recovered", "rare_recovered", "common_recovered", "rouge_l", "chance")),
+        one["name"], shown, "-" if low_high is None else " to ".join(f"{scale * end:.{places}f}" for end in low_high),
+        *(_share(one[name]) for name in ("top5_recovered", "rare_recovered", "common_recovered", "rouge_l")),
+        _share(one["chance"]) if area is None else f"AUC {one['chance']:.3f}",
         str(one["rows"]), format_seconds(one["seconds"]),
     )  # fmt: skip
 
