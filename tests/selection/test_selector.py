@@ -18,7 +18,7 @@ from atoll.config.schema import RunConfig, Select, Wire
 from atoll.cost.split_traffic import groups
 from atoll.errors import ConflictError, UpdateRefusedError
 from atoll.selection.pool import PoolModule, pool_of
-from atoll.selection.selector import ModuleSelector, StepTokens, full_pool_warning, schedule_of, selector_of
+from atoll.selection.selector import ModuleSelector, StepTokens, schedule_of, schedule_warning, selector_of
 from atoll.shapes import BaseShapes, ModuleShape
 
 # Not in execution order, as some models list them.
@@ -266,31 +266,38 @@ def test_a_selector_comes_from_the_configuration() -> None:
 
 
 def test_a_full_pool_share_below_an_eighth_is_no_warning() -> None:
-    assert full_pool_warning(_selector(observe_steps=2, every=17), 170) is None
-    assert full_pool_warning(_selector("early-kill", observe_steps=12), 100) is None
-    assert full_pool_warning(_selector(observe_steps=2, every=17), 0) is None
+    assert schedule_warning(_selector(observe_steps=2, every=17), 170) is None
+    assert schedule_warning(_selector("early-kill", observe_steps=12), 100) is None
+    assert schedule_warning(_selector(observe_steps=2, every=17), 0) is None
     for policy in ("all", "random", "last-layers"):
-        assert full_pool_warning(_selector(policy, observe_steps=9), 10) is None
+        assert "observation" not in (schedule_warning(_selector(policy, observe_steps=9), 10) or "")
+
+
+def test_a_period_that_never_ends_is_a_warning() -> None:
+    assert "stays to the end: every = 100, and there are 60 steps" in (schedule_warning(_selector(observe_steps=2, every=100), 60) or "")
+    assert schedule_warning(_selector(observe_steps=2, every=59), 60) is None
+    assert schedule_warning(_selector("early-kill", observe_steps=2, every=100), 60) is None
 
 
 def test_a_large_full_pool_share_is_a_warning_with_its_arithmetic() -> None:
-    share = full_pool_warning(_selector(observe_steps=10, every=40, keep=0.2), 400) or ""
+    share = schedule_warning(_selector(observe_steps=10, every=40, keep=0.2), 400) or ""
     assert "25.0% of 400 steps" in share
     assert "(1 - 0.25) x (1 - 0.2) = 60.0%" in share
     assert "observe_steps = 4 or every = 98" in share
-    budget = full_pool_warning(_selector(observe_steps=5, every=40, threshold="budget", budget=0.5), 400) or ""
+    budget = schedule_warning(_selector(observe_steps=5, every=40, threshold="budget", budget=0.5), 400) or ""
     assert "(1 - 0.125) x (1 - 0.5) = 43.8%" in budget
-    mean = full_pool_warning(_selector("early-kill", observe_steps=50, threshold="mean"), 100) or ""
+    mean = schedule_warning(_selector("early-kill", observe_steps=50, threshold="mean"), 100) or ""
     assert "(1 - 0.5) = 50.0%" in mean
     assert "observe_steps = 12 below" in mean
-    assert "more steps" in (full_pool_warning(_selector("snip", observe_steps=50), 5) or "")
+    assert "more steps" in (schedule_warning(_selector("snip", observe_steps=50), 5) or "")
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 30), st.integers(1, 60), st.integers(1, 300))
 def test_what_the_warning_advises_helps(window_steps: int, longer: int, total_steps: int) -> None:
     plain = {"observe_steps": window_steps, "every": window_steps + longer}
-    warning = full_pool_warning(_selector(**plain), total_steps)  # type: ignore[arg-type]
-    assert (warning is None) == (_selector(**plain).schedule.full_pool_share(total_steps) < 0.125)  # type: ignore[arg-type]
-    for name, value in re.findall(r"(observe_steps|every) = (\d+)", warning or ""):
-        assert full_pool_warning(_selector(**{**plain, name: int(value)}), total_steps) is None  # type: ignore[arg-type]
+    warning = schedule_warning(_selector(**plain), total_steps)  # type: ignore[arg-type]
+    assert ("observation" not in (warning or "")) == (_selector(**plain).schedule.full_pool_share(total_steps) < 0.125)  # type: ignore[arg-type]
+    for name, value in re.findall(r"(observe_steps|every) = (\d+)", (warning or "").rpartition(";")[2]):
+        better = schedule_warning(_selector(**{**plain, name: int(value)}), total_steps)  # type: ignore[arg-type]
+        assert "observation" not in (better or "")

@@ -50,7 +50,7 @@ from atoll.runs.layout import RunDirectory
 from atoll.runs.shelf import RUNS
 from atoll.runs.summary import Evaluation, Homogeneous, LocalOnly, Scores, Summary, versions, write_summary
 from atoll.runs.tracker import TrackedRun, Tracking
-from atoll.selection.selector import full_pool_warning
+from atoll.selection.selector import schedule_warning
 from atoll.tasks.evaluate import evaluate
 from atoll.tasks.rows import RowProblem
 from atoll.tasks.text import text_form
@@ -153,7 +153,7 @@ def _begin(job: Job, run: RunDirectory, log: EventLog) -> None:
     for remark in job.plan.remarks:
         log.append(Advised("", remark))
     for edge in job.edges:
-        warning = full_pool_warning(edge.selector, job.config.run.rounds * edge.plan.num_steps)
+        warning = schedule_warning(edge.selector, job.config.run.rounds * edge.plan.num_steps)
         if warning is not None:
             log.append(Advised(edge.name, warning))
 

@@ -37,7 +37,7 @@ def transformed(
 ) -> AdapterState:
     """The update after all transforms.
 
-    Raises: UpdateRefusedError, by the transform's name, where one makes something that is not an update of these modules: nothing leaves.
+    Raises: PartError, by the transform's name, where one makes something that is not an update of these modules: nothing leaves.
     """
     for number, name in enumerate(names):
         seed = stream(context.seed, f"transform/{number}/{name}", edge=context.edge, round=context.round)

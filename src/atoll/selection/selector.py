@@ -165,12 +165,20 @@ def selector_of(
     return ModuleSelector(config.select, pool, schedule, seed, shapes.d_model, config.wire, config.model.cut.back > 0, options, mode)
 
 
-def full_pool_warning(selector: ModuleSelector, total_steps: int) -> str | None:
-    """What windows cost, where they are an eighth of so many steps or more; None where they are less, or there is none."""
+def schedule_warning(selector: ModuleSelector, total_steps: int) -> str | None:
+    """What does not come about in so many steps, or costs an eighth of them or more; None where all is well."""
+    schedule, steps = selector.schedule, counted(total_steps, "step")
+    once = ""
+    if schedule.ever and schedule.period_steps is not None and 0 < total_steps <= schedule.period_steps:
+        once = f"the first choice stays to the end: every = {schedule.period_steps}, and there are {steps}"
+    return "; ".join(text for text in (once, _window_warning(selector, total_steps)) if text) or None
+
+
+def _window_warning(selector: ModuleSelector, total_steps: int) -> str:
     select, schedule = selector.select, selector.schedule
     share = schedule.full_pool_share(total_steps)
     if share < _MUCH:
-        return None
+        return ""
     # How many somebody else's policy keeps is its own to say.
     known = {"keep": select.keep, "budget": select.budget} if find("policy", select.policy).is_built_in else {}
     active = known.get(select.threshold)

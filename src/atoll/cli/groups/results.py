@@ -61,7 +61,7 @@ def evaluate(subject: Subject, *, sets: Sets = None, other_base: OtherBase = Fal
             return
         from atoll.report.tables import print_table, scores_table
 
-        print_table(scores_table(_score_rows(scores), "held-out rows"), sys.stdout)
+        print_table(scores_table(_score_rows(scores), "held-out rows" if subject.data is None else f"rows of {subject.data}"), sys.stdout)
 
 
 @command(commands)
