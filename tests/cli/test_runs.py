@@ -221,3 +221,12 @@ def test_ten_thousand_runs_are_listed(atoll: Callable[..., object], tmp_path: Pa
             os.link(first / name, path / name)
     assert len(json.loads(atoll("runs", "--json").out)) == 2000
     assert len(atoll("runs", "--last", 10).out.splitlines()) == 13
+
+
+def test_an_edge_that_held_more_than_it_has_is_said(atoll: Callable[..., object], tmp_path: Path) -> None:
+    for name, memory in (("over", 950_000), ("within", 1_000_000)):
+        edge = {**CONFIG["edge"][0], "memory": memory}  # type: ignore[index, dict-item]
+        make_run(tmp_path / "runs", name, config={**CONFIG, "edge": [edge]})
+    assert "north" in (said := " ".join(atoll("runs", "show", "over").out.partition("edges")[2].split()))
+    assert "held 1 MB of the 950 kB that it has; memory is measured of the process" in said
+    assert "that it has" not in atoll("runs", "show", "within").out

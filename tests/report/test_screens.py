@@ -50,7 +50,7 @@ SUMMARY = {
 SCREENS: dict[str, Callable[[], tuple[Listing, ...]]] = {
     "plan": lambda: (plan_table(PLAN),), "status": lambda: (status_table(STATUS),), "runs": lambda: (list_of_runs([RUN], "1 run in runs"),),
     "compare": lambda: side_by_side(COMPARED), "scores": lambda: (scores_table([("base", SCORES), ("  north", SCORES)], "held-out rows"),),
-    "edges": lambda: tuple(filter(None, [edges_of(SUMMARY)])),
+    "edges": lambda: tuple(filter(None, [edges_of(SUMMARY, {})])),
 }  # fmt: skip
 
 

@@ -55,7 +55,7 @@ def show(
     """
     from atoll.report.runs.listing import edges_of, facts_of
     from atoll.report.tables import comparison_table, print_facts, print_table
-    from atoll.runs.record import read_noted, read_record
+    from atoll.runs.record import read_noted, read_record, table
     from atoll.runs.shelf import find_run
     from atoll.runs.summary import read_summary
 
@@ -68,7 +68,8 @@ def show(
             return
         print_facts(record.name, facts_of(record, noted), sys.stdout)
         try:
-            tables = [comparison_table(read_summary(found.summary_path)) if summary else None, edges_of(summary)]
+            scores = comparison_table(read_summary(found.summary_path)) if summary else None
+            tables = [scores, edges_of(summary, table(noted.get("config")))]
         except RunFolderError as problem:  # Of another version: what is generic was shown.
             print(f"its scores cannot be shown: {problem.got}")
             tables = []

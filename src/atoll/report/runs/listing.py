@@ -13,6 +13,7 @@ from atoll.runs.comparison import Comparison
 from atoll.runs.record import RunRecord, at, number_in, table
 from atoll.units import format_bytes, format_flops, format_seconds
 
+_WHOSE = "memory is measured of the process, and edges that share one count each other's rows, bases and libraries"
 _GOES_ON = ("interrupted", "failed", "stopped")
 _WORDS = {
     "up_bytes": "sent by edges", "down_bytes": "sent to edges", "wall_seconds": "time", "simulated_seconds": "time by declared speeds",
@@ -45,12 +46,19 @@ def facts_of(run: RunRecord, noted: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(label, text) for label, text in facts if text]
 
 
-def edges_of(summary: Mapping[str, Any]) -> Listing | None:
-    """What each edge did; None where a summary does not say."""
-    edges = at(summary, "edges")
-    rows = [_edge_row(table(edge)) for edge in edges] if isinstance(edges, list) else []
+def edges_of(summary: Mapping[str, Any], config: Mapping[str, Any]) -> Listing | None:
+    """What each edge did, and who held more than it has by the run's config; None where a summary does not say."""
+    found = at(summary, "edges")
+    edges = list(map(table, found)) if isinstance(found, list) else []
+    asked = at(config, "edge")
+    limits = {one.get("name"): number_in(one, "memory") for one in map(table, asked if isinstance(asked, list) else ())}
+    over = [
+        (str(edge.get("name")), f"held {format_bytes(held)} of the {format_bytes(limit)} that it has; {_WHOSE}")
+        for edge in edges
+        if (limit := limits.get(edge.get("name"))) is not None and (held := number_in(edge, "measured_peak_bytes") or 0) > limit
+    ]
     header = ("edge", "mode", "bits", "batch", "steps", "memory", "planned", "up", "down", "rounds missed")
-    return Listing("edges", header, rows) if rows else None
+    return Listing("edges", header, list(map(_edge_row, edges)), over) if edges else None
 
 
 def side_by_side(comparison: Comparison) -> tuple[Listing, Listing]:
