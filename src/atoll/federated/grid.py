@@ -12,6 +12,8 @@ from atoll.federated.flower import ClientApp, Context, Error, Grid, Message, Rec
 COORDINATOR_NODE = 0
 EDGE_FAILED = 1
 """Flower error code of a reply from an edge whose app raised."""
+EDGE_LEFT = 2
+"""Of one from an edge that said goodbye."""
 
 
 class CoordinatorGrid(Grid):

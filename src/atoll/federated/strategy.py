@@ -19,6 +19,7 @@ from atoll.federated.aggregation.spool import Contribution, Spool
 from atoll.federated.checks import check_contents, check_examples, check_update
 from atoll.federated.figures import counter, finite_number, first_step_of, reading, whole_number, work_of
 from atoll.federated.flower import ArrayRecord, ConfigRecord, Grid, Message, MessageType, MetricRecord, RecordDict, Strategy
+from atoll.federated.grid import EDGE_LEFT
 from atoll.federated.payload import ADAPTER, FROZEN_DELTA, WORK_ORDER, array_bytes, get_adapter, num_bytes, put_adapter
 from atoll.federated.receipts import Ask
 from atoll.units import counted
@@ -182,6 +183,11 @@ class AdapterStrategy(Strategy):
             heard.add(node)
             try:
                 with reading(edge):
+                    self._check_sent(node)
+                if reply.has_error() and reply.error.code == EDGE_LEFT:
+                    self.observer.edge_dropped(number, edge, reply.error.reason)
+                    continue
+                with reading(edge):
                     self._check_asked(number, node, reply)
                 if node in answered:
                     results.pop(edge, None)
@@ -313,12 +319,14 @@ class AdapterStrategy(Strategy):
     def _ask(self, number: int, node: int) -> Ask:
         return Ask(self.run_id, number, self.phase, self.nodes[node])
 
-    def _check_asked(self, number: int, node: int, reply: Message) -> None:
+    def _check_sent(self, node: int) -> None:
         if node not in self._sent:
             raise UpdateRefusedError(
                 "an answer of a node that was not asked", where=self.nodes.get(node, f"node {node}"), got=f"node {node}",
                 expected=f"one of the {len(self._sent)} nodes that were sent this round's adapter", do="find out who sends it",
             )  # fmt: skip
+
+    def _check_asked(self, number: int, node: int, reply: Message) -> None:
         if reply.has_error():
             got = reply.error.reason or f"code {reply.error.code}"
             raise UpdateRefusedError("the edge reported an error", where=f"edge {self.nodes[node]}", got=got)

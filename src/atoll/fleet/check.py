@@ -6,6 +6,7 @@ import datetime
 import os
 import socket
 import stat
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from atoll.config.load import LoadedConfig, load
 from atoll.config.named_parts import plugin_parts
 from atoll.errors import AtollError, BaseFolderError, FleetFolderError, InputError, ManyErrors, TransportError
 from atoll.fleet.files import CoordinatorFolder, EdgeFolder, HostFolder, split_address
+from atoll.fleet.links.flower import FAILURES, EdgeLink
 from atoll.fleet.links.way import open_way, said
 from atoll.fleet.named import NeededInput, named_by_coordinator, named_by_edge
 from atoll.jobs.backends.worker import asked_for
@@ -108,7 +110,7 @@ def _edge(folder: EdgeFolder, *, at_home: bool) -> list[Check]:
         found.append(_rows(load(folder.run_toml, imports=False), edge.name))
     away: Status = "fail" if at_home else "warn"
     tls, do = DeviceTls(folder.ca, folder.cert, folder.key), "start the coordinator first; or open the way there in the firewall"
-    found.append(_superlink(edge.superlink, tls, away, do))
+    found.append(_superlink(edge.superlink, tls, away, do, folder.node_key))
     return found if edge.host is None else [*found, _host_answers(folder, edge.host, away)]
 
 
@@ -195,6 +197,10 @@ def _public_keys(paths: Sequence[Path]) -> Check:
     bad = [path.name for path in paths if _public_of(path) is None]
     if bad:
         return Check("node keys", "fail", f"no public key of a node: {', '.join(bad)}", f"copy node.pub of the edge there; or {_NEW}")
+    keys = Counter(_public_of(path) for path in paths)
+    same = [path.name for path in paths if keys[_public_of(path)] > 1]
+    if same:
+        return Check("node keys", "fail", f"one key under more than one name: {' and '.join(same)}", "copy node.pub of each edge there")
     return Check("node keys", "ok", f"of {', '.join(path.stem for path in paths)}")
 
 
@@ -311,7 +317,7 @@ def _named(loaded: LoadedConfig, named: NeededInput, away: Status) -> Check:
     return Check(named.what, away, f"{named.value} is not there", f"put it at {named.path} on the machine that this folder is for")
 
 
-def _superlink(address: str, tls: DeviceTls, silent: Status, do: str) -> Check:
+def _superlink(address: str, tls: DeviceTls, silent: Status, do: str, node_key: Path | None = None) -> Check:
     """Whether a front of this fleet answers there, and takes the certificate, if any; `silent` is the status where nobody answers."""
     try:
         with open_way(address, tls, seconds=CALL_SECONDS) as client:
@@ -321,8 +327,23 @@ def _superlink(address: str, tls: DeviceTls, silent: Status, do: str) -> Check:
     except httpx.TransportError as problem:
         return _unanswered(address, tls, problem, silent, do)
     if answer.status_code == httpx.codes.NOT_FOUND:  # Of this path, as it is: an edge is told so, and nobody else is told anything.
-        return Check("SuperLink", "ok", f"{address} answers, and takes this edge's certificate")
+        return _key_is_known(address, tls, node_key)
     return Check("SuperLink", "fail", said(address, httpx.HTTPStatusError("", request=answer.request, response=answer)), _NEW)
+
+
+def _key_is_known(address: str, tls: DeviceTls, node_key: Path | None) -> Check:
+    """Whether an edge whose certificate is taken would be let in: SuperLink asks for its node's key beside."""
+    well = f"{address} answers, and takes this edge's certificate"
+    if node_key is None:
+        return Check("SuperLink", "ok", well)
+    try:
+        with open_way(address, tls, seconds=CALL_SECONDS) as client:
+            if EdgeLink(address, client, node_key).is_known():
+                return Check("SuperLink", "ok", f"{well} and node.key")
+    except (*FAILURES, UnsupportedAlgorithm) as problem:
+        return Check("SuperLink", "fail", f"{well}, but {said(address, problem)}", "mend what it says; or start the coordinator again")
+    do = "copy node.pub to nodes/NAME.pub of the coordinator; a key that is new there counts when the coordinator starts again"
+    return Check("SuperLink", "fail", f"{well}, but does not know node.key", do)
 
 
 def _unanswered(address: str, tls: DeviceTls, problem: httpx.TransportError, silent: Status, do: str) -> Check:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import shutil
@@ -11,21 +10,19 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from atoll.errors import HostLostError
+from atoll.errors import FleetFolderError, HostLostError
 from atoll.fleet.files import CoordinatorFolder
 from atoll.fleet.front.limits import READY
 from atoll.fleet.links.carrier import carry
-from atoll.fleet.links.flower import FAILURES, LocalSuperLink
+from atoll.fleet.links.flower import FAILURES, KnownNode, LocalSuperLink, public_key
 from atoll.fleet.links.relay import Relay
 from atoll.fleet.processes import Child
-from atoll.runs.files import write_json
 
 log = logging.getLogger(__name__)
 _SUPERLINK_READY, _START_SECONDS = "Uvicorn running", 60.0
-_NODES = "nodes.json"
 _TRIED_AGAIN_AFTER = (1.0, 2.0, 4.0, 8.0)
 _LOOK_SECONDS = 1.0
 _LONGEST_SOCKET = 100
@@ -44,11 +41,11 @@ class SuperLink:
     def __init__(self, folder: CoordinatorFolder, tell: Callable[[str], None]) -> None:
         self._folder, self._tell = folder, tell
         self._fleet, self._state = folder.read(), folder.path.resolve() / "superlink"
-        self._nodes = self._known()
-        if not set(self._fleet.edges) <= set(self._nodes):
-            # A coordinator that was killed while it registered edges leaves some that cannot be registered again: all begin anew.
-            shutil.rmtree(self._state, ignore_errors=True)
-            self._nodes = {}
+        self._nodes: dict[str, KnownNode] = {}
+        """What SuperLink believes, by edge, as it was seen last."""
+        self._away: set[str] = set()
+        self._told_away: set[str] = set()
+        """Of these, not those that were away before this began."""
         self._own = _private_folder()
         self._socket = Path(self._fleet.socket) if self._fleet.socket else self._own / "superlink"
         self.relay, self._stopping = Relay(), threading.Event()
@@ -72,21 +69,17 @@ class SuperLink:
         self.close()
 
     def nodes(self) -> dict[int, str]:
-        """The edges by node id: each is registered with its public key, once.
+        """The edges by node id: of each, the public key in the coordinator's folder is registered, and no other.
 
-        Raises: HostLostError where SuperLink refuses a key.
+        Raises: HostLostError where SuperLink refuses a key; FleetFolderError.
         """
-        with LocalSuperLink(self._socket) as control:
-            for edge in self._fleet.edges:
-                if edge in self._nodes:
-                    continue
-                try:
-                    self._nodes[edge] = control.register(edge, self._folder.node_public(edge))
-                except (*FAILURES, OSError) as problem:
-                    raise HostLostError("an edge cannot be registered", where=edge, got=str(problem)) from None
-                write_json(self._state / _NODES, self._nodes)
-        self._take_off_the_removed()
-        return {node: edge for edge, node in self._nodes.items()}
+        try:
+            self._register()
+        except HostLostError:
+            # A key that was believed, and then not, is not taken again (of an edge that was brought back from a copy): all begin anew.
+            self._begin_anew()
+            self._register()
+        return {node.number: edge for edge, node in self._nodes.items()}
 
     def carry(self) -> None:
         """Have messages carried, and see that they always are."""
@@ -106,21 +99,71 @@ class SuperLink:
                 child.stop()
         shutil.rmtree(self._own, ignore_errors=True)
 
-    def _known(self) -> dict[str, int]:
-        """The node ids of edges that were registered."""
-        path = self._state / _NODES
-        known: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
-        return known
+    def _register(self) -> None:
+        """Have SuperLink believe the keys in the folder, and no others."""
+        with LocalSuperLink(self._socket) as control:
+            try:
+                self._forget(control, self._keys())
+                known = {node.edge for node in control.nodes()}
+            except FAILURES as problem:
+                raise HostLostError("SuperLink does not say whom it knows", where=str(self._state), got=str(problem)) from None
+            for edge, key in self._keys().items():
+                try:
+                    if edge not in known:
+                        control.register(edge, key)
+                except FAILURES as problem:
+                    raise HostLostError(
+                        "an edge cannot be registered", where=str(self._folder.node_public(edge)), got=str(problem),
+                        expected="a public key that no other edge has", do="copy node.pub of the edge there",
+                    ) from None  # fmt: skip
+            self._nodes = {node.edge: node for node in control.nodes()}
+        self._away = {edge for edge, node in self._nodes.items() if node.has_left}
 
-    def _take_off_the_removed(self) -> None:
-        """Of the nodes, those whose public keys `atoll fleet remove` took out of the folder."""
-        for edge in [edge for edge in self._nodes if not self._folder.node_public(edge).exists()]:
-            with contextlib.suppress(*FAILURES), LocalSuperLink(self._socket) as control:
-                control.unregister(self._nodes[edge])
-            self.gone.add(edge)
-            self.relay.leave(self._nodes.pop(edge), f"{edge} is of the fleet no more")
-            write_json(self._state / _NODES, self._nodes)
-            self._tell(f"{edge} is of the fleet no more")
+    def _begin_anew(self) -> None:
+        self._link.stop()
+        for path in self._state.glob("state.db*"):
+            path.unlink()
+        self._link = self._superlink()
+        self._link.wait_for(_SUPERLINK_READY, _START_SECONDS)
+
+    def _keys(self) -> dict[str, bytes]:
+        """The edges of the fleet with their public keys; one whose key is not in the folder is kept out."""
+        found = {}
+        for edge in self._fleet.edges:
+            path = self._folder.node_public(edge)
+            try:
+                if path.exists():
+                    found[edge] = public_key(path)
+            except (OSError, ValueError) as problem:
+                raise FleetFolderError(
+                    "no public key of an edge", where=str(path), got=str(problem), expected="node.pub of the edge", do="copy it there"
+                ) from None
+        return found
+
+    def _forget(self, control: LocalSuperLink, keys: Mapping[str, bytes]) -> list[str]:
+        """Have SuperLink believe no key any more that is not its edge's now: of edges that were removed, also if they were added again."""
+        old = [node for node in control.nodes() if keys.get(node.edge) != node.key]
+        for node in old:
+            control.unregister(node.number)
+        return [node.edge for node in old]
+
+    def _look(self) -> None:
+        """Who was removed since, and who said goodbye."""
+        begin = time.monotonic()
+        with LocalSuperLink(self._socket) as control:
+            for edge in self._forget(control, self._keys()):
+                if edge in self._nodes:
+                    self.gone.add(edge)
+                    self.relay.leave(self._nodes.pop(edge).number, f"{edge} is of the fleet no more")
+                    self._tell(f"{edge} is of the fleet no more")
+            away = {node.edge: node.number for node in control.nodes() if node.has_left and node.edge in self._nodes}
+        self.relay.are_away(away.values(), begin)
+        left, back = away.keys() - self._away, self._told_away - away.keys()
+        for edge in sorted(left):
+            self._tell(f"{edge} left; rounds that have enough others go on without it until it is there again")
+        for edge in sorted(back - self.gone):
+            self._tell(f"{edge} is there again")
+        self._away, self._told_away = set(away), (self._told_away | left) - back
 
     def _superlink(self) -> Child:
         self._state.mkdir(mode=0o700, exist_ok=True)
@@ -164,7 +207,7 @@ class SuperLink:
     def _keep(self) -> None:
         while not self._stopping.wait(_LOOK_SECONDS):
             # What fails now is tried again in a second.
-            with contextlib.suppress(HostLostError):
+            with contextlib.suppress(HostLostError, FleetFolderError, *FAILURES):
                 if self._link.status is not None:
                     self._tell("SuperLink was lost: it is started again")
                     self._link = self._superlink()
@@ -175,7 +218,7 @@ class SuperLink:
                 if self._carrier is not None and not self._carrier.is_alive():
                     self._tell("the app run has ended, and another begins: what is open is asked again")
                     self._carrier = self._carrying()
-                self._take_off_the_removed()
+                self._look()
 
 
 def _private_folder() -> Path:

@@ -69,12 +69,13 @@ class Fleet:
         def backend(job: Job, edges: Sequence[Participant], phase: Phase, log: EventLog) -> FleetBackend:
             names = {edge.name for edge in edges}
             nodes = {node: edge for node, edge in self.nodes.items() if edge in names}
+            least = min(job.config.federated.min_edges, len(edges))
             if phase != "federated" or not self.config:
-                return FleetBackend(job, FleetGrid(self.relay, nodes), nodes)
+                return FleetBackend(job, FleetGrid(self.relay, nodes, least), nodes)
             asked = {edge.name for edge in self.config[0].edge}
             every = {node: edge for node, edge in self.nodes.items() if edge in asked}
             absent = {node: edge for node, edge in every.items() if edge not in names}
-            grid = FleetGrid(self.relay, every)
+            grid = FleetGrid(self.relay, every, least)
             return FleetBackend(job, grid, nodes, Members(self.config[0], grid, absent, self.gone), log)
 
         return backend

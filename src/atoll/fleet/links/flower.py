@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import httpx
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 from flwr.app.message import remove_content_from_message
@@ -21,6 +22,7 @@ from flwr.cli.build import build_fab_from_disk
 from flwr.common.constant import HEARTBEAT_MIN_INTERVAL, Status
 from flwr.common.serde import message_to_proto
 from flwr.proto.control_pb2 import (
+    ListNodesRequest,
     ListRunsRequest,
     RegisterNodeRequest,
     StartRunRequest,
@@ -39,7 +41,7 @@ from flwr.proto.runtime_pb2 import (
     PushAppMessagesRequest,
     SendTaskHeartbeatRequest,
 )
-from flwr.supercore.constant import TaskType
+from flwr.supercore.constant import NodeStatus, TaskType
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.inflatable.inflatable_object import (
     UnexpectedObjectContentError,
@@ -76,8 +78,12 @@ DAMAGE = (ValueError, LookupError, TypeError, AttributeError, RuntimeError, Arit
 FAILURES = (httpx.HTTPError, ObjectPullError, ObjectPushError, UnexpectedObjectContentError, *DAMAGE)
 """What a call of these clients raises."""
 _HERE = "http://superlink"
+_OFFLINE, _UNREGISTERED = NodeStatus.OFFLINE, NodeStatus.UNREGISTERED
 _BEAT_SECONDS = HEARTBEAT_MIN_INTERVAL / 2
 """An edge that was killed is taken for gone after two intervals, and can come back then."""
+_LEAVING_INTERVAL = HEARTBEAT_MIN_INTERVAL + 1
+"""Of the last heartbeat of a node that leaves: SuperLink keeps it, and has no other field for a goodbye."""
+_NO_INTERVAL, _GOODBYE_SECONDS = 0, 5.0
 _CUT_SHORT = 1
 """Code of the error in place of a reply that does not come whole."""
 _Client = TypeVar("_Client", bound=ProtobufClient)
@@ -90,6 +96,31 @@ def superlink_app() -> Any:
     app = create_app()
     app.state.enable_supernode_auth = True
     return app
+
+
+def public_key(path: Path) -> bytes:
+    """A node's public key, as SuperLink keeps it.
+
+    Raises: ValueError for a file that holds none; OSError.
+    """
+    try:
+        key = load_ssh_public_key(path.read_bytes())
+    except UnsupportedAlgorithm as problem:
+        raise ValueError(f"{path.name} is no public key of a node") from problem
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise ValueError(f"{path.name} is no public key of a node")
+    return public_key_to_bytes(key)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownNode:
+    """A node whose key SuperLink believes."""
+
+    number: int
+    edge: str
+    key: bytes
+    has_left: bool
+    """Whether it said goodbye, and has not come again."""
 
 
 class LocalSuperLink:
@@ -105,15 +136,24 @@ class LocalSuperLink:
     def __exit__(self, *error: object) -> None:
         self._control.close()
 
-    def register(self, edge: str, public: Path) -> int:
-        """The id of the node with this public key, from now on.
+    def nodes(self) -> list[KnownNode]:
+        """All that are registered.
 
         Raises: FAILURES.
         """
-        key = load_ssh_public_key(public.read_bytes())
-        if not isinstance(key, ec.EllipticCurvePublicKey):
-            raise ValueError(f"{public.name} is no public key of a node")
-        return int(self._control.RegisterNode(RegisterNodeRequest(public_key=public_key_to_bytes(key), name=edge)).node_id)
+        found = self._control.ListNodes(ListNodesRequest()).nodes_info
+        return [
+            KnownNode(node.node_id, node.name, node.public_key, node.status == _OFFLINE and node.heartbeat_interval == _LEAVING_INTERVAL)
+            for node in found
+            if node.status != _UNREGISTERED
+        ]
+
+    def register(self, edge: str, key: bytes) -> int:
+        """The id of the node with this public key, from now on; a key that was believed once, and then no more, is not taken again.
+
+        Raises: FAILURES.
+        """
+        return int(self._control.RegisterNode(RegisterNodeRequest(public_key=key, name=edge)).node_id)
 
     def unregister(self, node: int) -> None:
         """Believe this node's key no more.
@@ -272,6 +312,28 @@ class EdgeLink:
         self._ended.set()
         with contextlib.suppress(httpx.HTTPError, ValueError):  # Unheard, it is taken for gone after a while.
             self._client.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
+
+    def say_goodbye(self) -> bool:
+        """Have the coordinator know that this node leaves of its own will, and will not answer what is open; whether it was heard."""
+        self._ended.set()
+        self._beats.join(_GOODBYE_SECONDS)  # A beat after this would take the goodbye back.
+        last = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=_LEAVING_INTERVAL)
+        with contextlib.suppress(httpx.HTTPError, ValueError):
+            return bool(self._client.SendNodeHeartbeat(last).success)
+        return False
+
+    def is_known(self) -> bool:
+        """Whether SuperLink has this node's key; changes nothing there, as what is asked for cannot be had.
+
+        Raises: FAILURES for other answers.
+        """
+        try:
+            self._client.ActivateNode(ActivateNodeRequest(public_key=self._public, heartbeat_interval=_NO_INTERVAL))
+        except httpx.HTTPStatusError as problem:
+            if problem.response.status_code in (httpx.codes.BAD_REQUEST, httpx.codes.PRECONDITION_FAILED):
+                return problem.response.status_code == httpx.codes.BAD_REQUEST
+            raise
+        raise RuntimeError("SuperLink takes a heartbeat without an interval")
 
     def pull(self) -> Message | None:
         """The next message to this node, whole; None: there is none.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import httpx
 
@@ -35,10 +36,28 @@ def serve(folder: EdgeFolder, answer: Callable[[bytes], bytes], tell: Callable[[
     trouble = _Trouble(address, tell, stop)
     while not stop.is_set():
         try:
-            with open_way(address, tls) as http, EdgeLink(address, http, folder.node_key) as link:
+            with open_way(address, tls) as http, EdgeLink(address, http, folder.node_key) as link, _leaving(link, tell):
                 _until_stopped(link, answer, trouble, stop)
         except FAILURES as problem:
             trouble.wait(problem)
+
+
+@contextmanager
+def _leaving(link: EdgeLink, tell: Callable[[str], None]) -> Iterator[None]:
+    """Says goodbye where the edge ends, and not where it only begins anew."""
+    try:
+        yield
+    except FAILURES:
+        raise
+    except BaseException:
+        _say_goodbye(link, tell)
+        raise
+    _say_goodbye(link, tell)
+
+
+def _say_goodbye(link: EdgeLink, tell: Callable[[str], None]) -> None:
+    heard = link.say_goodbye()
+    tell("this edge leaves: the coordinator was told" if heard else "this edge leaves; the coordinator could not be told, and waits for it")
 
 
 def _until_stopped(link: EdgeLink, answer: Callable[[bytes], bytes], trouble: _Trouble, stop: threading.Event) -> None:

@@ -9,18 +9,19 @@ from __future__ import annotations
 import heapq
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from atoll.federated.flower import Error, Message, RecordDict
-from atoll.federated.grid import EDGE_FAILED, CoordinatorGrid, numbered
+from atoll.federated.grid import EDGE_FAILED, EDGE_LEFT, CoordinatorGrid, numbered
 from atoll.federated.payload import num_bytes
 from atoll.fleet.links.frames import ANSWER_BYTES, Frame, page_of
 from atoll.scratch import scratch_folder
 
 ASK_AGAIN_SECONDS = 10.0
 """After so long without an answer a question is asked again, and then after twice as long."""
+LEFT = "it left of its own will, and takes part again when `atoll fleet join` runs there"
 LOST_SECONDS = 2.0
 """So long a question waits that was lost on the way."""
 
@@ -51,6 +52,9 @@ class Relay:
         self._answers: dict[int, _Open] = {}
         """Questions with answers that nobody has taken yet, in the order these came."""
         self._number, self._closed = 0, False
+        self._away: frozenset[int] = frozenset()
+        self._heard: dict[int, float] = {}
+        """When each node answered last."""
 
     @property
     def is_closed(self) -> bool:
@@ -72,22 +76,38 @@ class Relay:
             self._plan(number, 0.0)
             return number
 
-    def answers(self, numbers: Iterable[int], deadline: float | None) -> Iterator[Message]:
-        """The answers to these questions as they come, until the deadline."""
-        left = set(numbers)
+    def answers(self, numbers: Iterable[int], deadline: float | None, least: int | None = None) -> Iterator[Message]:
+        """The answers to these questions as they come, until the deadline.
+
+        Where `least` is given and so many may still come, nodes that left answer at once, with an error that says so.
+        """
+        left, num_good = set(numbers), 0
         while left:
             with self._changed:
                 while not (here := [number for number in self._answers if number in left]):
+                    gone = [number for number in left if number in self._open and self._node(number) in self._away]
+                    if gone and least is not None and num_good + len(left) - len(gone) >= least:
+                        break
                     # In slices, because a wait without end cannot be interrupted by the user.
                     wait = 1.0 if deadline is None else min(1.0, deadline - time.monotonic())
                     if wait <= 0:
                         return
                     self._changed.wait(wait)
-                asked = self._answers.pop(here[0])
-            left.discard(here[0])
+                asked = self._answers.pop(here[0]) if here else self._open.pop(gone[0])
+            left.discard(here[0] if here else gone[0])
             frame = Frame.from_bytes(asked.path.read_bytes())
             asked.path.unlink()
+            if not here:
+                yield Message(Error(EDGE_LEFT, LEFT), reply_to=asked.message)
+                continue
+            num_good += frame.problem is None
             yield Message(frame.content if frame.problem is None else Error(EDGE_FAILED, page_of(frame.problem)), reply_to=asked.message)
+
+    def are_away(self, nodes: Collection[int], seen: float) -> None:
+        """These nodes, and no others, have said goodbye; `seen` is when that was asked, and an answer that came since says more."""
+        with self._changed:
+            self._away = frozenset(node for node in nodes if self._heard.get(node, seen) <= seen)
+            self._changed.notify_all()
 
     def let_go(self, numbers: Iterable[int]) -> None:
         """Ask these no more; what answers them from now on, or was not taken, does not count."""
@@ -100,7 +120,7 @@ class Relay:
     def leave(self, node: int, page: str) -> None:
         """A node is gone for good: what is open for it is answered with this page."""
         with self._changed:
-            left = [number for number, asked in self._open.items() if asked.message.metadata.dst_node_id == node]
+            left = [number for number in self._open if self._node(number) == node]
         for number in left:
             self.reply(Frame(number, node, "", "", RecordDict(), problem=page))
 
@@ -135,12 +155,17 @@ class Relay:
             if asked is not None and frame.is_lost:
                 self._plan(frame.number, self._ask_lost)
             elif asked is not None:
+                self._heard[frame.node] = time.monotonic()
+                self._away -= {frame.node}
                 # In place of the question, in one step: it may be read at this moment.
                 answer = asked.path.with_suffix(".answer")
                 answer.write_bytes(frame.to_bytes())
                 asked.path.unlink()
                 self._answers[frame.number] = replace(self._open.pop(frame.number), path=answer)
                 self._changed.notify_all()
+
+    def _node(self, number: int) -> int:
+        return self._open[number].message.metadata.dst_node_id
 
     def _plan(self, number: int, seconds: float) -> None:
         """Ask after so long, whatever was planned before; from there on with patience, as at first."""
@@ -174,9 +199,10 @@ class Relay:
 class FleetGrid(CoordinatorGrid):
     """Flower's Grid over a relay, for some of a fleet's nodes."""
 
-    def __init__(self, relay: Relay, nodes: Mapping[int, str]) -> None:
+    def __init__(self, relay: Relay, nodes: Mapping[int, str], least: int | None = None) -> None:
+        """`least`: as in `Relay.answers`, of all that is sent and received."""
         super().__init__()
-        self._relay, self._nodes = relay, dict(nodes)
+        self._relay, self._nodes, self._least = relay, dict(nodes), least
 
     def get_node_ids(self) -> Iterable[int]:
         """The nodes, in the order they were given."""
@@ -197,6 +223,6 @@ class FleetGrid(CoordinatorGrid):
 
     def _answered(self, numbers: Sequence[int], deadline: float | None) -> Iterator[Message]:
         try:
-            yield from self._relay.answers(numbers, deadline)
+            yield from self._relay.answers(numbers, deadline, self._least)
         finally:
             self._relay.let_go(numbers)
