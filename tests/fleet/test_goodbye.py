@@ -48,4 +48,4 @@ def test_a_round_goes_on_without_an_edge_that_says_goodbye_and_the_next_with_it(
     with_south = [line["round"] for line in events(fleet, "round_finished") if "south" in line["edges"]]  # type: ignore[operator]
     assert with_south == [one for one in (1, 2, 3, 4, 5) if one != dropped["round"]]
     summary = json.loads((fleet.run_dir / "summary.json").read_text())
-    assert {edge["name"]: edge["rounds_dropped"] for edge in summary["edges"]} == {"north": 0, "south": 1}
+    assert {edge["name"]: edge["dropped_rounds"] for edge in summary["edges"]} == {"north": 0, "south": 1}

@@ -51,7 +51,7 @@ def test_the_fields_of_the_contract_are_there(tmp_path: Path) -> None:
     assert value["seconds"] == {"wall": 12.5, "simulated": None}
     assert set(value["edges"][0]) == {
         "name", "mode", "bits", "batch_size", "ranks", "steps", "predicted_peak_bytes", "measured_peak_bytes", "active_share", "up_bytes",
-        "down_bytes", "dropped_rounds", "first_step_flops", "num_trainable", "under_training",
+        "down_bytes", "dropped_rounds", "first_round", "first_step_flops", "num_trainable", "under_training",
     }  # fmt: skip
     assert value["edges"][0]["first_step_flops"] == {"counted": 110, "formula": 100, "counted_head": 30, "formula_head": 30}
     assert value["edges"][1]["first_step_flops"] is None

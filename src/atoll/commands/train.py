@@ -131,15 +131,22 @@ def go_on(
         totals.restore(resume_point.run_state.totals)
     on = _Run(job, run, totals, log, hashes, started, make_backend or partial(InProcessBackend, folder=run.states))
     try:
-        evaluation = on.train(resume_point)
+        summary = on.finish("complete", on.train(resume_point))
     except BaseException as problem:
-        run.mark(problem)
-        with suppress(OSError, RunFolderError):  # What went wrong may be that nothing can be written.
-            on.finish("interrupted" if isinstance(problem, KeyboardInterrupt) else "failed", Evaluation())
-            write_losses(run)
-        raise
-    summary = on.finish("complete", evaluation)
-    return RunResult(run.path, run.adapter, summary, _described(job, run, log))
+        is_told = isinstance(problem, KeyboardInterrupt)
+        if not is_told or on.complete is None:  # It may come between the summary and the word of it.
+            run.mark(problem)
+            with suppress(OSError, RunFolderError):  # What went wrong may be that nothing can be written.
+                on.finish("interrupted" if is_told else "failed", Evaluation())
+                write_losses(run)
+            raise
+        summary = on.complete
+    try:
+        figures = _described(job, run, log)
+    except KeyboardInterrupt:  # It comes too late to interrupt the run.
+        log.append(Advised("", "the run is complete; it was ended before its model card and figures were drawn"))
+        figures = ()
+    return RunResult(run.path, run.adapter, summary, figures)
 
 
 def _begin(job: Job, run: RunDirectory, log: EventLog) -> None:
@@ -172,6 +179,8 @@ class _Run:
     make_backend: BackendFactory
     base: Scores | None = None
     importance: Importance | None = None
+    complete: Summary | None = None
+    """As its folder has it."""
 
     def train(self, resume_point: ResumePoint | None) -> Evaluation:
         """All rounds that are left, and what they are compared with."""
@@ -252,6 +261,7 @@ class _Run:
         seconds = time.monotonic() - self.started
         summary = self.totals.summary(status, evaluation, seconds)
         write_summary(self.run.summary_path, summary)
+        self.complete = summary if status == "complete" else None
         self.log.append(RunFinished(status, seconds))
         return summary
 
@@ -327,7 +337,8 @@ def _resolved(job: Job, run: RunDirectory, hashes: Mapping[str, object], given: 
     folder = str(job.loaded.path.resolve().parent)
     return {
         "config": resolved(job.config), "method": job.loaded.method, "overrides": job.loaded.overrides, "command": _command_line(),
-        "folder": folder, "folder_from_run": os.path.relpath(folder, run.path.resolve()), "has_host": job.has_host, "run_id": job.run_id,
+        "started_in": str(Path.cwd()), "folder": folder,
+        "folder_from_run": os.path.relpath(folder, run.path.resolve()), "has_host": job.has_host, "run_id": job.run_id,
         "asked_for": job.asked_for, "hashes": hashes, "form": None if job.form is None else job.form.kind,
         "base": base_notes(job.base, job.config, str(hashes["base_hash"])), "versions": versions(), **named,
     }  # fmt: skip

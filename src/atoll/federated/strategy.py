@@ -185,7 +185,7 @@ class AdapterStrategy(Strategy):
                 with reading(edge):
                     self._check_sent(node)
                 if reply.has_error() and reply.error.code == EDGE_LEFT:
-                    self.observer.edge_dropped(number, edge, reply.error.reason)
+                    self.observer.edge_dropped(number, edge, reply.error.reason or "it left")
                     continue
                 with reading(edge):
                     self._check_asked(number, node, reply)

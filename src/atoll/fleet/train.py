@@ -106,8 +106,9 @@ def train_on_fleet(
                 got="--engine flower without --fleet", expected="run.toml, or the coordinator's folder of a fleet",
                 do=f"atoll train {given.loaded.path} --engine flower, or add --fleet DIR",
             )  # fmt: skip
-    with opened(given.loaded, fleet, overrides, tell) as found:
-        return train_job(found.prepared(given.loaded, uuid4().hex), out, observers, found.make_backend, given)
+    with _result_kept(tell) as kept, opened(given.loaded, fleet, overrides, tell) as found:
+        kept.append(train_job(found.prepared(given.loaded, uuid4().hex), out, observers, found.make_backend, given))
+    return kept[0]
 
 
 def resume_on_fleet(
@@ -124,13 +125,26 @@ def resume_on_fleet(
             got="--engine flower without --fleet", expected="the coordinator's folder of a fleet whose edges are still there",
             do="begin a new run; `atoll fleet init` writes a fleet that outlives one",
         )  # fmt: skip
-    with ExitStack() as stack:
+    with _result_kept(tell) as kept, ExitStack() as stack:
 
         def begin(loaded: LoadedConfig, run_id: str) -> tuple[Job, BackendFactory]:
             found = stack.enter_context(opened(loaded, fleet, (), tell))
             return found.prepared(loaded, run_id, run_dir), found.make_backend
 
-        return resume_by(run_dir, begin, observers, on_fleet=True, trust=trust)
+        kept.append(resume_by(run_dir, begin, observers, on_fleet=True, trust=trust))
+    return kept[0]
+
+
+@contextmanager
+def _result_kept(tell: Callable[[str], None]) -> Iterator[list[RunResult]]:
+    """A run that is complete is not interrupted by what ends its fleet: what comes then has only processes left to end."""
+    kept = list[RunResult]()
+    try:
+        yield kept
+    except KeyboardInterrupt:
+        if not kept:
+            raise
+        tell("the run is complete: nothing was interrupted but the end of the fleet's processes")
 
 
 def train_in_app(grid: Grid, config: Path, out: Path, *, resumes: bool) -> RunResult:

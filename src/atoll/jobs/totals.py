@@ -32,7 +32,7 @@ from atoll.runs.summary import (
     versions,
 )
 
-_NUMBERS = ("steps", "up_bytes", "down_bytes", "peak_bytes", "dropped_rounds")
+_NUMBERS = ("steps", "up_bytes", "down_bytes", "peak_bytes", "dropped_rounds", "first_round")
 
 
 @dataclass(slots=True)
@@ -49,6 +49,8 @@ class _Total:
     peak_bytes: int | None = None
     first_step: FirstStep | None = None
     dropped_rounds: int = 0
+    first_round: int = 1
+    """From which on it takes part."""
 
     def add(self, result: EdgeResult | EdgeScores | PersonalCopy | CopyElsewhere) -> None:
         """Count a round, or a warm-up."""
@@ -82,7 +84,7 @@ class _Total:
             first_step=None if value["first_step"] is None else FirstStep.from_numbers(value["first_step"]),
         )  # fmt: skip
         for name in _NUMBERS:
-            setattr(total, name, value[name])
+            setattr(total, name, value.get(name, getattr(total, name)))  # Older runs do not say all of it.
         return total
 
 
@@ -93,22 +95,28 @@ class RunTotals:
         self._job, self._clock = job, clock_of(job.config)
         self._totals: defaultdict[str, _Total] = defaultdict(_Total)
         self._seconds: list[float | None] = []
+        self._num_done = 0
 
     def to_json(self) -> dict[str, object]:
         """What was counted so far, as JSON values."""
-        return {"edges": {name: total.to_json() for name, total in self._totals.items()}, "seconds": self._seconds}
+        edges = {name: total.to_json() for name, total in self._totals.items()}
+        return {"edges": edges, "seconds": self._seconds, "rounds": self._num_done}
 
     def restore(self, value: Mapping[str, Any]) -> None:
         """Go on from what `to_json` made."""
         self._totals.update({name: _Total.from_json(total) for name, total in value["edges"].items()})
-        self._seconds = list(value["seconds"])
+        self._seconds, self._num_done = list(value["seconds"]), value.get("rounds", 0)
 
     def replan(self, job: Job) -> None:
         """Go on with another plan, or other edges."""
+        before = {edge.name for edge in self._job.plan.edges}
+        for name in {edge.name for edge in job.plan.edges} - before:
+            self._totals[name].first_round = self._num_done + 1
         self._job, self._clock = job, clock_of(job.config)
 
     def add(self, result: RoundResult, simulated_seconds: float | None, rounds: Rounds) -> None:
         """Count one round."""
+        self._num_done = result.round
         for edge in result.edges:
             self._totals[edge.edge].add_round(edge)
         self._seconds.append(simulated_seconds)
@@ -160,7 +168,7 @@ class RunTotals:
             active_share=total.trained.active_share, up_bytes=total.up_bytes, down_bytes=total.down_bytes,
             dropped_rounds=total.dropped_rounds, num_trainable=adapter_parameters(self._job.shapes, plan.ranks),
             under_training=plan.under_training,
-            first_step_flops=None if total.first_step is None else _first_step(total.first_step),
+            first_round=total.first_round, first_step_flops=None if total.first_step is None else _first_step(total.first_step),
         )  # fmt: skip
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from atoll.errors import DiskError
 from atoll.runs.checkpoints import latest_checkpoint
 from atoll.runs.layout import RunDirectory
+from atoll.runs.record import again_with, go_on_with, read_noted
 from atoll.units import format_bytes
 
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -31,5 +33,10 @@ def disk_told(run: RunDirectory) -> Iterator[None]:
         raise DiskError(
             "a file of the run cannot be written", where=str(problem.filename or run.path),
             got=f"{problem.strerror}; {format_bytes(shutil.disk_usage(run.path).free)} free; {kept}",
-            expected="place for a checkpoint", do=f"make place, then run `atoll resume {run.path}`",
+            expected="place for a checkpoint", do=f"make place, then run `{_goes_on(run)}`",
         ) from problem  # fmt: skip
+
+
+def _goes_on(run: RunDirectory) -> str:
+    noted, _ = read_noted(run)
+    return shlex.join(go_on_with(run.path, noted) or again_with(run.path, noted) or ("atoll", "train"))

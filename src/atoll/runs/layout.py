@@ -171,9 +171,14 @@ class RunDirectory:
 
 
 def marked_run(error: BaseException) -> Path | None:
-    """The folder that `RunDirectory.mark` noted on an exception."""
-    notes = [note for note in getattr(error, "__notes__", ()) if note.startswith(_NOTE)]
-    return Path(notes[-1].removeprefix(_NOTE)) if notes else None
+    """The folder that `RunDirectory.mark` noted on an exception, or on one that was on its way when this one came."""
+    found: BaseException | None = error
+    while found is not None:
+        notes = [note for note in getattr(found, "__notes__", ()) if note.startswith(_NOTE)]
+        if notes:
+            return Path(notes[-1].removeprefix(_NOTE))
+        found = found.__context__
+    return None
 
 
 def looks_like_a_run(path: Path) -> bool:

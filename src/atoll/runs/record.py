@@ -17,6 +17,9 @@ Status = Literal["running", "complete", "interrupted", "failed", "stopped", "hal
 """As summary.json has it; "running": a process works on it; "stopped": its process ended without a word; or ("half-written") before."""
 _ENDED: tuple[Status, ...] = ("complete", "interrupted", "failed")
 _LONGEST_LINE = 65_536
+_PATHS = ("--fleet", "--ca", "--cert", "--key")
+_VALUED = ("--engine", "--host", *_PATHS)
+"""Options that `train` and `resume` have both, and a run goes on with as it began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,40 @@ def read_noted(run: RunDirectory) -> tuple[dict[str, Any], dict[str, Any]]:
     except RunFolderError:
         noted = {}
     return noted, _summary(run)[0]
+
+
+def go_on_with(path: Path, noted: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The command that goes on with a run, with the options that it began with; None for edges that ended with the run."""
+    options = _options(noted)
+    is_on_fleet = bool(noted.get("run_id"))
+    return None if is_on_fleet and "--fleet" not in options else ("atoll", "resume", str(path), *options)
+
+
+def again_with(path: Path, noted: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The command that trains a run again; None where its folder does not say enough."""
+    options = _options(noted)
+    if not noted.get("run_id") or "--fleet" in options:
+        return ("atoll", "train", str(path), *options)
+    # Edges that start with a run read the file, and not the run's folder.
+    folder, begin = text_in(noted, "folder"), Path(text_in(noted, "started_in") or "")
+    files = [begin / word for word in texts_in(noted, "command")[2:]]
+    file = next((one for one in files if one.suffix == ".toml" and str(one.resolve().parent) == folder), None)
+    sets = [word for text in texts_in(noted, "overrides") if not text.startswith("method=") for word in ("--set", text)]
+    method = ["--method", found] if (found := text_in(noted, "method")) else []
+    return None if file is None else ("atoll", "train", str(file), *options, *method, *sets)
+
+
+def _options(noted: Mapping[str, Any]) -> tuple[str, ...]:
+    """How the run reached its edges and hosts, as it was typed; paths from wherever it is typed now."""
+    begin, found = text_in(noted, "started_in"), list[str]()
+    words = iter([part for word in texts_in(noted, "command")[2:] for part in (word.split("=", 1) if word.startswith("--") else [word])])
+    for word in words:
+        if word == "--insecure":
+            found.append(word)
+        elif word in _VALUED and (value := next(words, None)) is not None:
+            is_path = word in _PATHS and begin is not None and Path.cwd() != Path(begin)
+            found += [word, str(Path(begin or "") / value) if is_path else value]
+    return tuple(found)
 
 
 def at(value: object, *keys: str) -> Any:

@@ -116,6 +116,8 @@ class EdgeSummary:
     """None where nothing is computed on the edge, or no step of it counted for a round."""
     num_trainable: int = 0
     """Numbers that it trains."""
+    first_round: int = 1
+    """From which on it takes part; later than 1 for one that joined while the run went on."""
     under_training: float = 0.0
     """Share of a round's steps that it cannot finish by the deadline, by declared speed and link."""
 

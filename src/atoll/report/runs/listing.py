@@ -10,7 +10,7 @@ from typing import Any
 
 from atoll.report.tables import Listing, number_text
 from atoll.runs.comparison import Comparison
-from atoll.runs.record import RunRecord, at, number_in, table
+from atoll.runs.record import RunRecord, again_with, at, go_on_with, number_in, table
 from atoll.units import format_bytes, format_flops, format_seconds
 
 _WHOSE = "memory is measured of the process, and edges that share one count each other's rows, bases and libraries"
@@ -40,8 +40,8 @@ def facts_of(run: RunRecord, noted: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("on top", "; ".join(run.overrides)), ("base", run.base or ""), ("data from", str(noted.get("folder") or "")),
         ("edges", ", ".join(run.edges)), ("rounds", _text(run.rounds)), ("seed", _text(run.seed)),
         ("adapter", str(run.path / "adapter") if (run.path / "adapter").is_dir() else ""),
-        ("go on", shlex.join(("atoll", "resume", path)) if run.status in _GOES_ON else ""),
-        ("again", shlex.join(("atoll", "train", path)) if noted else ""),
+        ("go on", shlex.join(go_on_with(run.path, noted) or ()) if run.status in _GOES_ON else ""),
+        ("again", shlex.join(again_with(run.path, noted) or ()) if noted else ""),
     ]  # fmt: skip
     return [(label, text) for label, text in facts if text]
 
@@ -95,7 +95,8 @@ def _edge_row(edge: Mapping[str, Any]) -> tuple[str, ...]:
 
     counts = (_text(edge.get(key)) for key in ("name", "mode", "bits", "batch_size", "steps"))
     sizes = (size(key) for key in ("measured_peak_bytes", "predicted_peak_bytes", "up_bytes", "down_bytes"))
-    return (*counts, *sizes, _text(edge.get("dropped_rounds")))
+    missed, first = _text(edge.get("dropped_rounds")), number_in(edge, "first_round") or 1
+    return (*counts, *sizes, missed if first <= 1 else f"{missed}, joined in round {first:g}")
 
 
 def _figure(key: str, value: float | str | None) -> str:
