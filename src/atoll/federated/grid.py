@@ -97,3 +97,10 @@ def numbered(message: Message, message_id: str) -> Message:
     metadata: Any = message.metadata
     metadata.__dict__["_message_id"] = message_id
     return message
+
+
+def sent_by(message: Message, run_id: int, node: int) -> Message:
+    """The message as one of this run and from this node, whoever this process is meanwhile."""
+    metadata: Any = message.metadata
+    metadata.__dict__["_run_id"], metadata.__dict__["_src_node_id"] = run_id, node
+    return message

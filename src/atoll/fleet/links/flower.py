@@ -71,7 +71,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from atoll.federated.flower import Error, Message, RecordDict
-from atoll.federated.grid import numbered
+from atoll.federated.grid import numbered, sent_by
 
 DAMAGE = (ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError)
 """What taking apart raises that another machine put together wrongly."""
@@ -230,7 +230,8 @@ class AppRun:
                 yield reply
 
     def _pushed(self, message: Message) -> str:
-        told, tree, objects = _deflated(message)
+        # Whoever makes a grid in this process changes who it is that makes messages.
+        told, tree, objects = _deflated(sent_by(message, self._run_id, self._node.node_id))
         taken = self._client.PushMessages(PushAppMessagesRequest(messages_list=[told], message_object_trees=[tree]))
         send = make_push_object_fn_protobuf(self._client.PushObject, self._node, self._run_id, taken.session_id)
         with no_object_id_recompute():
