@@ -14,8 +14,8 @@ TLS = ["--ca", "ca.pem", "--cert=me.pem", "--key", "me.key"]
 
 def noted(folder: Path, *typed: str, on_fleet: bool = False) -> dict[str, object]:
     return {
-        "command": ["atoll", "train", *typed], "started_in": str(folder), "folder": str(folder), "overrides": ["method=fedpipe", "run.seed=1"],
-        "method": "fedpipe", "run_id": "abc" if on_fleet else "",
+        "command": ["atoll", "train", *typed], "started_in": str(folder), "folder": str(folder),
+        "overrides": ["method=fedpipe", "run.seed=1"], "method": "fedpipe", "run_id": "abc" if on_fleet else "",
     }  # fmt: skip
 
 
@@ -26,7 +26,9 @@ def noted(folder: Path, *typed: str, on_fleet: bool = False) -> dict[str, object
     (["run.toml", "--engine", "flower", "--fleet", "."], True, ["--engine", "flower", "--fleet", "."]),
     (["--fleet=coordinator", "run.toml", "--engine=flower"], True, ["--fleet", "coordinator", "--engine", "flower"]),
 ])  # fmt: skip
-def test_the_options_go_along(typed: list[str], on_fleet: bool, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_options_go_along(
+    typed: list[str], on_fleet: bool, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     known = noted(tmp_path, *typed, on_fleet=on_fleet)
     monkeypatch.chdir(tmp_path)
     assert go_on_with(RUN, known) == ("atoll", "resume", str(RUN), *options)

@@ -379,11 +379,20 @@ def example_prompt(run_dir: Path) -> str | None:
 
     Raises: RunFolderError.
     """
-    loaded = run_config(RunDirectory.open(run_dir), trust=True)
+    run = RunDirectory.open(run_dir)
+    try:
+        return _example_prompt(run)
+    except KeyboardInterrupt as problem:  # The run is complete, whoever hears of it.
+        run.mark(problem)
+        raise
+
+
+def _example_prompt(run: RunDirectory) -> str | None:
+    loaded = run_config(run, trust=True)
     if loaded.config.model.task == "classify":
         return None
     try:
-        rows = eval_rows(run_config(RunDirectory.open(run_dir), trust=True, loads_parts=True))
+        rows = eval_rows(run_config(run, trust=True, loads_parts=True))
         prompt = "..." if rows is None else text_form(loaded.config.data, rows.columns, rows[0]).question(rows[0])
     except (InputError, RowProblem):  # The run is done, and its data may have been moved since; or a bad row, that was skipped.
         return "..."

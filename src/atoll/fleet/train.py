@@ -23,7 +23,7 @@ from atoll.fleet.links.relay import FleetGrid, Relay
 from atoll.fleet.processes import Child, free_port, until_ready
 from atoll.fleet.superlink import SuperLink
 from atoll.jobs.backends.backend import BackendFactory
-from atoll.jobs.backends.fleet import FleetBackend, Members, ask_capabilities, named, prepared_for_fleet
+from atoll.jobs.backends.fleet import FleetBackend, Members, ask_capabilities, named, prepared_for_fleet, tell_finished
 from atoll.jobs.inputs import base_source
 from atoll.jobs.job import Job, Participant
 from atoll.jobs.results.config import check_begun_with, given_config
@@ -34,6 +34,8 @@ from atoll.runs.tracker import check_trackers
 from atoll.scratch import scratch_folder
 
 _LOCAL_EDGES_SECONDS, _HOST_SECONDS = 180.0, 180.0
+_FINISHED_SECONDS = 5.0
+"""An idle edge looks every three."""
 _ALONE_SECONDS = 120.0
 """Edges without a long-lived process load their base before every answer: asked again sooner, they would do it twice."""
 
@@ -48,6 +50,7 @@ class Fleet:
     """How long edges may take until they tell their capabilities."""
     gone: Collection[str] = ()
     """Edges that were removed while this fleet ran."""
+    outlives_runs: bool = False
     config: list[RunConfig] = field(default_factory=list)
     """Of the run that was prepared last, with all its edges."""
 
@@ -61,6 +64,13 @@ class Fleet:
         nodes = {node: edge for node, edge in self.nodes.items() if edge in asked}
         said, silent = ask_capabilities(FleetGrid(self.relay, nodes), nodes, self.join_seconds)
         return prepared_for_fleet(loaded, said, silent, run_id, _asked_before(before))
+
+    def tell_finished(self) -> None:
+        """Tell the edges of the run that was prepared last that it is complete; those that end with it need not know."""
+        if self.outlives_runs:
+            asked = {edge.name for edge in self.config[0].edge}
+            nodes = {node: edge for node, edge in self.nodes.items() if edge in asked and edge not in self.gone}
+            tell_finished(FleetGrid(self.relay, nodes, 0), nodes, self.config[0].run.rounds, _FINISHED_SECONDS)
 
     @property
     def make_backend(self) -> BackendFactory:
@@ -108,6 +118,7 @@ def train_on_fleet(
             )  # fmt: skip
     with _result_kept(tell) as kept, opened(given.loaded, fleet, overrides, tell) as found:
         kept.append(train_job(found.prepared(given.loaded, uuid4().hex), out, observers, found.make_backend, given))
+        found.tell_finished()
     return kept[0]
 
 
@@ -129,9 +140,13 @@ def resume_on_fleet(
 
         def begin(loaded: LoadedConfig, run_id: str) -> tuple[Job, BackendFactory]:
             found = stack.enter_context(opened(loaded, fleet, (), tell))
+            fleets.append(found)
             return found.prepared(loaded, run_id, run_dir), found.make_backend
 
+        fleets = list[Fleet]()
         kept.append(resume_by(run_dir, begin, observers, on_fleet=True, trust=trust))
+        for found in fleets:
+            found.tell_finished()
     return kept[0]
 
 
@@ -194,7 +209,7 @@ def opened(loaded: LoadedConfig, fleet: Path | None, overrides: Sequence[str], t
             _start_here(loaded, path.parent, hosts, overrides, stack)
         link.carry()
         tell(f"edges call {coordinator.read().address} (TLS, their certificates and keys); waiting for {', '.join(nodes.values())}")
-        yield Fleet(link.relay, nodes, seconds, link.gone)
+        yield Fleet(link.relay, nodes, seconds, link.gone, outlives_runs=fleet is not None)
 
 
 def _start_here(

@@ -109,7 +109,8 @@ class _Bars:
         self._phase, self._round, self._loss, self._num_bytes = event.phase, "", None, 0
         # An evaluation says nothing until it is done: a bar that swings, not one that stands at 0.
         total = None if event.phase == "evaluate" else event.total_steps or None
-        self._task = self._opened().add_task(event.phase, total=total, detail="")
+        rows = counted(event.total_steps, "row") if total is None and event.phase == "evaluate" and event.total_steps else ""
+        self._task = self._opened().add_task(event.phase, total=total, detail=rows)
 
     def _end_of_phase(self) -> None:
         """Let the bar that is open stand as finished."""
@@ -142,12 +143,19 @@ class _Bars:
     def _opened(self) -> RichProgress:
         if self._progress is None:
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, MofNCompleteColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as RichProgress
+            from rich.text import Text
+
+            class Count(MofNCompleteColumn):
+                """Nothing of what is not counted."""
+
+                def render(self, task: Task) -> Text:
+                    return Text("") if task.total is None else super().render(task)
 
             console = Console(file=self._stream, emoji=False, markup=False, highlight=False)
             self._is_wide = console.width >= _WIDE
-            words = [MofNCompleteColumn(), TextColumn("{task.fields[detail]}", markup=False)]
+            words = [Count(), TextColumn("{task.fields[detail]}", markup=False)]
             # On a narrow terminal numbers come before the bar.
             around = ([BarColumn()], [TimeElapsedColumn(), TextColumn("left")]) if self._is_wide else ([], [])
             columns = [TextColumn("{task.description}", markup=False), *around[0], *words, *around[1], TimeRemainingColumn()]

@@ -11,11 +11,12 @@ from contextlib import contextmanager
 import httpx
 
 from atoll.errors import ProtocolError
-from atoll.federated.flower import ConfigRecord, Message, RecordDict
+from atoll.federated.flower import ConfigRecord, Message, MessageType, RecordDict
 from atoll.fleet.files import EdgeFolder
 from atoll.fleet.links.flower import DAMAGE, FAILURES, EdgeLink
 from atoll.fleet.links.frames import PROBLEM, Frame, packed, unpacked
 from atoll.fleet.links.way import open_way, said
+from atoll.jobs.backends.fleet import FINISHED
 from atoll.split.certificates import DeviceTls
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def _leaving(link: EdgeLink, tell: Callable[[str], None]) -> Iterator[None]:
 
 def _say_goodbye(link: EdgeLink, tell: Callable[[str], None]) -> None:
     heard = link.say_goodbye()
-    tell("this edge leaves: the coordinator was told" if heard else "this edge leaves; the coordinator could not be told, and waits for it")
+    tell("this edge leaves: the coordinator was told" if heard else "this edge leaves; no coordinator was there to be told")
 
 
 def _until_stopped(link: EdgeLink, answer: Callable[[bytes], bytes], trouble: _Trouble, stop: threading.Event) -> None:
@@ -69,6 +70,7 @@ def _until_stopped(link: EdgeLink, answer: Callable[[bytes], bytes], trouble: _T
     while not stop.is_set():
         try:
             if reply is None and (message := link.pull()) is not None:
+                trouble.is_expected = message.metadata.message_type == f"{MessageType.QUERY}.{FINISHED}"
                 begun = time.monotonic()
                 reply = answered(message, answer)
                 seconds, pause = time.monotonic() - begun, _QUICK
@@ -101,13 +103,16 @@ class _Trouble:
     def __init__(self, address: str, tell: Callable[[str], None], stop: threading.Event) -> None:
         self._address, self._tell, self._stop = address, tell, stop
         self._told, self._wait, self._was_there = "", _SHORTEST_WAIT, False
+        self.is_expected = False
+        """Whether the coordinator has said that its run is complete: then it goes."""
 
     def wait(self, problem: Exception) -> None:
         """Some seconds, before it is tried again."""
-        if (why := said(self._address, problem)) != self._told:
+        is_silent = self.is_expected and (isinstance(problem, httpx.ConnectError) or not self._told)
+        if (why := said(self._address, problem)) != self._told and not is_silent:
             away = "the run is over, or its coordinator away; " if self._was_there else ""
             self._tell(f"{away}{why}; it is tried again")
-            self._told = why
+        self._told = why
         self._stop.wait(self._wait)
         self._wait = min(2 * self._wait, _LONGEST_WAIT)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from atoll.federated.store import read_record, refuse_link, write_record
 from atoll.fleet.links.frames import digest_of, folder_name
 from atoll.jobs.backends.work_orders import SentOrder
 from atoll.jobs.backends.worker import Worker
-from atoll.jobs.inputs import eval_rows
+from atoll.jobs.inputs import base_source, eval_rows
 from atoll.jobs.job import Job
 from atoll.jobs.personal.asked import PERSONAL, TEXT, WHOLE, PersonalAnswer
 from atoll.jobs.personal.copies import personal_copy
@@ -63,7 +64,8 @@ def answer_personal(worker: Worker, sent: SentOrder, question: RecordDict, folde
 
     folder.mkdir(mode=0o700, exist_ok=True)
     write_folder(here, fill)
-    log.append(Advised(worker.name, f"this edge's own copy of the adapter is in {here}"))
+    use = shlex.join(("atoll", "evaluate", "--model", base_source(worker.of_all), "--adapter", str(here.resolve()), "--data"))
+    log.append(Advised(worker.name, f"this edge's own copy of the adapter is in {here}, a PEFT adapter; to score it: {use} FILE"))
     return content
 
 

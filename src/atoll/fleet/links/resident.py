@@ -25,7 +25,7 @@ from atoll.federated.payload import WORK_ORDER, get_adapter, num_bytes
 from atoll.federated.store import read_record, refuse_link, write_record
 from atoll.fleet.links.frames import Frame, digest_of, folder_name
 from atoll.fleet.links.personal import answer_personal
-from atoll.jobs.backends.fleet import CAPABILITIES, TEXT
+from atoll.jobs.backends.fleet import CAPABILITIES, FINISHED, ROUNDS, TEXT
 from atoll.jobs.backends.in_process import edge_work
 from atoll.jobs.backends.work_orders import SentOrder, from_text
 from atoll.jobs.backends.worker import Worker
@@ -34,7 +34,7 @@ from atoll.runs.events import Advised, EdgeFinished, EventLog, PhaseStarted, Rou
 from atoll.runs.files import write_folder
 from atoll.split.host.audit import Audit
 from atoll.training.trainer import StepReport
-from atoll.units import format_bytes, format_seconds
+from atoll.units import counted, format_bytes, format_seconds
 
 KEPT_ROUNDS = 3
 """A coordinator whose last checkpoints are damaged goes back by as many."""
@@ -139,6 +139,8 @@ class Resident:
     def _answered(self, question: Frame) -> RecordDict:
         if question.kind == f"query.{CAPABILITIES}":
             return RecordDict({CAPABILITIES: ConfigRecord({TEXT: self._worker.capabilities().to_text()})})
+        if question.kind == f"{MessageType.QUERY}.{FINISHED}":
+            return self._finished(question)
         sent = from_text(str(_told(question, WORK_ORDER, TEXT)))
         if question.kind == f"{MessageType.QUERY}.{PERSONAL}":
             self._worker.check(sent, PERSONAL, adapter=get_adapter(question.content))
@@ -154,6 +156,13 @@ class Resident:
         self._worker.check(sent, sent.order.phase, number, get_adapter(question.content))
         self._sent = sent
         return self._trained(question, number)
+
+    def _finished(self, question: Frame) -> RecordDict:
+        rounds = _told(question, FINISHED, ROUNDS)
+        if type(rounds) is not int:
+            raise _not_ours(question, "the number of rounds")
+        self._log.append(Advised(self._worker.name, f"the run is complete: {counted(rounds, 'round')}; this edge waits for the next"))
+        return RecordDict()
 
     def _trained(self, question: Frame, number: int) -> RecordDict:
         sent = self._order

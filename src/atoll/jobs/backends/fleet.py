@@ -35,6 +35,8 @@ from atoll.units import format_seconds
 
 CAPABILITIES, TEXT = "capabilities", "text"
 """Flower's name for the question what an edge has, and of the record that answers it; key of the text there and in work orders."""
+FINISHED, ROUNDS = "finished", "rounds"
+"""Name of the word that a run is complete, and key of the number of its rounds."""
 _MOST_TOLD = 20
 """Edges of which it is told why they cannot take part."""
 
@@ -149,6 +151,15 @@ def ask_capabilities(grid: Grid, nodes: Mapping[int, str], timeout: float) -> tu
             found[edge] = reply
             del silent[edge]
     return [found[edge] for edge in sorted(found)], silent
+
+
+def tell_finished(grid: Grid, nodes: Collection[int], rounds: int, timeout: float) -> None:
+    """Tell the edges on these nodes that the run is complete; none that is silent is waited for longer."""
+    content = RecordDict({FINISHED: ConfigRecord({ROUNDS: rounds})})
+    for _ in grid.send_and_receive(
+        [Message(content, node, f"{MessageType.QUERY}.{FINISHED}", group_id="0") for node in nodes], timeout=timeout
+    ):  # fmt: skip
+        pass
 
 
 def named(grid: Grid, nodes: Collection[int], timeout: float) -> dict[int, str]:

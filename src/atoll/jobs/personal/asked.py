@@ -12,6 +12,7 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter
 
 from atoll.adapters.state import AdapterState
+from atoll.config.document import few
 from atoll.cost.traffic import WireAccount
 from atoll.cost.work import Work
 from atoll.errors import ProtocolError
@@ -88,7 +89,7 @@ class CopyElsewhere:
 def copies_elsewhere(
     job: Job, state: AdapterState, given: Mapping[str, Common], make_backend: BackendFactory, log: EventLog
 ) -> list[CopyElsewhere]:
-    """Have every edge train a copy where it is, and score it, the base and the common adapter; of one without an answer the log is told."""
+    """Have every edge train a copy where it is, and score all three; the log is told where copies are, and what is missing."""
     found = dict[str, CopyElsewhere]()
     with closing(make_backend(job, job.edges, PHASE, log)) as backend:
         backend.give(job, job.edges, [personal_order(job, edge) for edge in job.edges])
@@ -109,6 +110,11 @@ def copies_elsewhere(
             missing.pop(edge, None)
     for edge, reason in sorted(missing.items()):
         log.append(Advised(edge, f"there is no personal copy: {reason}"))
+    if found:
+        where = "on their machines, below personal/ in each edge's folder; the edge's own log says how to use it"
+        log.append(Advised("", f"the copies of {few(sorted(found))} stay {where}"))
+    if unscored := sorted(edge for edge, copy in found.items() if not copy.scores):
+        log.append(Advised("", f"nothing is scored of {few(unscored)}: no held-out rows are there; name some: eval below [[edge]]"))
     return [found[edge.name] for edge in job.edges if edge.name in found]
 
 

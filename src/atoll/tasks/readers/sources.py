@@ -19,6 +19,8 @@ from atoll.tasks.readers.reader import USUAL_LIMITS, Limits, OnBadRow, Origin
 from atoll.tasks.readers.unpack import unpacked_name
 
 DEMO: Mapping[str, Literal["train", "eval"]] = {"demo": "train", "demo-eval": "eval"}
+_OURS = ("events.jsonl", "audit.jsonl", "edge.json", "fleet.json", "issued.json", "config.json", "summary.json", "plan.json", "README.md")
+"""Files that Atoll itself writes beside rows, and nobody means."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +161,10 @@ def _missing_file(source: str, path: Path, base_dir: Path) -> bool:
 
 def _no_such_file(source: str, path: Path) -> DataFileError:
     folder = path.parent
-    beside = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+    beside = [file.name for file in folder.iterdir() if file.name not in _OURS] if folder.is_dir() else []
     otherwise = "check the path; it is relative to run.toml" if folder.is_dir() else f"there is no folder {Path(source).parent} either"
     return DataFileError(
-        "there is no such data file", where=source, got="nothing there",
+        "there is no such data file", where=source,
+        got=f"nothing of this name in {folder.resolve()}" if folder.is_dir() else "nothing there",
         expected=f"{FORMS}, a folder of them, or a Hugging Face data set id", do=did_you_mean(path.name, beside, otherwise),
     )  # fmt: skip
