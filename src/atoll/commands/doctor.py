@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from atoll.config.fleet import Profile
 from atoll.cost.limits import UsableMemory, usable_memory
 from atoll.errors import OutputError
+from atoll.report.tables import wrapped
 from atoll.runs.files import write_json
 from atoll.units import counted, format_bytes, format_flops, format_seconds
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 Status = Literal["ok", "warn", "fail"]
 _MARKS = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
+_ANY_COLUMNS = 1_000_000
 _FREE_MEMORY_BYTES = 1_000_000_000  # torch and transformers alone hold some 500 MB
 _FREE_DISK_BYTES = 1_000_000_000
 
@@ -58,14 +60,15 @@ class DoctorReport:
         """As `atoll doctor --json` prints it."""
         return {"well": self.is_well, "checks": [asdict(check) for check in self.checks]}
 
-    def to_text(self) -> str:
-        """One line for each check, and what to do below those that are not well."""
+    def to_text(self, columns: int = _ANY_COLUMNS) -> str:
+        """One line for each check, and what to do below those that are not well; lines that are longer are broken between words."""
         lines: list[str] = []
         width = max(16, *(len(check.name) for check in self.checks))
+        left, below = columns - width - 7, " " * (width + 7)
         for check in self.checks:
-            lines.append(f"{_MARKS[check.status]}  {check.name:<{width}} {check.found}")
-            if check.do:
-                lines.append(f"      {'':<{width}} -> {check.do}")
+            found = wrapped(check.found, left) or [""]
+            lines += [f"{_MARKS[check.status]}  {check.name:<{width}} {found[0]}", *(below + line for line in found[1:])]
+            lines += [below + line for line in wrapped(f"-> {check.do}", left, "   ")] if check.do else []
         return "\n".join(lines)
 
 

@@ -24,7 +24,18 @@ from atoll.config.schema import Edge, RunConfig
 from atoll.cost.split_traffic import largest_batch_tokens
 from atoll.errors import CommandLineError, ConflictError, OutputError
 from atoll.fleet.files import EdgeFile, FleetFile, json_text, split_address
-from atoll.fleet.named import NeededInput, named_by_coordinator, named_by_edge
+from atoll.fleet.named import (
+    JOIN,
+    README,
+    TRAIN,
+    NeededInput,
+    coordinator_readme,
+    edge_readme,
+    host_readme,
+    named_by_coordinator,
+    named_by_edge,
+    needed,
+)
 from atoll.jobs.backends.edge_policy import POLICY_FILE, policy_toml
 from atoll.runs.files import sync_folder
 from atoll.split.certificates import is_loopback
@@ -64,12 +75,8 @@ class WrittenFleet:
         lines += [f"{out / 'ca.key'} signs certificates: keep it, and give it to nobody"]
         lines += ["start in this order, each on its own machine and in its own folder:"]
         lines += [f"  {name:<16} {command}" for name, command in self.hosts.items()]
-        lines += [f"  {'coordinator':<16} {_TRAIN}", *(f"  {name:<16} {_JOIN}" for name in self.edges)]
+        lines += [f"  {'coordinator':<16} {TRAIN}", *(f"  {name:<16} {JOIN}" for name in self.edges)]
         return "\n".join([*lines, f"check:  atoll doctor --fleet {out}"])
-
-
-_TRAIN = "atoll train run.toml --engine flower --fleet ."
-_JOIN = "atoll fleet join ."
 
 
 def init(run_toml: Path, out: Path, address: str, hosts: Sequence[str] = (), *, overrides: Sequence[str] = ()) -> WrittenFleet:
@@ -87,10 +94,10 @@ def init(run_toml: Path, out: Path, address: str, hosts: Sequence[str] = (), *, 
     edges = tuple(edge.name for edge in loaded.config.edge)
     starts = {one.name: _host_command(loaded.config, one) for one in named}
     issuer = Issuer("atoll fleet CA")
-    files = {**issuer.own("ca"), "README.md": _readme(loaded, named, starts).encode()}
+    files = {**issuer.own("ca"), README: _readme(loaded, named, starts).encode()}
     files |= _below("coordinator", _coordinator(loaded, issuer, host, FleetFile(address, edges)))
     for one in named:
-        files |= _below(f"hosts/{one.name}", _host(issuer, one, starts[one.name]))
+        files |= _below(f"hosts/{one.name}", _host(loaded, issuer, one, starts[one.name]))
     address_of = {edge: one.address for one in named for edge in one.edges}
     issued: dict[str, list[str]] = {}
     for edge in edges:
@@ -116,7 +123,7 @@ def _coordinator(loaded: LoadedConfig, issuer: Issuer, host: str, fleet: FleetFi
     apps = '"""What Flower opens."""\n\nfrom atoll.fleet import apps\n\nclient = apps.client\nserver = apps.server\n'
     return {
         **_shared(loaded, issuer), **issuer.server("superlink", "atoll coordinator", [host]), "fleet.json": json_text(fleet).encode(),
-        "revoked.pem": issuer.revoked(()),
+        "revoked.pem": issuer.revoked(()), README: coordinator_readme(loaded, fleet).encode(),
         "app/pyproject.toml": project.encode(), "app/LICENSE": _LICENSE.encode(), f"app/{_APP}/__init__.py": b"",
         f"app/{_APP}/apps.py": apps.encode(),
     }  # fmt: skip
@@ -127,9 +134,10 @@ def _shared(loaded: LoadedConfig, issuer: Issuer) -> dict[str, bytes]:
     return {"run.toml": loaded.path.read_bytes(), "ca.pem": issuer.own("ca")["ca.pem"]}
 
 
-def _host(issuer: Issuer, host: FleetHost, command: str) -> dict[str, bytes]:
+def _host(loaded: LoadedConfig, issuer: Issuer, host: FleetHost, command: str) -> dict[str, bytes]:
     called, _ = split_address(host.address, "--host")
     files = {"ca.pem": issuer.own("ca")["ca.pem"], "revoked.pem": issuer.revoked(()), "start.txt": f"{command}\n".encode()}
+    files[README] = host_readme(loaded, host.name, host.edges, command).encode()
     return {**files, **issuer.server("host", "atoll host", [called])}
 
 
@@ -140,6 +148,7 @@ def edge_files(loaded: LoadedConfig, issuer: Issuer, edge: EdgeFile) -> tuple[di
     node = {"node.key": key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()), "node.pub": public}
     own = next(one for one in loaded.config.edge if one.name == edge.name)
     files = {"edge.json": json_text(edge).encode(), POLICY_FILE: policy_toml(loaded.config, own).encode()}
+    files[README] = edge_readme(loaded, edge).encode()
     return {**_shared(loaded, issuer), **node, **issuer.device("client", edge.name), **files}, public
 
 
@@ -263,19 +272,14 @@ def _readme(loaded: LoadedConfig, hosts: Sequence[FleetHost], starts: Mapping[st
     for host in hosts:
         base = [one for one in named_by_coordinator(loaded) if one.what == "base"]
         lines += _machine(f"hosts/{host.name}", f"the host of {', '.join(host.edges)}", starts[host.name], base)
-    lines += _machine("coordinator", "where the adapter comes together", _TRAIN, named_by_coordinator(loaded))
+    lines += _machine("coordinator", "where the adapter comes together", TRAIN, named_by_coordinator(loaded))
     for edge in edges:
-        lines += _machine(f"edges/{edge}", f"the machine that has the rows of {edge}", _JOIN, named_by_edge(loaded, edge))
+        lines += _machine(f"edges/{edge}", f"the machine that has the rows of {edge}", JOIN, named_by_edge(loaded, edge))
     return "\n".join(lines) + "\n"
 
 
 def _machine(folder: str, who: str, command: str, named: Sequence[NeededInput]) -> list[str]:
-    lines = ["", f"## {folder}: {who}", "", f"    {command}", ""]
-    files = [f"- {one.what}: `{one.value}`" for one in named if one.path is not None]
-    fetched = [f"- {one.what}: `{one.value}`, from the Hugging Face hub" for one in named if one.path is None]
-    if not named:
-        return [*lines, "It needs nothing else."]
-    return [*lines, "It needs, in this folder or where run.toml says:", "", *files, *fetched]
+    return ["", f"## {folder}: {who}", "", f"    {command}", "", *needed(named)]
 
 
 def _check_out(out: Path) -> None:

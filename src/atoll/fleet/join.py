@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from atoll.config.document import few
 from atoll.config.load import LoadedConfig, load
 from atoll.errors import ConflictError
 from atoll.fleet.files import EdgeFile, EdgeFolder
@@ -78,6 +79,7 @@ def _check_named(loaded: LoadedConfig, edge: EdgeFile) -> None:
     names = [one.name for one in loaded.config.edge]
     if edge.name not in names:
         raise ConflictError(
-            "run.toml does not know this edge", where=str(loaded.path), got=", ".join(names) or "no [[edge]]", expected=edge.name,
+            "run.toml does not know this edge", where=str(loaded.path),
+            got=f"no [[edge]] called {edge.name!r}, but {few(names) or 'none'}", expected=f'[[edge]] with name = "{edge.name}"',
             do="use the run.toml that `atoll fleet init` was given, or write the fleet's folders again",
         )  # fmt: skip

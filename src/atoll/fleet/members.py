@@ -11,10 +11,12 @@ from pathlib import Path
 
 from cryptography import x509
 
+from atoll.config.document import few
 from atoll.config.load import load
 from atoll.errors import CommandLineError, ConflictError, FleetFolderError, OutputError
 from atoll.fleet.files import CoordinatorFolder, EdgeFile, EdgeFolder, FleetFile, HostFolder, json_text, split_address
 from atoll.fleet.init import ISSUED, edge_files, may_split, must_split
+from atoll.fleet.named import README
 from atoll.jobs.backends.edge_policy import POLICY_FILE
 from atoll.runs.files import write_bytes
 from atoll.split.issuer import VALID, Issuer, check_names, write_all
@@ -103,8 +105,9 @@ def add(folder: Path, name: str, *, config: Path | None = None, host: str | None
     found = next((edge for edge in loaded.config.edge if edge.name == name), None)
     if found is None:
         raise ConflictError(
-            "run.toml does not know this edge", where=str(loaded.path), got=", ".join(edge.name for edge in loaded.config.edge),
-            expected=name, do=f'add [[edge]] with name = "{name}", and give the file: --config RUN.toml',
+            "run.toml does not know this edge", where=str(loaded.path),
+            got=f"no [[edge]] called {name!r}, but {few([edge.name for edge in loaded.config.edge]) or 'none'}",
+            expected=f'[[edge]] with name = "{name}"', do=f'add [[edge]] with name = "{name}", and give the file: --config RUN.toml',
         )  # fmt: skip
     if host is not None:
         split_address(host, "--host")
@@ -115,8 +118,9 @@ def add(folder: Path, name: str, *, config: Path | None = None, host: str | None
             do="add --host HOST:PORT" if host is None else "leave --host away, or change the edge's mode",
         )  # fmt: skip
     files, public = edge_files(loaded, whole.issuer, EdgeFile(name, whole.fleet.address, host))
-    if (whole.edge(name).path / POLICY_FILE).exists():  # Of an edge that was removed: its owner's to change, not ours.
-        del files[POLICY_FILE]
+    for file in (POLICY_FILE, README):
+        if (whole.edge(name).path / file).exists():  # Of an edge that was removed: its owner's to change, not ours.
+            del files[file]
     write_all(whole.edge(name).path, files)
     put(whole.coordinator.node_public(name), public)
     whole.keep(replace(whole.fleet, edges=(*whole.fleet.edges, name)))
@@ -182,7 +186,7 @@ def remove(folder: Path, name: str, *, ca_key: Path | None = None) -> Change:
     copies = whole.revoke(ended)
     whole.coordinator.node_public(name).unlink(missing_ok=True)
     whole.keep(replace(whole.fleet, edges=left))
-    for path in (edge.cert, edge.key, edge.node_key, edge.node_public, edge.edge_json, edge.ca, edge.run_toml):
+    for path in (edge.cert, edge.key, edge.node_key, edge.node_public, edge.edge_json, edge.ca, edge.run_toml, edge.path / README):
         path.unlink(missing_ok=True)
     notes = [f"delete nodes/{name}.pub at the coordinator; SuperLink forgets the key within a second, or at the next start"]
     copies[COORDINATOR] += ["fleet.json"]

@@ -50,7 +50,7 @@ def print_table(listing: Listing, stream: TextIO) -> None:
 
     Elsewhere than on a terminal there is place for every line, unless COLUMNS says how much.
     """
-    width = _width(stream)
+    width = width_of(stream)
     # In the stream's own encoding, so that rich draws with what it has.
     buffer = io.BytesIO()
     text = io.TextIOWrapper(buffer, encoding=stream.encoding or "utf-8", errors="backslashreplace", write_through=True)
@@ -77,7 +77,7 @@ def print_table(listing: Listing, stream: TextIO) -> None:
 
 def print_facts(title: str, facts: Sequence[tuple[str, str]], stream: TextIO) -> None:
     """Facts below each other, each behind its label and broken between words alone."""
-    width = _width(stream)
+    width = width_of(stream)
     widest = max((cell_len(printable(label)) for label, _ in facts), default=0)
     print(printable(title), file=stream)
     for label, text in facts:
@@ -86,7 +86,7 @@ def print_facts(title: str, facts: Sequence[tuple[str, str]], stream: TextIO) ->
         print("\n".join([head + lines[0], *(" " * len(head) + line for line in lines[1:])]), file=stream)
 
 
-def _width(stream: TextIO) -> int:
+def width_of(stream: TextIO) -> int:
     """Columns of a terminal, or of COLUMNS; elsewhere there is place for every line."""
     return shutil.get_terminal_size().columns if stream.isatty() or os.environ.get("COLUMNS") else _ANY_WIDTH
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,8 +48,12 @@ def doctor(
         report = _examined(fleet) if profile is None else _measured(profile, base or "tiny", access)
         if output.as_json:
             show(report.to_json())
-        else:
+        elif profile is not None:
             print(report.to_text())
+        else:
+            from atoll.report.tables import width_of
+
+            print(report.to_text(width_of(sys.stdout)))
     return 0 if profile is not None or report.is_well else FAILED
 
 

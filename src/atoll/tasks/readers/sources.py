@@ -19,7 +19,10 @@ from atoll.tasks.readers.reader import USUAL_LIMITS, Limits, OnBadRow, Origin
 from atoll.tasks.readers.unpack import unpacked_name
 
 DEMO: Mapping[str, Literal["train", "eval"]] = {"demo": "train", "demo-eval": "eval"}
-_OURS = ("events.jsonl", "audit.jsonl", "edge.json", "fleet.json", "issued.json", "config.json", "summary.json", "plan.json", "README.md")
+_OURS = (
+    "events.jsonl", "audit.jsonl", "edge.json", "fleet.json", "issued.json", "config.json", "summary.json", "plan.json", "README.md",
+    "state", "personal", "traceback.txt",
+)  # fmt: skip
 """Files that Atoll itself writes beside rows, and nobody means."""
 
 
