@@ -335,7 +335,8 @@ def test_a_running_superlink_and_host_answer(folder: Path, south: EdgeFolder, co
     credentials = server_credentials(called, HostTls(host.cert, host.key, host.ca), insecure=False)
     running = start_host(serve(load_base("tiny"), "tiny", "fp32", 32, limits), limits, called, credentials)
     try:
-        with SuperLink(coordinator, print):
+        with SuperLink(coordinator, print) as link:
+            link.nodes()
             assert not_ok(coordinator.path) == not_ok(south.path) == {}
             assert not {name for name in not_ok(folder) if name.endswith(("SuperLink", "host"))}
             for name, content in Issuer("another").device("client", "south").items():

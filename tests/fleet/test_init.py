@@ -34,14 +34,15 @@ def test_every_machine_has_its_folder_and_no_key_of_another(run_toml: Path, tmp_
     assert {path.name for path in out.iterdir()} == {"README.md", "ca.pem", "ca.key", "issued.json", "coordinator", "hosts", "edges"}
     app = {"app/pyproject.toml", "app/LICENSE", "app/atoll_app/__init__.py", "app/atoll_app/apps.py"}
     nodes = {f"nodes/{name}.pub" for name in ("north", "south", "west")}
-    own = {"superlink.pem", "superlink.key", "fleet.json", "revoked.pem"}
+    own = {"README.md", "superlink.pem", "superlink.key", "fleet.json", "revoked.pem"}
     assert tree(out / "coordinator") == SHARED | own | nodes | app
-    assert tree(out / "hosts") == {f"gpu/{name}" for name in ("ca.pem", "host.pem", "host.key", "revoked.pem", "start.txt")}
+    assert tree(out / "hosts") == {f"gpu/{name}" for name in ("README.md", "ca.pem", "host.pem", "host.key", "revoked.pem", "start.txt")}
     for name in ("north", "south", "west"):
-        assert tree(out / "edges" / name) == SHARED | {"node.key", "node.pub", "client.pem", "client.key", "edge.json", "policy.toml"}
-    keys = list(out.rglob("*.key"))
-    assert len({path.read_bytes() for path in keys}) == len(keys) == 9
-    assert {stat.S_IMODE(path.stat().st_mode) for path in keys} == {0o600}
+        keys = {"node.key", "node.pub", "client.pem", "client.key"}
+        assert tree(out / "edges" / name) == SHARED | keys | {"README.md", "edge.json", "policy.toml"}
+    paths = list(out.rglob("*.key"))
+    assert len({path.read_bytes() for path in paths}) == len(paths) == 9
+    assert {stat.S_IMODE(path.stat().st_mode) for path in paths} == {0o600}
     assert {stat.S_IMODE(path.stat().st_mode) for path in [out, *out.rglob("*")] if path.is_dir()} == {0o700}
     assert {path.read_bytes() for path in out.rglob("run.toml")} == {run_toml.read_bytes()}
     assert sorted(os.listdir(tmp_path)) == ["fleet", "north.json", "run.toml"]
@@ -205,3 +206,21 @@ def test_what_was_written_is_taken_back_where_the_rest_cannot_be(run_toml: Path,
 
     monkeypatch.setattr(writing, "write_new", full)
     assert "No space left" in refused(OutputError, run_toml, tmp_path / "fleet")
+
+
+def test_each_folder_says_to_whoever_has_it_alone_what_to_do(run_toml: Path, tmp_path: Path) -> None:
+    init(run_toml, tmp_path / "fleet", ADDRESS, [HOST])
+    said = {path.parent.name: path.read_text() for path in tmp_path.glob("fleet/*/**/README.md")}
+    assert set(said) == {"coordinator", "gpu", "north", "south", "west"}
+    commands = {"coordinator": "atoll train run.toml --engine flower --fleet .", "gpu": "atoll host --model "}
+    for name, text in said.items():
+        assert f"\n       {commands.get(name, 'atoll fleet join .')}" in text
+        assert "What leaves this machine" in text or name == "gpu"
+        assert "atoll doctor --fleet ." in text
+    for name in ("north", "south", "west"):
+        assert f"rows of {name}" in said[name]
+        assert ADDRESS in said[name]
+        assert ("To its host, " in said[name]) == (name == "south")
+    assert "`north.csv`" in said["north"]
+    assert "`all.csv`" in said["west"]
+    assert "`held/out.csv`" in said["coordinator"]

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from atoll.errors import ConflictError, DataFileError, FleetFolderError, PartError, ResumeError
-from atoll.federated.flower import Message, RecordDict
+from atoll.federated.flower import ConfigRecord, Message, RecordDict
 from atoll.federated.grid import numbered
 from atoll.fleet.check import check_fleet
 from atoll.fleet.files import EdgeFolder
@@ -22,7 +22,7 @@ from atoll.fleet.join import answer_once, join
 from atoll.fleet.links import node
 from atoll.fleet.links.frames import Frame, packed, unpacked
 from atoll.fleet.processes import free_port
-from atoll.jobs.backends.fleet import CAPABILITIES, TEXT
+from atoll.jobs.backends.fleet import CAPABILITIES, FINISHED, ROUNDS, TEXT
 from atoll.jobs.backends.worker import Capabilities
 
 from tests.run_files import DEMO, write_run
@@ -60,6 +60,10 @@ class Link:
         """The answer."""
         self.replies.put(reply)
 
+    def say_goodbye(self) -> bool:
+        """It is heard."""
+        return True
+
 
 class Joined:
     """An edge that has joined, in a thread."""
@@ -89,7 +93,19 @@ def test_an_edge_answers_its_coordinator_until_it_is_stopped(north: Path, monkey
     with pytest.raises(ResumeError):
         join(north, print, stop=threading.Event())
     assert edge.ended()
+    assert edge.said.get_nowait() == "this edge leaves: the coordinator was told"
     assert edge.said.empty()
+
+
+def test_an_edge_says_that_a_run_is_complete(north: Path) -> None:
+    """To its owner, in its own words: nothing that a coordinator says is shown as it came."""
+    for rounds, says in ((1, "the run is complete: 1 round;"), (16, "the run is complete: 16 rounds;"), ("\x1b[2J", "cannot follow")):
+        content = RecordDict({FINISHED: ConfigRecord({ROUNDS: rounds})})
+        answer = Frame.from_bytes(answer_once(north, Frame(1, 7, f"query.{FINISHED}", "0", content).to_bytes()))
+        assert (answer.problem is None) is isinstance(rounds, int)
+        last = (north / "events.jsonl").read_text().splitlines()[-1]
+        assert says in last
+        assert "\x1b" not in json.loads(last)["advice"]
 
 
 def test_a_coordinator_that_is_not_there_is_told_once_and_called_again(north: Path, monkeypatch: pytest.MonkeyPatch) -> None:

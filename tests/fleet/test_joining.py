@@ -122,6 +122,8 @@ def test_one_joins_a_running_federation_and_one_leaves_for_good(tmp_path: Path) 
     advice = [str(line["advice"]) for line in events(fleet.run_dir, "advised")]
     assert f"it takes part from round {comes} on" in advice
     assert any(one.startswith("it left for good") for one in advice) or goes == 6
+    summary = json.loads((fleet.run_dir / "summary.json").read_text())
+    assert {edge["name"]: edge["first_round"] for edge in summary["edges"] if edge["name"] != "south"} == {"north": 1, "west": comes}
     plan = json.loads((fleet.run_dir / "plan.json").read_text())
     assert {edge["name"] for edge in plan["edges"]} >= {"north", "west"}
     assert COORDINATOR in fleet.processes

@@ -121,6 +121,13 @@ def test_one_of_anything_is_one() -> None:
     ]  # fmt: skip
 
 
+def test_what_is_not_counted_has_no_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    shown = _shown(Terminal(), "bars")
+    assert "0/?" not in shown
+    assert re.search(r"evaluate +20 rows", shown)
+
+
 def test_silence() -> None:
     assert _shown(Terminal(), "silent") == ""
 

@@ -136,6 +136,11 @@ def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(DataFileError) as caught:
         load_rows("note.csv", base_dir=tmp_path, limit=None, on_bad_row="error")
     assert caught.value.do == "did you mean 'notes.csv'?"
+    assert caught.value.got == f"nothing of this name in {tmp_path.resolve()}"
+    (tmp_path / "notes.csv").rename(tmp_path / "events.jsonl")
+    with pytest.raises(DataFileError) as caught:
+        load_rows("vents.jsonl", base_dir=tmp_path, limit=None, on_bad_row="error")
+    assert "events.jsonl" not in caught.value.do, "which Atoll itself writes"
     with pytest.raises(DataFileError) as caught:
         load_rows("there/note.csv", base_dir=tmp_path, limit=None, on_bad_row="error")
     assert "no folder there" in caught.value.do

@@ -67,6 +67,22 @@ def test_that_a_run_is_over_is_no_error() -> None:
     assert told == [once, f"the run is over, or its coordinator away; {once}"]
 
 
+def test_a_coordinator_that_goes_as_it_said_is_no_word_worth_and_one_that_hangs_up_is() -> None:
+    told: list[str] = []
+    stop = threading.Event()
+    stop.set()
+    trouble = _Trouble("big:7440", told.append, stop)
+    trouble.over()
+    trouble.is_expected = True
+    for problem in (httpx.RemoteProtocolError("Server disconnected"), *[httpx.ConnectError("refused")] * 3):
+        trouble.wait(problem)
+    assert not told
+    trouble.wait(httpx.RemoteProtocolError("Server disconnected"))
+    assert "it hung up" in told[0], "as on a certificate that was revoked since"
+    trouble.wait(httpx.HTTPStatusError("", request=httpx.Request("POST", "https://a"), response=httpx.Response(412)))
+    assert "does not know this edge's key" in told[1]
+
+
 def test_what_went_wrong_crosses_as_an_answer() -> None:
     reply = answered(message("train", packed(CONTENT)), lambda data: Frame.from_bytes(data).answered(problem="error D201").to_bytes())
     assert not reply.has_error()

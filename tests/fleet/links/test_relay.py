@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from atoll.federated.flower import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from atoll.federated.grid import EDGE_FAILED
+from atoll.federated.grid import EDGE_FAILED, EDGE_LEFT
 from atoll.fleet.links import carrier
 from atoll.fleet.links.frames import PROBLEM, Frame
 from atoll.fleet.links.relay import FleetGrid, Relay
@@ -257,6 +258,42 @@ def test_pulling_takes_what_is_there_and_leaves_the_rest_asked(relay: Relay) -> 
     done.set()
     until(lambda: len(found.extend(grid.pull_messages(ids)) or found) == len(NODES))  # type: ignore[arg-type]
     assert {told(reply)[0] for reply in found} == set(NODES.values())
+
+
+def outcome(reply: Message) -> tuple[str, int]:
+    """Who answered, and the code of the error, 0 where there is none."""
+    return NODES[reply.metadata.src_node_id], reply.error.code if reply.has_error() else 0
+
+
+def test_nobody_waits_for_a_node_that_left_where_enough_others_may_answer(relay: Relay) -> None:
+    """And whoever left is waited for where they are too few, until the timeout."""
+    south = 2**63 + 5
+    Carrying(relay, FakeGrid(lambda content, node, times: echo(content, node, times) if node == 11 else [OFFLINE]))
+    relay.are_away([south], time.monotonic())
+    grid, questions = FleetGrid(relay, NODES, 2), [question(node) for node in NODES]
+    found = iter(grid.send_and_receive(questions, timeout=None))
+    assert sorted(outcome(next(found)) for _ in range(2)) == [("north", 0), ("south", EDGE_LEFT)]
+    del found  # West is asked no more.
+    relay.are_away([south, 7], time.monotonic())
+    assert [outcome(reply) for reply in FleetGrid(relay, NODES, 2).send_and_receive(questions, timeout=0.5)] == [("north", 0)]
+    assert sorted(outcome(reply) for reply in FleetGrid(relay, NODES, 1).send_and_receive(questions, timeout=None)) == [
+        ("north", 0), ("south", EDGE_LEFT), ("west", EDGE_LEFT)
+    ]  # fmt: skip
+    assert [outcome(reply) for reply in FleetGrid(relay, NODES).send_and_receive(questions, timeout=0.5)] == [("north", 0)]
+    assert not waiting_files(relay)
+
+
+def test_a_node_that_leaves_while_it_is_waited_for_and_one_that_is_there_again(relay: Relay) -> None:
+    before = time.monotonic()
+    grid = FakeGrid(lambda content, node, times: echo(content, node, times) if node == 11 else [OFFLINE])
+    Carrying(relay, grid)
+    found = iter(FleetGrid(relay, NODES, 1).send_and_receive([question(node) for node in (11, 7)], timeout=None))
+    assert outcome(next(found)) == ("north", 0)
+    relay.are_away([7, 11], before)  # Of north this was seen before it answered.
+    assert outcome(next(found)) == ("west", EDGE_LEFT)
+    relay.are_away([], time.monotonic())
+    (reply,) = FleetGrid(relay, NODES, 1).send_and_receive([question(11)], timeout=20)
+    assert outcome(reply) == ("north", 0)
 
 
 def test_closing_ends_the_carrying_and_leaves_no_file() -> None:
