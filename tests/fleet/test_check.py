@@ -368,3 +368,15 @@ def test_the_command_line_of_init(run_toml: Path, tmp_path: Path, capsys: pytest
     assert "did you mean `atoll fleet init`?" in capsys.readouterr().err
     assert main(["fleet"]) == 0
     assert "Write the folder of every machine." in capsys.readouterr().out
+
+
+def test_a_report_fits_its_columns_between_words_and_loses_none() -> None:
+    report = DoctorReport((
+        Check("edges/north certificate", "warn", "client.pem holds until 2027-11-30, 10 days more; signed by ca.pem", "renew " * 20),
+        Check("flwr", "ok", ""), Check("SuperLink", "ok", "x" * 90),
+    ))  # fmt: skip
+    for columns in (60, 80, 140):
+        lines = report.to_text(columns).splitlines()
+        assert max(len(line) for line in lines if "x" * 90 not in line) <= columns
+        assert " ".join(" ".join(lines).split()) == " ".join(report.to_text().split())
+    assert len(report.to_text().splitlines()) == 4

@@ -300,7 +300,7 @@ def test_edges_reach_their_coordinator_through_a_proxy(tmp_path: Path, monkeypat
             (reply,) = grid.send_and_receive(questions, timeout=SECONDS)
         assert reply.content.config_records["a"]["b"] == 1
         assert set(proxy.asked) == {f"CONNECT coordinator.test:{port} HTTP/1.1"}
-        assert not heard
+        assert heard == ["this edge leaves: the coordinator was told"]
     proxy.close()
 
 

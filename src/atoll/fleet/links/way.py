@@ -59,7 +59,10 @@ def said(address: str, problem: Exception) -> str:
     return f"{address}{through} answers with something else: {type(problem).__name__}: {problem}"
 
 
-_NOT_YET = ": the coordinator does not know this edge's key; or it takes the edge to be there still, and will not in 20 s"
+_NOT_YET = (
+    ": the coordinator does not know this edge's key (one that is added while it runs counts from its next start); or it takes the edge to "
+    "be there still, and will not in 20 s"
+)
 _MEANING = {
     401: ": this edge's key is not of its node, or this machine's clock is wrong", 412: _NOT_YET,
     403: ": this edge is of the fleet no more, or its certificate is revoked", 413: ": the message is too large",
