@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 _PREFIX = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15,
@@ -85,6 +86,14 @@ def format_seconds(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def format_wait(seconds: float) -> str:
+    """How long to wait, for people, rounded up, so that whoever waits so long is not too early: 12 s, 59 min 58 s, 2 h 10 min."""
+    whole = max(1, math.ceil(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    return format_seconds(whole if whole < 3600 else 60 * math.ceil(whole / 60))
 
 
 def _split(text: str, example: str) -> tuple[float, str]:

@@ -296,3 +296,11 @@ def _is_a_page(outcome: object, says: tuple[str, ...]) -> None:
     assert "Traceback" not in outcome.err
     for words in says:
         assert words in outcome.err, f"{words!r} is not in:\n{outcome.err}"
+
+
+def test_a_file_of_limits_is_read_also_without_certificates(tmp_path: Path, atoll: Callable[..., object]) -> None:
+    path = tmp_path / "limits.toml"
+    path.write_text("[tenant.north]\nsesions = 2\n")
+    _is_a_page(atoll("host", "--model", "tiny", "--tenant-limits", path), ("C102", "sesions"))
+    path.write_text("[tenant.north]\nsessions = 2\n")
+    _is_a_page(atoll("host", "--model", "tiny", "--tenant-limits", path), ("needs certificates",))

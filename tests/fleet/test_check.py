@@ -26,10 +26,10 @@ from atoll.fleet.init import init
 from atoll.fleet.processes import free_port
 from atoll.fleet.superlink import SuperLink
 from atoll.jobs.split import serve, start_host
-from atoll.split import issuer as issuing
+from atoll.split.authority import issuer as issuing
+from atoll.split.authority.issuer import Issuer
 from atoll.split.certificates import HostTls, server_credentials
 from atoll.split.host.tenants import HostLimits
-from atoll.split.issuer import Issuer
 
 from tests.conftest import save_model_folder
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from atoll.commands.host import certify
+from atoll.commands.hosts.certificates import certify
 from atoll.errors import AtollError, CommandLineError, ConflictError, FleetFolderError, OutputError, TransportError
 from atoll.fleet.check import check_fleet
 from atoll.fleet.files import CoordinatorFolder, EdgeFolder
 from atoll.fleet.front.admission import Admission, Visitor
 from atoll.fleet.members import COORDINATOR, add, remove, renew
-from atoll.split import issuer as issuing
+from atoll.split.authority import issuer as issuing
 from atoll.split.certificates import covers, examined, make_certificates
 
 EAST = '\n[[edge]]\nname = "east"\ndata = "east.csv"\n'
@@ -26,7 +26,7 @@ def certificate(path: Path) -> x509.Certificate:
 
 
 def visitor(path: Path) -> Visitor:
-    return Visitor(EdgeFolder(path.parent).path.name, certificate(path).serial_number)
+    return Visitor(EdgeFolder(path.parent).path.name, certificate(path).serial_number, certificate(path).not_valid_before_utc)
 
 
 def edge(folder: Path, name: str) -> EdgeFolder:

@@ -29,8 +29,8 @@ from atoll.fleet.links.way import open_way
 from atoll.fleet.members import remove
 from atoll.fleet.processes import free_port
 from atoll.fleet.superlink import SuperLink
+from atoll.split.authority.issuer import Issuer, write_all
 from atoll.split.certificates import DeviceTls
-from atoll.split.issuer import Issuer, write_all
 
 from tests.fleet.stranger import app_that_leaves, called_with, five_requests, in_background
 from tests.run_files import DEMO, PAIR, run_text

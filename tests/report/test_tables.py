@@ -66,7 +66,7 @@ def test_a_tenant_sees_what_it_has_used_of_what_it_may() -> None:
     assert "limits of south" not in text
     assert (
         "limits of north: 1 of 2 sessions; -20 of 400 tokens at once, then 300/s; held back for 12.3 s; "
-        "20.3 MB used of 1 MB in 1 h 00 min, which count for 2 h 10 min more"
+        "20.3 MB used of 1 MB in 1 h 00 min; all free again in 2 h 10 min"
     ) in text
 
 

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 
+from atoll.split.authority.revocation import Revoked
 from atoll.split.certificates import DeviceTls, HostTls, open_channel, server_credentials
 from atoll.split.cut import Cut
 from atoll.split.device.blocks import Given
@@ -21,7 +23,6 @@ from atoll.split.host.audit import Audit
 from atoll.split.host.server import Host
 from atoll.split.host.session import Served
 from atoll.split.host.tenants import HostLimits
-from atoll.split.revocation import Revoked
 from atoll.split.transport import ClientTransport
 from atoll.wire import protocol_pb2 as pb
 
@@ -72,9 +73,9 @@ def channel_to(host: Host, tls: DeviceTls = OPEN) -> Iterator[grpc.Channel]:
 
 
 @contextmanager
-def session_on(channel: grpc.Channel) -> Iterator[Session]:
-    """An open session without adapters."""
-    terms = Terms("test", "base", "tokenizer", Cut(0, 0), "lora", "dense", "fp32", "fp32", 512, 32)
+def session_on(channel: grpc.Channel, **change: Any) -> Iterator[Session]:
+    """An open session without adapters, of a device that says this otherwise."""
+    terms = replace(Terms("test", "base", "tokenizer", Cut(0, 0), "lora", "dense", "fp32", "fp32", 512, 32), **change)
     session = Client("test", terms, lambda: ClientTransport(channel, PATIENCE_SECONDS), 0.0).connect(Given({}, {}, False))
     try:
         yield session

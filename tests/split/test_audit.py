@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -16,14 +17,17 @@ from atoll.split.certificates import Made, make_certificates
 from atoll.split.cut import Cut
 from atoll.split.device.base_part import fetch_part
 from atoll.split.host import host_account
-from atoll.split.host.audit import Audit
+from atoll.split.host.audit import Audit, in_words
 from atoll.split.transport import ClientTransport, fetch_status
 from atoll.wire import protocol_pb2 as pb
 from atoll.wire.frames import Message, Packer
+from atoll.wire.handshake import PROTOCOL
 
 from tests.conftest import random_model, save_model_folder
 from tests.split.conftest import BLOCKS
 from tests.split.running import PATIENCE_SECONDS, channel_to, llama_host, running, session_on, wait_until
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "host.md"
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +77,47 @@ def test_everything_a_device_asks_for_is_a_line(made: Made, tmp_path: Path, monk
     assert (whole["front"], whole["back"], whole["whole"]) == (1, 0, True)
     assert whole["bytes"] > sum(one.stat().st_size for one in (tmp_path / "part").iterdir())
     assert (refused["back"], refused["whole"]) == (1, False)
-    assert "front = 1, back = 0" in refused["refused"]
+    assert (refused["code"], refused["field"]) == ("unfit", "cut")
+    assert refused["why"] == "asked: front = 1, back = 1; here: front = 1, back = 0 at most"
+    assert by_event["session refused"][0]["why"] == "asked: one more; here: at most 1"
+    assert second["why"] == f"asked: 99; here: {PROTOCOL}"
+    assert told_by_the_docs(found)
     assert file.read_text().replace("\n", "").isprintable()
+
+
+def told_by_the_docs(found: list[dict[str, Any]]) -> bool:
+    """Whether the line of jq in docs/host.md would show every refusal, with all that it names; only a call has neither code nor field."""
+    (line,) = [line for line in DOCS.read_text().splitlines() if line.startswith("jq -c")]
+    shown = re.search(r"\| \{(.*)\}'", line)
+    assert shown is not None
+    names, events = shown[1].split(", "), re.findall(r'event == "([^"]*)"', line)
+    chosen = [one for one in found if one["event"] in events or one.get("code")]
+    assert len(chosen) >= 3
+    for one in chosen:
+        wanted = [name for name in names if not (one["event"] == "call refused" and name in ("code", "field"))]
+        assert all(one.get(name) is not None for name in wanted), one
+        assert one["why"], one
+    return True
+
+
+@pytest.mark.parametrize(("change", "why"), [
+    ({"tokenizer_digest": "f" * 64}, "asked: another one; here: the host's"),
+    ({"base_digest": "f" * 64}, "asked: another one; here: the host's"),
+    ({"precision": "fp8\n\x1b[2J"}, "asked: fp8\\n\\x1b[2J; here: fp32"), ({"max_tokens": 10**6}, "asked: 1000000; here: 1 to 4096"),
+])  # fmt: skip
+def test_why_a_device_did_not_fit_is_in_the_log_without_digests(change: dict[str, Any], why: str, tmp_path: Path) -> None:
+    file = tmp_path / "audit.jsonl"
+    with running(llama_host(), audit=file) as host, channel_to(host) as channel:
+        with pytest.raises(HostRefusedError), session_on(channel, **change):
+            pass
+        wait_until(lambda: host.account.totals().sessions == 0)
+    (ended,) = [line for line in lines(file) if line["event"] == "session ended"]
+    assert (ended["code"], ended["field"], ended["why"]) == ("unfit", next(iter(change)), why)
+    assert "f" * 64 not in file.read_text()
+
+
+def test_what_ended_is_told_in_words() -> None:
+    assert in_words({"session": "1-a", "sent_bytes": 3, "field": "", "why": "asked: 2"}) == "session 1-a, sent bytes 3, why asked: 2"
 
 
 def greet(channel: Any, hello: pb.Hello) -> None:

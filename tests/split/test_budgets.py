@@ -199,7 +199,7 @@ def test_bytes_to_the_last_one_and_a_new_period() -> None:
     assert (refusal.code, refusal.field, refusal.retry_seconds) == ("busy", "tenant_bytes", 3505.0)
     assert refusal.host_value == "at most 1 kB/hour, of all devices with the same certificate name together"
     assert refusal.device_value == "1 kB (1000 bytes) used"
-    assert refusal.do == "come again in 3505 s"
+    assert refusal.do == "come again in 58 min 25 s"
     clock.now = 3604.5  # Whoever comes a moment before is told so.
     assert one.over_bytes() is not None
     assert one.over_bytes().do == "come again in 1 s"  # type: ignore[union-attr]

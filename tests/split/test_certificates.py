@@ -16,13 +16,23 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 from cryptography.x509.oid import NameOID
 from cryptography.x509.verification import PolicyBuilder, Store
 
-from atoll.commands.host import certify, revoke
+from atoll.commands.hosts.certificates import certify, renew, revoke
 from atoll.errors import HostLostError, OutputError, TransportError
-from atoll.split import issuer as issuing
-from atoll.split.certificates import DeviceTls, HostTls, Made, is_loopback, make_certificates, open_channel, server_credentials
+from atoll.fleet.check import check_fleet
+from atoll.split.authority import issuer as issuing
+from atoll.split.authority.issuer import Issuer, addresses_of
+from atoll.split.authority.revocation import Listed, Revoked, listed
+from atoll.split.certificates import (
+    DeviceTls,
+    HostTls,
+    Made,
+    examined,
+    is_loopback,
+    make_certificates,
+    open_channel,
+    server_credentials,
+)
 from atoll.split.device.exchange import Session
-from atoll.split.issuer import Issuer
-from atoll.split.revocation import Revoked, listed
 from atoll.split.transport import fetch_status
 from atoll.wire import protocol_pb2 as pb
 from atoll.wire.handshake import PROTOCOL
@@ -130,7 +140,7 @@ def test_what_is_revoked_must_be_the_tenants(made: Made, foreign: Made) -> None:
     for cert in (folder / "tenant-south.pem", foreign.devices["north"].cert, folder / "host.key", folder / "absent.pem"):
         with pytest.raises(TransportError, match="not the tenant's certificate"):
             revoke("north", folder, cert=cert)
-    assert not listed(folder / "revoked.pem")
+    assert listed(folder / "revoked.pem") == Listed()
 
 
 @pytest.mark.parametrize("content", [None, b"", b"-----BEGIN X509 CRL-----\n", Issuer("another").revoked(())])
@@ -284,7 +294,7 @@ def test_files_of_new_certificates(made: Made) -> None:
     assert made.host.key is not None
     folder = made.host.key.parent
     names = {"ca.pem", "ca.key", "host.pem", "host.key", "tenant-north.pem", "tenant-north.key", "tenant-south.pem", "tenant-south.key"}
-    assert {path.name for path in folder.iterdir()} == names | {"revoked.pem"}
+    assert {path.name for path in folder.iterdir()} == names | {"revoked.pem", "issued.json"}
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.glob("*.key")} == {0o600}
     for tenant, device in made.devices.items():
         assert device.cert is not None
@@ -334,3 +344,149 @@ def test_a_host_that_listens_everywhere_is_called_by_its_machines_name(tmp_path:
     cert = x509.load_pem_x509_certificate(made.host.cert.read_bytes())
     sans = cert.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert sans.get_values_for_type(x509.DNSName) == ["localhost", "machine"]
+
+
+def copied(folder: Path, to: Path) -> Path:
+    """Another folder of the same authority, as somebody makes it who wants a second certificate."""
+    to.mkdir()
+    for name in ("ca.pem", "ca.key"):
+        (to / name).write_bytes((folder / name).read_bytes())
+    return to
+
+
+def test_all_that_a_tenant_was_ever_given_is_revoked(tmp_path: Path) -> None:
+    """Also what was renewed, and what a copy of the authority's key signed, of which this folder knows nothing; others stay."""
+    folder = tmp_path / "hosts"
+    made = make_certificates(folder, [], ["north", "south"])
+    first = tmp_path / "first"
+    first.mkdir()
+    for name in ("tenant-north.pem", "tenant-north.key"):
+        (first / name).write_bytes((folder / name).read_bytes())
+    renew(folder, "north")
+    elsewhere = copied(folder, tmp_path / "copy")
+    certify("north", elsewhere)
+    devices = [DeviceTls(folder / "ca.pem", at / "tenant-north.pem", at / "tenant-north.key") for at in (first, elsewhere)]
+    with running(llama_host(), tls=made.host) as host:
+        for device in devices:
+            with channel_to(host, device) as channel:
+                assert fetch_status(channel, SECONDS).base_digest == "base"
+        told = revoke("north", folder)
+        assert len(told.serials) == 2
+        assert set(told.deleted) == {folder / "tenant-north.pem", folder / "tenant-north.key"}
+        assert all(str(path) in told.to_text() for path in told.deleted)
+        for device in devices:
+            with channel_to(host, device) as channel:
+                assert "its certificate is revoked" in failure(channel)
+        with channel_to(host, made.devices["south"]) as channel:
+            assert fetch_status(channel, SECONDS).base_digest == "base"
+        revoke("south", folder)  # The list keeps who was on it, and who is let in again is in with the new certificate only.
+        certify("north", folder)
+        with channel_to(host, made.devices["north"]) as channel:
+            assert fetch_status(channel, SECONDS).base_digest == "base"
+        with channel_to(host, devices[1]) as channel:
+            assert "its certificate is revoked" in failure(channel)
+    # By numbers alone, for whoever reads no names.
+    crl = x509.load_pem_x509_crl((folder / "revoked.pem").read_bytes())
+    assert {one.serial_number for one in crl} >= set(told.serials)
+
+
+def test_names_are_revoked_as_the_slow_way_says() -> None:
+    now = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    found = Listed(frozenset({7}), {"north": now})
+    for name in ("north", "south", "North"):
+        for serial in (7, 8):
+            for since in (now - issuing.VALID, now, now + datetime.timedelta(seconds=1)):
+                assert found.has(name, serial, since) == (serial == 7 or (name == "north" and since <= now))
+
+
+@pytest.mark.parametrize("num_names", [1, 20, 3000])
+def test_a_list_has_as_many_names_as_there_are(num_names: int, tmp_path: Path) -> None:
+    issuer, path = Issuer("ca"), tmp_path / "revoked.pem"
+    for number in range(num_names - 1):
+        issuer._listed.names[f"tenant-{number}"] = datetime.datetime.now(datetime.UTC)  # type: ignore[index]
+    path.write_bytes(issuer.revoked([5], "last"))
+    assert (len(listed(path).names), set(listed(path).serials)) == (num_names, {5})
+
+
+def test_a_name_that_nobody_has_is_not_revoked_by_mistake(tmp_path: Path) -> None:
+    make_certificates(tmp_path, [], ["north"])
+    with pytest.raises(TransportError, match="nobody has a certificate") as caught:
+        revoke("nort", tmp_path)
+    assert "did you mean north?" in caught.value.do
+    assert listed(tmp_path / "revoked.pem") == Listed()
+    assert not revoke("nort", tmp_path, unknown=True).serials
+    assert set(listed(tmp_path / "revoked.pem").names) == {"nort"}
+
+
+@pytest.mark.parametrize(("name", "new"), [
+    (None, {"host", "tenant-north", "tenant-south"}), ("host", {"host"}), ("south", {"tenant-south"}),
+])  # fmt: skip
+def test_certificates_of_a_host_are_renewed(name: str | None, new: set[str], tmp_path: Path) -> None:
+    made = make_certificates(tmp_path, ["host.example"], ["north", "south", "gone"])
+    revoke("gone", tmp_path)
+    certs = {path.stem: path for path in tmp_path.glob("*.pem") if path.stem not in ("ca", "revoked")}
+    before = {stem: path.read_bytes() for stem, path in certs.items()}
+    text = renew(tmp_path, name).to_text()
+    assert {stem for stem, path in certs.items() if path.read_bytes() != before[stem]} == new
+    assert "gone" not in text
+    for path in certs.values():
+        examined(path, path.with_suffix(".key"), tmp_path / "ca.pem")
+        assert stat.S_IMODE(path.with_suffix(".key").stat().st_mode) == 0o600
+    sans = addresses_of(x509.load_pem_x509_certificate((tmp_path / "host.pem").read_bytes()))
+    assert sans == addresses_of(x509.load_pem_x509_certificate(before["host"]))
+    with running(llama_host(), tls=made.host) as host, channel_to(host, made.devices["south"]) as channel:
+        assert fetch_status(channel, SECONDS).base_digest == "base"
+
+
+def test_what_is_not_renewed(tmp_path: Path) -> None:
+    make_certificates(tmp_path, [], ["north"])
+    with pytest.raises(TransportError, match="nobody has a certificate") as caught:
+        renew(tmp_path, "norht")
+    assert "did you mean north?" in caught.value.do
+    with pytest.raises(OutputError, match="the tenant has a certificate") as again:
+        certify("north", tmp_path)
+    assert f"atoll host renew north --dir {tmp_path}" in again.value.do
+    with pytest.raises(TransportError, match="nobody has a certificate"):
+        renew(copied(tmp_path, tmp_path / "copy"))
+
+
+def test_an_authority_in_its_last_year_is_renewed_with_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(issuing, "AUTHORITY_VALID", datetime.timedelta(days=100))
+        made = make_certificates(tmp_path, [], ["north", "gone"])
+    revoke("gone", tmp_path)
+    renewal = renew(tmp_path)
+    assert renewal.authority
+    assert renewal.until > datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=300)
+    assert set(listed(tmp_path / "revoked.pem").names) == {"gone"}
+    Revoked(tmp_path / "revoked.pem", tmp_path / "ca.pem").check()
+    with running(llama_host(), tls=made.host) as host, channel_to(host, made.devices["north"]) as channel:
+        assert fetch_status(channel, SECONDS).base_digest == "base"
+
+
+def test_a_list_of_what_was_given_that_is_none(tmp_path: Path) -> None:
+    make_certificates(tmp_path, [], ["north"])
+    for content in ("[]", "{", '{"north": 3}', '{"north": ["x"]}'):
+        (tmp_path / "issued.json").write_text(content)
+        with pytest.raises(TransportError, match="list of certificates that were given"):
+            revoke("north", tmp_path)
+    (tmp_path / "issued.json").unlink()
+    assert len(revoke("north", tmp_path).serials) == 1
+
+
+def test_the_doctor_knows_a_folder_of_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_certificates(tmp_path, [], ["north"])
+    report = check_fleet(tmp_path)
+    assert report.is_well
+    assert {check.status for check in report.checks} == {"ok"}
+    assert "364 days more" in report.to_text()
+    revoke("north", tmp_path)
+    certify("north", tmp_path)
+    assert {check.status for check in check_fleet(tmp_path).checks} == {"ok"}
+    with monkeypatch.context() as patch:
+        patch.setattr(issuing, "VALID", datetime.timedelta(days=20))
+        renew(tmp_path, "north")
+    (warned,) = [check for check in check_fleet(tmp_path).checks if check.status == "warn"]
+    assert warned.do == f"run `atoll host renew north --dir {tmp_path}`"
+    (tmp_path / "tenant-north.key").unlink()
+    assert not check_fleet(tmp_path).is_well

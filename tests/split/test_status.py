@@ -28,6 +28,7 @@ from atoll.split.host import host_account as accounts
 from atoll.split.host import metrics
 from atoll.split.host.host_account import HostAccount, TokenRate
 from atoll.split.host.metrics import serve_metrics
+from atoll.split.host.server import Host
 from atoll.split.host.session import SessionFigures
 from atoll.split.host.tenants import HostLimits
 from atoll.split.transport import FRAMES_ON_THEIR_WAY, SERVICE, ClientTransport, ServerTransport, fetch_status
@@ -151,7 +152,7 @@ def test_one_session_too_many_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
             with pytest.raises(HostLostError, match="sessions") as caught, session_on(channel):
                 pass
             assert caught.value.expected == "at most 2"
-            assert "--max-sessions" in caught.value.do
+            assert "who runs the host may allow more" in caught.value.do
             assert host.account.totals().refused == {"busy": 1}
             assert fetch_status(channel, PATIENCE_SECONDS).sessions == 2
         with session_on(channel):  # One ended, so there is room.
@@ -171,7 +172,7 @@ def test_a_tenant_beyond_its_limit_is_refused_and_others_are_served(tmp_path: Pa
                     with pytest.raises(HostLostError, match="tenant_sessions") as caught, session_on(channel):
                         pass
                 assert (caught.value.got, caught.value.expected) == ("one more", "at most 2")
-                assert "--max-tenant-sessions" in caught.value.do
+                assert "who runs the host may allow more" in caught.value.do
                 with session_on(south), session_on(south):
                     assert [session.tenant for session in host.status().open] == ["north", "north", "south", "south"]
                     with pytest.raises(HostLostError, match="tenant_sessions"), session_on(south):
@@ -446,3 +447,14 @@ def test_a_host_that_does_not_answer_is_told_as_lost() -> None:
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(HostLostError, match="lost") as caught:
         fetch_status(channel, PATIENCE_SECONDS)
     assert "nobody listens there" in caught.value.got
+
+
+@pytest.mark.parametrize(("listen", "got"), [
+    ("127.0.0.1:{}", "address already in use"), ("192.0.2.1:{}", "cannot assign requested address"),
+])  # fmt: skip
+def test_a_place_where_no_host_can_listen_is_one_page(listen: str, got: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with running(llama_host()) as host:
+        with pytest.raises(TransportError, match="cannot listen there") as caught:
+            Host(llama_host(), HostLimits(), listen.format(host.port), None)
+        assert caught.value.got == got
+    assert not capfd.readouterr().err

@@ -13,10 +13,13 @@ from types import SimpleNamespace
 import grpc
 import pytest
 import torch
+from google.protobuf.descriptor import FieldDescriptor
 
+from atoll.commands.hosts.status import status
 from atoll.errors import HostLostError
+from atoll.report.hosts import status_table
 from atoll.split import transport
-from atoll.split.certificates import Made, make_certificates
+from atoll.split.certificates import HostAccess, Made, make_certificates
 from atoll.split.counted_stream import CountedStream
 from atoll.split.cut import Cut
 from atoll.split.device.base_part import fetch_part
@@ -125,7 +128,7 @@ def test_a_device_with_too_little_patience_ends_with_the_limit_and_the_time(made
             training(channel, clock, 120.0)
         page = caught.value.page()
         assert "W804" in page
-        assert "the host ended the session: tenant_bytes" in page
+        assert "this tenant has moved as many bytes as it may (tenant_bytes)" in page
         assert "at most 5 kB/hour, of all devices with the same certificate name together" in page
         assert "bytes) used" in page
         assert "come again in 1 h 00 min" in page
@@ -287,7 +290,8 @@ def test_training_that_is_slowed_comes_to_the_same_bits(mode: str, made: Made, m
     assert slowed.state.adapter.digest() == alone.state.adapter.digest()
     assert not clock.slept, "the session lives"
     assert client.account.received["wait"] > 0
-    assert told == ["the host holds this device back: tenant_tokens; 10 tokens a second with padding, 100 at once"]
+    why = "this tenant has used up its tokens a second (tenant_tokens); 10 tokens a second with padding, 100 at once"
+    assert told == [f"the host holds this device back: {why}"]
     assert host.budgets.of("north").use().held_seconds > 1
 
 
@@ -298,7 +302,7 @@ def test_a_device_that_would_wait_for_longer_than_its_patience_says_so(made: Mad
         with pytest.raises(HostLostError) as caught:
             training(channel, clock, 120.0)
         page = caught.value.page()
-        assert "the host holds this device back: tenant_tokens" in page
+        assert "this tenant has used up its tokens a second (tenant_tokens)" in page
         assert "0.01 tokens a second with padding" in page
         assert "reconnect be longer than" in page
         wait_until(lambda: host.account.totals().sessions == 0)  # Whoever leaves keeps no session that waits.
@@ -370,8 +374,9 @@ def test_sessions_by_name(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
             with pytest.raises(HostLostError, match="tenant_sessions") as caught, session_on(north):
                 pass
             assert (caught.value.expected, caught.value.retry_seconds) == ("at most 1", 0.0)
-            assert "--tenant-limits" in caught.value.do
-            assert "a silent one does after 600 s" in caught.value.do
+            assert "who runs the host may allow more" in caught.value.do
+            assert "--" not in caught.value.page(), "what a customer cannot do"
+            assert "a silent one does after 10 min 00 s" in caught.value.do
         with session_on(north):
             pass
 
@@ -420,7 +425,7 @@ def trickling(monkeypatch: pytest.MonkeyPatch, pause: float, served: Served) -> 
     reader.start()
     HostSession(served, CountedStream(Dialogue("host"), device, "fp32"), shown).run()
     reader.join(PATIENCE_SECONDS)
-    return shown.num_exchanges, "silent" if device.silent else shown.refusal
+    return shown.num_exchanges, "silent" if device.silent else shown.refusal.code if shown.refusal else ""
 
 
 def test_one_exchange_every_ten_minutes_keeps_no_session_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -448,3 +453,26 @@ def test_metrics_by_tenant_say_what_is_used(made: Made) -> None:
         assert not [name for name in figures(serve_metrics(host, ":0")) if "north" in name]
         assert [one.tenant for one in host.status().tenants] == ["north", "south"]
         assert [one.tenant for one in fetch_status(south, PATIENCE_SECONDS).tenants] == ["south"]
+
+
+def test_what_a_program_gets_is_numbers_and_the_times_are_those_of_the_refusal(made: Made) -> None:
+    """The same numbers in what the host says and in JSON; and one time to come again, in status, refusal and table."""
+    clock = Clock()
+    with limited(made, clock, north=TenantLimits(bytes=ByteLimit(5000, "hour"))) as host:
+        host.budgets.of("north").add_bytes(12_000)
+        clock.now += 2.0
+        told = status(HostAccess(f"127.0.0.1:{host.port}", made.devices["north"]))
+        over = host.budgets.of("north").over_bytes()
+        assert over is not None
+        reply = host.status("north")
+    (tenant,) = told["tenants"]  # type: ignore[misc]
+    assert tenant["again_seconds"] == over.seconds == 2 * 3600 - 2.0  # type: ignore[index]
+    assert tenant["free_seconds"] == 3 * 3600 - 2.0  # type: ignore[index]
+    again = over.do.removeprefix("come again in ")
+    assert f"; come again in {again}" in dict(status_table(told).notes)["limits of north"]  # type: ignore[arg-type]
+    numbers = [(told, reply), *zip(told["tenants"], reply.tenants, strict=True)]  # type: ignore[call-overload]
+    for shown, message in numbers:
+        for one in message.DESCRIPTOR.fields:
+            if one.cpp_type in (FieldDescriptor.CPPTYPE_UINT64, FieldDescriptor.CPPTYPE_INT64):
+                assert type(shown[one.name]) is int, one.name
+    assert tenant["bytes"] >= 12_000  # type: ignore[index]

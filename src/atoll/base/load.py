@@ -40,6 +40,7 @@ from atoll.base.skeleton.build import auto_class_of, build, config_of_text, left
 from atoll.base.skeleton.reasons import why_no_config, why_no_tokenizer
 from atoll.base.skeleton.released import made_wide
 from atoll.base.weights.checks import check_all_taken, check_numbers, check_one_head, check_types, stored_tensors
+from atoll.base.weights.hub import check_hub_name
 from atoll.embedded import tiny_path
 from atoll.errors import ArchitectureError, BadValueError, BaseFolderError, TokenizerError, WeightsError
 from atoll.heap import map_large_tensors
@@ -155,6 +156,8 @@ def check_folder(source: str) -> None:
     if (path / CONFIG).is_file():
         read_config(path)
     looks_local = path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
+    if not looks_local:
+        check_hub_name(source, Path())
     if not looks_local or (path / "config.json").is_file():
         return
     if (to_do := to_convert(source)) is not None:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from atoll.cli.loudness import tell
 from atoll.cli.names import method_names
 from atoll.errors import CommandLineError
 
@@ -127,7 +128,7 @@ class Access:
             return None
         from atoll.commands.hosts.status import host_access
 
-        return host_access(self.host, self.ca, self.cert, self.key, self.insecure)
+        return host_access(self.host, self.ca, self.cert, self.key, self.insecure, tell)
 
     def given(self) -> tuple[str, ...]:
         """The options that were typed, with their values, as they would be typed again."""

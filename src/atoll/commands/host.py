@@ -1,4 +1,4 @@
-"""atoll host: serve a frozen base to devices, whose data and adapters stay with them; and certify one more of these."""
+"""atoll host: serve a frozen base to devices, whose data and adapters stay with them."""
 
 from __future__ import annotations
 
@@ -15,22 +15,20 @@ from pathlib import Path
 from atoll.base.load import Base, DeviceMap, load_base
 from atoll.base.quantize import Bits
 from atoll.config.schema import PRECISION_BITS
-from atoll.errors import BadValueError, CommandLineError, OutputError
+from atoll.errors import BadValueError, CommandLineError
 from atoll.heap import share_one_heap
 from atoll.jobs.split import serve, start_host
 from atoll.parsed import parse_json
 from atoll.printable import printable
 from atoll.registry.plugins import load_plugin
-from atoll.runs.files import write_bytes
-from atoll.split.certificates import DeviceTls, HostTls, make_certificates, server_credentials
+from atoll.split.authority.revocation import Revoked
+from atoll.split.certificates import HostTls, make_certificates, server_credentials
 from atoll.split.cut import Cut
 from atoll.split.host.audit import Audit
 from atoll.split.host.limits.file import read_tenants
 from atoll.split.host.limits.rules import BYTES_EXAMPLE, parse_byte_limit
 from atoll.split.host.server import Host
 from atoll.split.host.tenants import HostLimits
-from atoll.split.issuer import Issuer, check_names, write_all
-from atoll.split.revocation import Revoked, listed
 from atoll.threads import suited_threads
 from atoll.units import parse_bytes
 
@@ -90,38 +88,6 @@ class HostSettings:
     """That devices may ask for beside those that ship; "module:object" is looked for in the current folder, then in what is installed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Certified:
-    """What a new tenant's machine is given."""
-
-    tenant: str
-    tls: DeviceTls
-
-    def to_text(self) -> str:
-        """What to copy, and how to use it."""
-        ca, cert, key = (path.name for path in (self.tls.ca, self.tls.cert, self.tls.key) if path is not None)
-        return (
-            f"wrote {self.tls.cert} and {key}: they and {ca} go to {self.tenant}'s machine, and to nobody else\n"
-            f"there: atoll edge RUN.toml --host HOST:PORT --ca {ca} --cert {cert} --key {key}"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Revocation:
-    """Who is a tenant no more."""
-
-    tenant: str
-    serial: int
-    crl: Path
-
-    def to_text(self) -> str:
-        """What was done, and which hosts obey."""
-        return (
-            f"{self.tenant} is out: its certificate {self.serial:x} is on {self.crl}\n"
-            f"a host with --crl {self.crl} obeys at once; copy the file to others"
-        )
-
-
 def host(settings: HostSettings, on_ready: Callable[[str], None], stop: threading.Event | None = None) -> None:
     """Serve until SIGINT, SIGTERM or SIGHUP, or until `stop` is set; `on_ready` is told lines for people.
 
@@ -136,6 +102,7 @@ def host(settings: HostSettings, on_ready: Callable[[str], None], stop: threadin
             "--metrics-tenants goes with --metrics", where="atoll host", got="--metrics-tenants alone", expected="both", do="add --metrics"
         )
     limits = _limits(settings)
+    _check_named(settings)
     for codec in settings.codecs:
         load_plugin("codec", codec, Path())
     tls = _certificates(settings, on_ready)
@@ -154,41 +121,6 @@ def host(settings: HostSettings, on_ready: Callable[[str], None], stop: threadin
     with suited_threads(base.model.config.get_text_config().hidden_size):
         running = start_host(served, limits, settings.listen, credentials, audit, revoked)
         _serve(running, settings, bits, tls, on_ready, stop)
-
-
-def certify(tenant: str, folder: Path, *, ca_key: Path | None = None) -> Certified:
-    """A certificate for a year by the authority whose ca.pem is in `folder`; a host with this --client-ca takes the tenant from then on.
-
-    `ca_key`: where its key is kept; None: ca.key in the same folder.
-
-    Raises: TransportError for a name that no certificate can carry, or an authority that cannot sign; OutputError where the tenant has one.
-    """
-    check_names([tenant], "tenant")
-    ca, stem = folder / "ca.pem", f"tenant-{tenant}"
-    write_all(folder, Issuer.opened(ca, ca_key or folder / "ca.key").device(stem, tenant))
-    return Certified(tenant, DeviceTls(ca, folder / f"{stem}.pem", folder / f"{stem}.key"))
-
-
-def revoke(tenant: str, folder: Path, *, cert: Path | None = None, ca_key: Path | None = None) -> Revocation:
-    """Put the tenant's certificate on the list in `folder`, and forget the files of it that are there; `cert`: where else it is kept.
-
-    Raises: TransportError where the authority cannot sign, or the certificate is not by it or another tenant's; OutputError.
-    """
-    check_names([tenant], "tenant")
-    ca, crl, own = folder / "ca.pem", folder / "revoked.pem", folder / f"tenant-{tenant}.pem"
-    issuer = Issuer.opened(ca, ca_key or folder / "ca.key")
-    serial = issuer.serial_of(cert or own, tenant)
-    try:
-        write_bytes(crl, issuer.revoked({*listed(crl), serial}))
-    except OSError as problem:
-        raise OutputError(
-            "the list of revoked certificates cannot be written", where=str(crl), got=problem.strerror or str(problem),
-            do="mend its permissions",
-        ) from None  # fmt: skip
-    if cert is None:
-        own.unlink()
-        own.with_suffix(".key").unlink(missing_ok=True)
-    return Revocation(tenant, serial, crl)
 
 
 def _serve(running: Host, settings: HostSettings, bits: int, tls: HostTls, on_ready: Callable[[str], None], stop: threading.Event) -> None:
@@ -225,6 +157,21 @@ def _limits(settings: HostSettings) -> HostLimits:
         tenant_bytes, settings.silence_seconds, _cache_bytes(settings.cache),
     )  # fmt: skip
     return limits if settings.tenant_limits is None else replace(limits, tenants=read_tenants(settings.tenant_limits, limits.usual))
+
+
+def _check_named(settings: HostSettings) -> None:
+    """Whether certificates name the tenants that limits are for; what is wrong in a file of limits was told before."""
+    of_tenants = {
+        "--max-tenant-sessions": settings.max_tenant_sessions, "--max-tenant-rate": settings.tenant_tokens_per_second,
+        "--max-tenant-bytes": settings.tenant_bytes, "--tenant-limits": settings.tenant_limits,
+    }  # fmt: skip
+    given = [option for option, value in of_tenants.items() if value is not None]
+    if given and settings.client_ca is None and not settings.tenants:
+        raise CommandLineError(
+            f"{given[0]} needs certificates that name the devices", where="atoll host", got="no certificates of devices",
+            expected="--client-ca, or --make-certificates with --tenant",
+            do="add them, or use --max-sessions" if given == ["--max-tenant-sessions"] else "add them",
+        )  # fmt: skip
 
 
 def _cache_bytes(given: str) -> int:

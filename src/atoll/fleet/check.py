@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
-import os
 import socket
-import stat
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key, load_ssh_public_key
 
 from atoll.commands.doctor import Check, DoctorReport, Status, library
+from atoll.commands.hosts.check import certificate_checks, check_certificates, files_check, keys_check, list_check, unreadable
 from atoll.config.load import LoadedConfig, load
 from atoll.config.named_parts import plugin_parts
 from atoll.errors import AtollError, BaseFolderError, FleetFolderError, InputError, ManyErrors, TransportError
@@ -28,22 +26,17 @@ from atoll.fleet.named import NeededInput, named_by_coordinator, named_by_edge
 from atoll.jobs.backends.worker import asked_for
 from atoll.jobs.inputs import base_shapes, edge_rows
 from atoll.split.certificates import DeviceTls, covers, examined, open_channel
-from atoll.split.issuer import CLOCK_SKEW
-from atoll.split.revocation import Revoked, listed
 from atoll.split.transport import fetch_status
 from atoll.units import counted
 
-SOON = datetime.timedelta(days=30)
-"""Certificates that end sooner are a warning."""
 CALL_SECONDS = 5.0
 _COPY = "copy the folder again as `atoll fleet init` wrote it"
 _NEW = "run `atoll fleet init` again, and give every machine its new folder"
 _RENEW = "run `atoll fleet renew` where ca.key is, and copy the files that it names"
-_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def check_fleet(folder: Path) -> DoctorReport:
-    """Examine the folder of a coordinator, an edge or a host as the machine that it is for; or a whole fleet's, from any machine.
+    """Examine the folder of a coordinator, an edge or a host as the machine that it is for; a whole fleet's, or a host's certificates.
 
     What only its own machine can have (rows, a running SuperLink) is a warning at most in a whole fleet's folder.
 
@@ -55,11 +48,14 @@ def check_fleet(folder: Path) -> DoctorReport:
         return DoctorReport((library("flwr"), *_coordinator(CoordinatorFolder(folder), at_home=True)))
     if (folder / "edge.json").exists():
         return DoctorReport((library("flwr"), *_edge(EdgeFolder(folder), at_home=True)))
-    if (folder / "host.pem").exists():
+    if (folder / "start.txt").exists():
         return DoctorReport(tuple(_host(HostFolder(folder))))
+    if (found := check_certificates(folder)) is not None:
+        return found
     raise FleetFolderError(
         "not a folder of a fleet", where=str(folder), got="no folder" if not folder.is_dir() else "no fleet.json, edge.json or host.pem",
-        expected="the whole folder, coordinator, edges/NAME or hosts/NAME", do="give a folder that `atoll fleet init` wrote",
+        expected="the whole folder, coordinator, edges/NAME or hosts/NAME, or a host's certificates",
+        do="give a folder that `atoll fleet init` wrote, or `atoll host --make-certificates`",
     )  # fmt: skip
 
 
@@ -87,12 +83,12 @@ def _coordinator(folder: CoordinatorFolder, *, at_home: bool) -> list[Check]:
     fleet = folder.read()
     publics = [folder.node_public(name) for name in fleet.edges]
     app = [folder.app / "pyproject.toml", folder.app / "LICENSE", folder.app / "atoll_app" / "apps.py"]
-    files = _files(folder.path, [folder.run_toml, folder.ca, folder.cert, folder.key, folder.revoked, *publics, *app])
+    files = files_check(folder.path, [folder.run_toml, folder.ca, folder.cert, folder.key, folder.revoked, *publics, *app], _COPY)
     if files.status == "fail":
         return [files]
     host, _ = split_address(fleet.address, str(folder.fleet_json))
-    found = [files, _private([folder.key]), *_certificate(folder.cert, folder.key, folder.ca, host)]
-    found += [_list(folder.revoked, folder.ca)]
+    found = [files, keys_check([folder.key]), *certificate_checks(folder.cert, folder.key, folder.ca, renew=_RENEW)]
+    found += [*_address(folder, host), list_check(folder.revoked, folder.ca)]
     found += [_public_keys(publics), *_config(folder.run_toml, fleet.edges, named_by_coordinator, at_home=at_home)]
     nobody, do = DeviceTls(folder.ca, None, None), "start it: atoll train run.toml --engine flower --fleet ."
     return [*found, _superlink(fleet.address, nobody, "warn", do)]
@@ -100,10 +96,10 @@ def _coordinator(folder: CoordinatorFolder, *, at_home: bool) -> list[Check]:
 
 def _edge(folder: EdgeFolder, *, at_home: bool) -> list[Check]:
     edge = folder.read()
-    files = _files(folder.path, [folder.run_toml, folder.ca, folder.node_key, folder.node_public, folder.cert, folder.key])
+    files = files_check(folder.path, [folder.run_toml, folder.ca, folder.node_key, folder.node_public, folder.cert, folder.key], _COPY)
     if files.status == "fail":
         return [files]
-    found = [files, _private([folder.node_key, folder.key]), *_certificate(folder.cert, folder.key, folder.ca)]
+    found = [files, keys_check([folder.node_key, folder.key]), *certificate_checks(folder.cert, folder.key, folder.ca, renew=_RENEW)]
     config = _config(folder.run_toml, [edge.name], lambda loaded: named_by_edge(loaded, edge.name), at_home=at_home)
     found += [_node_key(folder), *config]
     if at_home and all(check.status == "ok" for check in config):
@@ -115,82 +111,23 @@ def _edge(folder: EdgeFolder, *, at_home: bool) -> list[Check]:
 
 
 def _host(folder: HostFolder) -> list[Check]:
-    files = _files(folder.path, [folder.ca, folder.cert, folder.key, folder.revoked, folder.start])
+    files = files_check(folder.path, [folder.ca, folder.cert, folder.key, folder.revoked, folder.start], _COPY)
     if files.status == "fail":
         return [files]
-    return [files, _private([folder.key]), *_certificate(folder.cert, folder.key, folder.ca), _list(folder.revoked, folder.ca)]
+    checks = certificate_checks(folder.cert, folder.key, folder.ca, renew=_RENEW)
+    return [files, keys_check([folder.key]), *checks, list_check(folder.revoked, folder.ca)]
 
 
-def _list(revoked: Path, ca: Path) -> Check:
-    """Whether the list of revoked certificates is the authority's: by another one nobody would be let in."""
+def _address(folder: CoordinatorFolder, host: str) -> list[Check]:
+    """Whether the certificate is for the address that edges call; nothing of one that is bad anyhow."""
     try:
-        Revoked(revoked, ca).check()
-    except TransportError as problem:
-        return Check("revoked certificates", "fail", problem.got, problem.do)
-    return Check("revoked certificates", "ok", f"{len(listed(revoked)) or 'none'}")
-
-
-def _files(folder: Path, paths: Sequence[Path]) -> Check:
-    """Whether each is there and this process may read it."""
-    bad = [f"{path.relative_to(folder)}: {problem}" for path in paths if (problem := _unreadable(path))]
-    return Check("files", "fail", "; ".join(bad), _COPY) if bad else Check("files", "ok", f"all {len(paths)} can be read")
-
-
-def _unreadable(path: Path) -> str:
-    try:
-        with path.open("rb"):
-            return ""
-    except FileNotFoundError:
-        return "missing"
-    except OSError as problem:
-        return problem.strerror or str(problem)
-
-
-def _private(keys: Sequence[Path]) -> Check:
-    """Whether nobody but the owner may read them; systems without such permissions have nothing to check."""
-    open_keys = [key for key in keys if os.name == "posix" and key.stat().st_mode & _OTHERS]
-    if open_keys:
-        names = ", ".join(key.name for key in open_keys)
-        return Check("private keys", "fail", f"others may read {names}", "chmod 600 " + " ".join(str(key) for key in open_keys))
-    return Check("private keys", "ok", f"{', '.join(key.name for key in keys)}: for their owner alone")
-
-
-def _certificate(cert: Path, key: Path, ca: Path, host: str | None = None) -> list[Check]:
-    """The certificate with its key and its authority; whether it is for `host`; and this machine's clock by it."""
-    try:
-        certificate = examined(cert, key, ca)
-    except TransportError as problem:
-        found = f"{problem.what}: {problem.got} ({problem.where})"
-        return [*_clock_by(cert), Check("certificate", "fail", found, f"{problem.do}; or {_RENEW}")]
-    left = certificate.not_valid_after_utc - _now()
-    until = f"{certificate.not_valid_after_utc:%Y-%m-%d}, {counted(left.days, 'day')} more"
-    found = f"{cert.name} holds until {until}; signed by {ca.name}; its key fits"
-    do = _RENEW if left < SOON else ""
-    checks = [*_clock_by(cert), Check("certificate", "warn" if do else "ok", found, do)]
-    if host is None:
-        return checks
-    if covers(certificate, host):
-        return [*checks, Check("address", "ok", f"{cert.name} is for {host}")]
-    do = f"run `atoll fleet init` again with the address that edges call, or write that of {cert.name} into fleet.json"
-    return [*checks, Check("address", "fail", f"{cert.name} is not for {host}", do)]
-
-
-def _clock_by(cert: Path) -> list[Check]:
-    """This machine's clock, against the hour in which the certificate was made."""
-    try:
-        made = x509.load_pem_x509_certificate(cert.read_bytes()).not_valid_before_utc + CLOCK_SKEW
-    except ValueError:
+        certificate = examined(folder.cert, folder.key, folder.ca)
+    except TransportError:
         return []
-    now = _now()
-    found = f"{now:%Y-%m-%d %H:%M} UTC; {cert.name} was made {made:%Y-%m-%d %H:%M}"
-    if now >= made:
-        return [Check("clock", "ok", found)]
-    do = "set this machine's clock; if it is right, the one that made the certificates was not"
-    return [Check("clock", "fail" if now < made - CLOCK_SKEW else "warn", f"{found}, which is still to come", do)]
-
-
-def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.UTC)
+    if covers(certificate, host):
+        return [Check("address", "ok", f"{folder.cert.name} is for {host}")]
+    do = f"run `atoll fleet init` again with the address that edges call, or write that of {folder.cert.name} into fleet.json"
+    return [Check("address", "fail", f"{folder.cert.name} is not for {host}", do)]
 
 
 def _public_keys(paths: Sequence[Path]) -> Check:
@@ -233,7 +170,7 @@ def _agreement(coordinator: CoordinatorFolder, folder: EdgeFolder, name: str) ->
     pairs = [
         (coordinator.run_toml, folder.run_toml), (coordinator.ca, folder.ca), (coordinator.node_public(name), folder.node_public),
     ]  # fmt: skip
-    if any(_unreadable(path) for pair in pairs for path in pair):
+    if any(unreadable(path) for pair in pairs for path in pair):
         return []  # Said already.
     other = [] if _same_run(coordinator.run_toml, folder.run_toml) else ["run.toml"]
     other += ["ca.pem"] if coordinator.ca.read_bytes() != folder.ca.read_bytes() else []

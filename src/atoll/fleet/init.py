@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -13,7 +12,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 
-from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
@@ -38,13 +36,12 @@ from atoll.fleet.named import (
 )
 from atoll.jobs.backends.edge_policy import POLICY_FILE, policy_toml
 from atoll.runs.files import sync_folder
+from atoll.split.authority.issued import ISSUED, Issued, serial_in
+from atoll.split.authority.issuer import Issuer, check_names, write_new
 from atoll.split.certificates import is_loopback
-from atoll.split.issuer import Issuer, check_names, write_new
 
 _HOST = re.compile(r"(?:(?P<name>[^=]*)=)?(?P<address>\[[^\]]*\]:[^:]*|[^:\[\]]*:[^:]*)(?::(?P<edges>.*))?")
 _APP = "atoll_app"
-ISSUED = "issued.json"
-"""The numbers of all certificates that each edge was given, beside ca.key: for the day when they are revoked."""
 _LICENSE = "Apache-2.0, as Atoll itself.\n"
 
 
@@ -99,12 +96,12 @@ def init(run_toml: Path, out: Path, address: str, hosts: Sequence[str] = (), *, 
     for one in named:
         files |= _below(f"hosts/{one.name}", _host(loaded, issuer, one, starts[one.name]))
     address_of = {edge: one.address for one in named for edge in one.edges}
-    issued: dict[str, list[str]] = {}
+    issued = Issued({})
     for edge in edges:
         found, public = edge_files(loaded, issuer, EdgeFile(edge, address, address_of.get(edge)))
         files |= {**_below(f"edges/{edge}", found), f"coordinator/nodes/{edge}.pub": public}
-        issued[edge] = [f"{x509.load_pem_x509_certificate(found['client.pem']).serial_number:x}"]
-    files[ISSUED] = (json.dumps(issued, indent=2) + "\n").encode()
+        issued = issued.with_(edge, [serial_in(found["client.pem"])])
+    files[ISSUED] = issued.content()
     _write(out, files)
     return WrittenFleet(out, address, edges, starts)
 
@@ -123,7 +120,7 @@ def _coordinator(loaded: LoadedConfig, issuer: Issuer, host: str, fleet: FleetFi
     apps = '"""What Flower opens."""\n\nfrom atoll.fleet import apps\n\nclient = apps.client\nserver = apps.server\n'
     return {
         **_shared(loaded, issuer), **issuer.server("superlink", "atoll coordinator", [host]), "fleet.json": json_text(fleet).encode(),
-        "revoked.pem": issuer.revoked(()), README: coordinator_readme(loaded, fleet).encode(),
+        "revoked.pem": issuer.revoked(), README: coordinator_readme(loaded, fleet).encode(),
         "app/pyproject.toml": project.encode(), "app/LICENSE": _LICENSE.encode(), f"app/{_APP}/__init__.py": b"",
         f"app/{_APP}/apps.py": apps.encode(),
     }  # fmt: skip
@@ -136,7 +133,7 @@ def _shared(loaded: LoadedConfig, issuer: Issuer) -> dict[str, bytes]:
 
 def _host(loaded: LoadedConfig, issuer: Issuer, host: FleetHost, command: str) -> dict[str, bytes]:
     called, _ = split_address(host.address, "--host")
-    files = {"ca.pem": issuer.own("ca")["ca.pem"], "revoked.pem": issuer.revoked(()), "start.txt": f"{command}\n".encode()}
+    files = {"ca.pem": issuer.own("ca")["ca.pem"], "revoked.pem": issuer.revoked(), "start.txt": f"{command}\n".encode()}
     files[README] = host_readme(loaded, host.name, host.edges, command).encode()
     return {**files, **issuer.server("host", "atoll host", [called])}
 

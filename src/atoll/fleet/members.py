@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import datetime
-import ipaddress
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cryptography import x509
 
+from atoll.commands.hosts.certificates import put
 from atoll.config.document import few
 from atoll.config.load import load
-from atoll.errors import CommandLineError, ConflictError, FleetFolderError, OutputError
+from atoll.errors import CommandLineError, ConflictError, FleetFolderError
 from atoll.fleet.files import CoordinatorFolder, EdgeFile, EdgeFolder, FleetFile, HostFolder, json_text, split_address
-from atoll.fleet.init import ISSUED, edge_files, may_split, must_split
+from atoll.fleet.init import edge_files, may_split, must_split
 from atoll.fleet.named import README
 from atoll.jobs.backends.edge_policy import POLICY_FILE
-from atoll.runs.files import write_bytes
-from atoll.split.issuer import VALID, Issuer, check_names, write_all
-from atoll.split.revocation import listed
+from atoll.split.authority.issued import ISSUED, Issued
+from atoll.split.authority.issuer import VALID, Issuer, addresses_of, check_names, write_all
 from atoll.units import counted
 
 COORDINATOR = "coordinator"
@@ -53,7 +51,8 @@ class WholeFleet:
     def __init__(self, folder: Path, ca_key: Path | None = None) -> None:
         self.path, self.coordinator = folder, CoordinatorFolder(folder / COORDINATOR)
         self.fleet = self.coordinator.read()
-        self.issuer = Issuer.opened(folder / "ca.pem", ca_key or folder / "ca.key")
+        self.issuer = Issuer.opened(folder / "ca.pem", ca_key or folder / "ca.key", self.coordinator.revoked)
+        self.issued = Issued.read(folder / ISSUED)
 
     def edge(self, name: str) -> EdgeFolder:
         """An edge's folder."""
@@ -66,17 +65,16 @@ class WholeFleet:
     def serials(self, name: str) -> set[int]:
         """The numbers of all certificates that this name was given."""
         now = {_certificate(self.edge(name).cert).serial_number} if self.edge(name).cert.exists() else set()
-        return {int(number, 16) for number in self._issued().get(name, [])} | now
+        return set(self.issued.of(name)) | now
 
     def record(self, name: str) -> None:
         """Keep the number of the certificate that the edge has now, for the day when all of its are revoked."""
-        known = self._issued()
-        known[name] = sorted({*known.get(name, []), f"{_certificate(self.edge(name).cert).serial_number:x}"})
-        put(self.path / ISSUED, (json.dumps(known, indent=2) + "\n").encode())
+        self.issued = self.issued.with_(name, [_certificate(self.edge(name).cert).serial_number])
+        put(self.path / ISSUED, self.issued.content())
 
-    def revoke(self, serials: Iterable[int]) -> dict[str, list[str]]:
-        """Write the list anew, with these too, for the coordinator and all hosts; returns what each of their machines is given."""
-        content = self.issuer.revoked(listed(self.coordinator.revoked) | set(serials))
+    def revoke(self, serials: Iterable[int] = (), name: str | None = None) -> dict[str, list[str]]:
+        """Write the list anew, with these and all that the name was given; returns what each machine that reads it is given."""
+        content = self.issuer.revoked(serials, name)
         readers: tuple[CoordinatorFolder | HostFolder, ...] = (self.coordinator, *self.hosts())
         for reader in readers:
             put(reader.revoked, content)
@@ -85,11 +83,6 @@ class WholeFleet:
     def keep(self, fleet: FleetFile) -> None:
         """Write fleet.json."""
         put(self.coordinator.fleet_json, json_text(fleet).encode())
-
-    def _issued(self) -> dict[str, list[str]]:
-        path = self.path / ISSUED
-        found: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        return found
 
 
 def add(folder: Path, name: str, *, config: Path | None = None, host: str | None = None, ca_key: Path | None = None) -> Change:
@@ -154,7 +147,7 @@ def renew(folder: Path, name: str | None = None, *, ca_key: Path | None = None) 
         whole.issuer = whole.issuer.renewed()
         for path in (folder, *machines):
             put(path / "ca.pem", whole.issuer.own("ca")["ca.pem"])
-        listing = whole.revoke(())
+        listing = whole.revoke()
         copies = {label: ["ca.pem", *listing.get(label, [])] for label in (str(path.relative_to(folder)) for path in machines)}
     for path, make in machines.items():
         if name is None or path.name == name:
@@ -183,7 +176,7 @@ def remove(folder: Path, name: str, *, ca_key: Path | None = None) -> Change:
             expected=f"one of {', '.join(whole.fleet.edges)}, and another that stays", do="mend the name",
         )  # fmt: skip
     edge, ended = whole.edge(name), whole.serials(name)
-    copies = whole.revoke(ended)
+    copies = whole.revoke(ended, name)
     whole.coordinator.node_public(name).unlink(missing_ok=True)
     whole.keep(replace(whole.fleet, edges=left))
     for path in (edge.cert, edge.key, edge.node_key, edge.node_public, edge.edge_json, edge.ca, edge.run_toml, edge.path / README):
@@ -193,25 +186,12 @@ def remove(folder: Path, name: str, *, ca_key: Path | None = None) -> Change:
     return Change(f"{name} is of this fleet no more: {counted(len(ended), 'certificate')} revoked", copies, notes)
 
 
-def put(path: Path, content: bytes) -> None:
-    """A file in place of another, whole or not at all; a *.key is its owner's alone from the start.
-
-    Raises: OutputError.
-    """
-    try:
-        write_bytes(path, content, 0o600 if path.suffix == ".key" else 0o644)
-    except OSError as problem:
-        raise OutputError(
-            "a file of the fleet cannot be written", where=str(path), got=problem.strerror or str(problem), do="mend its permissions"
-        ) from None  # fmt: skip
-
-
 def _machines(whole: WholeFleet) -> dict[Path, Callable[[Issuer], dict[str, bytes]]]:
     """Every machine's folder, with what makes its certificate and key anew: for the addresses that its present one is for."""
     found: dict[Path, Callable[[Issuer], dict[str, bytes]]] = {}
 
     def server(path: Path, cert: Path, who: str) -> None:
-        found[path] = lambda issuer: issuer.server(cert.stem, who, _addresses(cert))
+        found[path] = lambda issuer: issuer.server(cert.stem, who, addresses_of(_certificate(cert)))
 
     server(whole.coordinator.path, whole.coordinator.cert, "atoll coordinator")
     for host in whole.hosts():
@@ -229,9 +209,3 @@ def _certificate(path: Path) -> x509.Certificate:
             "a certificate of the fleet cannot be read", where=str(path), got=str(problem), expected="as `atoll fleet init` wrote it",
             do="bring it back from a copy",
         ) from None  # fmt: skip
-
-
-def _addresses(cert: Path) -> list[str]:
-    names = _certificate(cert).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    addresses: list[ipaddress.IPv4Address | ipaddress.IPv6Address] = names.get_values_for_type(x509.IPAddress)  # type: ignore[assignment]
-    return [*names.get_values_for_type(x509.DNSName), *map(str, addresses)]

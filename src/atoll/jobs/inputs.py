@@ -16,6 +16,7 @@ from atoll import seeding
 from atoll.adapters.targets import named_outside
 from atoll.base.headers import fetch
 from atoll.base.read_shapes import read_shapes
+from atoll.base.weights.hub import check_hub_name
 from atoll.config.load import LoadedConfig
 from atoll.config.schema import Data, Edge, RunConfig, held_out_source
 from atoll.errors import AdapterFolderError, BadValueError, BaseFolderError, DataFileError, EmptyDataError, InputError
@@ -69,12 +70,9 @@ class EdgeRows:
 
 
 def base_source(loaded: LoadedConfig) -> str:
-    """The base as given: "tiny", a folder (paths are relative to run.toml, and to nothing else), or a hub id.
+    """The base as given: "tiny", a folder (relative to run.toml, and to nothing else), a hub id, or the cached folder of one's revision.
 
-    Of an id with a revision it is its folder in the cache.
-
-    Raises: BaseFolderError for a hub id that is also a folder where Atoll was started, which libraries would take instead, and for a
-    revision that the hub does not give out.
+    Raises: BaseFolderError for a folder where Atoll was started, which libraries would take instead, and a revision that the hub has not.
     """
     name = loaded.config.model.base
     if _is_folder(loaded):
@@ -127,7 +125,8 @@ def base_shapes(loaded: LoadedConfig, num_classes: int) -> BaseShapes:
 
     Raises: BaseFolderError, WeightsError, ArchitectureError; BadValueError where max_length is beyond the base's positions.
     """
-    shapes, adapter = read_shapes(base_source(loaded), num_classes or None), loaded.config.adapter
+    source, adapter = check_hub_name(base_source(loaded), loaded.path.resolve().parent), loaded.config.adapter
+    shapes = read_shapes(source, num_classes or None)
     check_positions(loaded.config, shapes.model_type, shapes.max_positions)
     if adapter.kind != "lora":
         return with_full_weights(shapes) if adapter.kind == "full" else shapes

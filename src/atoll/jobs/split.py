@@ -12,6 +12,7 @@ from typing import get_args
 
 import grpc
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from atoll.adapters.attach import attached
 from atoll.adapters.killed import Killed
@@ -25,6 +26,7 @@ from atoll.config.schema import RunConfig, Wire
 from atoll.heap import give_freed_pages_back
 from atoll.registry.parts import names
 from atoll.remote_blocks import RemoteBlocksPlaceholder
+from atoll.split.authority.revocation import Revoked
 from atoll.split.certificates import HostAccess as HostAccess
 from atoll.split.certificates import open_channel
 from atoll.split.counted_stream import Transport
@@ -40,8 +42,8 @@ from atoll.split.host.compute_queue import ComputeQueue
 from atoll.split.host.server import Host
 from atoll.split.host.session import Served
 from atoll.split.host.tenants import HostLimits
-from atoll.split.revocation import Revoked
 from atoll.split.transport import ClientTransport, SlowLink, SlowTransport
+from atoll.units import counted
 from atoll.wire.byte_formulas import WireMode
 from atoll.wire.handshake import PROTOCOL, HostFacts, block_of
 
@@ -70,7 +72,7 @@ def serve(base: Base, source: str, precision: str, bits: int, limits: HostLimits
     traced = trace(base.model)
     num_blocks = len(base.model.get_submodule(blocks_path(base.model)))  # type: ignore[arg-type]
     sizes = {name: sizes_of(base.model.get_submodule(name)) for group in traced.groups for name in group}
-    tokenizer, one_at_a_time = tokenizer_digest(base.tokenizer), Lock()
+    tokenizer, said_of_tokenizer, one_at_a_time = tokenizer_digest(base.tokenizer), _said_of(base.tokenizer), Lock()
 
     @cache
     def digest(cut: Cut) -> str:
@@ -88,6 +90,7 @@ def serve(base: Base, source: str, precision: str, bits: int, limits: HostLimits
             codecs=tuple(dict.fromkeys((*names("codec"), *codecs))), wire_modes=get_args(WireMode), precision=precision,
             kinds=("lora", "bottleneck"),
             max_tokens=limits.max_tokens, max_rank=MAX_RANK, killed=("offload", "merge") if limits.merges and bits >= 16 else ("offload",),
+            tokenizer=said_of_tokenizer,
         )  # fmt: skip
 
     queue = ComputeQueue(torch.cuda.synchronize) if base.model.device.type == "cuda" else ComputeQueue()
@@ -146,12 +149,18 @@ def join(base_name: str, config: RunConfig, access: HostAccess, max_tokens: int)
         tokenizer_digest=tokenizer_digest(base.tokenizer), cut=cut, kind=config.adapter.kind, mode=scoring_mode(wire), codec=wire.codec,
         precision=config.model.precision, max_tokens=max_tokens,
         d_model=int(base.model.config.get_text_config().hidden_size), adapter_codec=wire.adapters,
-        chosen=wire.mode == "auto",
+        chosen=wire.mode == "auto", tokenizer=_said_of(base.tokenizer),
     )  # fmt: skip
     client = Client(access.address, terms, transport, wire.reconnect)
+    client.on_lost = client.on_held = lambda reason: access.tell(f"host {access.address}: {reason}")
     client.blocks = blocks
     clients.append(client)
     return SplitSide(base, client, blocks, channel)
+
+
+def _said_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What tells one tokenizer from another, for people."""
+    return f"{type(tokenizer).__name__}, {counted(len(tokenizer), 'token')}, sha256 {tokenizer_digest(tokenizer)[:12]}"
 
 
 def scoring_mode(wire: Wire) -> WireMode:

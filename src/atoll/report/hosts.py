@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from atoll.report.tables import Listing, plain_table
-from atoll.units import counted, format_bytes, format_seconds
+from atoll.units import counted, format_bytes, format_seconds, format_wait
 
 
 def status_table(status: Mapping[str, Any]) -> Listing:
@@ -45,6 +45,8 @@ def _limits(tenant: Mapping[str, Any]) -> str:
         said.append(f"{text}, then {float(tenant['max_tokens_per_second']):g}/s; held back for {format_seconds(tenant['held_seconds'])}")
     if int(tenant["max_bytes"]):
         used, most = format_bytes(int(tenant["bytes"])), format_bytes(int(tenant["max_bytes"]))
-        free = f", which count for {format_seconds(tenant['free_seconds'])} more" if tenant["free_seconds"] else ""
+        free = f"; all free again in {format_wait(tenant['free_seconds'])}" if tenant["free_seconds"] else ""
+        if tenant.get("again_seconds"):
+            free = f"; come again in {format_wait(tenant['again_seconds'])}"
         said.append(f"{used} used of {most} in {format_seconds(tenant['period_seconds'])}{free}")
     return "; ".join(said)

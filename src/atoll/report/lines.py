@@ -55,7 +55,7 @@ def describe_event(event: Event) -> str:
             kept = f"{len(event.active)} of {counted(len(event.active) + len(event.killed), 'module')} stay active"
             return f"{event.phase} round {event.round}: {event.edge}, step {event.step}: {kept}"
         case HostLost():
-            return f"edge {event.edge}: host lost ({event.reason}); trying to reach it again"
+            return f"edge {event.edge}: host lost: {event.reason}"
         case RoundFinished():
             moved = f"up {format_bytes(event.up_bytes)}, down {format_bytes(event.down_bytes)}, {format_seconds(event.seconds)}"
             simulated = "" if event.simulated_seconds is None else f" ({format_seconds(event.simulated_seconds)} simulated)"

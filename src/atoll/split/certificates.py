@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from atoll.errors import TransportError
-from atoll.split.issuer import Issuer, check_names, general_name, write_all
+from atoll.split.authority.issued import ISSUED, Issued, serial_in
+from atoll.split.authority.issuer import Issuer, check_names, general_name, write_all
 from atoll.split.transport import OPTIONS
 
 _EVERYWHERE = ("", "0.0.0.0", "::")
@@ -35,6 +36,10 @@ class DeviceTls:
     key: Path | None
 
 
+def _nobody(line: str) -> None:
+    """Who does not want to know."""
+
+
 @dataclass(frozen=True, slots=True)
 class HostAccess:
     """Where a host is, and how to prove to each other who one is."""
@@ -42,6 +47,8 @@ class HostAccess:
     address: str
     tls: DeviceTls = field(default_factory=lambda: DeviceTls(None, None, None))
     insecure: bool = False
+    tell: Callable[[str], None] = _nobody
+    """Told a line whenever the host lets wait, until somebody else is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +159,12 @@ def make_certificates(folder: Path, hosts: Sequence[str], tenants: Sequence[str]
     issuer = Issuer("atoll development CA")
     # A host that listens on all addresses is called by its machine's name.
     called = [socket.gethostname() if host.strip("[]") in _EVERYWHERE else host for host in hosts]
-    files = {**issuer.own("ca"), **issuer.server("host", "atoll host", called), "revoked.pem": issuer.revoked(())}
+    files = {**issuer.own("ca"), **issuer.server("host", "atoll host", called), "revoked.pem": issuer.revoked()}
+    issued = Issued({})
     for tenant in tenants:
         files |= issuer.device(f"tenant-{tenant}", tenant)
+        issued = issued.with_(tenant, [serial_in(files[f"tenant-{tenant}.pem"])])
+    files[ISSUED] = issued.content()
     write_all(folder, files)
     ca = folder / "ca.pem"
     devices = {tenant: DeviceTls(ca, folder / f"tenant-{tenant}.pem", folder / f"tenant-{tenant}.key") for tenant in tenants}

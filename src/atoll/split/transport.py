@@ -371,7 +371,7 @@ def lost_call(code: grpc.StatusCode | None, details: str | None) -> HostLostErro
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and details.startswith("tenant_"):
         return lost(f"the host takes no more from this device now ({details})", "come again when it says")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return lost(f"the host has too many calls at once ({details})", "try again later, or start the host with more sessions")
+        return lost(f"the host has too many calls at once ({details})", "try again later, or ask who runs the host for more sessions")
     if code is grpc.StatusCode.UNAUTHENTICATED:
         return lost(f"the host does not know this device: {details}", "give a certificate that the host's owner made for this device")
     if code is grpc.StatusCode.UNAVAILABLE and ("failed to connect" in details or "resol" in details):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -17,6 +18,13 @@ REFUSAL_CODES: Final = ("unfit", "busy", "frame", "dialogue", "failed")
 """Refusal.code: Hello does not fit; no room for a session; damaged bytes; a message not allowed; a fault of the host."""
 TRANSIENT_CODES: Final = ("busy", "frame")
 """What another try may mend."""
+_LIMITS: Final = {
+    "sessions": "all of its sessions are in use (sessions)",
+    "tenant_sessions": "all sessions that this tenant may have are in use (tenant_sessions)",
+    "tenant_tokens": "this tenant has used up its tokens a second (tenant_tokens)",
+    "tenant_bytes": "this tenant has moved as many bytes as it may (tenant_bytes)",
+}
+"""Of a busy host, by field of its refusal."""
 _SHOWN: Final = 300
 """Of a value that the other side sent, so much is repeated to it or shown."""
 
@@ -42,6 +50,8 @@ class HostFacts:
     max_rank: int
     killed: Collection[str]
     """What it does with killed modules."""
+    tokenizer: str = ""
+    """Which it is, for people; empty: its digest says it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +74,24 @@ def check_hello(hello: pb.Hello, facts: HostFacts, base_digest: Callable[[], str
     return None
 
 
-def refusal_error(refusal: pb.Refusal, host: str) -> HostRefusedError | HostLostError:
-    """What the device's user sees of a refusal by the host at this address; HostLostError where another try may mend it."""
+def reason_of(refusal: pb.Refusal) -> dict[str, object]:
+    """For the host's own log: code, field, and in words what was asked and what is. Digests, which tell files apart, are not in it."""
+    asked, limit = (("another one", "the host's") if "digest" in refusal.field else (refusal.device_value, refusal.host_value))
+    said = [f"{name} {_shown(value)}" for name, value in (("asked:", asked), ("here:", limit)) if value]
+    return {"code": refusal.code, "field": refusal.field, "why": "; ".join(said) or refusal.do or refusal.code}
+
+
+def refusal_error(refusal: pb.Refusal, host: str, *, opened: bool = False) -> HostRefusedError | HostLostError:
+    """What the device's user sees of a refusal by the host at this address; HostLostError where another try may mend it.
+
+    `opened`: whether there was a session, which the refusal ended.
+    """
     fits_not, field = refusal.code == "unfit", _shown(refusal.field or refusal.code)
-    what = f"the host refused: {field} does not fit" if fits_not else f"the host ended the session: {field}"
+    how = "ended the session" if opened else "takes no session now" if refusal.code == "busy" else "refused"
+    what = f"the host refused: {field} does not fit" if fits_not else f"the host {how}: {_LIMITS.get(field, field)}"
     leaf = HostLostError if refusal.code in TRANSIENT_CODES else HostRefusedError
-    got, expected, do = map(_shown, (refusal.device_value or refusal.code, refusal.host_value, refusal.do))
+    got, expected = map(_short, (refusal.device_value or refusal.code, refusal.host_value))
+    do = _shown(refusal.do)
     error = leaf(what, where=host, got=got, expected=expected, do=do)
     if isinstance(error, HostLostError):
         error.retry_seconds = _sane_seconds(refusal.retry_seconds)
@@ -79,7 +101,8 @@ def refusal_error(refusal: pb.Refusal, host: str) -> HostRefusedError | HostLost
 def wait_error(wait: pb.Wait, host: str) -> HostLostError:
     """What the device's user sees where the host holds an exchange back for longer than the device waits."""
     got, expected, do = map(_shown, (wait.device_value, wait.host_value, wait.do))
-    error = HostLostError(f"the host holds this device back: {_shown(wait.field)}", where=host, got=got, expected=expected, do=do)
+    held = _LIMITS.get(wait.field, _shown(wait.field))
+    error = HostLostError(f"the host holds this device back: {held}", where=host, got=got, expected=expected, do=do)
     error.retry_seconds = _sane_seconds(wait.seconds)
     return error
 
@@ -94,6 +117,11 @@ def _sane_seconds(seconds: float) -> float:
     return seconds if seconds > 0 else 0.0  # Nor is NaN.
 
 
+def _short(text: str) -> str:
+    """What the other side wrote; of a digest so much as tells two apart."""
+    return f"sha256 {text[:12]}..." if re.fullmatch(r"[0-9a-f]{64}", text) else _shown(text)
+
+
 def _shown(text: str) -> str:
     """What the other side wrote, on one line, cut off where it is very long."""
     return printable(text[:_SHOWN])
@@ -102,12 +130,11 @@ def _shown(text: str) -> str:
 def _misfits(hello: pb.Hello, facts: HostFacts, base_digest: Callable[[], str]) -> Iterator[_Misfit]:
     if hello.protocol != facts.protocol:
         yield _Misfit("protocol", str(facts.protocol), str(hello.protocol), "install the same version of Atoll on both sides")
-    for name, host, device, do in (
-        ("tokenizer_digest", facts.tokenizer_digest, hello.tokenizer_digest, "use the tokenizer of the host's base"),
-        ("precision", facts.precision, hello.precision, f'set model.precision = "{facts.precision}"'),
-    ):
-        if host != device:
-            yield _Misfit(name, host, device, do)
+    if hello.tokenizer_digest != facts.tokenizer_digest:
+        host = facts.tokenizer or facts.tokenizer_digest
+        yield _Misfit("tokenizer_digest", host, hello.tokenizer_digest, "use the tokenizer of the host's base")
+    if hello.precision != facts.precision:
+        yield _Misfit("precision", facts.precision, hello.precision, f'set model.precision = "{facts.precision}"')
     if hello.cut_front + hello.cut_back >= facts.num_blocks:
         device = f"{hello.cut_front} front, {hello.cut_back} back"
         yield _Misfit("cut", f"{facts.num_blocks} blocks", device, "lower model.cut, so that the host has at least one block")
@@ -120,7 +147,7 @@ def _misfits(hello: pb.Hello, facts: HostFacts, base_digest: Callable[[], str]) 
         if device not in choices:
             yield _Misfit(name, ", ".join(choices), device, f"choose one of the host's for {key}")
     if not 1 <= hello.max_tokens <= facts.max_tokens:
-        do = "lower train.batch_size, evaluate.batch_size or data.max_length, or start the host with a larger --max-tokens"
+        do = "lower train.batch_size, evaluate.batch_size or data.max_length, or ask who runs the host for more (its --max-tokens)"
         yield _Misfit("max_tokens", f"1 to {facts.max_tokens}", str(hello.max_tokens), do)
     if not 0 <= hello.dropout < 1:
         yield _Misfit("dropout", "0 or more, and less than 1", str(hello.dropout), "use the same version of Atoll")

@@ -359,7 +359,7 @@ class SessionStatus(_message.Message):
     def __init__(self, session: _Optional[str] = ..., tenant: _Optional[str] = ..., seconds: _Optional[float] = ..., tokens: _Optional[int] = ..., exchanges: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., positions: _Optional[int] = ..., compute_seconds: _Optional[float] = ..., cache_bytes: _Optional[int] = ...) -> None: ...
 
 class TenantStatus(_message.Message):
-    __slots__ = ("tenant", "sessions", "max_sessions", "max_tokens_per_second", "burst_tokens", "tokens_left", "held_seconds", "max_bytes", "period_seconds", "bytes", "free_seconds")
+    __slots__ = ("tenant", "sessions", "max_sessions", "max_tokens_per_second", "burst_tokens", "tokens_left", "held_seconds", "max_bytes", "period_seconds", "bytes", "free_seconds", "again_seconds")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     MAX_SESSIONS_FIELD_NUMBER: _ClassVar[int]
@@ -371,6 +371,7 @@ class TenantStatus(_message.Message):
     PERIOD_SECONDS_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     FREE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    AGAIN_SECONDS_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     sessions: int
     max_sessions: int
@@ -382,4 +383,5 @@ class TenantStatus(_message.Message):
     period_seconds: float
     bytes: int
     free_seconds: float
-    def __init__(self, tenant: _Optional[str] = ..., sessions: _Optional[int] = ..., max_sessions: _Optional[int] = ..., max_tokens_per_second: _Optional[float] = ..., burst_tokens: _Optional[float] = ..., tokens_left: _Optional[float] = ..., held_seconds: _Optional[float] = ..., max_bytes: _Optional[int] = ..., period_seconds: _Optional[float] = ..., bytes: _Optional[int] = ..., free_seconds: _Optional[float] = ...) -> None: ...
+    again_seconds: float
+    def __init__(self, tenant: _Optional[str] = ..., sessions: _Optional[int] = ..., max_sessions: _Optional[int] = ..., max_tokens_per_second: _Optional[float] = ..., burst_tokens: _Optional[float] = ..., tokens_left: _Optional[float] = ..., held_seconds: _Optional[float] = ..., max_bytes: _Optional[int] = ..., period_seconds: _Optional[float] = ..., bytes: _Optional[int] = ..., free_seconds: _Optional[float] = ..., again_seconds: _Optional[float] = ...) -> None: ...

@@ -32,9 +32,9 @@ from atoll.fleet.front.limits import PATHS, Limits
 from atoll.fleet.front.listener import Listener, tls_of
 from atoll.fleet.init import init
 from atoll.fleet.processes import free_port
+from atoll.split.authority.issuer import Issuer, write_all
 from atoll.split.certificates import DeviceTls
 from atoll.split.host.audit import Audit
-from atoll.split.issuer import Issuer, write_all
 
 from tests.fleet.stranger import called_with
 from tests.run_files import DEMO, PAIR, run_text

@@ -14,8 +14,8 @@ from atoll.federated.grid import numbered
 from atoll.fleet.links.frames import PROBLEM, Frame, packed, unpacked
 from atoll.fleet.links.node import _Trouble, answered
 from atoll.fleet.links.way import open_way, proxy_to, said
+from atoll.split.authority.issuer import Issuer, write_all
 from atoll.split.certificates import DeviceTls
-from atoll.split.issuer import Issuer, write_all
 
 CONTENT = RecordDict({"question": ConfigRecord({"text": "ü"})})
 NO_CERTIFICATE = DeviceTls(None, None, None)

@@ -23,7 +23,7 @@ def doctor(
     ] = None,
     base: Annotated[str | None, typer.Option("--base", metavar="M", help='Measure on this base; default "tiny".')] = None,
     fleet: Annotated[
-        Path | None, typer.Option("--fleet", metavar="DIR", help="Examine what `atoll fleet init` wrote: DIR, or one machine's folder.")
+        Path | None, typer.Option("--fleet", metavar="DIR", help="Examine a fleet's folder, one machine's of it, or a host's certificates.")
     ] = None,
     *,
     access: Access,

@@ -1,4 +1,4 @@
-"""Most of the base on another machine: `atoll host`, with `certify`, `edge` and `status`."""
+"""Most of the base on another machine: `atoll host`, with `certify`, `renew` and `revoke`, `edge` and `status`."""
 
 from __future__ import annotations
 
@@ -143,17 +143,6 @@ class Serving:
                     f"{option} is a number", where="atoll host", got=str(number), expected="a finite number",
                     do="write a large one for no limit",
                 )  # fmt: skip
-        of_tenants = {
-            "--max-tenant-sessions": self.max_tenant_sessions, "--max-tenant-rate": self.tenant_tokens_per_second,
-            "--max-tenant-bytes": self.tenant_bytes, "--tenant-limits": self.tenant_limits,
-        }  # fmt: skip
-        given = [option for option, value in of_tenants.items() if value is not None]
-        if given and self.client_ca is None and not self.tenants:
-            raise CommandLineError(
-                f"{given[0]} needs certificates that name the devices", where="atoll host", got="no certificates of devices",
-                expected="--client-ca, or --make-certificates with --tenant",
-                do="add them, or use --max-sessions" if given == ["--max-tenant-sessions"] else "add them",
-            )  # fmt: skip
 
 
 def host(serving: Serving) -> None:
@@ -188,9 +177,24 @@ def certify(
 
     By the authority that `atoll host --make-certificates DIR` made; NAME is how hosts with its ca.pem as --client-ca know the tenant.
     """
-    from atoll.commands.host import certify as write_certificate
+    from atoll.commands.hosts.certificates import certify as write_certificate
 
     print(write_certificate(tenant, folder, ca_key=ca_key).to_text())
+
+
+@command(hosts)
+def renew(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", hidden=True)] = None,
+    folder: AuthorityFolder = Path(),
+    ca_key: CaKey = None,
+) -> None:
+    """New certificates for the host and all tenants, or for NAME.
+
+    They hold for a year. NAME is a tenant, or "host" for the host itself. Those before stay good until they end.
+    """
+    from atoll.commands.hosts.certificates import renew as write_certificates
+
+    print(write_certificates(folder, name, ca_key=ca_key).to_text())
 
 
 @command(hosts)
@@ -198,17 +202,19 @@ def revoke(
     tenant: Annotated[str, typer.Argument(metavar="NAME", hidden=True)],
     folder: AuthorityFolder = Path(),
     cert: Annotated[
-        Path | None, typer.Option("--certificate", metavar="FILE", help="The tenant's. Default: DIR/tenant-NAME.pem.")
+        Path | None, typer.Option("--certificate", metavar="FILE", help="One more of the tenant's, kept elsewhere.")
     ] = None,
+    unknown: Annotated[bool, typer.Option("--unknown", help="Also a name that has no certificate in DIR.")] = False,
     ca_key: CaKey = None,
 ) -> None:
     """Keep a tenant out from now on.
 
-    Its certificate goes on DIR/revoked.pem, which hosts read with --crl while they run.
+    Every certificate that NAME was given until now is on DIR/revoked.pem, which hosts read with --crl while they run.
+    Its files in DIR are deleted.
     """
-    from atoll.commands.host import revoke as put_on_list
+    from atoll.commands.hosts.certificates import revoke as put_on_list
 
-    print(put_on_list(tenant, folder, cert=cert, ca_key=ca_key).to_text())
+    print(put_on_list(tenant, folder, cert=cert, unknown=unknown, ca_key=ca_key).to_text())
 
 
 @command(commands)

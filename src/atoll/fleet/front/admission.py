@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass
 
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from atoll.fleet.files import CoordinatorFolder
-from atoll.split.issuer import TENANT
-from atoll.split.revocation import Revoked
+from atoll.split.authority.issuer import TENANT
+from atoll.split.authority.revocation import Revoked
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,8 @@ class Visitor:
 
     name: str
     serial: int
+    since: datetime.datetime
+    """From when its certificate holds."""
 
     @classmethod
     def of(cls, certificate: bytes) -> Visitor:
@@ -25,7 +28,7 @@ class Visitor:
         shown = x509.load_der_x509_certificate(certificate)
         names = [str(one.value) for one in shown.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
         name = names[0] if len(names) == 1 and TENANT.fullmatch(names[0]) else ""
-        return cls(name, shown.serial_number)
+        return cls(name, shown.serial_number, shown.not_valid_before_utc)
 
 
 class Admission:
@@ -38,4 +41,4 @@ class Admission:
         """Why the visitor is not let in; None: it is."""
         if not visitor.name or not self._folder.node_public(visitor.name).is_file():
             return "its name is of no edge"
-        return self._revoked.refusal(visitor.serial)
+        return self._revoked.refusal(visitor.name, visitor.serial, visitor.since)

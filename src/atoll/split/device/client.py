@@ -14,12 +14,11 @@ from atoll.split.counted_stream import CountedStream, Transport
 from atoll.split.cut import Cut
 from atoll.split.device.blocks import Given, RemoteBlocks
 from atoll.split.device.exchange import Session
+from atoll.split.device.patience import LONGEST_PAUSE_SECONDS, Patience
 from atoll.wire import protocol_pb2 as pb
 from atoll.wire.byte_formulas import WireMode, largest_message_bytes
 from atoll.wire.dialogue import Dialogue
 from atoll.wire.handshake import PROTOCOL, refusal_error, wait_error
-
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 8.0
 
 T = TypeVar("T")
 
@@ -41,6 +40,8 @@ class Terms:
     d_model: int
     adapter_codec: str = "fp32"
     """In lent mode."""
+    tokenizer: str = ""
+    """Which it is, for people."""
     chosen: bool = False
     """Whether the mode is not what run.toml says, but what was found to be quickest."""
 
@@ -55,7 +56,7 @@ class Client:
         self._host, self._terms, self._transport = host, terms, transport
         self._patience, self._clock, self._sleep = patience_seconds, clock, sleep
         self.on_lost: Callable[[str], None] = lambda reason: None
-        """Told why, each time the host is lost and will be tried again."""
+        """Told why the host is lost and for how long it will be tried again: at once, and now and then while it lasts."""
         self.on_held: Callable[[str], None] = lambda reason: None
         """Told why, the first time that the host holds an exchange back."""
         self._held_since, self._was_held = 0.0, False
@@ -130,6 +131,8 @@ class Client:
 
     def _refused(self, refusal: pb.Refusal) -> HostRefusedError | HostLostError:
         error = refusal_error(refusal, self._host)
+        if refusal.field == "tokenizer_digest" and self._terms.tokenizer:
+            error.got = self._terms.tokenizer
         if self._terms.chosen and refusal.field == "wire_mode":
             # Nobody wrote this mode: an older host does not know it.
             error.do = 'write mode = "dense" below [wire], or another of the host\'s, in place of "auto"; or update Atoll on the host'
@@ -155,18 +158,16 @@ class Client:
 
         Raises: HostLostError, or FrameError, after the last try.
         """
-        pause, until = FIRST_PAUSE_SECONDS, None
+        patience = Patience(self._patience, self._clock)
         while True:
             try:
                 return attempt()
             except (HostLostError, FrameError) as problem:
                 if self.blocks is not None:
                     self.blocks.drop()
-                until = self._clock() + self._patience if until is None else until
-                said = problem.retry_seconds if isinstance(problem, HostLostError) else 0.0
-                if self._clock() + max(pause, said) > until:
+                seconds = patience.pause_seconds(problem)
+                if seconds is None:
                     raise
-                reason = f"{problem.what}: {problem.got}; {problem.expected}; {problem.do}" if said else problem.got or problem.what
-                self.on_lost(printable(reason))
-                self._sleep(max(pause, said))
-                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+                if news := patience.news(problem):
+                    self.on_lost(news)
+                self._sleep(seconds)

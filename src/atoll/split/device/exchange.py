@@ -168,7 +168,7 @@ class Exchange:
     def _receive(self, *kinds: str) -> Message:
         message = self.session.stream.receive()
         if message.kind == "refusal":
-            raise refusal_error(message.body, self.session.host)
+            raise refusal_error(message.body, self.session.host, opened=True)
         assert message.kind in kinds, "the dialogue allows nothing else"
         return message
 

@@ -20,6 +20,11 @@ REPEATED = ("call refused", "session refused", "status", "handshake refused", "n
 REPEAT_SECONDS = 1.0
 
 
+def in_words(facts: Mapping[str, object]) -> str:
+    """The facts of a line for whoever reads along: "tokens 12, code busy"."""
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items() if value != "")
+
+
 class _PrivateFile(WatchedFileHandler):
     """Opened anew where it was moved away, as rotation does; nobody else's to read, and no link to another place."""
 

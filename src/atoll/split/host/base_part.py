@@ -14,7 +14,7 @@ import grpc
 from atoll.base.part import PartFile, part_files
 from atoll.errors import AtollError, ProtocolError
 from atoll.split.cut import Cut
-from atoll.split.host.audit import Audit
+from atoll.split.host.audit import Audit, in_words
 from atoll.split.host.compute_queue import ComputeQueue
 from atoll.split.host.limits.budgets import Budgets
 from atoll.split.host.tenants import Call
@@ -23,7 +23,7 @@ from atoll.units import counted
 from atoll.wire import protocol_pb2 as pb
 from atoll.wire.encoding import raw
 from atoll.wire.frames import CHUNK_BYTES, Message, Packer
-from atoll.wire.handshake import PROTOCOL
+from atoll.wire.handshake import PROTOCOL, reason_of
 
 AT_ONCE, AT_ONCE_OF_TENANT = 8, 2
 """Calls at once: each keeps a thread."""
@@ -84,30 +84,32 @@ class Parts:
                     yield frame
                 sent.num_bytes += len(frame)
         except AtollError as problem:
-            sent.refused = problem.what
+            sent.refused = pb.Refusal(code="dialogue", field=problem.what, host_value=problem.expected, device_value=problem.got)
             call.context.abort(grpc.StatusCode.INVALID_ARGUMENT, problem.page())
         finally:
             alarm.close()
             facts = {
                 "front": sent.cut.front, "back": sent.cut.back, "bytes": sent.num_bytes, "whole": sent.whole,
                 "seconds": round(time.monotonic() - begun, 3),
-            } | ({"refused": sent.refused} if sent.refused else {})  # fmt: skip
+            } | ({} if sent.refused is None else reason_of(sent.refused))  # fmt: skip
             self._audit.note("part", call.tenant, call.peer, facts)
-            log.info("part for %s: %s", call.tenant or "a device without a certificate", facts)
+            log.info("part for %s: %s", call.tenant or "a device without a certificate", in_words(facts))
 
     def _answer(self, call: Call, sent: _Sent, alarm: Alarm) -> Iterator[bytes]:
         """The frames of a part, or of a refusal where the tenant may not have it or this machine's disk does not let it."""
         packer, cut = Packer(), sent.cut
         over = self._budgets.of(call.tenant).over_bytes()
         if over is not None:
-            sent.refused = f"{over.field}: {over.used}"
-            yield from packer.frames(Message(over.refusal()))
+            sent.refused = over.refusal()
+            yield from packer.frames(Message(sent.refused))
             return
         most = self._limit.grant(call.tenant, cut)
         if most is not None:
-            sent.refused = f"more than {most}"
-            yield from _refusal(packer, "unfit", "cut", most, f"front = {cut.front}, back = {cut.back}",
-                                "set [model] cut to that, or start the host with a larger --max-part")  # fmt: skip
+            sent.refused = pb.Refusal(
+                code="unfit", field="cut", host_value=most, device_value=f"front = {cut.front}, back = {cut.back}",
+                do="set [model] cut to that, or ask who runs the host for more (its --max-part)",
+            )  # fmt: skip
+            yield from packer.frames(Message(sent.refused))
             return
         try:
             files = self._files(call.tenant, cut)
@@ -117,9 +119,11 @@ class Parts:
             sent.whole = True
         except OSError as problem:
             log.error("a device's part of the base cannot be sent: %s", problem)
-            sent.refused = problem.strerror or type(problem).__name__
-            # Without the folder, which is nobody's business elsewhere.
-            yield from _refusal(packer, "failed", "part of the base", "files that can be read", sent.refused, "look into the host's log")
+            sent.refused = pb.Refusal(  # Without the folder, which is nobody's business elsewhere.
+                code="failed", field="part of the base", host_value="files that can be read",
+                device_value=problem.strerror or type(problem).__name__, do="ask who runs the host: the host's log says more",
+            )  # fmt: skip
+            yield from packer.frames(Message(sent.refused))
 
     def _files(self, tenant: str, cut: Cut) -> tuple[PartFile, ...]:
         """The files of the part, of all of which the digest is known: for a cut that is asked for first, all its bytes are read."""
@@ -138,11 +142,7 @@ class _Sent:
     cut: Cut = field(default_factory=lambda: Cut(0, 0))
     num_bytes: int = 0
     whole: bool = False
-    refused: str = ""
-
-
-def _refusal(packer: Packer, code: str, field: str, host_value: str, device_value: str, do: str) -> Iterator[bytes]:
-    return packer.frames(Message(pb.Refusal(code=code, field=field, host_value=host_value, device_value=device_value, do=do)))
+    refused: pb.Refusal | None = None
 
 
 def _send_file(file: PartFile, sha256: str, packer: Packer) -> Iterator[bytes]:

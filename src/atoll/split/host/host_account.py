@@ -14,6 +14,7 @@ from typing import Any
 from atoll.split.host.limits.budgets import Over
 from atoll.split.host.session import SessionFigures
 from atoll.split.host.tenants import HostLimits
+from atoll.units import format_wait
 
 RATE_SECONDS = 60
 ROOM_SECONDS = 1.0
@@ -103,18 +104,16 @@ class HostAccount:
     def _no_room(self, tenant: str) -> Over | None:
         of_tenant, most = sum(figures.tenant == tenant for figures in self._open.values()), self._limits.of(tenant).sessions
         if most is not None and of_tenant >= most:
-            do = f"come again when another with the same certificate has ended ({self._ends(tenant)}), or "
-            own = tenant in self._limits.tenants
-            do += "write more into the host's --tenant-limits" if own else "start the host with a larger --max-tenant-sessions"
+            do = f"come again when another of this tenant has ended ({self._ends(tenant)}); who runs the host may allow more"
             return Over("tenant_sessions", f"at most {most}", "one more", do)
         if len(self._open) >= self._limits.max_sessions:
-            do = f"come again when another has ended ({self._ends(None)}), or start the host with a larger --max-sessions"
+            do = f"come again when another has ended ({self._ends(None)}); who runs the host may allow more"
             return Over("sessions", f"at most {self._limits.max_sessions}", "one more", do)
         return None
 
     def _ends(self, tenant: str | None) -> str:
         own = None if tenant is None else self._limits.of(tenant).idle_seconds
-        return f"a silent one does after {self._limits.idle_seconds if own is None else own:g} s"
+        return f"a silent one does after {format_wait(self._limits.idle_seconds if own is None else own)}"
 
     def sessions(self, tenant: str | None) -> list[SessionFigures]:
         """Open sessions of a tenant; None: of all."""

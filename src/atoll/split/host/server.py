@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,19 +15,20 @@ import grpc
 
 from atoll.cost.meters import resident_bytes
 from atoll.errors import AtollError, TransportError
+from atoll.split.authority.revocation import Revoked
 from atoll.split.counted_stream import CountedStream
 from atoll.split.cut import Cut
-from atoll.split.host.audit import Audit
+from atoll.split.host.audit import Audit, in_words
 from atoll.split.host.base_part import AT_ONCE, AT_ONCE_OF_TENANT, PartLimit, Parts
 from atoll.split.host.host_account import HostAccount
 from atoll.split.host.limits.budgets import HOLD_SECONDS, Budgets, Over, Use
 from atoll.split.host.session import HostSession, Served, SessionFigures
 from atoll.split.host.tenants import Call, Door, HostLimits
-from atoll.split.revocation import Revoked
 from atoll.split.transport import OPTIONS, SERVICE, Alarm, ServerTransport
 from atoll.wire import protocol_pb2 as pb
 from atoll.wire.dialogue import Dialogue
 from atoll.wire.frames import Message, Packer
+from atoll.wire.handshake import reason_of
 
 STOP_SECONDS = 2.0
 HELLO_SECONDS = 10.0
@@ -73,13 +76,11 @@ class Host:
         self._server = grpc.server(ThreadPoolExecutor(1, thread_name_prefix="atoll-grpc"), options=(*OPTIONS, *SERVER_OPTIONS))
         handlers = {door.name: door.handler() for door in self._doors}
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        _check_free(listen)
         try:
             self.port = self._server.add_insecure_port(listen) if credentials is None else self._server.add_secure_port(listen, credentials)
         except RuntimeError as problem:
-            raise TransportError(
-                "the host cannot listen there", where=listen, got=str(problem).splitlines()[0], expected="a free HOST:PORT of this machine",
-                do="choose another port, or 0 for any free one",
-            ) from None  # fmt: skip
+            raise _no_listening(listen, str(problem).splitlines()[0]) from None
 
     def start(self) -> None:
         """Begin to serve; returns at once."""
@@ -128,7 +129,7 @@ class Host:
         yield from self._busy(call, figures) if isinstance(figures, Over) else self._session(call, figures).outbox
 
     def _busy(self, call: Call, over: Over) -> Iterator[bytes]:
-        self._audit.note("session refused", call.tenant, call.peer, {"code": "busy", "field": over.field})
+        self._audit.note("session refused", call.tenant, call.peer, reason_of(over.refusal()))
         alarm = Alarm(call.context.cancel)
         try:
             with alarm.within(HELLO_SECONDS):
@@ -156,11 +157,11 @@ class Host:
             try:
                 HostSession(served, stream, figures, lambda num_positions: account.admit(num_positions, hold)).run()
             finally:
-                code = "idle" if transport.silent else figures.refusal
+                code = "idle" if transport.silent else "" if figures.refusal is None else figures.refusal.code
                 self.account.end(figures, code)
                 self._threads.discard(threading.current_thread())
                 self._audit.note("session ended", call.tenant, call.peer, _told(figures, code))
-                log.info("session of %s ended: %s", call.tenant or "a device without a certificate", _told(figures, code))
+                log.info("session of %s ended: %s", call.tenant or "a device without a certificate", in_words(_told(figures, code)))
 
         thread = threading.Thread(target=run, name=f"atoll-session-{figures.session}", daemon=True)
         self._threads.add(thread)
@@ -192,6 +193,32 @@ class Host:
             alarm.close()
 
 
+def _check_free(listen: str) -> None:
+    """Whether a host can listen there: gRPC tells it twice, once in words of its own that nobody can stop.
+
+    Raises: TransportError.
+    """
+    name, _, port = listen.rpartition(":")
+    if not port.isdecimal() or not 0 < int(port) < 2**16:
+        return
+    try:
+        family, *_, address = socket.getaddrinfo(name.strip("[]") or "::", int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # As gRPC: those that ended a moment ago are no obstacle.
+            tried.bind(address)
+            tried.listen()
+    except OSError as problem:
+        if problem.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
+            raise _no_listening(listen, (problem.strerror or str(problem)).lower()) from None
+
+
+def _no_listening(listen: str, got: str) -> TransportError:
+    return TransportError(
+        "the host cannot listen there", where=listen, got=got, expected="a free HOST:PORT of this machine",
+        do="choose another port, or 0 for any free one",
+    )  # fmt: skip
+
+
 def _told(figures: SessionFigures, code: str) -> dict[str, object]:
     """What the logs say of a session that ended."""
     told: dict[str, object] = {
@@ -201,7 +228,9 @@ def _told(figures: SessionFigures, code: str) -> dict[str, object]:
     }  # fmt: skip
     if figures.cut is not None:
         told |= {"front": figures.cut.front, "back": figures.cut.back}
-    return told | ({"code": code, "field": figures.refused_field} if code else {})
+    if code == "idle":
+        return told | {"code": code, "field": "", "why": "silent, or slow within an exchange, for longer than a session may be"}
+    return told if figures.refusal is None else told | reason_of(figures.refusal)
 
 
 def _tenant_status(tenant: str, use: Use, num_sessions: int) -> pb.TenantStatus:
@@ -210,7 +239,7 @@ def _tenant_status(tenant: str, use: Use, num_sessions: int) -> pb.TenantStatus:
         tenant=tenant, sessions=num_sessions, max_sessions=limits.sessions or 0, max_tokens_per_second=limits.tokens_per_second or 0.0,
         burst_tokens=limits.burst_tokens, tokens_left=use.tokens_left, held_seconds=use.held_seconds,
         max_bytes=0 if bound is None else bound.num_bytes, period_seconds=0.0 if bound is None else bound.period_seconds,
-        bytes=use.num_bytes, free_seconds=use.free_seconds,
+        bytes=use.num_bytes, free_seconds=use.free_seconds, again_seconds=use.again_seconds,
     )  # fmt: skip
 
 

@@ -59,10 +59,8 @@ class SessionFigures:
     received_bytes: int = 0
     sent_bytes: int = 0
     """All four as of the last exchange."""
-    refusal: str = ""
-    """Code of the refusal that ended it; empty: none."""
-    refused_field: str = ""
-    """What that was about."""
+    refusal: pb.Refusal | None = None
+    """What ended it; None: nothing of the kind."""
     cache_bytes: int = 0
     """Of keys and values that are kept for it."""
     on_tokens: Callable[[int], None] = lambda num_tokens: None
@@ -203,7 +201,7 @@ class HostSession:
         ]
 
     def _refuse(self, refusal: Any) -> None:
-        self._figures.refusal, self._figures.refused_field = refusal.code, refusal.field
+        self._figures.refusal = refusal
         with suppress(AtollError):  # The device stopped listening, or the dialogue is over: then there is nobody to tell.
             self._stream.send(refusal)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -16,11 +17,11 @@ from cryptography.x509.oid import NameOID
 from google.protobuf.message import DecodeError, Message
 
 from atoll.errors import ProtocolError
+from atoll.split.authority.revocation import Revoked
 from atoll.split.cut import Cut
 from atoll.split.host.audit import Audit
 from atoll.split.host.limits.budgets import Budgets
 from atoll.split.host.limits.rules import ByteLimit, TenantLimits
-from atoll.split.revocation import Revoked
 from atoll.split.transport import lost
 
 Asked = TypeVar("Asked", bound=Message)
@@ -102,6 +103,8 @@ class Shown:
     name: str | None
     """Empty without a certificate, None where it has no usable one."""
     serial: int = 0
+    since: datetime.datetime | None = None
+    """From when it holds."""
 
     @classmethod
     def by(cls, auth: Mapping[str, Any]) -> Shown:
@@ -121,7 +124,8 @@ def _shown(pem: bytes) -> Shown:
     except ValueError:
         return Shown(None)
     name = names[0].value if len(names) == 1 else b""
-    return Shown(name if isinstance(name, str) and is_tenant_name(name) else None, certificate.serial_number)
+    known = name if isinstance(name, str) and is_tenant_name(name) else None
+    return Shown(known, certificate.serial_number, certificate.not_valid_before_utc)
 
 
 def is_tenant_name(name: str) -> bool:
@@ -178,7 +182,7 @@ class Door:
                     self._calls[tenant] -= 1
 
     def _distrust(self, shown: Shown) -> str | None:
-        return None if self._revoked is None else self._revoked.refusal(shown.serial)
+        return None if self._revoked is None else self._revoked.refusal(shown.name or "", shown.serial, shown.since)
 
     def _refuse(self, context: Any, tenant: str, code: grpc.StatusCode, why: str) -> None:
         """End the call by a status, for which no thread waits until the caller has read it."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from atoll.split.host.limits.rules import ByteLimit, TenantLimits
-from atoll.units import counted, format_bytes, format_seconds
+from atoll.units import counted, format_bytes, format_wait
 from atoll.wire import protocol_pb2 as pb
 
 HOLD_SECONDS = 2.0
@@ -56,6 +56,8 @@ class Use:
     """Of this period, with what was too much before it."""
     free_seconds: float
     """Until none of these count any more."""
+    again_seconds: float
+    """Until the tenant is below its limit of bytes; 0 where it is."""
 
 
 class Bucket:
@@ -107,6 +109,10 @@ class Period:
         self._since, self._used = self._since + num_periods * self._seconds, max(0, self._used - num_periods * self._most)
         return self._used
 
+    def again_seconds(self, now: float) -> float:
+        """How long it takes until bytes may be moved again; 0 where they may."""
+        return self.left_seconds(now, self._most - 1)
+
     def left_seconds(self, now: float, num_bytes: int) -> float:
         """How long it takes until no more than these are used that are used now; 0 where it is so already."""
         num_periods = -(-max(0, self.used(now) - num_bytes) // self._most)
@@ -144,13 +150,13 @@ class Account:
             return None
         with self._lock:
             now = self._clock()
-            used, left = self._period.used(now), self._period.left_seconds(now, bound.num_bytes - 1)
+            used, left = self._period.used(now), self._period.again_seconds(now)
         if used < bound.num_bytes:
             return None
         what = "devices with the same certificate name" if self._tenant else "devices"
         return Over(
             "tenant_bytes", f"at most {bound.to_text()}, of all {what} together", f"{format_bytes(used)} ({used} bytes) used",
-            f"come again in {_shown(left)}", left,
+            f"come again in {format_wait(left)}", left,
         )  # fmt: skip
 
     def admit(self, num_tokens: int, hold: Callable[[Over], None]) -> Over | None:
@@ -179,8 +185,11 @@ class Account:
         """As of now."""
         with self._lock:
             now = self._clock()
-            used, left = (0, 0.0) if self._period is None else (self._period.used(now), self._period.left_seconds(now, 0))
-            return Use(self._limits, 0.0 if self._bucket is None else self._bucket.level(now), self._held_seconds, used, left)
+            left = 0.0 if self._bucket is None else self._bucket.level(now)
+            if self._period is None:
+                return Use(self._limits, left, self._held_seconds, 0, 0.0, 0.0)
+            free, again = self._period.left_seconds(now, 0), self._period.again_seconds(now)
+            return Use(self._limits, left, self._held_seconds, self._period.used(now), free, again)
 
     def _take(self, claim: _Claim) -> float:
         """Take what is claimed if it is there; else how long that is away."""
@@ -200,7 +209,7 @@ class Account:
         return Over(
             "tenant_tokens", f"{limits.tokens_per_second:g} tokens a second with padding, {limits.burst_tokens:g} at once",
             f"{counted(num_tokens, 'token')} now, after those of this tenant before",
-            f"let [wire] reconnect be longer than {_shown(seconds)}, or lower train.batch_size", seconds,
+            f"let [wire] reconnect be longer than {format_wait(seconds)}, or lower train.batch_size", seconds,
         )  # fmt: skip
 
 
@@ -223,9 +232,3 @@ class Budgets:
         with self._lock:
             accounts = sorted(item for item in self._accounts.items() if tenant in (None, item[0]))
         return {name: account.use() for name, account in accounts}
-
-
-def _shown(seconds: float) -> str:
-    """Rounded up: whoever comes then does not come too early."""
-    whole = max(1, math.ceil(seconds))
-    return f"{whole} s" if whole < 3600 else format_seconds(60 * math.ceil(whole / 60))

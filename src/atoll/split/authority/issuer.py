@@ -6,6 +6,7 @@ import datetime
 import ipaddress
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from atoll.errors import OutputError, TransportError
+from atoll.split.authority.revocation import Listed, listed
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 VALID = datetime.timedelta(days=365)
@@ -25,6 +27,7 @@ AUTHORITY_VALID = datetime.timedelta(days=3650)
 """An authority's own certificate is on every machine, so that it is not renewed along with the others."""
 CLOCK_SKEW = datetime.timedelta(hours=1)
 """New certificates hold from so long ago, for machines whose clock is behind."""
+_CLOCK_TICK_SECONDS = 0.1
 TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -34,14 +37,14 @@ class Issuer:
     def __init__(self, common_name: str, key: ec.EllipticCurvePrivateKey | None = None) -> None:
         """A new authority, or the same under a certificate of its own that holds longer, where its `key` is given."""
         self._start, self._key = datetime.datetime.now(datetime.UTC) - CLOCK_SKEW, key or ec.generate_private_key(ec.SECP256R1())
-        self._name, self._end = _name(common_name), self._start + AUTHORITY_VALID
+        self._name, self._end, self._listed = _name(common_name), self._start + AUTHORITY_VALID, Listed()
         self._certificate = self._sign(self._name, self._key, [
             (x509.BasicConstraints(ca=True, path_length=0), True), (_key_usage(ca=True), True),
-        ])  # fmt: skip
+        ], self._start)  # fmt: skip
 
     @classmethod
-    def opened(cls, cert: Path, key: Path) -> Issuer:
-        """The authority whose files these are.
+    def opened(cls, cert: Path, key: Path, crl: Path | None = None) -> Issuer:
+        """The authority whose files these are; `crl`: its list of what is revoked, which may be absent.
 
         Raises: TransportError for files that are none.
         """
@@ -58,6 +61,7 @@ class Issuer:
         issuer = cls.__new__(cls)
         issuer._start, issuer._key = datetime.datetime.now(datetime.UTC) - CLOCK_SKEW, private
         issuer._name, issuer._end, issuer._certificate = certificate.subject, certificate.not_valid_after_utc, certificate
+        issuer._listed = Listed() if crl is None else listed(crl)
         return issuer
 
     @property
@@ -68,7 +72,9 @@ class Issuer:
     def renewed(self) -> Issuer:
         """The same authority, name and key, under a new certificate: what it signed before stays good."""
         (name,) = self._name.get_attributes_for_oid(NameOID.COMMON_NAME)
-        return Issuer(str(name.value), self._key)
+        issuer = Issuer(str(name.value), self._key)
+        issuer._listed = self._listed
+        return issuer
 
     def own(self, stem: str) -> dict[str, bytes]:
         """The authority's own certificate and key: STEM.pem, STEM.key."""
@@ -83,16 +89,38 @@ class Issuer:
         return self._issue(stem, common_name, ExtendedKeyUsageOID.SERVER_AUTH, names)
 
     def device(self, stem: str, tenant: str) -> dict[str, bytes]:
-        """STEM.pem and STEM.key of a device that a host, or a fleet's front, knows as this tenant."""
-        return self._issue(stem, tenant, ExtendedKeyUsageOID.CLIENT_AUTH, None)
+        """STEM.pem and STEM.key of a device that a host, or a fleet's front, knows as this tenant; waits out the second of a revocation.
 
-    def revoked(self, serials: Iterable[int]) -> bytes:
-        """The list of certificates that are to be believed no more (a CRL, in PEM); it holds as long as the authority."""
-        now = datetime.datetime.now(datetime.UTC)
+        Raises: TransportError where the name was revoked at a time that is still to come by this clock.
+        """
+        return self._issue(stem, tenant, ExtendedKeyUsageOID.CLIENT_AUTH, None, self._start_of(tenant))
+
+    def revoked(self, serials: Iterable[int] = (), name: str | None = None) -> bytes:
+        """The list (a CRL, in PEM) with these too, and all that the name was given until now; it holds as long as the authority."""
+        now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+        names = {**self._listed.names, **({} if name is None else {name: now})}
+        self._listed = Listed(frozenset(self._listed.serials) | frozenset(serials), names)
         builder = x509.CertificateRevocationListBuilder(self._name, self._start, max(self._end, now))
-        for serial in sorted(set(serials)):
+        for serial in sorted(self._listed.serials):
             builder = builder.add_revoked_certificate(x509.RevokedCertificateBuilder(serial, now).build())
+        builder = builder.add_extension(self._listed.extension(), critical=False) if names else builder
         return builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+    def _start_of(self, tenant: str) -> datetime.datetime:
+        """From when a certificate for the tenant holds: after all that it was given before it was revoked."""
+        revoked = self._listed.names.get(tenant)
+        if revoked is None:
+            return self._start
+        start = max(self._start, revoked + datetime.timedelta(seconds=1))
+        wait_seconds = (start - datetime.datetime.now(datetime.UTC)).total_seconds()
+        if wait_seconds > 1:
+            raise TransportError(
+                "the name was revoked at a time that is still to come", where=tenant, got=f"{revoked:%Y-%m-%d %H:%M:%S} UTC",
+                expected="a time before now", do="set this machine's clock",
+            )  # fmt: skip
+        if wait_seconds > -_CLOCK_TICK_SECONDS:  # TLS tells the time by a clock that may be behind by as much.
+            time.sleep(wait_seconds + _CLOCK_TICK_SECONDS)
+        return start
 
     def serial_of(self, cert: Path, tenant: str) -> int:
         """The number of a tenant's certificate.
@@ -111,20 +139,24 @@ class Issuer:
             ) from None  # fmt: skip
         return found.serial_number
 
-    def _issue(self, stem: str, common_name: str, usage: ObjectIdentifier, names: x509.SubjectAlternativeName | None) -> dict[str, bytes]:
+    def _issue(
+        self, stem: str, common_name: str, usage: ObjectIdentifier, names: x509.SubjectAlternativeName | None,
+        start: datetime.datetime | None = None,
+    ) -> dict[str, bytes]:  # fmt: skip
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = self._sign(_name(common_name), key, [
             (x509.BasicConstraints(ca=False, path_length=None), True), (_key_usage(ca=False), True),
             (x509.ExtendedKeyUsage([usage]), False), *([(names, False)] if names else []),
-        ])  # fmt: skip
+        ], start or self._start)  # fmt: skip
         return {f"{stem}.pem": _pem(certificate), f"{stem}.key": _pem(key)}
 
     def _sign(
-        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, extensions: Sequence[tuple[x509.ExtensionType, bool]]
+        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, extensions: Sequence[tuple[x509.ExtensionType, bool]],
+        start: datetime.datetime,
     ) -> x509.Certificate:
         end = self._end if subject == self._name else min(self._start + VALID, self._end)
         builder = x509.CertificateBuilder(
-            self._name, subject, key.public_key(), x509.random_serial_number(), self._start, end, [
+            self._name, subject, key.public_key(), x509.random_serial_number(), start, end, [
                 x509.Extension(x509.SubjectKeyIdentifier.oid, False, x509.SubjectKeyIdentifier.from_public_key(key.public_key())),
                 x509.Extension(
                     x509.AuthorityKeyIdentifier.oid, False, x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
@@ -134,6 +166,16 @@ class Issuer:
         for extension, critical in extensions:
             builder = builder.add_extension(extension, critical)
         return builder.sign(self._key, hashes.SHA256())
+
+
+def addresses_of(certificate: x509.Certificate) -> list[str]:
+    """The names and addresses that a server's certificate is for; none of one that has none."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    addresses: list[ipaddress.IPv4Address | ipaddress.IPv6Address] = names.get_values_for_type(x509.IPAddress)  # type: ignore[assignment]
+    return [*names.get_values_for_type(x509.DNSName), *map(str, addresses)]
 
 
 def general_name(host: str) -> x509.GeneralName:
