@@ -10,6 +10,7 @@ from atoll.commands.train import RunResult, go_on, track
 from atoll.config.load import LoadedConfig
 from atoll.errors import ResumeError
 from atoll.jobs.backends.backend import BackendFactory
+from atoll.jobs.backends.members import with_those_gone
 from atoll.jobs.job import Job, prepared
 from atoll.jobs.results.config import check_begun_with, run_config
 from atoll.jobs.results.trained_on import check_trained_on
@@ -17,7 +18,7 @@ from atoll.jobs.resume_state import check_unchanged, config_hashes, find_resume_
 from atoll.jobs.split import HostAccess
 from atoll.runs.disk import disk_told
 from atoll.runs.events import Advised, Event, EventLog, Resumed
-from atoll.runs.layout import RunDirectory
+from atoll.runs.layout import RunDirectory, read_object
 from atoll.runs.summary import read_summary, versions
 
 Begin = Callable[[LoadedConfig, str], tuple[Job, BackendFactory | None]]
@@ -64,6 +65,8 @@ def _resumed(
 ) -> RunResult:  # fmt: skip
     hashes = hashes_of(job)
     check_unchanged(began_with, hashes)
+    if "began" in noted:  # Edges have come or gone.
+        job = with_those_gone(job, read_object(run.plan_json))
     check_trained_on(run, job.base, job.config, "begin a new run with `atoll train`")
     resume_point, passed = find_resume_point(run, hashes)
     track(job, run, log)

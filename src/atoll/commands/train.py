@@ -254,7 +254,8 @@ class _Run:
         """Whoever goes on after a stop goes on with the edges of the last checkpoint."""
         noted = self.run.read_config()
         if noted.get("hashes") != self.hashes:
-            self.run.write_json(self.run.config_json, {**noted, "config": resolved(job.config), "hashes": self.hashes})
+            began = noted.get("began") or {"config": noted["config"], "hashes": noted["hashes"]}
+            self.run.write_json(self.run.config_json, {**noted, "config": resolved(job.config), "hashes": self.hashes, "began": began})
 
     def finish(self, status: Literal["complete", "interrupted", "failed"], evaluation: Evaluation) -> Summary:
         """Write the summary."""

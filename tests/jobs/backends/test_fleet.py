@@ -14,7 +14,7 @@ from atoll.errors import BadValueError, ConflictError, EdgesLostError
 from atoll.federated.flower import ConfigRecord, Error, Grid, Message, MessageType, MetricRecord, RecordDict, assume_identity
 from atoll.federated.payload import WORK_ORDER
 from atoll.jobs.backends.backend import WorkOrder
-from atoll.jobs.backends.fleet import CAPABILITIES, TEXT, FleetBackend, ask_capabilities, named, prepared_for_fleet
+from atoll.jobs.backends.fleet import CAPABILITIES, TEXT, FleetBackend, ask_capabilities, differs, named, prepared_for_fleet
 from atoll.jobs.backends.work_orders import from_text
 from atoll.jobs.backends.worker import Capabilities, Worker
 from atoll.jobs.job import prepared
@@ -122,7 +122,7 @@ def test_where_all_would_run_something_else_it_is_said_of_all(place: Workplace) 
     with pytest.raises(EdgesLostError) as raised:
         prepared_for_fleet(loaded, wrong, {}, "run1")
     assert "0 of 3" in raised.value.got
-    assert raised.value.got.count("copy the coordinator's run.toml to it") == 3
+    assert raised.value.got.count("copy the run.toml that the coordinator has, or its run began with, to it") == 3
 
 
 def test_an_edge_with_a_part_of_the_base_shows_none_of_it(place: Workplace) -> None:
@@ -274,3 +274,10 @@ def test_a_run_that_an_edge_left_goes_on_with_the_run_toml_that_all_have(place: 
     assert again.asked_for == job.asked_for
     with pytest.raises(EdgesLostError, match="too few"):
         prepared_for_fleet(narrow, left, {}, "run1")
+
+
+def test_what_the_coordinator_was_given_on_top_is_to_be_given_to_the_edges_too() -> None:
+    one, other = (Capabilities("north", 4, "", (), "base", config, "1") for config in ("a", "b"))
+    assert differs(one, one, ("run.seed=7",)) is None
+    said = differs(one, other, ("method=lora", 'data.prompt="{a} ->"')) or ""
+    assert "give its `atoll fleet join` --method lora --set 'data.prompt=\"{a} ->\"', too, and copy" in said

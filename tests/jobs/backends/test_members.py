@@ -86,3 +86,29 @@ def test_a_run_that_somebody_joined_goes_on_after_a_stop(place: Workplace) -> No
     again = resume_by(place.folder / "stopped", lambda loaded, _: (prepare(config), None), ())
     weights = "adapter_model.safetensors"
     assert (again.adapter / weights).read_bytes() == (run / "adapter" / weights).read_bytes()
+
+
+def test_who_left_is_told_after_a_stop_and_the_run_is_repeated_with_all(place: Workplace) -> None:
+    from atoll.commands.resume import resume_by
+    from atoll.runs.events import CheckpointWritten, Event
+
+    config = place.config(THREE, {"run": {"rounds": 4}})
+
+    def stop(event: Event) -> None:
+        if isinstance(event, CheckpointWritten) and event.round == 2:
+            raise KeyboardInterrupt
+
+    whole = prepare(config)
+    with pytest.raises(KeyboardInterrupt):
+        train_job(whole, place.folder / "stopped", (stop,), partial(Simulated, whole, {}, {"west": 2}))
+    two = without(prepare(config), "west", 2)
+    two = replace(two, plan=replace(two.plan, left_out=()))  # As on a fleet, whose rows are not dealt anew.
+    run = resume_by(place.folder / "stopped", lambda loaded, _: (two, None), ()).run_dir
+    assert [one.name for one in read_summary(run / "summary.json").left_out] == ["west"]
+    assert "3 owners" in (run / "adapter" / "README.md").read_text()
+    assert [one["name"] for one in json.loads((run / "config.json").read_text())["config"]["edge"]] == ["north", "south"]
+    again = atoll.train(run, out=place.folder / "again")
+    assert [edge.name for edge in again.summary.edges] == ORDER
+    assert again.adapter.joinpath("adapter_model.safetensors").read_bytes() == (
+        atoll.train(config, out=place.folder / "whole").adapter / "adapter_model.safetensors"
+    ).read_bytes()  # fmt: skip

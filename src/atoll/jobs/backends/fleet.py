@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -192,11 +193,13 @@ def _read_capabilities(replies: Iterable[Message]) -> Iterator[tuple[int, Capabi
             yield node, problem.page()
 
 
-def differs(ours: Capabilities, theirs: Capabilities) -> str | None:
-    """Why an edge would run something else than the coordinator; None: it would not."""
+def differs(ours: Capabilities, theirs: Capabilities, overrides: Sequence[str] = ()) -> str | None:
+    """Why an edge would run something else than the coordinator, which was given these overrides; None: it would not."""
+    typed = [one.replace("method=", "--method ") if one.startswith("method=") else f"--set {shlex.quote(one)}" for one in overrides]
+    same = f"give its `atoll fleet join` {' '.join(typed)}, too, and " if typed else ""
     for what, key, do in (
         ("version of Atoll", "atoll", "install the same version everywhere"),
-        ("run.toml", "config", "copy the coordinator's run.toml to it"),
+        ("run.toml", "config", f"{same}copy the run.toml that the coordinator has, or its run began with, to it"),
         ("base", "base", "give it the same files of the base model"),
     ):
         expected, got = getattr(ours, key), getattr(theirs, key)
@@ -224,7 +227,7 @@ def prepared_for_fleet(
             expected='"local-only" or "homogeneous"', do="remove it, or run without --engine flower where all rows are",
         )  # fmt: skip
     ours = Capabilities("", 0, "", (), stored_digest(base_source(loaded)), asked or asked_for(config), version("atoll"))
-    others = {one.edge: why for one in all_capabilities if (why := differs(ours, one)) is not None}
+    others = {one.edge: why for one in all_capabilities if (why := differs(ours, one, loaded.overrides)) is not None}
     known = {one.edge: one for one in all_capabilities if one.edge not in others}
     silent = {**silent, **others}
     if len(known) < max(1, config.federated.min_edges):

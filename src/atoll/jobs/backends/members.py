@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from atoll.config.schema import Edge
 from atoll.errors import AtollError
@@ -47,6 +48,13 @@ def without(job: Job, name: str, number: int) -> Job:
     if _plans_each_alone(job):  # Who goes on after a stop plans for those who are there, and is to find the same.
         found = by_another_plan(found, config)
     return replace(found, plan=replace(found.plan, left_out=(*found.plan.left_out, gone)), start=job.start)
+
+
+def with_those_gone(job: Job, plan: Mapping[str, Any]) -> Job:
+    """The job that goes on, which names those as left out who by the plan.json of before took part and are no edges any more."""
+    known = {one.name for one in job.edges} | {one.name for one in job.plan.left_out}
+    gone = [LeftOut(str(one["name"]), str(one["why"])) for one in plan.get("left_out") or () if one["name"] not in known]
+    return replace(job, plan=replace(job.plan, left_out=(*job.plan.left_out, *gone)))
 
 
 def _plans_each_alone(job: Job) -> bool:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
@@ -73,7 +74,7 @@ def card(run: RunDirectory, loaded: LoadedConfig, kind: Kind) -> str:
         f"# {run.path.resolve().name}",
         f"{kind.what[0].upper()}{kind.what[1:]}, made with Atoll {summary.versions.get('atoll', '')}".rstrip() + ".",
         f"## Base\n\n`{base}`{f', revision `{revision}`' if revision else ''}. Licence: {licence or _SEE_BASE}.",
-        f"## Data\n\n{_data(run, config, labels, len(config.edge) or 1)}",
+        f"## Data\n\n{_data(run, config, labels)}",
         f"## Method\n\n{_method(run, config)}",
         f"## Scores\n\n{_scores(summary.eval)}",
         "## Use\n\nIn this folder:\n\n" + kind.use.format(auto=auto, imports=imports, base=source, more=more).rstrip(),
@@ -103,10 +104,14 @@ def _summary(run: RunDirectory) -> Summary:
     return read_summary(run.summary_path) if run.summary_path.is_file() else Summary("interrupted")
 
 
-def _data(run: RunDirectory, config: RunConfig, labels: tuple[str, ...], num_edges: int) -> str:
-    loads = [event for event in read_events(run.events_path) if event.get("event") == "data_loaded"]
+def _data(run: RunDirectory, config: RunConfig, labels: tuple[str, ...]) -> str:
+    events = list(read_events(run.events_path))
+    loads = [event for event in events if event.get("event") == "data_loaded"]
     counts = {(event.get("role"), event.get("edge")): int(str(event.get("num_rows"))) for event in loads}
     trained_on, held_out = (sum(number for (role, _), number in counts.items() if role == wanted) for wanted in ("train", "eval"))
+    # Of a run whose edges came and went, all whose rows are in the adapter.
+    rounds: Any = (event for event in events if event.get("event") == "round_finished" and event.get("phase") == "federated")
+    num_edges = len({edge for event in rounds for edge in event.get("edges", ())}) or len(config.edge) or 1
     owners = f"{num_edges} owners, each of whose rows stayed with the owner" if num_edges > 1 else "one owner"
     form = run.read_config().get("form")
     kinds = {"messages": "Chats", "completion": "Prompts and completions", "text": "Texts"}

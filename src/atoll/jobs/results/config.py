@@ -26,24 +26,31 @@ class Given:
 
 
 def given_config(path: Path, overrides: Sequence[str] = (), *, trust: bool = False) -> Given:
-    """The config of a run.toml, or that by which the run in a folder was trained, with overrides on top.
+    """The config of a run.toml, or that with which the run in a folder began, with overrides on top.
 
     Raises: as `load` and `run_config`.
     """
     run = RunDirectory(path)
     if not run.config_json.is_file():
         return Given(load(path, overrides))
-    loaded = run_config(run, trust=trust, loads_parts=True)
-    return Given(with_overrides(run, loaded, overrides, trust=trust) if overrides else loaded, run, run.read_config())
+    loaded = run_config(run, trust=trust, loads_parts=True, as_it_began=True)
+    return Given(with_overrides(run, loaded, overrides, trust=trust) if overrides else loaded, run, _noted(run, as_it_began=True))
 
 
-def run_config(run: RunDirectory, *, trust: bool = False, loads_parts: bool = False) -> LoadedConfig:
-    """The config that the run was started with; with `loads_parts`, the parts that it names are imported from where it was started.
+def _noted(run: RunDirectory, *, as_it_began: bool) -> Mapping[str, Any]:
+    values = run.read_config()
+    began = values.get("began")  # Only where edges came or went since.
+    return {**values, **began} if as_it_began and isinstance(began, dict) else values
+
+
+def run_config(run: RunDirectory, *, trust: bool = False, loads_parts: bool = False, as_it_began: bool = False) -> LoadedConfig:
+    """The config that holds for the run, with the edges of its last checkpoint, or those that it began with (`as_it_began`); with
+    `loads_parts`, the parts that it names are imported from where it was started.
 
     Raises: RunFolderError where config.json is damaged or of another version; TrustError where it names parts that are not built in, which
     a folder that somebody else made may do with any code, unless `trust` says that they may be imported; PartError where they cannot be.
     """
-    values = run.read_config()
+    values = _noted(run, as_it_began=as_it_began)
     config, folder, overrides = values.get("config"), values.get("folder"), values.get("overrides")
     try:
         if not isinstance(config, dict) or not isinstance(folder, str):
