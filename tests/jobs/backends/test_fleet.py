@@ -280,4 +280,4 @@ def test_what_the_coordinator_was_given_on_top_is_to_be_given_to_the_edges_too()
     one, other = (Capabilities("north", 4, "", (), "base", config, "1") for config in ("a", "b"))
     assert differs(one, one, ("run.seed=7",)) is None
     said = differs(one, other, ("method=lora", 'data.prompt="{a} ->"')) or ""
-    assert "give its `atoll fleet join` --method lora --set 'data.prompt=\"{a} ->\"', too, and copy" in said
+    assert "give its `atoll fleet join` --set method=lora --set 'data.prompt=\"{a} ->\"', too, and copy" in said

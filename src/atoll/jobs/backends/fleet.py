@@ -195,7 +195,7 @@ def _read_capabilities(replies: Iterable[Message]) -> Iterator[tuple[int, Capabi
 
 def differs(ours: Capabilities, theirs: Capabilities, overrides: Sequence[str] = ()) -> str | None:
     """Why an edge would run something else than the coordinator, which was given these overrides; None: it would not."""
-    typed = [one.replace("method=", "--method ") if one.startswith("method=") else f"--set {shlex.quote(one)}" for one in overrides]
+    typed = [f"--set {shlex.quote(one)}" for one in overrides]
     same = f"give its `atoll fleet join` {' '.join(typed)}, too, and " if typed else ""
     for what, key, do in (
         ("version of Atoll", "atoll", "install the same version everywhere"),
