@@ -29,6 +29,7 @@ from atoll.jobs.inputs import (
     held_out_events,
     run_labels,
 )
+from atoll.jobs.ready.forms import unlike_forms
 from atoll.jobs.ready.start import block_ranks, fresh_start, given_start, with_head
 from atoll.jobs.ready.unweighted import check_bits, check_without_weights, unweighted_base
 from atoll.jobs.results.adapter import check_result, check_start
@@ -206,7 +207,8 @@ def _prepared(loaded: LoadedConfig, host: HostAccess | None, only: str | None, *
             for edge, part in zip(rows, examples, strict=True)
         )
         central = _central(config, shapes, base, edges, start) if "central" in config.run.compare else None
-        found = (*data_events(config, rows, examples, labels, base.tokenizer), *held_out_events(held_out, form, scored, examples))
+        unlike = unlike_forms({edge.name: edge.form for edge in rows})
+        found = (*data_events(config, rows, examples, labels, base.tokenizer), *unlike, *held_out_events(held_out, form, scored, examples))
         opened.pop_all()  # From here on the job closes what is open.
     return Job(
         loaded, base, ready.bases, shapes, form, edges, central, held_out, plan, start, (*told, *found), host is not None, ready.split,

@@ -20,6 +20,7 @@ from atoll.jobs.backends.worker import Capabilities, asked_for
 from atoll.jobs.finished import loaded_base
 from atoll.jobs.inputs import base_shapes, base_source, check_labels, class_events, eval_rows, given_importance, held_out_events
 from atoll.jobs.job import Job, Participant, participant
+from atoll.jobs.ready.forms import unlike_kinds
 from atoll.jobs.ready.start import block_ranks, fresh_start, given_start, with_head
 from atoll.jobs.results.adapter import check_given, check_result
 from atoll.planner.edge_plan import FleetPlan, LeftOut
@@ -289,11 +290,12 @@ def _prepared(
         check_metrics(config.evaluate, form, held_out)
     check_plan(config, plan)
     base, given = loaded_base(loaded, labels), given_start(loaded, shapes)
-    scored, events = None, list[Event](class_events(config, labels))
+    kinds = {one.name: known[one.name].form for one in plan.edges}
+    scored, events = None, list[Event]((*class_events(config, labels), *unlike_kinds(kinds)))
     if held_out is not None and form is not None:
         scored = held_out_examples(held_out, form, base.tokenizer, config.evaluate, config.data.max_length, config.options)
         events += held_out_events(held_out, form, scored)
-    if form is None and {known[one.name].form for one in plan.edges} == {"messages"}:
+    if form is None and set(kinds.values()) == {"messages"}:
         form = TextForm("messages")  # Of the edges' rows: what is said to the result is put into the chat template.
     edges = tuple(participant(config, shapes, base, one.name, None, one, known[one.name].num_rows) for one in plan.edges)
     start = with_head(given or fresh_start(config, shapes, plan), base)
