@@ -28,8 +28,8 @@ def unlike(written: Mapping[str, str]) -> tuple[Advised, ...]:
         return ()
     told = "; ".join(f"{few([name for name, one in written.items() if one == way], 3)} {way}" for way in ways)
     return (Advised(
-        "", f"edges write their rows in {len(ways)} forms, which one adapter learns side by side: {told}. Ask the adapter in a form that it "
-        "has learned; prompt and completion below [data] or an [[edge]] make them one",
+        "", f"edges write their rows in {len(ways)} forms, which one adapter learns side by side: {told}. Ask the adapter in a form that "
+        "it has learned; prompt and completion below [data] or an [[edge]] make them one",
     ),)  # fmt: skip
 
 
