@@ -11,6 +11,7 @@ export OMP_WAIT_POLICY := PASSIVE
 .PHONY: help demo test lint check bench bench-quick lock audit sbom clean install
 
 help:
+	@echo "make install into .venv, and no more; all others do it where it is needed"
 	@echo "make demo    train, compare and save an adapter on the built-in base and data"
 	@echo "make test    lint, types, import contracts and all tests"
 	@echo "make lint    the first three only"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from atoll.adapters.attach import merge_into
-from atoll.base.load import DTYPES, stored_dtypes
+from atoll.base.load import DTYPES, quiet, stored_dtypes
 from atoll.commands.models.folder import check_free, written_whole
 from atoll.errors import AdapterFitError
 from atoll.jobs.exports.card import MERGED, write_card
@@ -70,7 +70,8 @@ def write_merged(finished: FinishedRun, folder: Path, dtype: MergedDtype) -> Non
     with torch.no_grad():
         merge_into(whole, finished.adapter)
         _narrow(whole, base_source(finished.loaded), dtype)
-    whole.save_pretrained(folder)
+    with quiet():
+        whole.save_pretrained(folder)
     finished.base.tokenizer.save_pretrained(folder)
 
 

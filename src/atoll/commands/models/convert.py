@@ -9,6 +9,7 @@ import torch
 
 from atoll.base.gguf.convert import Dequantized, dequantized
 from atoll.base.headers import gguf_files
+from atoll.base.load import quiet
 from atoll.commands.models.folder import check_free, written_whole
 from atoll.errors import BaseFolderError
 
@@ -29,7 +30,8 @@ def convert(source: str | Path, *, out: str | Path, dtype: ConvertedDtype = "as-
     check_free(target)
     found = dequantized(_the_file(Path(source)), _DTYPES.get(dtype), tokenizer)
     with written_whole(target, "the converted model") as folder:
-        found.model.save_pretrained(folder)
+        with quiet():
+            found.model.save_pretrained(folder)
         found.tokenizer.save_pretrained(folder)
     return found
 
