@@ -63,6 +63,8 @@ class AtollError(Exception):
     def __init__(self, what: str, *, where: str = "", got: str = "", expected: str = "", do: str = "") -> None:
         super().__init__(what)
         self.what, self.where, self.got, self.expected, self.do = what, where, got, expected, do
+        if more := self.page().partition("\n")[2]:
+            self.add_note(more)  # So that a traceback shows it, too.
 
     def page(self) -> str:
         """The error as plain text: each part that is known begins a line with its label, and goes on below itself.
@@ -85,8 +87,9 @@ class ManyErrors(InputError):
     """Several input errors found in one reading, so that the user mends them in one go."""
 
     def __init__(self, errors: Sequence[InputError]) -> None:
+        self.errors = tuple(errors)  # First: the page is made of them.
         super().__init__(f"{len(errors)} errors")
-        self.errors = tuple(errors)
+        self.__notes__ = [self.page()]
 
     def page(self) -> str:
         """All pages, one after the other."""

@@ -424,6 +424,7 @@ class Hub:
     def __init__(self, repository: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.repository, self.cache = repository, cache / "0123abc"
         monkeypatch.setattr("huggingface_hub.snapshot_download", self.snapshot)
+        monkeypatch.setattr("atoll.base.weights.hub._unreached", lambda: None)
 
     def snapshot(self, repository: str, *, revision: str | None, allow_patterns: list[str]) -> str:
         assert repository == "org/name"
@@ -477,6 +478,7 @@ def test_an_unreachable_hub_id_is_an_input_error(monkeypatch: pytest.MonkeyPatch
         raise ConnectionError("no route to the hub")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    monkeypatch.setattr("atoll.base.weights.hub._unreached", lambda: None)
     with pytest.raises(BaseFolderError, match="neither a folder") as caught:
         part_digest("org/does-not-exist", 1, 0)
     assert "no route" in caught.value.got

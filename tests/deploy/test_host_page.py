@@ -33,7 +33,7 @@ class Watched:
 
     def uses(self, tenant: str | None) -> dict[str, Use]:
         limits = TenantLimits(2, None, None, parse_byte_limit("1GB/day"))
-        return {"north": Use(limits, 0.0, 1.5, 10, 0.0)}
+        return {"north": Use(limits, 0.0, 1.5, 10, 0.0, 0.0)}
 
 
 def samples() -> dict[str, set[str]]:

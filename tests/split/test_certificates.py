@@ -17,13 +17,15 @@ from cryptography.x509.oid import NameOID
 from cryptography.x509.verification import PolicyBuilder, Store
 
 from atoll.commands.hosts.certificates import certify, renew, revoke
-from atoll.errors import HostLostError, OutputError, TransportError
+from atoll.errors import BadValueError, HostLostError, OutputError, TransportError
 from atoll.fleet.check import check_fleet
+from atoll.jobs.split import check_access
 from atoll.split.authority import issuer as issuing
 from atoll.split.authority.issuer import Issuer, addresses_of
 from atoll.split.authority.revocation import Listed, Revoked, listed
 from atoll.split.certificates import (
     DeviceTls,
+    HostAccess,
     HostTls,
     Made,
     examined,
@@ -490,3 +492,11 @@ def test_the_doctor_knows_a_folder_of_certificates(tmp_path: Path, monkeypatch: 
     assert warned.do == f"run `atoll host renew north --dir {tmp_path}`"
     (tmp_path / "tenant-north.key").unlink()
     assert not check_fleet(tmp_path).is_well
+
+
+def test_paths_may_be_texts_and_a_host_is_no_text(tmp_path: Path) -> None:
+    assert DeviceTls(ca="ca.pem", cert=None) == DeviceTls(Path("ca.pem"), None, None)  # type: ignore[arg-type]
+    check_access(HostAccess("127.0.0.1:7431"))
+    with pytest.raises(BadValueError, match="how a host is reached") as caught:
+        check_access("127.0.0.1:7431")
+    assert any("expected  an atoll.HostAccess" in note for note in caught.value.__notes__)

@@ -18,7 +18,7 @@ from atoll.errors import InputError
 from atoll.jobs.inputs import base_source
 from atoll.jobs.results.config import run_config, with_overrides
 from atoll.jobs.results.trained_on import check_trained_on
-from atoll.jobs.split import HostAccess, join
+from atoll.jobs.split import HostAccess, check_access, join
 from atoll.runs.layout import RunDirectory
 
 
@@ -88,6 +88,7 @@ def base_of(loaded: LoadedConfig, host: HostAccess | None, labels: Sequence[str]
 
     Raises: what loaded_base and join raise; ConflictError for a classifier in a host.
     """
+    check_access(host)
     if host is None:
         return loaded_base(loaded, labels), lambda: None
     if labels:

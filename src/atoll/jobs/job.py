@@ -33,7 +33,7 @@ from atoll.jobs.ready.forms import unlike_forms
 from atoll.jobs.ready.start import block_ranks, fresh_start, given_start, with_head
 from atoll.jobs.ready.unweighted import check_bits, check_without_weights, unweighted_base
 from atoll.jobs.results.adapter import check_result, check_start
-from atoll.jobs.split import HostAccess, SplitSide, greet, join, scoring_mode, serve, start_host
+from atoll.jobs.split import HostAccess, SplitSide, check_access, greet, join, scoring_mode, serve, start_host
 from atoll.planner.edge_plan import EdgePlan, FleetPlan
 from atoll.planner.importance import Importance
 from atoll.planner.plan_fleet import by_usable_rows, check_plan, plan_fleet
@@ -160,6 +160,7 @@ def rehearsed(loaded: LoadedConfig) -> Job:
 def _prepared(loaded: LoadedConfig, host: HostAccess | None, only: str | None, *, has_weights: bool) -> Job:
     all_edges, loaded = loaded, loaded if only is None else alone(loaded, only)
     config = loaded.config
+    check_access(host)
     check_trackers(config.track.to)
     if host is not None and config.model.task == "classify":
         raise classes_in_a_host(host.address)

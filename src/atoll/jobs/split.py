@@ -23,6 +23,7 @@ from atoll.base.part import load_part, part_digest
 from atoll.base.weights.beside import tokenizer_digest
 from atoll.config.load import LoadedConfig, changed
 from atoll.config.schema import RunConfig, Wire
+from atoll.errors import BadValueError
 from atoll.heap import give_freed_pages_back
 from atoll.registry.parts import names
 from atoll.remote_blocks import RemoteBlocksPlaceholder
@@ -64,6 +65,15 @@ class SplitSide:
         """Say goodbye to the host."""
         self.client.end()
         self.channel.close()
+
+
+def check_access(host: object) -> None:
+    """Whether this says how a host is reached, or is None. Raises: BadValueError."""
+    if host is not None and not isinstance(host, HostAccess):
+        raise BadValueError(
+            "host has to say how a host is reached", where="host", got=repr(host)[:100], expected="an atoll.HostAccess, or None",
+            do='give atoll.HostAccess("HOST:PORT"), with an atoll.DeviceTls where the host has certificates',
+        )  # fmt: skip
 
 
 def serve(base: Base, source: str, precision: str, bits: int, limits: HostLimits, codecs: Sequence[str] = ()) -> Served:

@@ -30,10 +30,15 @@ _DIRECT = ("grpc.enable_http_proxy", 0)
 class DeviceTls:
     """What a device shows and whom it believes, as PEM files."""
 
-    ca: Path | None
+    ca: Path | None = None
     """Who must have signed the host's certificate; None: an authority that gRPC knows."""
-    cert: Path | None
-    key: Path | None
+    cert: Path | None = None
+    key: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("ca", "cert", "key"):
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, Path(path))  # From Python it may be a text.
 
 
 def _nobody(line: str) -> None:

@@ -16,7 +16,8 @@ def check_hub_name(name: str, beside: Path) -> str:
 
     Raises: BaseFolderError.
     """
-    if name in EMBEDDED or Path(name).exists() or _is_in_cache(name):
+    is_path = Path(name).is_absolute() or name.startswith((".", "~"))  # Never one of the hub's; the loader says what is not there.
+    if is_path or name in EMBEDDED or Path(name).exists() or _is_in_cache(name):
         return name
     near = difflib.get_close_matches(name.lower(), EMBEDDED, n=1, cutoff=0.7)
     folder, _, last = name.partition("/")
