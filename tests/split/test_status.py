@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,9 +18,11 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from atoll.adapters.state import AdapterState
-from atoll.base.load import Base
+from atoll.base.load import Base, load_base
 from atoll.config.schema import Train
 from atoll.errors import HostLostError, TransportError
+from atoll.heap import give_freed_pages_back
+from atoll.jobs.split import serve
 from atoll.split import transport
 from atoll.split.certificates import make_certificates
 from atoll.split.cut import Cut
@@ -324,6 +327,22 @@ def test_a_writer_does_not_wait_for_a_host_that_is_gone() -> None:
                 gone.set()
                 server.stop(0)
                 transport.close()
+
+
+def test_a_session_tidies_before_each_wait_for_its_device() -> None:
+    tidied: list[int] = []
+    with running(replace(llama_host(), while_waiting=lambda: tidied.append(1))) as host, channel_to(host) as channel:
+        trainer, client = device(channel)
+        train(trainer)
+        wait_until(lambda: len(tidied) == 2 * STEPS)  # For the gradient, and for the next exchange.
+        end(client)
+
+
+def test_a_host_that_recomputes_gives_freed_pages_back() -> None:
+    base = load_base("tiny")
+    for recomputes in (True, False):
+        host = serve(base, "tiny", "fp32", 32, HostLimits(recomputes=recomputes))
+        assert (host.while_waiting is give_freed_pages_back) == recomputes
 
 
 def test_the_metrics_page_holds_the_hosts_figures(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,16 +13,15 @@ _KINDS = {"completion": "prompts and completions", "text": "texts", "messages": 
 
 def unlike_forms(forms: Mapping[str, TextForm]) -> tuple[Advised, ...]:
     """Of the forms by edge: that they differ, and in what; nothing where they do not. Columns of other names are no difference."""
-    return unlike({name: _written(form) for name, form in forms.items()})
+    return _unlike({name: _written(form) for name, form in forms.items()})
 
 
 def unlike_kinds(kinds: Mapping[str, str]) -> tuple[Advised, ...]:
     """The same of what edges on machines of their own say that their rows are."""
-    return unlike({name: _KINDS.get(kind, kind) for name, kind in kinds.items()})
+    return _unlike({name: _KINDS.get(kind, kind) for name, kind in kinds.items()})
 
 
-def unlike(written: Mapping[str, str]) -> tuple[Advised, ...]:
-    """The same of words for each edge."""
+def _unlike(written: Mapping[str, str]) -> tuple[Advised, ...]:
     ways = list(dict.fromkeys(written.values()))
     if len(ways) < 2:
         return ()

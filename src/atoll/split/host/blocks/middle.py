@@ -135,7 +135,7 @@ class Middle:
         assert self._end is not None
         end_ND = self._end.detach()
         if self._recomputes:
-            self._end = None
+            self._end = None  # Made again for the backward pass; until then only the caller holds it.
         return end_ND, state
 
     def enter(self, h_ND: Tensor, asked: Pass) -> None:
